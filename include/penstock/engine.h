@@ -1,0 +1,227 @@
+/* Penstock engine: one open model on one machine.
+ *
+ * A pst_engine_model is a file made ready (weights packed for this CPU, tokenizer, template): immutable, counted, shared by threads.
+ * A pst_engine runs one model with one configuration: its own thread owns the KV pages, the scheduler and all sequences; requests
+ * come in from any thread and answers go out through one callback on the engine's thread.
+ *
+ * Exactness: a request's logits are bit-identical alone, in any batch, in any prefill chunking, on any number of threads, with or
+ * without prefix reuse and greedy speculation. A random draw is a function of (seed, choice, position). */
+#ifndef PENSTOCK_ENGINE_H
+#define PENSTOCK_ENGINE_H
+
+#include <penstock/base.h>
+#include <penstock/chat.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- models ----------------------------------------------------------------------------------------------------- */
+
+typedef struct pst_engine_model pst_engine_model;
+
+typedef struct pst_engine_model_info {
+  const char *path, *architecture, *name; /* owned by the model */
+  const char *weights;                    /* the type most weight bytes have, e.g. "Q4_1" */
+  const char *isa;                        /* kernels in use: "scalar", "avx2", "avx512", ... */
+  int64_t n_params, file_bytes, packed_bytes;
+  int n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx_train;
+  int bos, eos; /* token ids; -1: none */
+  bool has_template;
+  int64_t kv_bytes_per_token_f16; /* all layers, K and V */
+} pst_engine_model_info;
+
+/* Opens, checks and packs a GGUF file. Packing uses n_threads (0: pst_cpu_count()). Errors: PST_E_IO, PST_E_BAD_INPUT (malformed, with the
+ * place), PST_E_UNSUPPORTED (architecture, type or key, by name), PST_E_NOMEM. Counted: one reference for the caller. */
+int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err);
+pst_engine_model *pst_engine_model_ref(pst_engine_model *model);
+void pst_engine_model_unref(pst_engine_model *model); /* NULL is fine */
+const pst_engine_model_info *pst_engine_model_get_info(const pst_engine_model *model);
+
+/* What `inspect` shows, without packing anything: JSON object text in *out (architecture, metadata, tensors, types, tokenizer,
+ * template, memory needed for the context length n_ctx). */
+int pst_engine_inspect(const char *path, int n_ctx, pst_buf *out, pst_error *err);
+/* Re-quantizes a GGUF file's matrices to `type` ("Q8_0", "Q4_K", ...), everything else copied; whole file or nothing. Rows that the type's
+ * block does not divide fall back as the field does (K-quants to the 32-block type of the same width or above) and are counted in *ret_n_fallback
+ * (NULL: not wanted). `progress` NULL: silent. */
+int pst_engine_quantize(const char *in_path, const char *out_path, const char *type, pst_progress *progress,
+                        int *ret_n_fallback, pst_error *err);
+
+/* ---- text and tokens -------------------------------------------------------------------------------------------- */
+
+typedef struct pst_engine_tokens {
+  int32_t *ids; /* pst_free by pst_engine_tokens_done */
+  size_t n, capacity;
+} pst_engine_tokens;
+void pst_engine_tokens_done(pst_engine_tokens *t);
+
+/* Text to tokens, appended. `special`: the text is trusted, control tokens in it are recognised. `add_bos`: the model's own BOS rule applies. */
+int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool special, bool add_bos,
+                        pst_engine_tokens *tokens, pst_error *err);
+/* Tokens to bytes, appended; control tokens are left out unless `special`. */
+int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, size_t n, bool special, pst_buf *out);
+
+/* A conversation through the model's chat template, to tokens (replaces *tokens). Special tokens in user text are never control tokens. Without a
+ * template: PST_E_UNSUPPORTED. `ret_text` (NULL: not wanted) gets the rendered text. */
+int pst_engine_render_chat(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
+                           pst_buf *ret_text, pst_error *err);
+
+/* ---- requests --------------------------------------------------------------------------------------------------- */
+
+typedef struct pst_engine_bias {
+  int32_t token;
+  float bias; /* added to the logit; -100 bans, +100 forces, as in the OpenAI API */
+} pst_engine_bias;
+
+typedef struct pst_engine_sampling {
+  float temperature;                         /* 0: greedy */
+  int top_k;                                 /* 0: off */
+  float top_p, min_p;                        /* 1 and 0: off */
+  float repetition_penalty;                  /* 1: off; over the last penalty_window tokens of prompt and answer */
+  float frequency_penalty, presence_penalty; /* 0: off; over the answer, as in the OpenAI API */
+  int penalty_window;                        /* 0: whole context */
+  uint64_t seed;
+  uint32_t choice; /* which of n answers: part of the draw's coordinates */
+  const pst_engine_bias *bias;
+  size_t n_bias;
+} pst_engine_sampling;
+pst_engine_sampling pst_engine_sampling_default(void); /* temperature 1, all filters off */
+
+/* A compiled choice list: the answer is exactly one of the texts, then the end. Immutable, counted. `separator_healed`: a single
+ * leading space before each text is allowed and stripped from the answer, as base models want it. */
+typedef struct pst_engine_choices pst_engine_choices;
+int pst_engine_choices_create(const pst_engine_model *model, const pst_str *texts, size_t n, bool leading_space,
+                              pst_engine_choices **ret_choices, pst_error *err);
+pst_engine_choices *pst_engine_choices_ref(pst_engine_choices *choices);
+void pst_engine_choices_unref(pst_engine_choices *choices);
+
+typedef enum pst_engine_finish {
+  PST_ENGINE_FINISH_NONE,
+  PST_ENGINE_FINISH_STOP,   /* end token, stop string, or the constraint is complete */
+  PST_ENGINE_FINISH_LENGTH, /* max_tokens or the context is full */
+  PST_ENGINE_FINISH_CANCELLED,
+  PST_ENGINE_FINISH_ERROR,
+} pst_engine_finish;
+
+typedef struct pst_engine_top {
+  int32_t token;
+  float
+      logprob; /* natural log, of the model's own distribution: before temperature, filters, bias, penalties and constraint */
+} pst_engine_top;
+
+/* What one call of the callback carries. All pointers live until it returns. */
+typedef struct pst_engine_event {
+  uint64_t request_id;
+  int32_t token;             /* -1: only text or the end */
+  pst_str text;              /* bytes that are now certain: whole UTF-8, past any stop string; may be empty */
+  pst_str token_text;        /* the token's own bytes, for logprobs */
+  float logprob;             /* as above; valid when logprobs were asked for */
+  const pst_engine_top *top; /* n_top best, best first */
+  size_t n_top;
+  pst_engine_finish finish; /* not NONE: the last event of the request */
+  const pst_error *error;   /* with FINISH_ERROR */
+  /* With the last event: */
+  int n_prompt, n_cached, n_completion; /* tokens; n_cached of the prompt came from shared pages */
+  int n_drafted, n_accepted, n_steps;   /* speculation: drafted, accepted; forward steps that served the request */
+  int64_t queued_us, first_token_us, total_us; /* since submit: until admitted, until the first token, until the end */
+  double margin; /* log-probability gap of best and second best choice (constraint) or mean top-2 gap; NAN unknown */
+} pst_engine_event;
+/* On the engine's thread; must not block and must not call into the engine other than cancel. */
+typedef void (*pst_engine_callback)(void *user, const pst_engine_event *event);
+
+typedef enum pst_engine_speculation { PST_ENGINE_SPEC_NONE, PST_ENGINE_SPEC_LOOKUP } pst_engine_speculation;
+
+typedef struct pst_engine_request {
+  const int32_t *prompt; /* copied by submit; at least 1 token */
+  size_t n_prompt;
+  bool heal;                    /* the prompt's last token may be backed up and its text re-derived (token healing) */
+  int max_tokens;               /* new tokens; 0: score only */
+  pst_engine_sampling sampling; /* bias is copied */
+  const pst_str *stop;          /* stop strings, copied; never part of the answer */
+  size_t n_stop;
+  bool ignore_end;             /* go on past end tokens (benchmarks) */
+  pst_engine_choices *choices; /* NULL: free text; referenced */
+  pst_engine_speculation speculation;
+  int n_logprobs;    /* -1: none; 0: the chosen token's; up to 20 alternatives */
+  bool score_prompt; /* an event for every prompt token after the first, with its log-probability (teacher forcing) */
+  uint64_t prefix_salt; /* prompts with different salts share no pages (isolation of API keys); 0: the common one */
+  int priority;         /* lower first; same priority in order of arrival */
+  pst_engine_callback callback;
+  void *user;
+} pst_engine_request;
+
+/* ---- the engine ------------------------------------------------------------------------------------------------- */
+
+typedef enum pst_engine_kv { PST_ENGINE_KV_F16, PST_ENGINE_KV_Q8_0 } pst_engine_kv;
+
+typedef struct pst_engine_options {
+  pst_engine_kv kv;
+  int slots;     /* sequences decoded together, 1 to 256 */
+  int chunk;     /* prefill tokens per step, 16 to 2048 */
+  int threads;   /* 0: pst_cpu_count() */
+  int n_ctx;     /* longest sequence, 0: the lesser of the model's and 8192 */
+  int kv_tokens; /* positions in the page pool, 0: enough for slots x 1024 and for one of n_ctx */
+  int max_queue; /* waiting requests before PST_E_BUSY */
+  bool no_reuse; /* do not share prefix pages */
+} pst_engine_options;
+pst_engine_options pst_engine_options_default(void);
+
+typedef struct pst_engine pst_engine;
+/* Starts the engine's thread. References the model. Memory for KV and work space is taken here, so that nothing is allocated per token. */
+int pst_engine_create(pst_engine_model *model, const pst_engine_options *options, pst_engine **ret_engine,
+                      pst_error *err);
+void pst_engine_free(
+    pst_engine *engine); /* cancels what is open (each gets its last event), then stops the thread; NULL is fine */
+const pst_engine_options *pst_engine_get_options(const pst_engine *engine); /* with zeros filled in */
+pst_engine_model *pst_engine_get_model(const pst_engine *engine);
+
+/* Any thread. Errors at once: PST_E_BAD_INPUT (empty prompt, token out of range, field out of range), PST_E_LIMIT (prompt longer than the
+ * context), PST_E_BUSY (queue full). On success exactly one last event will come. */
+int pst_engine_submit(pst_engine *engine, const pst_engine_request *request, uint64_t *ret_request_id, pst_error *err);
+void pst_engine_cancel(pst_engine *engine,
+                       uint64_t request_id); /* any thread; unknown ids are ignored; at most one step more */
+
+typedef struct pst_engine_stats {
+  int n_running, n_queued;
+  int kv_pages, kv_pages_used, kv_pages_cached;
+  int64_t n_requests, n_prompt_tokens, n_cached_tokens, n_completion_tokens, n_steps, n_drafted, n_accepted;
+  int64_t busy_us; /* time spent in steps */
+} pst_engine_stats;
+void pst_engine_get_stats(pst_engine *engine, pst_engine_stats *ret_stats); /* any thread */
+void pst_engine_clear_prefix_cache(
+    pst_engine *engine); /* any thread; takes effect before the next admission: the declared cold state */
+
+/* ---- the scheduler, replayed ------------------------------------------------------------------------------------- */
+
+/* The step-time model: microseconds for one forward step. Fitted by pst_engine_calibrate, refined online. */
+typedef struct pst_engine_step_model {
+  double fixed_us;       /* per step: weights read once, barriers */
+  double token_us;       /* per token in the step beyond the first */
+  double context_us;     /* per token and 1,000 positions attended */
+  double head_us;        /* per row of logits beyond the first */
+  double relative_error; /* median absolute relative residual of the fit */
+} pst_engine_step_model;
+double pst_engine_step_predict(const pst_engine_step_model *m, int n_tokens, int n_logits, double n_context);
+/* Measures steps on an idle engine for at most budget_ms and fits the model. Blocks; any thread but the engine's. */
+int pst_engine_calibrate(pst_engine *engine, int budget_ms, pst_engine_step_model *ret_model, pst_error *err);
+
+/* A request as the replay sees it: token counts, no tensors. */
+typedef struct pst_engine_replay_item {
+  int64_t arrival_us;
+  int n_prompt, n_completion;
+  int n_shared;   /* leading prompt tokens equal to those of items of the same group */
+  uint32_t group; /* prefix group; 0: shares with nobody */
+  double accept;  /* tokens gained per speculative step beyond the first; 0: none */
+} pst_engine_replay_item;
+typedef struct pst_engine_replay_result {
+  int64_t queued_us, first_token_us, finish_us; /* since arrival */
+} pst_engine_replay_result;
+/* Runs the server's own scheduler over the items in virtual time. `ret_results` has n entries. *ret_makespan_us: end of the last. */
+int pst_engine_replay(const pst_engine_options *options, const pst_engine_step_model *model,
+                      const pst_engine_replay_item *items, size_t n, pst_engine_replay_result *ret_results,
+                      int64_t *ret_makespan_us, pst_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

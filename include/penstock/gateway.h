@@ -1,0 +1,216 @@
+/* Penstock gateway: executes plans. One entry for users, evals and the optimizer alike, so that what is measured is what is served.
+ *
+ * A call names what answers it: a workload (its plan in force), a plan given by the caller, a local model, or a provider's model. The gateway renders the
+ * prompt, retrieves examples, keeps the budget, runs local engines and upstream targets, and books every call in the store.
+ *
+ * Threads: any thread may call any function of an open gateway. Events of a call arrive one after the other on a gateway or engine thread; a callback must not
+ * block. Money: `_nusd` are int64 nano-dollars. */
+#ifndef PENSTOCK_GATEWAY_H
+#define PENSTOCK_GATEWAY_H
+
+#include <penstock/base.h>
+#include <penstock/chat.h>
+#include <penstock/engine.h>
+#include <penstock/store.h>
+#include <penstock/wire.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- plans (gateway/plan.c) ------------------------------------------------------------------------------------- */
+
+/* How a prompt is laid out. CHAT: the model's template; system text, examples as earlier turns, the input as the last user turn. CHAT_INLINE: the model's template;
+ * instruction, examples and input in one user turn. PLAIN: no template: "key: value" pairs, one blank line between examples, the answer's key left
+ * open without a trailing space; the answer ends at a line break. */
+typedef enum pst_gateway_layout {
+  PST_GATEWAY_LAYOUT_CHAT,
+  PST_GATEWAY_LAYOUT_CHAT_INLINE,
+  PST_GATEWAY_LAYOUT_PLAIN,
+  PST_GATEWAY_LAYOUT_COUNT
+} pst_gateway_layout;
+const char *pst_gateway_layout_name(pst_gateway_layout layout); /* "chat", "chat_inline", "plain" */
+
+/* What the answer may be: anything; one of the plan's labels; one of the labels of the retrieved examples (all labels when fewer than two differ). */
+typedef enum pst_gateway_constraint {
+  PST_GATEWAY_FREE,
+  PST_GATEWAY_LABELS,
+  PST_GATEWAY_EXAMPLE_LABELS,
+  PST_GATEWAY_CONSTRAINT_COUNT
+} pst_gateway_constraint;
+const char *pst_gateway_constraint_name(pst_gateway_constraint constraint); /* "none", "labels", "example_labels" */
+
+typedef enum pst_gateway_op { PST_GATEWAY_OP_LOCAL, PST_GATEWAY_OP_REMOTE, PST_GATEWAY_OP_CASCADE } pst_gateway_op;
+
+/* An engine of the plan. Strings live in the plan. */
+typedef struct pst_gateway_engine_spec {
+  const char *name;    /* "e1" */
+  const char *model;   /* catalogue name or path */
+  const char *sha256;  /* of the model file as shipped; may be NULL in a plan written by hand */
+  const char *weights; /* "shipped" or a GGUF type name to re-quantize to, kept in the data directory */
+  pst_engine_options options;
+} pst_gateway_engine_spec;
+
+typedef struct pst_gateway_node {
+  pst_gateway_op op;
+  int engine;              /* LOCAL: index into the plan's engines */
+  const char *provider;    /* REMOTE: name of a provider in the settings */
+  const char *model;       /* REMOTE: the provider's model name */
+  const char *prompt_name; /* LOCAL, REMOTE: as in the workload */
+  const char *system, *instruction, *input_key,
+      *answer_key; /* the prompt's text, so that the plan's hash covers it; may be NULL */
+  pst_gateway_layout layout;
+  const char *examples_index; /* SHA-256 of the index file in the store; NULL: none */
+  int n_examples;
+  bool examples_fixed; /* the first n of the index instead of the nearest */
+  pst_gateway_constraint constraint;
+  pst_engine_speculation speculation;
+  pst_engine_sampling sampling;
+  int max_tokens;
+  double threshold;                /* CASCADE: go on to the next input below this margin */
+  struct pst_gateway_node *inputs; /* CASCADE: n_inputs, cheapest first */
+  int n_inputs;
+} pst_gateway_node;
+
+typedef struct pst_gateway_plan {
+  char hash[65];        /* SHA-256 of the canonical JSON */
+  const char *json;     /* canonical */
+  const char *workload; /* name; NULL: none */
+  const char *
+      input_pattern; /* NULL: the input is the last user message; else a regular expression whose group 1 in it is the input */
+  const pst_str *labels;
+  int n_labels;
+  const pst_gateway_engine_spec *engines;
+  int n_engines;
+  pst_gateway_node root;
+} pst_gateway_plan;
+
+/* Parses and validates against the shipped schema; unknown fields are refused with their path. Immutable, counted. */
+int pst_gateway_plan_parse(pst_str json, const char *source, pst_gateway_plan **ret_plan, pst_error *err);
+pst_gateway_plan *pst_gateway_plan_ref(pst_gateway_plan *plan);
+void pst_gateway_plan_unref(pst_gateway_plan *plan);
+
+/* ---- example index (gateway/examples.c) ------------------------------------------------------------------------- */
+
+typedef struct pst_gateway_example {
+  pst_str id, input, answer;
+} pst_gateway_example;
+/* Writes an index of labelled examples into the store, by content hash: the same examples give the same file and the same ranking everywhere. */
+int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *examples, size_t n, char ret_hash[65],
+                               pst_error *err);
+
+/* ---- the gateway (gateway/gateway.c) ---------------------------------------------------------------------------- */
+
+typedef struct pst_gateway pst_gateway;
+
+typedef struct pst_gateway_options {
+  const char *home; /* data directory */
+  int64_t
+      memory_bytes; /* loaded models and KV together; the least recently used engines are closed; 0: half of the machine's */
+  int max_queue;                                                /* calls waiting per engine before PST_E_BUSY; 0: 512 */
+  int upstream_connect_ms, upstream_total_ms, upstream_retries; /* 0: 5,000, 120,000, 2 */
+} pst_gateway_options;
+int pst_gateway_open(pst_store *store, const pst_gateway_options *options, pst_gateway **ret_gateway, pst_error *err);
+void pst_gateway_close(pst_gateway *gateway); /* cancels what is open and waits for the last events */
+
+/* Upstream providers are settings: base URL (…/v1), the environment variable that holds the key (may be empty), prices in the store. */
+int pst_gateway_provider_set(pst_store *store, pst_str name, pst_str base_url, pst_str key_env, pst_error *err);
+int pst_gateway_provider_each(pst_store *store, int (*fn)(void *user, pst_str name, pst_str base_url, pst_str key_env),
+                              void *user, pst_error *err);
+
+/* Loads (and re-quantizes where asked) what a plan needs, so that the first call does not wait. Blocks. progress NULL: silent. */
+int pst_gateway_prepare(pst_gateway *gateway, const pst_gateway_plan *plan, pst_progress *progress, pst_error *err);
+/* The engine that serves spec i of the plan, one reference kept until pst_gateway_engine_release: for calibration and for clearing its cache. */
+int pst_gateway_engine_acquire(pst_gateway *gateway, const pst_gateway_plan *plan, int engine_index,
+                               pst_engine **ret_engine, pst_error *err);
+void pst_gateway_engine_release(pst_gateway *gateway, pst_engine *engine);
+
+typedef enum pst_gateway_kind { PST_GATEWAY_CHAT, PST_GATEWAY_TEXT } pst_gateway_kind;
+
+/* What the request itself set; unset fields are the plan's or the defaults. */
+typedef struct pst_gateway_overrides {
+  bool has_temperature, has_top_k, has_top_p, has_min_p, has_seed, has_max_tokens, has_stop, has_penalties;
+  float temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
+  int top_k, max_tokens;
+  uint64_t seed;
+  const pst_str *stop;
+  size_t n_stop;
+  const pst_engine_bias *bias;
+  size_t n_bias;
+  int n_logprobs; /* -1: none */
+} pst_gateway_overrides;
+
+typedef struct pst_gateway_event {
+  uint32_t choice;                      /* 0 .. n-1 */
+  pst_str text;                         /* new text, may be empty */
+  const pst_engine_event *token;        /* NULL, or a local token with its log-probabilities; for an upstream: NULL */
+  const pst_str *top_texts;             /* with token: the bytes of token->top[i], n_top of them */
+  const pst_chat_tool_call *tool_calls; /* with finish: what this choice calls, whole; finish is then STOP */
+  size_t n_tool_calls;
+  const char *completion_id;  /* with every event: what the caller is given, and what is booked */
+  pst_engine_finish finish;   /* not NONE: this choice has ended */
+  bool last;                  /* every choice has ended; the fields below hold, then nothing more comes */
+  const pst_error *error;     /* with last: NULL, or why the call failed */
+  int http_status;            /* with an upstream's error: its status, else 0 */
+  int retry_after_s;          /* with PST_E_BUSY: when to try again */
+  const char *target, *model; /* with last: as booked */
+  int64_t prompt_tokens, cached_tokens, completion_tokens;
+  int64_t ttft_us, total_us, queued_us;
+  int64_t cost_nusd;
+  double margin; /* NAN: unknown */
+  int n_stages;  /* how many stages of a cascade answered */
+  int n_drafted, n_accepted;
+} pst_gateway_event;
+typedef void (*pst_gateway_callback)(void *user, const pst_gateway_event *event);
+
+typedef struct pst_gateway_call {
+  pst_gateway_kind kind;
+  pst_store_purpose purpose;
+  int64_t key_id;         /* whose budget; 0: none */
+  pst_str model;          /* a workload, a local model, or "provider/model"; empty with `plan` */
+  pst_gateway_plan *plan; /* NULL: found by `model` */
+  const pst_chat *chat;   /* CHAT: read before the function returns */
+  pst_str text;           /* TEXT: the caller's prompt, left alone */
+  const int32_t *tokens;  /* TEXT: instead of text, the caller's tokens */
+  size_t n_tokens;
+  int n;                     /* answers, 1 to 16 */
+  pst_gateway_overrides set; /* n_logprobs counts always */
+  const pst_wire_request *
+      request; /* NULL, or the client's request, for what only it says (response_format, tool_choice, user): an upstream is sent it,
+                                      a target that cannot serve it answers PST_E_UNSUPPORTED. Read before the function returns. */
+  const pst_str *exclude_examples; /* ids never to be retrieved */
+  size_t n_exclude;
+  bool stream;       /* text as it comes; else one event per choice at its end */
+  bool keep_content; /* keep input and output text with the record */
+  pst_gateway_callback callback;
+  void *user;
+} pst_gateway_call;
+
+/* Starts a call. Errors at once: PST_E_NOT_FOUND (model), PST_E_BAD_INPUT, PST_E_LIMIT (prompt too long), PST_E_UNSUPPORTED (chat with a model that has no template and no
+ * plan), PST_E_BUSY; everything later comes by events, and exactly one has `last`. ret_call_id names it for cancel. */
+int pst_gateway_chat(pst_gateway *gateway, const pst_gateway_call *call, uint64_t *ret_call_id, pst_error *err);
+void pst_gateway_cancel(pst_gateway *gateway, uint64_t call_id); /* the last event comes still */
+
+/* Waits for the whole answer of a call with n = 1: text appended to *out, the last event copied (pointers in it void but completion_id, which is kept in ret_id). */
+int pst_gateway_chat_wait(pst_gateway *gateway, const pst_gateway_call *call, pst_buf *out, pst_gateway_event *ret_last,
+                          char ret_id[64], pst_error *err);
+
+/* Exactly the tokens that would be served for an input under a node of a plan (LOCAL), and the text beside them. */
+int pst_gateway_render(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_gateway_node *node, pst_str input,
+                       const pst_str *exclude, size_t n_exclude, pst_engine_tokens *tokens, pst_buf *ret_text,
+                       pst_error *err);
+
+/* What a client may name as `model`: workloads with a plan, local models, provider models with a price. */
+int pst_gateway_models_each(pst_gateway *gateway, int (*fn)(void *user, const char *id, const char *owner), void *user,
+                            pst_error *err);
+
+typedef struct pst_gateway_stats {
+  int n_open_calls, n_engines;
+  pst_engine_stats engines; /* summed */
+} pst_gateway_stats;
+void pst_gateway_get_stats(pst_gateway *gateway, pst_gateway_stats *ret_stats);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

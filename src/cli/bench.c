@@ -1,0 +1,257 @@
+/* penstock bench: prompt and decode speed of a model, with llama-bench's options. Goes through the engine as requests do; only loading is left out. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "cli/model_path.h"
+
+typedef struct bench_case {
+  int n_prompt, n_gen, n_depth, n_seq, n_threads;
+} bench_case;
+
+/* One repetition as the callbacks see it. Guarded by lock. */
+typedef struct watch {
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  int n_seq, n_started, n_ended, n_failed;
+  int64_t started_us; /* when the last sequence had its first token */
+  int64_t ended_us;
+  int64_t n_after; /* tokens after that moment */
+} watch;
+
+typedef struct seat {
+  watch *w;
+  bool started;
+} seat;
+
+static void on_event(void *user, const pst_engine_event *e) {
+  seat *s = user;
+  watch *w = s->w;
+  pthread_mutex_lock(&w->lock);
+  int64_t now = pst_clock_us();
+  if (e->token >= 0) {
+    if (w->n_started == w->n_seq) w->n_after++;
+    if (!s->started) {
+      s->started = true;
+      if (++w->n_started == w->n_seq) w->started_us = now;
+    }
+  }
+  if (e->finish != PST_ENGINE_FINISH_NONE) {
+    w->n_failed += e->finish == PST_ENGINE_FINISH_ERROR;
+    w->ended_us = now;
+    w->n_ended++;
+    pthread_cond_signal(&w->changed);
+  }
+  pthread_mutex_unlock(&w->lock);
+}
+
+/* Tokens per second of one repetition; negative code on failure. */
+static int run_once(pst_engine *engine, const bench_case *c, uint64_t seed, double *ret_rate, pst_error *err) {
+  const pst_engine_model_info *info = pst_engine_model_get_info(pst_engine_get_model(engine));
+  int n_prompt = c->n_gen ? PST_MAX(c->n_depth, 1) : c->n_depth + c->n_prompt;
+  watch w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, c->n_seq, 0, 0, 0, 0, 0, 0};
+  seat *seats = pst_calloc((size_t)c->n_seq, sizeof *seats);
+  int32_t *prompt = pst_malloc((size_t)n_prompt * sizeof *prompt);
+  int code = seats && prompt ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  int64_t start = pst_clock_us();
+  int n_sent = 0;
+  for (; n_sent < c->n_seq && !code; n_sent++) {
+    pst_random r = {seed, (uint64_t)n_sent, 0};
+    for (int i = 0; i < n_prompt; i++) prompt[i] = (int32_t)pst_random_below(&r, (uint64_t)info->n_vocab);
+    if (info->bos >= 0) prompt[0] = info->bos;
+    seats[n_sent].w = &w;
+    pst_engine_request q = {0};
+    q.prompt = prompt;
+    q.n_prompt = (size_t)n_prompt;
+    q.max_tokens = c->n_gen + 1;
+    q.sampling = pst_engine_sampling_default();
+    q.sampling.temperature = 0;
+    q.ignore_end = true;
+    q.n_logprobs = -1;
+    q.callback = on_event;
+    q.user = &seats[n_sent];
+    uint64_t id;
+    code = pst_engine_submit(engine, &q, &id, err);
+    if (code) break;
+  }
+  pthread_mutex_lock(&w.lock);
+  while (w.n_ended < n_sent) pthread_cond_wait(&w.changed, &w.lock);
+  pthread_mutex_unlock(&w.lock);
+  if (!code && w.n_failed) code = pst_error_set(err, PST_E_INTERNAL, NULL, "a sequence failed");
+  if (!code && c->n_gen)
+    *ret_rate = (double)w.n_after * 1e6 / (double)PST_MAX(w.ended_us - w.started_us, 1);
+  else if (!code)
+    *ret_rate = (double)(n_prompt * c->n_seq) * 1e6 / (double)PST_MAX(w.started_us - start, 1);
+  pst_free(seats);
+  pst_free(prompt);
+  return code;
+}
+
+typedef struct output {
+  bool json;
+  pst_buf text;
+  pst_json_writer w;
+} output;
+
+static void put_row(output *o, const pst_engine_model_info *info, const bench_case *c, const double *rates, int n) {
+  double sum = 0, squares = 0;
+  for (int i = 0; i < n; i++) sum += rates[i];
+  double mean = sum / n;
+  for (int i = 0; i < n; i++) squares += (rates[i] - mean) * (rates[i] - mean);
+  double deviation = n > 1 ? sqrt(squares / (n - 1)) : 0;
+  if (!o->json) {
+    char test[48];
+    snprintf(test, sizeof test, c->n_gen ? "tg%d" : "pp%d", c->n_gen ? c->n_gen : c->n_prompt);
+    if (c->n_depth) snprintf(test + strlen(test), sizeof test - strlen(test), " @ d%d", c->n_depth);
+    printf("%-12s %-8s %7d %5d  %-14s %10.2f +- %.2f\n", info->architecture, info->weights, c->n_threads, c->n_seq,
+           test, mean, deviation);
+    fflush(stdout);
+    return;
+  }
+  pst_json_writer *w = &o->w;
+  pst_json_begin_object(w);
+  pst_json_key(w, "n_prompt");
+  pst_json_put_int(w, c->n_prompt);
+  pst_json_key(w, "n_gen");
+  pst_json_put_int(w, c->n_gen);
+  pst_json_key(w, "n_depth");
+  pst_json_put_int(w, c->n_depth);
+  pst_json_key(w, "n_seq");
+  pst_json_put_int(w, c->n_seq);
+  pst_json_key(w, "n_threads");
+  pst_json_put_int(w, c->n_threads);
+  pst_json_key(w, "isa");
+  pst_json_put_cstr(w, info->isa);
+  pst_json_key(w, "tokens_per_second");
+  pst_json_begin_array(w);
+  for (int i = 0; i < n; i++) pst_json_put_double(w, rates[i]);
+  pst_json_end_array(w);
+  pst_json_end_object(w);
+}
+
+static int run_case(pst_engine_model *model, const bench_case *c, const pst_cli_args *a, output *o, pst_error *err) {
+  pst_engine_options options = pst_engine_options_default();
+  options.slots = PST_MAX(c->n_seq, 1);
+  options.threads = c->n_threads;
+  options.chunk = (int)pst_cli_int(a, "ubatch");
+  options.kv = !strcmp(pst_cli_text(a, "kv"), "q8_0") ? PST_ENGINE_KV_Q8_0 : PST_ENGINE_KV_F16;
+  options.no_reuse = true;
+  int length = c->n_depth + c->n_prompt + c->n_gen + 2;
+  options.n_ctx = PST_MIN(PST_MAX(length + 64, 512), pst_engine_model_get_info(model)->n_ctx_train);
+  options.kv_tokens = c->n_seq * (length + 64);
+  pst_engine *engine = NULL;
+  int repetitions = (int)pst_cli_int(a, "repetitions");
+  double *rates = pst_calloc((size_t)repetitions, sizeof *rates), warm;
+  int code =
+      rates ? pst_engine_create(model, &options, &engine, err) : pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  if (!code && !pst_cli_flag(a, "no-warmup")) {
+    bench_case brief = *c;
+    brief.n_gen = PST_MIN(c->n_gen, 4);
+    brief.n_prompt = PST_MIN(c->n_prompt, 64);
+    brief.n_depth = 0;
+    code = run_once(engine, &brief, 1, &warm, err);
+  }
+  for (int i = 0; i < repetitions && !code; i++) code = run_once(engine, c, (uint64_t)i + 2, &rates[i], err);
+  if (!code) {
+    bench_case shown = *c;
+    shown.n_threads = pst_engine_get_options(engine)->threads;
+    put_row(o, pst_engine_model_get_info(model), &shown, rates, repetitions);
+  }
+  pst_engine_free(engine);
+  pst_free(rates);
+  return code;
+}
+
+/* "16,512" -> numbers; at most 16. */
+static int parse_list(const char *option, const char *text, int min, int max, int *ret, int *ret_n, pst_error *err) {
+  *ret_n = 0;
+  while (*text) {
+    size_t n = strcspn(text, ",");
+    int64_t v;
+    if (*ret_n == 16 || pst_parse_i64((pst_str){text, n}, min, max, &v))
+      return pst_error_set(err, PST_E_BAD_INPUT, option,
+                           "--%s takes up to 16 whole numbers from %d to %d, parted by commas", option, min, max);
+    ret[(*ret_n)++] = (int)v;
+    text += n + (text[n] == ',');
+  }
+  return *ret_n ? 0 : pst_error_set(err, PST_E_BAD_INPUT, option, "--%s is empty", option);
+}
+
+typedef struct bench_lists {
+  int prompt[16], gen[16], depth[16], seq[16], threads[16];
+  int n_prompt, n_gen, n_depth, n_seq, n_threads;
+} bench_lists;
+
+static int run_all(pst_engine_model *model, const bench_lists *l, const pst_cli_args *a, output *o, pst_error *err) {
+  int code = 0;
+  for (int t = 0; t < l->n_threads; t++)
+    for (int d = 0; d < l->n_depth; d++)
+      for (int s = 0; s < l->n_seq; s++) {
+        for (int i = 0; i < l->n_prompt && !code; i++)
+          if (l->prompt[i])
+            code = run_case(model, &(bench_case){l->prompt[i], 0, l->depth[d], l->seq[s], l->threads[t]}, a, o, err);
+        for (int i = 0; i < l->n_gen && !code; i++)
+          if (l->gen[i])
+            code = run_case(model, &(bench_case){0, l->gen[i], l->depth[d], l->seq[s], l->threads[t]}, a, o, err);
+      }
+  return code;
+}
+
+static int run_bench(const pst_cli_args *a, pst_error *err) {
+  bench_lists l;
+  output o = {pst_cli_flag(a, "json"), PST_BUF_INIT, {0}};
+  pst_engine_model *model = NULL;
+  int code = parse_list("n-prompt", pst_cli_text(a, "n-prompt"), 0, 1 << 20, l.prompt, &l.n_prompt, err);
+  if (!code) code = parse_list("n-gen", pst_cli_text(a, "n-gen"), 0, 1 << 20, l.gen, &l.n_gen, err);
+  if (!code) code = parse_list("n-depth", pst_cli_text(a, "n-depth"), 0, 1 << 20, l.depth, &l.n_depth, err);
+  if (!code) code = parse_list("n-seq", pst_cli_text(a, "n-seq"), 1, 256, l.seq, &l.n_seq, err);
+  if (!code) code = parse_list("threads", pst_cli_text(a, "threads"), 0, 64, l.threads, &l.n_threads, err);
+  if (!code && strcmp(pst_cli_text(a, "kv"), "f16") && strcmp(pst_cli_text(a, "kv"), "q8_0"))
+    code = pst_error_set(err, PST_E_BAD_INPUT, "kv", "--kv takes f16 or q8_0");
+  char *path = NULL;
+  if (!code) code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &path, err);
+  if (!code) code = pst_engine_model_open(path, 0, &model, err);
+  if (!code) {
+    if (o.json) {
+      o.w = pst_json_writer_on(&o.text, true);
+      pst_json_begin_array(&o.w);
+    } else {
+      printf("%-12s %-8s %7s %5s  %-14s %10s   (kernels: %s)\n", "model", "weights", "threads", "n_seq", "test",
+             "tokens/s", pst_engine_model_get_info(model)->isa);
+    }
+    code = run_all(model, &l, a, &o, err);
+  }
+  if (!code && o.json) {
+    pst_json_end_array(&o.w);
+    if (!(code = pst_buf_status(&o.text))) puts(o.text.data);
+  }
+  pst_engine_model_unref(model);
+  pst_buf_done(&o.text);
+  pst_free(path);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"n-prompt", 'p', PST_CLI_TEXT, "N,..", "512", 0, 0, false, "prompt tokens to read"},
+    {"n-gen", 'n', PST_CLI_TEXT, "N,..", "128", 0, 0, false, "tokens to generate"},
+    {"n-depth", 'd', PST_CLI_TEXT, "N,..", "0", 0, 0, false, "tokens in the context beforehand"},
+    {"n-seq", 'b', PST_CLI_TEXT, "N,..", "1", 0, 0, false, "sequences at once"},
+    {"threads", 't', PST_CLI_TEXT, "N,..", "0", 0, 0, false, "threads (0: all)"},
+    {"repetitions", 'r', PST_CLI_INT, "N", "5", 1, 1000, false, "repetitions of each test"},
+    {"ubatch", 'u', PST_CLI_INT, "N", "512", 16, 2048, false, "prompt tokens in one step"},
+    {"kv", 0, PST_CLI_TEXT, "TYPE", "f16", 0, 0, false, "type of keys and values: f16 or q8_0"},
+    {"no-warmup", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "skip the unmeasured first run"},
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+};
+const pst_cli_command pst_cli_bench = {
+    "bench",
+    "MODEL",
+    "measure prompt and decode speed",
+    "MODEL is a pulled model's name or a GGUF file. Rows: ppN reads N prompt tokens, tgN generates N.",
+    1,
+    1,
+    options,
+    PST_ARRAY_LEN(options),
+    run_bench};

@@ -1,0 +1,8 @@
+/* The table of commands, in the order of the help. */
+#include "cli/commands.h"
+
+const pst_cli_command *const pst_cli_commands[] = {
+    &pst_cli_run,
+    &pst_cli_bench,
+};
+const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);

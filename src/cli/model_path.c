@@ -1,0 +1,31 @@
+/* A model as a person names it: a file, or a name of the catalogue that was pulled. */
+#include "cli/model_path.h"
+
+#include <string.h>
+
+int pst_cli_model_path(const char *home_option, const char *name, char **ret_path, pst_error *err) {
+  char *home = NULL;
+  pst_models_file file = {0};
+  int code = 0;
+  if (pst_file_exists(name)) {
+    *ret_path = pst_strdup(name);
+    return *ret_path ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  }
+  code = pst_home_open(home_option, &home, err);
+  if (!code) code = pst_models_resolve(home, name, &file, err);
+  if (!code) {
+    *ret_path = file.path;
+    file.path = NULL;
+    pst_models_file_done(&file);
+  }
+  pst_free(home);
+  return code;
+}
+
+int pst_cli_model_open(const pst_cli_args *a, const char *name, pst_engine_model **ret_model, pst_error *err) {
+  char *path = NULL;
+  int code = pst_cli_model_path(pst_cli_text(a, "home"), name, &path, err);
+  if (!code) code = pst_engine_model_open(path, (int)pst_cli_int(a, "threads"), ret_model, err);
+  pst_free(path);
+  return code;
+}

@@ -1,0 +1,15 @@
+/* From a model's name on the command line to a file, and to an open model. */
+#ifndef PST_CLI_MODEL_PATH_H
+#define PST_CLI_MODEL_PATH_H
+
+#include <penstock/engine.h>
+#include <penstock/models.h>
+
+#include "cli/cli.h"
+
+/* *ret_path: pst_free. home NULL: the default data directory. */
+int pst_cli_model_path(const char *home, const char *name, char **ret_path, pst_error *err);
+/* With the command's own --home and --threads. */
+int pst_cli_model_open(const pst_cli_args *a, const char *name, pst_engine_model **ret_model, pst_error *err);
+
+#endif

@@ -1,0 +1,488 @@
+/* The forward pass: the layer table run by a team of threads.
+ *
+ * Each layer is a handful of stages with a meeting of all threads between them. Inside a stage work is claimed in small chunks, so that a thread that was
+ * held up costs the others little. Which thread computes an element never changes its value: every element is one chain in a fixed order
+ * (kernels), so claiming order, batch and chunking leave no trace in the result.
+ *
+ * With few tokens the small element-wise stages are done by every thread for itself into its own buffers: cheaper than meeting. */
+#include "engine/forward.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "engine/pool.h"
+
+enum { MAX_STAGES_PER_LAYER = 12, ALONE_TOKENS = 2, ATTEND_TOKENS = 16 };
+
+/* What one thread owns. */
+typedef struct lane {
+  void *work;                               /* PST_KERNELS_WORK_BYTES */
+  float *plain;                             /* [ALONE_TOKENS][n_embd] */
+  pst_kernels_input narrow, wide, attended; /* for ALONE_TOKENS tokens */
+} lane;
+
+struct pst_engine_forward {
+  pst_engine_model *model;
+  const pst_kernels *k;
+  uint32_t kv_type;
+  int max_tokens, max_items, max_logits, n_threads;
+  size_t page_bytes, head_page_bytes;
+  bool any_float_down; /* some layer's down matrix reads floats: `gated` is there */
+  /* [max_tokens] rows of */
+  float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated; /* n_embd, n_embd, q+k+v, q, n_embd, 2 n_ff, n_ff */
+  float *kept;                                                   /* [max_logits][n_embd] */
+  float *turns[PST_ENGINE_MAX_ROPES];                            /* [max_tokens][n_rot] cosines and sines */
+  pst_kernels_input in_normed, in_attended, in_gated, in_kept;   /* shared inputs */
+  lane *lanes;
+  atomic_int *claims; /* one counter per stage */
+  int n_claims;
+  /* The step at hand. */
+  const pst_engine_forward_item *items;
+  int n_items, n_tokens, n_kept;
+  int *item_of, *position; /* of each token in the step */
+  int *item_start;         /* first token of each item in the step */
+  /* The head at hand. */
+  int head_first, head_n, head_n_groups;
+  const int32_t *head_groups;
+  float *head_out;
+  void *memory;
+};
+
+/* ---- work space ---- */
+
+typedef struct layout {
+  uint8_t *base;
+  size_t used;
+} layout;
+
+static void *place(layout *l, size_t bytes) {
+  void *p = l->base ? l->base + l->used : NULL;
+  l->used += (bytes + 63) & ~(size_t)63;
+  return p;
+}
+
+static void place_input(layout *l, pst_kernels_input *input, size_t n, size_t cols) {
+  void *p = place(l, pst_kernels_input_bytes(n, cols));
+  if (p) pst_kernels_input_init(input, n, cols, p);
+}
+
+static void place_all(pst_engine_forward *f, layout *l) {
+  const pst_engine_model_info *s = &f->model->info;
+  size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = (size_t)s->n_ff;
+  size_t q = (size_t)(s->n_heads * s->head_dim), kv = (size_t)(s->n_kv_heads * s->head_dim), fl = sizeof(float);
+  f->x = place(l, n * embd * fl);
+  f->normed = place(l, n * embd * fl);
+  f->qkv = place(l, n * (q + 2 * kv) * fl);
+  f->attended = place(l, n * q * fl);
+  f->branch = place(l, n * embd * fl);
+  f->gate_up = place(l, n * 2 * ff * fl);
+  f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
+  f->kept = place(l, (size_t)f->max_logits * embd * fl);
+  for (int i = 0; i < f->model->n_ropes; i++) f->turns[i] = place(l, n * (size_t)f->model->ropes[i].n_rot * fl);
+  place_input(l, &f->in_normed, n, embd);
+  place_input(l, &f->in_attended, n, q);
+  place_input(l, &f->in_gated, n, ff);
+  place_input(l, &f->in_kept, (size_t)f->max_logits, embd);
+  f->claims = place(l, (size_t)f->n_claims * sizeof *f->claims);
+  f->item_of = place(l, n * sizeof(int));
+  f->position = place(l, n * sizeof(int));
+  f->item_start = place(l, (size_t)f->max_items * sizeof(int));
+  f->lanes = place(l, (size_t)f->n_threads * sizeof *f->lanes);
+  for (int t = 0; t < f->n_threads; t++) {
+    lane unplaced = {0}, *y = f->lanes ? &f->lanes[t] : &unplaced;
+    y->work = place(l, PST_KERNELS_WORK_BYTES);
+    y->plain = place(l, ALONE_TOKENS * embd * fl);
+    place_input(l, &y->narrow, ALONE_TOKENS, embd);
+    place_input(l, &y->wide, ALONE_TOKENS, ff);
+    place_input(l, &y->attended, ALONE_TOKENS, q);
+  }
+}
+
+static uint32_t kv_type_of(pst_engine_kv kv) { return kv == PST_ENGINE_KV_Q8_0 ? PST_TYPE_Q8_0 : PST_TYPE_F16; }
+
+size_t pst_engine_forward_page_bytes(const pst_engine_model *m, pst_engine_kv kv) {
+  return pst_kernels_page_bytes(kv_type_of(kv), (size_t)m->info.head_dim) * 2 * (size_t)m->info.n_kv_heads *
+         (size_t)m->info.n_layers;
+}
+
+int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items, int max_logits,
+                              int n_threads, pst_engine_forward **ret_forward, pst_error *err) {
+  pst_engine_forward *f = pst_calloc(1, sizeof *f);
+  if (!f) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  f->model = pst_engine_model_ref(model);
+  f->k = model->kernels;
+  f->kv_type = kv_type_of(kv);
+  f->head_page_bytes = pst_kernels_page_bytes(f->kv_type, (size_t)model->info.head_dim);
+  f->page_bytes = pst_engine_forward_page_bytes(model, kv);
+  f->max_tokens = max_tokens;
+  f->max_items = max_items;
+  f->max_logits = max_logits;
+  f->n_threads = n_threads;
+  for (int i = 0; i < model->info.n_layers; i++) f->any_float_down |= model->layers[i].down.is_float;
+  f->n_claims = model->info.n_layers * MAX_STAGES_PER_LAYER + 4;
+  layout l = {NULL, 0};
+  place_all(f, &l);
+  f->memory = pst_malloc_aligned(l.used, 64);
+  if (!f->memory) {
+    size_t bytes = l.used;
+    pst_engine_forward_free(f);
+    return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for %.0f MB of work space", (double)bytes / 1e6);
+  }
+  memset(f->memory, 0, l.used);
+  l = (layout){f->memory, 0};
+  place_all(f, &l);
+  *ret_forward = f;
+  return 0;
+}
+
+void pst_engine_forward_free(pst_engine_forward *f) {
+  if (!f) return;
+  pst_engine_model_unref(f->model);
+  pst_free(f->memory);
+  pst_free(f);
+}
+
+/* ---- claiming ---- */
+
+/* One thread's way through a step: which stage it is in. */
+typedef struct walk {
+  pst_engine_forward *f;
+  pst_engine_team *team;
+  lane *mine;
+  int stage;
+} walk;
+
+static bool claim(walk *w, int total, int chunk, int *ret_begin, int *ret_end) {
+  int begin = atomic_fetch_add_explicit(&w->f->claims[w->stage], chunk, memory_order_relaxed);
+  if (begin >= total) return false;
+  *ret_begin = begin;
+  *ret_end = PST_MIN(begin + chunk, total);
+  return true;
+}
+
+static void next_stage(walk *w) {
+  pst_engine_team_meet(w->team);
+  w->stage++;
+}
+
+/* Several products over the same input, as one stage. */
+typedef struct product {
+  const pst_kernels_matrix *w;
+  float *out;
+  size_t stride;
+  const float *bias;
+  bool add;
+} product;
+
+static void run_products(walk *w, const product *p, int n_products, const pst_kernels_input *input, int n_tokens) {
+  int total = 0;
+  for (int i = 0; i < n_products; i++) total += (int)p[i].w->n_groups;
+  /* Enough chunks that threads end together; at one token a chunk is at least two groups, so that claiming stays cheap. */
+  int chunk = PST_MAX(total / (w->team->n_threads * 8), n_tokens > 8 ? 1 : 2);
+  int begin, end;
+  while (claim(w, total, chunk, &begin, &end)) {
+    int base = 0;
+    for (int i = 0; i < n_products && begin < end; i++) {
+      int n = (int)p[i].w->n_groups;
+      if (begin < base + n) {
+        int from = begin - base, to = PST_MIN(end - base, n);
+        w->f->k->matmul(p[i].w, input, 0, (size_t)n_tokens, (size_t)from, (size_t)to, p[i].add, p[i].out, p[i].stride,
+                        w->mine->work);
+        if (p[i].bias)
+          for (int t = 0; t < n_tokens; t++) {
+            size_t row = (size_t)from * PST_KERNELS_GROUP,
+                   rows = PST_MIN((size_t)to * PST_KERNELS_GROUP, p[i].w->n_rows) - row;
+            float *out = p[i].out + (size_t)t * p[i].stride + row;
+            w->f->k->add(out, p[i].bias + row, rows, out);
+          }
+        begin = base + to;
+      }
+      base += n;
+    }
+  }
+  next_stage(w);
+}
+
+/* ---- stages ---- */
+
+static bool alone(const pst_engine_forward *f) { return f->n_tokens <= ALONE_TOKENS; }
+
+/* Normed and quantized x: by each thread for itself when tokens are few, else shared out. Returns the input to multiply. */
+static const pst_kernels_input *norm_stage(walk *w, const float *x, const float *weight, pst_kernels_input *shared,
+                                           int n_rows) {
+  pst_engine_forward *f = w->f;
+  size_t n = shared->n_cols;
+  if (n_rows <= ALONE_TOKENS) {
+    pst_kernels_input *mine = &w->mine->narrow;
+    float *plain = w->mine->plain;
+    mine->x = plain;
+    for (int t = 0; t < n_rows; t++)
+      f->k->rmsnorm_quantize(x + (size_t)t * n, weight, f->model->norm_eps, plain + (size_t)t * n, mine, (size_t)t);
+    return mine;
+  }
+  int begin, end;
+  while (claim(w, n_rows, 4, &begin, &end))
+    for (int t = begin; t < end; t++)
+      f->k->rmsnorm_quantize(x + (size_t)t * n, weight, f->model->norm_eps, f->normed + (size_t)t * n, shared,
+                             (size_t)t);
+  shared->x = f->normed;
+  next_stage(w);
+  return shared;
+}
+
+/* Where token t of layer `layer` keeps kv head h. */
+static size_t head_offset(const pst_engine_forward *f, int layer, int head, bool value) {
+  return (((size_t)layer * (size_t)f->model->info.n_kv_heads + (size_t)head) * 2 + value) * f->head_page_bytes;
+}
+
+static void norm_heads(const pst_engine_forward *f, float *x, int n_heads, const float *weight) {
+  size_t hd = (size_t)f->model->info.head_dim;
+  for (int h = 0; h < n_heads && weight; h++)
+    f->k->rmsnorm(x + (size_t)h * hd, weight, hd, f->model->norm_eps, x + (size_t)h * hd);
+}
+
+/* Turns queries and keys and stores keys and values; a piece of work is one token. */
+static void store_stage(walk *w, const pst_engine_layer *y, int layer) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_model_info *s = &f->model->info;
+  const pst_engine_rope *r = &f->model->ropes[y->rope];
+  size_t hd = (size_t)s->head_dim, q = (size_t)s->n_heads * hd, kv = (size_t)s->n_kv_heads * hd;
+  int begin, end;
+  while (claim(w, f->n_tokens, f->n_tokens > 16 ? 4 : 1, &begin, &end))
+    for (int t = begin; t < end; t++) {
+      float *query = f->qkv + (size_t)t * (q + 2 * kv), *key = query + q, *value = key + kv;
+      const float *turn = f->turns[y->rope] + (size_t)t * (size_t)r->n_rot;
+      int position = f->position[t];
+      uint8_t *page = f->items[f->item_of[t]].pages[position / PST_KERNELS_PAGE];
+      size_t slot = (size_t)position % PST_KERNELS_PAGE;
+      norm_heads(f, query, s->n_heads, y->q_norm);
+      norm_heads(f, key, s->n_kv_heads, y->k_norm);
+      f->k->rope(query, (size_t)s->n_heads, hd, (size_t)r->n_rot, r->style, turn);
+      f->k->rope(key, (size_t)s->n_kv_heads, hd, (size_t)r->n_rot, r->style, turn);
+      for (int h = 0; h < s->n_kv_heads; h++) {
+        f->k->store_key(f->kv_type, hd, key + (size_t)h * hd, slot, page + head_offset(f, layer, h, false));
+        f->k->store_value(f->kv_type, hd, value + (size_t)h * hd, slot, page + head_offset(f, layer, h, true));
+      }
+    }
+  next_stage(w);
+}
+
+/* A piece of work is one kv head of up to ATTEND_TOKENS tokens of one item. */
+static void attend_stage(walk *w, const pst_engine_layer *y, int layer) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_model_info *s = &f->model->info;
+  size_t hd = (size_t)s->head_dim, q = (size_t)s->n_heads * hd, kv = (size_t)s->n_kv_heads * hd;
+  int per_kv = s->n_heads / s->n_kv_heads, total = 0, begin, end;
+  for (int i = 0; i < f->n_items; i++) total += (f->items[i].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * s->n_kv_heads;
+  while (claim(w, total, 1, &begin, &end)) {
+    int item = 0, rest = begin, pieces;
+    /* Later pieces of a prompt see more keys and take longer: hand them out first. */
+    rest = total - 1 - begin;
+    while (rest >= (pieces = (f->items[item].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * s->n_kv_heads)) {
+      rest -= pieces;
+      item++;
+    }
+    const pst_engine_forward_item *it = &f->items[item];
+    int head = rest % s->n_kv_heads, offset = rest / s->n_kv_heads * ATTEND_TOKENS;
+    size_t t = (size_t)(f->item_start[item] + offset);
+    pst_kernels_attend a = {
+        .kv_type = f->kv_type,
+        .head_dim = hd,
+        .n_heads = (size_t)per_kv,
+        .n_tokens = (size_t)PST_MIN(ATTEND_TOKENS, it->n - offset),
+        .position = (size_t)(it->first + offset),
+        .window = (size_t)y->window,
+        .scale = f->model->attention_scale,
+        .softcap = f->model->attention_softcap,
+        .q = f->qkv + t * (q + 2 * kv) + (size_t)(head * per_kv) * hd,
+        .q_stride = q + 2 * kv,
+        .out = f->attended + t * q + (size_t)(head * per_kv) * hd,
+        .out_stride = q,
+        .pages = (const uint8_t *const *)it->pages,
+        .k_offset = head_offset(f, layer, head, false),
+        .v_offset = head_offset(f, layer, head, true),
+    };
+    f->k->attention(&a, w->mine->work);
+  }
+  next_stage(w);
+}
+
+/* Rows of floats, quantized as an input. */
+static const pst_kernels_input *quantize_stage(walk *w, const float *rows, pst_kernels_input *shared,
+                                               pst_kernels_input *own) {
+  pst_engine_forward *f = w->f;
+  size_t n = shared->n_cols;
+  if (alone(f)) {
+    own->x = rows;
+    for (int t = 0; t < f->n_tokens; t++) f->k->quantize(rows + (size_t)t * n, 0, own->n_blocks, own, (size_t)t);
+    return own;
+  }
+  int begin, end;
+  while (claim(w, f->n_tokens, 4, &begin, &end))
+    for (int t = begin; t < end; t++) f->k->quantize(rows + (size_t)t * n, 0, shared->n_blocks, shared, (size_t)t);
+  shared->x = rows;
+  next_stage(w);
+  return shared;
+}
+
+static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  size_t ff = (size_t)f->model->info.n_ff;
+  pst_kernels_gate kind = f->model->gate;
+  if (y->down.is_float) {
+    int begin, end;
+    while (claim(w, f->n_tokens, 1, &begin, &end))
+      for (int t = begin; t < end; t++) {
+        const float *row = f->gate_up + (size_t)t * 2 * ff;
+        f->k->gated(kind, row, row + ff, ff, f->gated + (size_t)t * ff);
+      }
+    f->in_gated.x = f->gated;
+    next_stage(w);
+    return &f->in_gated;
+  }
+  if (alone(f)) {
+    pst_kernels_input *own = &w->mine->wide;
+    for (int t = 0; t < f->n_tokens; t++) {
+      const float *row = f->gate_up + (size_t)t * 2 * ff;
+      f->k->gated_quantize(kind, row, row + ff, 0, own->n_blocks, own, (size_t)t);
+    }
+    return own;
+  }
+  int begin, end;
+  while (claim(w, f->n_tokens, 2, &begin, &end))
+    for (int t = begin; t < end; t++) {
+      const float *row = f->gate_up + (size_t)t * 2 * ff;
+      f->k->gated_quantize(kind, row, row + ff, 0, f->in_gated.n_blocks, &f->in_gated, (size_t)t);
+    }
+  next_stage(w);
+  return &f->in_gated;
+}
+
+/* x += matrix * input, through a norm where the layer has one. */
+static void back_to_x(walk *w, const pst_kernels_matrix *matrix, const pst_kernels_input *input, const float *norm) {
+  pst_engine_forward *f = w->f;
+  size_t n = (size_t)f->model->info.n_embd;
+  if (!norm) {
+    product p = {matrix, f->x, n, NULL, true};
+    run_products(w, &p, 1, input, f->n_tokens);
+    return;
+  }
+  product p = {matrix, f->branch, n, NULL, false};
+  run_products(w, &p, 1, input, f->n_tokens);
+  int begin, end;
+  while (claim(w, f->n_tokens, 1, &begin, &end))
+    for (int t = begin; t < end; t++) {
+      float *row = f->branch + (size_t)t * n, *x = f->x + (size_t)t * n;
+      f->k->rmsnorm(row, norm, n, f->model->norm_eps, row);
+      f->k->add(x, row, n, x);
+    }
+  next_stage(w);
+}
+
+static void run_layer(walk *w, int layer) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_model_info *s = &f->model->info;
+  const pst_engine_layer *y = &f->model->layers[layer];
+  size_t q = (size_t)(s->n_heads * s->head_dim), kv = (size_t)(s->n_kv_heads * s->head_dim), ff = (size_t)s->n_ff;
+  w->stage = layer * MAX_STAGES_PER_LAYER;
+  const pst_kernels_input *in = norm_stage(w, f->x, y->attn_norm, &f->in_normed, f->n_tokens);
+  product qkv[] = {{&y->q, f->qkv, q + 2 * kv, y->q_bias, false},
+                   {&y->k, f->qkv + q, q + 2 * kv, y->k_bias, false},
+                   {&y->v, f->qkv + q + kv, q + 2 * kv, y->v_bias, false}};
+  run_products(w, qkv, 3, in, f->n_tokens);
+  store_stage(w, y, layer);
+  attend_stage(w, y, layer);
+  in = quantize_stage(w, f->attended, &f->in_attended, &w->mine->attended);
+  back_to_x(w, &y->o, in, y->post_attn_norm);
+  in = norm_stage(w, f->x, y->ffn_norm, &f->in_normed, f->n_tokens);
+  product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false}, {&y->up, f->gate_up + ff, 2 * ff, NULL, false}};
+  run_products(w, gate_up, 2, in, f->n_tokens);
+  in = gated_stage(w, y);
+  back_to_x(w, &y->down, in, y->post_ffn_norm);
+  assert(w->stage <= (layer + 1) * MAX_STAGES_PER_LAYER); /* each stage has a claim counter of its own */
+}
+
+/* ---- a step ---- */
+
+static void embed(walk *w) {
+  pst_engine_forward *f = w->f;
+  size_t n = (size_t)f->model->info.n_embd;
+  int begin, end;
+  while (claim(w, f->n_tokens, 4, &begin, &end))
+    for (int t = begin; t < end; t++) {
+      float *x = f->x + (size_t)t * n;
+      int item = f->item_of[t];
+      pst_kernels_matrix_row(&f->model->embedding, (size_t)f->items[item].tokens[t - f->item_start[item]], x);
+      if (f->model->embedding_scale != 1.0f) f->k->scale(x, f->model->embedding_scale, n, x);
+      for (int r = 0; r < f->model->n_ropes; r++) {
+        const pst_engine_rope *rope = &f->model->ropes[r];
+        pst_kernels_rope_table((double)f->position[t], (size_t)rope->n_rot, rope->base, rope->scale, rope->factors, 1.0,
+                               f->turns[r] + (size_t)t * (size_t)rope->n_rot);
+      }
+    }
+  next_stage(w);
+}
+
+static void keep(walk *w) {
+  pst_engine_forward *f = w->f;
+  size_t n = (size_t)f->model->info.n_embd;
+  if (w->mine != &f->lanes[0]) return;
+  int at = 0;
+  for (int i = 0; i < f->n_items; i++)
+    for (int k = f->items[i].n - f->items[i].n_logits; k < f->items[i].n; k++, at++)
+      f->k->rmsnorm_quantize(f->x + (size_t)(f->item_start[i] + k) * n, f->model->output_norm, f->model->norm_eps,
+                             f->kept + (size_t)at * n, &f->in_kept, (size_t)at);
+  f->in_kept.x = f->kept;
+  f->n_kept = at;
+}
+
+static void step_thread(void *arg, pst_engine_team *team, int index) {
+  pst_engine_forward *f = arg;
+  walk w = {f, team, &f->lanes[index], f->model->info.n_layers * MAX_STAGES_PER_LAYER};
+  embed(&w);
+  for (int i = 0; i < f->model->info.n_layers; i++) run_layer(&w, i);
+  keep(&w);
+}
+
+void pst_engine_forward_run(pst_engine_forward *f, const pst_engine_forward_item *items, int n_items) {
+  f->items = items;
+  f->n_items = n_items;
+  f->n_tokens = 0;
+  for (int i = 0; i < n_items; i++) {
+    f->item_start[i] = f->n_tokens;
+    for (int k = 0; k < items[i].n; k++, f->n_tokens++) {
+      f->item_of[f->n_tokens] = i;
+      f->position[f->n_tokens] = items[i].first + k;
+    }
+  }
+  for (int i = 0; i < f->n_claims; i++) atomic_store_explicit(&f->claims[i], 0, memory_order_relaxed);
+  pst_engine_pool_run(f->n_threads, step_thread, f);
+}
+
+/* ---- the head ---- */
+
+static void head_thread(void *arg, pst_engine_team *team, int index) {
+  pst_engine_forward *f = arg;
+  walk w = {f, team, &f->lanes[index], 0};
+  const pst_kernels_matrix *m = &f->model->head;
+  size_t vocab = (size_t)f->model->info.n_vocab;
+  int total = f->head_groups ? f->head_n_groups : (int)m->n_groups;
+  int chunk = f->head_groups ? 1 : PST_MAX(total / (team->n_threads * 16), 1), begin, end;
+  while (claim(&w, total, chunk, &begin, &end)) {
+    size_t from = f->head_groups ? (size_t)f->head_groups[begin] : (size_t)begin,
+           to = f->head_groups ? from + 1 : (size_t)end;
+    f->k->matmul(m, &f->in_kept, (size_t)f->head_first, (size_t)f->head_n, from, to, false, f->head_out, vocab,
+                 w.mine->work);
+  }
+}
+
+void pst_engine_forward_logits(pst_engine_forward *f, int first, int n, const int32_t *groups, int n_groups,
+                               float *logits) {
+  f->head_first = first;
+  f->head_n = n;
+  f->head_groups = groups;
+  f->head_n_groups = n_groups;
+  f->head_out = logits;
+  atomic_store_explicit(&f->claims[0], 0, memory_order_relaxed);
+  pst_engine_pool_run(f->n_threads, head_thread, f);
+}

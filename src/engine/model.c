@@ -1,0 +1,469 @@
+/* Opening a model: reads the keys and tensors of its architecture into the layer table and packs the matrices for the kernels.
+ *
+ * Owns the mapping and one block of packed memory. Knows nothing of sequences. Every tensor's type and shape is checked against what the keys say before
+ * anything is packed; an architecture this program does not know, and a tensor it would silently ignore, are refused by name. */
+#include "engine/model.h"
+
+#include <math.h>
+#include <string.h>
+#include <sys/mman.h>
+
+typedef struct loader {
+  pst_engine_model *m;
+  const char *path;
+  pst_error *err;
+  const char *arch; /* key prefix */
+  uint8_t *memory;  /* NULL in the measuring pass */
+  size_t used;
+  bool *taken; /* per tensor: some part of the table named it */
+  size_t n_jobs;
+  struct pack_job {
+    pst_kernels_matrix *matrix;
+    const uint8_t *src;
+    size_t at;
+  } * jobs;
+  size_t jobs_capacity;
+} loader;
+
+/* ---- keys ---- */
+
+static const char *key_of(const loader *l, const char *name, char buf[128]) {
+  snprintf(buf, 128, "%s.%s", l->arch, name);
+  return buf;
+}
+
+static int need_int(loader *l, const char *name, int64_t min, int64_t max, int *ret) {
+  char key[128];
+  uint64_t v;
+  int code = pst_engine_gguf_get_u64(l->m->gguf, key_of(l, name, key), &v, l->err);
+  if (code) return code;
+  if (v < (uint64_t)min || v > (uint64_t)max)
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "key '%s' is %llu, outside %lld to %lld", key,
+                         (unsigned long long)v, (long long)min, (long long)max);
+  *ret = (int)v;
+  return 0;
+}
+
+static int want_int(loader *l, const char *name, int64_t min, int64_t max, int *value) {
+  char key[128];
+  return pst_engine_gguf_find(l->m->gguf, key_of(l, name, key)) ? need_int(l, name, min, max, value) : 0;
+}
+
+static int want_double(loader *l, const char *name, double min, double max, double *value) {
+  char key[128];
+  int code = pst_engine_gguf_opt_f64(l->m->gguf, key_of(l, name, key), value, l->err);
+  if (code) return code;
+  if (!(*value >= min && *value <= max))
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "key '%s' is %g, outside %g to %g", key, *value, min, max);
+  return 0;
+}
+
+/* ---- tensors ---- */
+
+static const pst_engine_gguf_tensor *find_tensor(loader *l, const char *name) {
+  const pst_engine_gguf_tensor *t = pst_engine_gguf_find_tensor(l->m->gguf, name);
+  if (t) {
+    for (size_t i = 0; i < pst_engine_gguf_n_tensors(l->m->gguf); i++)
+      if (pst_engine_gguf_tensor_at(l->m->gguf, i) == t) l->taken[i] = true;
+  }
+  return t;
+}
+
+static int check_shape(loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t rows, size_t cols) {
+  if (!t) return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "tensor '%s' is missing", name);
+  bool fits = t->dims[0] == cols && t->dims[1] == rows && t->dims[2] == 1 && t->dims[3] == 1;
+  if (fits) return 0;
+  return pst_error_set(l->err, PST_E_BAD_INPUT, l->path,
+                       "tensor '%s' has shape %llu x %llu, where the keys ask for %zu x %zu", name,
+                       (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], rows, cols);
+}
+
+static size_t take_bytes(loader *l, size_t bytes) {
+  size_t at = l->used;
+  l->used += (bytes + 63) & ~(size_t)63;
+  return at;
+}
+
+/* A weight matrix, required. In the first pass its size is counted; the second sets its memory and queues the packing. */
+static int load_matrix(loader *l, const char *name, size_t rows, size_t cols, pst_kernels_matrix *ret) {
+  const pst_engine_gguf_tensor *t = find_tensor(l, name);
+  int code = check_shape(l, t, name, rows, cols);
+  if (code) return code;
+  pst_kernels_matrix matrix;
+  code = pst_kernels_matrix_init(t->type, rows, cols, &matrix, l->err);
+  if (code) {
+    pst_error_prefix(l->err, "tensor '%s'", name);
+    if (l->err) snprintf(l->err->place, sizeof l->err->place, "%s", l->path);
+    return code;
+  }
+  size_t at = take_bytes(l, pst_kernels_matrix_bytes(&matrix));
+  *ret = matrix;
+  if (!l->memory) return 0;
+  ret->data = l->memory + at;
+  if (pst_array_reserve((void **)&l->jobs, &l->jobs_capacity, l->n_jobs + 1, sizeof *l->jobs))
+    return pst_error_set(l->err, PST_E_NOMEM, l->path, "no memory to pack the weights");
+  l->jobs[l->n_jobs++] = (struct pack_job){ret, t->data, at};
+  return 0;
+}
+
+/* A row of floats (norm, bias, rope factors), as float32. */
+static int load_row(loader *l, const char *name, size_t n, bool required, const float **ret) {
+  const pst_engine_gguf_tensor *t = find_tensor(l, name);
+  *ret = NULL;
+  if (!t && !required) return 0;
+  int code = check_shape(l, t, name, 1, n);
+  if (code) return code;
+  if (t->type != PST_TYPE_F32 && t->type != PST_TYPE_F16 && t->type != PST_TYPE_BF16)
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                         "tensor '%s' has type %s; norms and biases must be F32, F16 or BF16", name,
+                         pst_kernels_type_info(t->type)->name);
+  size_t at = take_bytes(l, n * sizeof(float));
+  if (!l->memory) return 0;
+  float *row = (float *)(void *)(l->memory + at);
+  code = pst_kernels_dequantize_row(t->type, t->data, n, row);
+  for (size_t i = 0; i < n && !code; i++)
+    if (!isfinite(row[i])) code = PST_E_BAD_INPUT;
+  if (code) return pst_error_set(l->err, code, l->path, "tensor '%s' holds a value that is not finite", name);
+  *ret = row;
+  return 0;
+}
+
+static int layer_matrix(loader *l, int layer, const char *name, size_t rows, size_t cols, pst_kernels_matrix *ret) {
+  char full[96];
+  snprintf(full, sizeof full, "blk.%d.%s.weight", layer, name);
+  return load_matrix(l, full, rows, cols, ret);
+}
+
+static int layer_row(loader *l, int layer, const char *name, size_t n, bool required, const float **ret) {
+  char full[96];
+  snprintf(full, sizeof full, "blk.%d.%s", layer, name);
+  return load_row(l, full, n, required, ret);
+}
+
+/* The parts that every decoder of this family has. */
+static int load_common_layer(loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  size_t embd = (size_t)f->n_embd, ff = (size_t)f->n_ff, hd = (size_t)f->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
+  int code = layer_row(l, i, "attn_norm.weight", embd, true, &y->attn_norm);
+  if (!code) code = layer_matrix(l, i, "attn_q", q, embd, &y->q);
+  if (!code) code = layer_matrix(l, i, "attn_k", kv, embd, &y->k);
+  if (!code) code = layer_matrix(l, i, "attn_v", kv, embd, &y->v);
+  if (!code) code = layer_matrix(l, i, "attn_output", embd, q, &y->o);
+  if (!code) code = layer_row(l, i, "ffn_norm.weight", embd, true, &y->ffn_norm);
+  if (!code) code = layer_matrix(l, i, "ffn_gate", ff, embd, &y->gate);
+  if (!code) code = layer_matrix(l, i, "ffn_up", ff, embd, &y->up);
+  if (!code) code = layer_matrix(l, i, "ffn_down", embd, ff, &y->down);
+  return code;
+}
+
+/* ---- architectures ---- */
+
+static int llama_layer(loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  int code = load_common_layer(l, i, y);
+  if (!code) code = layer_row(l, i, "attn_q.bias", (size_t)(f->n_heads * f->head_dim), false, &y->q_bias);
+  if (!code) code = layer_row(l, i, "attn_k.bias", (size_t)(f->n_kv_heads * f->head_dim), false, &y->k_bias);
+  if (!code) code = layer_row(l, i, "attn_v.bias", (size_t)(f->n_kv_heads * f->head_dim), false, &y->v_bias);
+  return code;
+}
+
+static int rope_scaling(loader *l, double *ret_scale) {
+  char key[128];
+  pst_str type = PST_STR("none");
+  double factor = 1;
+  int code = pst_engine_gguf_opt_str(l->m->gguf, key_of(l, "rope.scaling.type", key), &type, l->err);
+  if (!code) code = want_double(l, "rope.scaling.factor", 1e-6, 1e6, &factor);
+  if (code) return code;
+  if (!pst_str_is(type, "none") && !pst_str_is(type, "linear"))
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s' is '%.*s'; known are none and linear", key,
+                         (int)PST_MIN(type.n, (size_t)40), type.data);
+  *ret_scale = pst_str_is(type, "linear") ? 1 / factor : 1;
+  return 0;
+}
+
+static int llama_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  pst_engine_rope *r = &m->ropes[0];
+  m->n_ropes = 1;
+  *r = (pst_engine_rope){10000, 1, NULL, PST_KERNELS_ROPE_PAIRS, m->info.head_dim};
+  int code = want_int(l, "rope.dimension_count", 2, m->info.head_dim, &r->n_rot);
+  if (!code) code = want_double(l, "rope.freq_base", 1, 1e12, &r->base);
+  if (!code) code = rope_scaling(l, &r->scale);
+  if (!code) code = load_row(l, "rope_freqs.weight", (size_t)r->n_rot / 2, false, &r->factors);
+  m->gate = PST_KERNELS_SILU;
+  return code;
+}
+
+static int gemma3_layer(loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  int window = 512, pattern = 6;
+  int code = load_common_layer(l, i, y);
+  if (!code) code = layer_row(l, i, "attn_q_norm.weight", (size_t)f->head_dim, true, &y->q_norm);
+  if (!code) code = layer_row(l, i, "attn_k_norm.weight", (size_t)f->head_dim, true, &y->k_norm);
+  if (!code) code = layer_row(l, i, "post_attention_norm.weight", (size_t)f->n_embd, true, &y->post_attn_norm);
+  if (!code) code = layer_row(l, i, "post_ffw_norm.weight", (size_t)f->n_embd, true, &y->post_ffn_norm);
+  if (!code) code = need_int(l, "attention.sliding_window", 1, 1 << 24, &window);
+  bool local = (i + 1) % pattern != 0;
+  y->window = local ? window : 0;
+  y->rope = local ? 1 : 0;
+  return code;
+}
+
+static int gemma3_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  m->n_ropes = 2;
+  m->ropes[0] = (pst_engine_rope){1e6, 1, NULL, PST_KERNELS_ROPE_HALVES, m->info.head_dim};
+  m->ropes[1] = (pst_engine_rope){1e4, 1, NULL, PST_KERNELS_ROPE_HALVES, m->info.head_dim};
+  int code = want_double(l, "rope.freq_base", 1, 1e12, &m->ropes[0].base);
+  if (!code) code = want_double(l, "rope.local.freq_base", 1, 1e12, &m->ropes[1].base);
+  if (!code) code = rope_scaling(l, &m->ropes[0].scale);
+  m->embedding_scale = sqrtf((float)m->info.n_embd);
+  /* The 27B alone scales queries by its width per head instead of the head's own. */
+  if (m->info.n_layers == 62) m->attention_scale = 1.0f / sqrtf((float)m->info.n_embd / (float)m->info.n_heads);
+  m->gate = PST_KERNELS_GELU_TANH;
+  return code;
+}
+
+static const struct architecture {
+  const char *name;
+  int (*keys)(loader *l);
+  int (*layer)(loader *l, int i, pst_engine_layer *y);
+} architectures[] = {
+    {"llama", llama_keys, llama_layer},
+    {"gemma3", gemma3_keys, gemma3_layer},
+};
+
+static const struct architecture *find_architecture(loader *l) {
+  pst_str name;
+  if (pst_engine_gguf_get_str(l->m->gguf, "general.architecture", &name, l->err)) return NULL;
+  pst_buf known = PST_BUF_INIT;
+  for (size_t i = 0; i < PST_ARRAY_LEN(architectures); i++) {
+    if (pst_str_is(name, architectures[i].name)) {
+      pst_buf_done(&known);
+      return &architectures[i];
+    }
+    pst_buf_printf(&known, "%s%s", i ? ", " : "", architectures[i].name);
+  }
+  pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "architecture '%.*s' is not known; known are %s",
+                (int)PST_MIN(name.n, (size_t)60), name.data, pst_buf_text(&known));
+  pst_buf_done(&known);
+  return NULL;
+}
+
+static int read_shape(loader *l) {
+  pst_engine_model_info *f = &l->m->info;
+  double eps = 1e-6;
+  int code = need_int(l, "block_count", 1, 1024, &f->n_layers);
+  if (!code) code = need_int(l, "context_length", 1, 1 << 30, &f->n_ctx_train);
+  if (!code) code = need_int(l, "embedding_length", 32, 1 << 17, &f->n_embd);
+  if (!code) code = need_int(l, "feed_forward_length", 32, 1 << 19, &f->n_ff);
+  if (!code) code = need_int(l, "attention.head_count", 1, 1024, &f->n_heads);
+  f->n_kv_heads = f->n_heads;
+  if (!code) code = want_int(l, "attention.head_count_kv", 1, 1024, &f->n_kv_heads);
+  if (code) return code;
+  f->head_dim = f->n_embd / f->n_heads;
+  code = want_int(l, "attention.key_length", 8, 1024, &f->head_dim);
+  int value_dim = f->head_dim;
+  if (!code) code = want_int(l, "attention.value_length", 8, 1024, &value_dim);
+  if (!code) code = want_double(l, "attention.layer_norm_rms_epsilon", 0, 1, &eps);
+  if (code) return code;
+  if (f->n_heads % f->n_kv_heads)
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "%d query heads are not a multiple of %d key heads",
+                         f->n_heads, f->n_kv_heads);
+  if (f->head_dim % 8 || f->head_dim > 256 || value_dim != f->head_dim)
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                         "head size %d (values %d): known are equal sizes, multiples of 8 up to 256", f->head_dim,
+                         value_dim);
+  l->m->norm_eps = (float)eps;
+  l->m->embedding_scale = 1;
+  l->m->attention_scale = 1.0f / sqrtf((float)f->head_dim);
+  return 0;
+}
+
+static int load_table(loader *l, const struct architecture *a) {
+  pst_engine_model *m = l->m;
+  size_t vocab = (size_t)m->info.n_vocab, embd = (size_t)m->info.n_embd;
+  l->used = 0;
+  l->n_jobs = 0;
+  int code = a->keys(l);
+  if (!code) code = load_matrix(l, "token_embd.weight", vocab, embd, &m->embedding);
+  if (!code) code = load_row(l, "output_norm.weight", embd, true, &m->output_norm);
+  if (!code && pst_engine_gguf_find_tensor(m->gguf, "output.weight"))
+    code = load_matrix(l, "output.weight", vocab, embd, &m->head);
+  else
+    m->head = m->embedding;
+  for (int i = 0; i < m->info.n_layers && !code; i++) {
+    memset(&m->layers[i], 0, sizeof m->layers[i]);
+    code = a->layer(l, i, &m->layers[i]);
+  }
+  return code;
+}
+
+static int refuse_leftovers(loader *l) {
+  for (size_t i = 0; i < pst_engine_gguf_n_tensors(l->m->gguf); i++) {
+    if (l->taken[i]) continue;
+    pst_str name = pst_engine_gguf_tensor_at(l->m->gguf, i)->name;
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                         "tensor '%.*s' has no place in architecture %s as this program knows it", (int)name.n,
+                         name.data, l->arch);
+  }
+  return 0;
+}
+
+/* ---- packing ---- */
+
+typedef struct pack_work {
+  const loader *l;
+  atomic_size_t next;
+} pack_work;
+
+/* Threads take whole matrices, largest pieces first by nature (the embedding leads), split into runs of groups. */
+enum { PACK_RUN = 64 };
+
+static void *pack_thread(void *arg) {
+  pack_work *w = arg;
+  size_t index = 0, first = 0; /* job that run number `first` begins */
+  for (;;) {
+    size_t run = atomic_fetch_add(&w->next, 1);
+    for (; index < w->l->n_jobs; index++) {
+      size_t n_runs = (w->l->jobs[index].matrix->n_groups + PACK_RUN - 1) / PACK_RUN;
+      if (run < first + n_runs) break;
+      first += n_runs;
+    }
+    if (index == w->l->n_jobs) return NULL;
+    const struct pack_job *j = &w->l->jobs[index];
+    size_t begin = (run - first) * PACK_RUN, end = PST_MIN(begin + PACK_RUN, j->matrix->n_groups);
+    pst_kernels_matrix_pack(j->matrix, j->src, begin, end, w->l->memory + j->at);
+  }
+}
+
+static void pack_all(const loader *l, int n_threads) {
+  pack_work w = {l, 0};
+  pthread_t threads[64] = {0};
+  int n = 0;
+  while (n < PST_MIN(n_threads, 64) - 1 && pthread_create(&threads[n], NULL, pack_thread, &w) == 0) n++;
+  pack_thread(&w);
+  for (int i = 0; i < n; i++) pthread_join(threads[i], NULL);
+}
+
+/* ---- opening ---- */
+
+static const char *main_type(const pst_engine_gguf *g) {
+  size_t bytes[PST_TYPE_END] = {0};
+  uint32_t best = PST_TYPE_F32;
+  for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
+    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
+    if (t->type < PST_TYPE_END) bytes[t->type] += t->bytes;
+  }
+  for (uint32_t t = 0; t < PST_TYPE_END; t++)
+    if (bytes[t] > bytes[best]) best = t;
+  return pst_kernels_type_info(best)->name;
+}
+
+static int open_text_side(pst_engine_model *m, const char *path, pst_error *err) {
+  int code = pst_engine_tokenizer_create(m->gguf, &m->tokenizer, err);
+  if (code) return code;
+  const pst_engine_tokenizer_info *words = pst_engine_tokenizer_get_info(m->tokenizer);
+  m->info.n_vocab = words->n_vocab;
+  m->info.bos = words->bos;
+  m->info.eos = words->eos;
+  pst_str text = {NULL, 0};
+  code = pst_engine_gguf_opt_str(m->gguf, "tokenizer.chat_template", &text, err);
+  if (code || !text.n) return code;
+  code = pst_engine_template_create(text, &m->chat_template, err);
+  if (code) {
+    pst_error_prefix(err, "the chat template of the file");
+    if (err) snprintf(err->place, sizeof err->place, "%s", path);
+  }
+  m->info.has_template = !code;
+  return code;
+}
+
+static int load_weights(pst_engine_model *m, const char *path, int n_threads, pst_error *err) {
+  loader l = {0};
+  l.m = m;
+  l.path = path;
+  l.err = err;
+  int code = 0;
+  const struct architecture *a = find_architecture(&l);
+  if (!a) return err && err->code ? err->code : PST_E_UNSUPPORTED;
+  l.arch = m->info.architecture = a->name;
+  code = read_shape(&l);
+  if (code) return code;
+  m->layers = pst_calloc((size_t)m->info.n_layers, sizeof *m->layers);
+  l.taken = pst_calloc(pst_engine_gguf_n_tensors(m->gguf), sizeof *l.taken);
+  if (!m->layers || !l.taken) code = pst_error_set(err, PST_E_NOMEM, path, "no memory for the layer table");
+  if (!code) code = load_table(&l, a); /* measures */
+  if (!code) code = refuse_leftovers(&l);
+  if (code) goto done;
+  m->packed_bytes = l.used + 64;
+  m->packed = pst_malloc_aligned(m->packed_bytes, 2u << 20);
+  if (!m->packed) {
+    code =
+        pst_error_set(err, PST_E_NOMEM, path, "no memory for %.0f MB of packed weights", (double)m->packed_bytes / 1e6);
+    goto done;
+  }
+  (void)madvise(m->packed, m->packed_bytes, MADV_HUGEPAGE);
+  l.memory = m->packed;
+  code = load_table(&l, a); /* places */
+  if (code) goto done;
+  pack_all(&l, n_threads > 0 ? n_threads : pst_cpu_count());
+  if (!pst_engine_gguf_find_tensor(m->gguf, "output.weight")) m->head = m->embedding;
+  /* The source pages are not read again: give them back to the system's cache. */
+  const pst_map *map = pst_engine_gguf_map(m->gguf);
+  (void)madvise((void *)(uintptr_t)map->data, map->n, MADV_DONTNEED);
+done:
+  pst_free(l.taken);
+  pst_free(l.jobs);
+  return code;
+}
+
+int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err) {
+  pst_error own = PST_ERROR_INIT;
+  if (!err) err = &own;
+  pst_engine_model *m = pst_calloc(1, sizeof *m);
+  if (!m) return pst_error_set(err, PST_E_NOMEM, path, "no memory");
+  atomic_init(&m->n_refs, 1);
+  m->kernels = pst_kernels_get();
+  int code = pst_engine_gguf_open(path, &m->gguf, err);
+  if (!code) code = open_text_side(m, path, err);
+  if (!code) code = load_weights(m, path, n_threads, err);
+  if (code) {
+    pst_engine_model_unref(m);
+    return code;
+  }
+  pst_engine_model_info *f = &m->info;
+  const pst_map *map = pst_engine_gguf_map(m->gguf);
+  f->path = pst_engine_gguf_path(m->gguf);
+  f->name = f->path;
+  f->weights = main_type(m->gguf);
+  f->isa = m->kernels->name;
+  f->file_bytes = (int64_t)map->n;
+  f->packed_bytes = (int64_t)m->packed_bytes;
+  for (size_t i = 0; i < pst_engine_gguf_n_tensors(m->gguf); i++)
+    f->n_params += (int64_t)pst_engine_gguf_tensor_at(m->gguf, i)->n_elements;
+  f->kv_bytes_per_token_f16 = (int64_t)f->n_layers * f->n_kv_heads * 2 *
+                              (int64_t)(pst_kernels_page_bytes(PST_TYPE_F16, (size_t)f->head_dim) / PST_KERNELS_PAGE);
+  uint64_t identity[3] = {map->inode, map->mtime_ns, map->n};
+  m->content_key = pst_hash64(identity, sizeof identity, 1);
+  *ret_model = m;
+  return 0;
+}
+
+pst_engine_model *pst_engine_model_ref(pst_engine_model *m) {
+  atomic_fetch_add(&m->n_refs, 1);
+  return m;
+}
+
+void pst_engine_model_unref(pst_engine_model *m) {
+  if (!m || atomic_fetch_sub(&m->n_refs, 1) > 1) return;
+  pst_engine_template_free(m->chat_template);
+  pst_engine_tokenizer_free(m->tokenizer);
+  pst_engine_gguf_close(m->gguf);
+  pst_free(m->layers);
+  pst_free(m->packed);
+  pst_free(m);
+}
+
+const pst_engine_model_info *pst_engine_model_get_info(const pst_engine_model *m) { return &m->info; }

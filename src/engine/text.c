@@ -1,0 +1,70 @@
+/* The engine's public text functions: tokens of a text, text of tokens, and a conversation through the model's template. */
+#include <string.h>
+
+#include "engine/model.h"
+
+int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool special, bool add_bos,
+                        pst_engine_tokens *tokens, pst_error *err) {
+  unsigned flags = (special ? PST_ENGINE_ENCODE_SPECIAL : 0) | (add_bos ? PST_ENGINE_ENCODE_ADD_BOS : 0);
+  return pst_engine_tokenizer_encode(model->tokenizer, text, flags, tokens, err);
+}
+
+int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, size_t n, bool special, pst_buf *out) {
+  pst_engine_tokenizer_decode(model->tokenizer, ids, n, special, out);
+  return pst_buf_status(out);
+}
+
+static int encode_output(const pst_engine_model *model, const pst_engine_template_output *rendered,
+                         pst_engine_tokens *tokens, pst_error *err) {
+  pst_engine_span *spans = pst_malloc(rendered->n_spans * sizeof *spans);
+  if (!spans) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the prompt");
+  for (size_t i = 0; i < rendered->n_spans; i++) {
+    const pst_engine_template_span *s = &rendered->spans[i];
+    spans[i] = (pst_engine_span){{rendered->text.data + s->start, s->end - s->start}, s->trusted};
+  }
+  tokens->n = 0;
+  int code = pst_engine_tokenizer_encode_spans(model->tokenizer, spans, rendered->n_spans, 0, tokens, err);
+  /* A template that does not begin with BOS leaves it to the tokenizer's own rule. */
+  int32_t bos = model->info.bos;
+  if (!code && bos >= 0 && pst_engine_tokenizer_get_info(model->tokenizer)->add_bos &&
+      (tokens->n == 0 || tokens->ids[0] != bos)) {
+    code = pst_array_reserve((void **)&tokens->ids, &tokens->capacity, tokens->n + 1, sizeof *tokens->ids);
+    if (code)
+      pst_error_set(err, code, NULL, "no memory for the prompt");
+    else {
+      memmove(tokens->ids + 1, tokens->ids, tokens->n * sizeof *tokens->ids);
+      tokens->ids[0] = bos;
+      tokens->n++;
+    }
+  }
+  pst_free(spans);
+  return code;
+}
+
+int pst_engine_render_chat(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
+                           pst_buf *ret_text, pst_error *err) {
+  if (!model->chat_template)
+    return pst_error_set(err, PST_E_UNSUPPORTED, "messages",
+                         "this model has no chat template; use /v1/completions, or a plan with the plain layout");
+  const pst_engine_tokenizer_info *t = pst_engine_tokenizer_get_info(model->tokenizer);
+  const struct {
+    const char *name;
+    int32_t id;
+  } named[] = {{"bos_token", t->bos}, {"eos_token", t->eos}, {"unk_token", t->unk}, {"pad_token", t->pad}};
+  pst_engine_template_token variables[PST_ARRAY_LEN(named)];
+  size_t n = 0;
+  for (size_t i = 0; i < PST_ARRAY_LEN(named); i++)
+    if (named[i].id >= 0)
+      variables[n++] =
+          (pst_engine_template_token){named[i].name, pst_engine_tokenizer_bytes(model->tokenizer, named[i].id)};
+  pst_engine_template_input input = {0};
+  input.chat = chat;
+  input.tokens = variables;
+  input.n_tokens = n;
+  pst_engine_template_output out = PST_ENGINE_TEMPLATE_OUTPUT_INIT;
+  int code = pst_engine_template_render(model->chat_template, &input, &out, err);
+  if (!code) code = encode_output(model, &out, tokens, err);
+  if (!code && ret_text) pst_buf_append_str(ret_text, pst_buf_str(&out.text));
+  pst_engine_template_output_done(&out);
+  return code;
+}

@@ -1,0 +1,193 @@
+/* A request's log-probabilities are the same bits alone, in any batch, chunking, thread count, with or without prefix reuse and prompt-lookup drafts.
+ *
+ * Runs on the real models named by PENSTOCK_TEST_SMOLLM2 and PENSTOCK_TEST_GEMMA3. PENSTOCK_TEST_MIXES: how many random mixes of each (default 100 and 20);
+ * PENSTOCK_TEST_SEED: their seed. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <penstock/engine.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_PROMPTS = 10, MAX_ANSWER = 8, N_TOP = 5 };
+
+/* One answer as it is compared: every bit of it. */
+typedef struct answer {
+  int n;
+  int32_t tokens[MAX_ANSWER];
+  float values[MAX_ANSWER][1 + 2 * N_TOP];
+  bool failed;
+} answer;
+
+typedef struct waiter {
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  int n_ended;
+} waiter;
+
+typedef struct seat {
+  waiter *w;
+  answer a;
+} seat;
+
+typedef struct fixture {
+  pst_engine_model *model;
+  pst_engine_tokens prompts[N_PROMPTS];
+  answer expected[N_PROMPTS][2]; /* greedy, sampled */
+} fixture;
+
+static void on_event(void *user, const pst_engine_event *e) {
+  seat *s = user;
+  if (e->token >= 0 && s->a.n < MAX_ANSWER) {
+    float *v = s->a.values[s->a.n];
+    *v++ = e->logprob;
+    for (size_t i = 0; i < N_TOP; i++) {
+      *v++ = i < e->n_top ? e->top[i].logprob : 0;
+      *v++ = i < e->n_top ? (float)e->top[i].token : -1;
+    }
+    s->a.tokens[s->a.n++] = e->token;
+  }
+  if (e->finish == PST_ENGINE_FINISH_NONE) return;
+  s->a.failed = e->finish == PST_ENGINE_FINISH_ERROR;
+  pthread_mutex_lock(&s->w->lock);
+  s->w->n_ended++;
+  pthread_cond_signal(&s->w->changed);
+  pthread_mutex_unlock(&s->w->lock);
+}
+
+static void submit(pst_engine *engine, const fixture *f, int prompt, bool sampled, bool lookup, seat *s) {
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_request q = {0};
+  uint64_t id;
+  q.prompt = f->prompts[prompt].ids;
+  q.n_prompt = f->prompts[prompt].n;
+  q.max_tokens = MAX_ANSWER;
+  q.sampling = pst_engine_sampling_default();
+  q.sampling.temperature = sampled ? 0.8f : 0.0f;
+  q.sampling.seed = 42;
+  q.ignore_end = true;
+  q.speculation = lookup ? PST_ENGINE_SPEC_LOOKUP : PST_ENGINE_SPEC_NONE;
+  q.n_logprobs = N_TOP;
+  q.callback = on_event;
+  q.user = s;
+  if (pst_engine_submit(engine, &q, &id, &err)) fail_msg("%s", err.message);
+}
+
+static void wait_for(waiter *w, int n) {
+  pthread_mutex_lock(&w->lock);
+  while (w->n_ended < n) pthread_cond_wait(&w->changed, &w->lock);
+  pthread_mutex_unlock(&w->lock);
+}
+
+static pst_engine *open_engine(const fixture *f, int slots, int chunk, int threads, bool reuse) {
+  pst_error err = PST_ERROR_INIT;
+  pst_engine *engine = NULL;
+  pst_engine_options o = pst_engine_options_default();
+  o.slots = slots;
+  o.chunk = chunk;
+  o.threads = threads;
+  o.n_ctx = 512;
+  o.kv_tokens = 4096;
+  o.no_reuse = !reuse;
+  if (pst_engine_create(f->model, &o, &engine, &err)) fail_msg("%s", err.message);
+  return engine;
+}
+
+/* Prompts that share beginnings of several lengths, repeat themselves, and end anywhere. */
+static void make_prompts(fixture *f) {
+  pst_error err = PST_ERROR_INIT;
+  pst_buf text = PST_BUF_INIT;
+  for (int i = 0; i < N_PROMPTS; i++) {
+    pst_buf_clear(&text);
+    pst_buf_puts(&text, i % 3 == 2 ? "Colours: red, green, blue, red, green, blue, red, green,"
+                                   : "You sort messages of customers by what they want. ");
+    for (int k = 0; k <= i; k++)
+      pst_buf_printf(&text, "Message %d: where is my parcel number %d? Answer: delivery. ", k, 100 + 7 * k);
+    if (i % 2) pst_buf_puts(&text, "Message: the cup is broken. Answer:");
+    assert_int_equal(pst_engine_tokenize(f->model, pst_buf_str(&text), false, true, &f->prompts[i], &err), 0);
+  }
+  pst_buf_done(&text);
+}
+
+static void expect_alone(fixture *f) {
+  for (int i = 0; i < N_PROMPTS; i++)
+    for (int sampled = 0; sampled < 2; sampled++) {
+      pst_engine *engine = open_engine(f, 1, 512, 1, false);
+      waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+      seat s = {&w, {0}};
+      submit(engine, f, i, sampled, false, &s);
+      wait_for(&w, 1);
+      pst_engine_free(engine);
+      assert_false(s.a.failed);
+      assert_int_equal(s.a.n, MAX_ANSWER);
+      f->expected[i][sampled] = s.a;
+    }
+}
+
+static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
+  int slots = 1 + (int)pst_random_below(r, 6), chunk = 16 + (int)pst_random_below(r, 240),
+      threads = 1 + (int)pst_random_below(r, 3);
+  bool reuse = pst_random_below(r, 4) != 0;
+  int n = 1 + (int)pst_random_below(r, 7);
+  pst_engine *engine = open_engine(f, slots, chunk, threads, reuse);
+  waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+  seat seats[8];
+  int prompt[8], sampled[8];
+  for (int i = 0; i < n; i++) {
+    prompt[i] = (int)pst_random_below(r, N_PROMPTS);
+    sampled[i] = pst_random_below(r, 3) == 0;
+    seats[i] = (seat){&w, {0}};
+    submit(engine, f, prompt[i], sampled[i] != 0, pst_random_below(r, 2) != 0, &seats[i]);
+    if (pst_random_below(r, 4) == 0) wait_for(&w, 1 + (int)pst_random_below(r, (uint64_t)i + 1)); /* some come late */
+  }
+  wait_for(&w, n);
+  pst_engine_free(engine);
+  for (int i = 0; i < n; i++)
+    if (memcmp(&seats[i].a, &f->expected[prompt[i]][sampled[i]], sizeof(answer)))
+      fail_msg(
+          "mix %llu: slots %d, chunk %d, threads %d, reuse %d: request %d (prompt %d, sampled %d) differs from the same alone",
+          (unsigned long long)mix, slots, chunk, threads, reuse, i, prompt[i], sampled[i]);
+}
+
+static void run_model(const char *variable, int default_mixes) {
+  const char *path = getenv(variable), *mixes = getenv("PENSTOCK_TEST_MIXES"), *seed = getenv("PENSTOCK_TEST_SEED");
+  if (!path || !pst_file_exists(path)) {
+    print_message("SKIP reason: %s names no model file\n", variable);
+    skip();
+  }
+  fixture f = {0};
+  pst_error err = PST_ERROR_INIT;
+  if (pst_engine_model_open(path, 0, &f.model, &err)) fail_msg("%s", err.message);
+  make_prompts(&f);
+  expect_alone(&f);
+  int n = mixes ? atoi(mixes) : default_mixes;
+  uint64_t start = seed ? strtoull(seed, NULL, 10) : 1;
+  print_message("seed %llu, %d mixes\n", (unsigned long long)start, n);
+  for (int i = 0; i < n; i++) {
+    pst_random r = {start, (uint64_t)i, 0};
+    run_mix(&f, &r, (uint64_t)i);
+  }
+  for (int i = 0; i < N_PROMPTS; i++) pst_engine_tokens_done(&f.prompts[i]);
+  pst_engine_model_unref(f.model);
+}
+
+static void test_llama_mixes(void **state) {
+  (void)state;
+  run_model("PENSTOCK_TEST_SMOLLM2", 100);
+}
+
+static void test_gemma3_mixes(void **state) {
+  (void)state;
+  run_model("PENSTOCK_TEST_GEMMA3", 20);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_llama_mixes),
+      cmocka_unit_test(test_gemma3_mixes),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,405 @@
+/* Every slot of every table against the scalar one, bit for bit: random shapes, odd tails, extremes, unaligned outputs, guard bytes.
+ *
+ * The tolerance is zero: reference.c fixes the order of operations and the instruction sets follow it. $PENSTOCK_SEED repeats a run. */
+#include "kernels/check.h"
+
+#include <math.h>
+
+static const pst_kernels *scalar(void) { return pst_kernels_find("scalar"); }
+
+static char label[256];
+static const char *name_of(const pst_kernels *k, const char *what, size_t a, size_t b, size_t c) {
+  snprintf(label, sizeof label, "%s %s %zu %zu %zu", k->name, what, a, b, c);
+  return label;
+}
+
+/* ---- vectors ---------------------------------------------------------------------------------------------------- */
+
+static void check_inputs_same(const char *what, const check_input *want, const check_input *got) {
+  size_t tokens = want->in.max_tokens;
+  assert_memory_equal(want->in.q, got->in.q, tokens * want->in.n_cols);
+  check_same(what, want->in.d, got->in.d, tokens * want->in.n_blocks);
+  check_same(what, want->in.s, got->in.s, tokens * want->in.n_blocks);
+  assert_memory_equal(want->in.half, got->in.half, tokens * want->in.n_blocks * 4);
+}
+
+static void quantizers(void **state) {
+  (void)state;
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (int round = 0; round < 200; round++) {
+      size_t cols = 32 * (1 + check_below(50));
+      check_input want = check_input_make(2, cols, round % 7 == 0), got = check_input_make(2, cols, false);
+      memcpy(got.rows, want.rows, 2 * cols * sizeof(float));
+      float *weight = check_alloc(cols * sizeof(float), 4), *up = check_alloc(cols * sizeof(float), 8);
+      float *out_a = check_alloc(cols * sizeof(float), 12), *out_b = check_alloc(cols * sizeof(float), 20);
+      check_fill(weight, cols);
+      check_fill(up, cols);
+      for (size_t t = 0; t < 2; t++) {
+        size_t cut = check_below(want.in.n_blocks + 1);
+        (*k)->quantize(want.rows + t * cols, 0, cut, &got.in, t);
+        (*k)->quantize(want.rows + t * cols, cut, want.in.n_blocks, &got.in, t);
+      }
+      check_inputs_same(name_of(*k, "quantize", cols, 0, 0), &want, &got);
+      const float *w = check_below(3) ? weight : NULL;
+      for (size_t t = 0; t < 2; t++) {
+        scalar()->rmsnorm_quantize(want.rows + t * cols, w, 1e-5f, t ? out_a : NULL, &want.in, t);
+        (*k)->rmsnorm_quantize(want.rows + t * cols, w, 1e-5f, t ? out_b : NULL, &got.in, t);
+      }
+      check_inputs_same(name_of(*k, "rmsnorm_quantize", cols, 0, 0), &want, &got);
+      check_same(name_of(*k, "rmsnorm_quantize", cols, 1, 0), out_a, out_b, cols);
+      pst_kernels_gate gate = check_below(2) ? PST_KERNELS_SILU : PST_KERNELS_GELU_TANH;
+      for (size_t t = 0; t < 2; t++) {
+        scalar()->gated_quantize(gate, want.rows + t * cols, up, 0, want.in.n_blocks, &want.in, t);
+        (*k)->gated_quantize(gate, want.rows + t * cols, up, 0, want.in.n_blocks, &got.in, t);
+      }
+      check_inputs_same(name_of(*k, "gated_quantize", cols, gate, 0), &want, &got);
+      check_free(weight);
+      check_free(up);
+      check_free(out_a);
+      check_free(out_b);
+      check_input_free(&want);
+      check_input_free(&got);
+    }
+}
+
+static void elementwise(void **state) {
+  (void)state;
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (int round = 0; round < 300; round++) {
+      size_t n = 1 + check_below(300);
+      float *x = check_alloc(n * 4, 4 * check_below(16)), *y = check_alloc(n * 4, 4 * check_below(16));
+      float *a = check_alloc(n * 4, 4 * check_below(16)), *b = check_alloc(n * 4, 4 * check_below(16));
+      check_fill(x, n);
+      check_fill(y, n);
+      scalar()->rmsnorm(x, round & 1 ? y : NULL, n, 1e-6f, a);
+      (*k)->rmsnorm(x, round & 1 ? y : NULL, n, 1e-6f, b);
+      check_same(name_of(*k, "rmsnorm", n, 0, 0), a, b, n);
+      for (int g = 0; g < 2; g++) {
+        pst_kernels_gate gate = g ? PST_KERNELS_SILU : PST_KERNELS_GELU_TANH;
+        scalar()->gated(gate, x, y, n, a);
+        (*k)->gated(gate, x, y, n, b);
+        check_same(name_of(*k, "gated", n, gate, 0), a, b, n);
+      }
+      scalar()->add(x, y, n, a);
+      (*k)->add(x, y, n, b);
+      check_same(name_of(*k, "add", n, 0, 0), a, b, n);
+      scalar()->scale(x, 0.3f, n, a);
+      (*k)->scale(x, 0.3f, n, b);
+      check_same(name_of(*k, "scale", n, 0, 0), a, b, n);
+      assert_int_equal(scalar()->argmax(x, n), (*k)->argmax(x, n));
+      float max = x[scalar()->argmax(x, n)];
+      float sum_a = scalar()->sum_exp(x, n, max), sum_b = (*k)->sum_exp(x, n, max);
+      check_same(name_of(*k, "sum_exp", n, 0, 0), &sum_a, &sum_b, 1);
+      check_free(x);
+      check_free(y);
+      check_free(a);
+      check_free(b);
+    }
+}
+
+/* The scalar exponential against libm, so that the definition itself is right. */
+static void activations_are_accurate(void **state) {
+  (void)state;
+  float up = 1.0f;
+  for (float x = -100; x < 100; x += 0.0137f) {
+    float silu, gelu, sum = scalar()->sum_exp(&x, 1, 0.0f);
+    scalar()->gated(PST_KERNELS_SILU, &x, &up, 1, &silu);
+    scalar()->gated(PST_KERNELS_GELU_TANH, &x, &up, 1, &gelu);
+    double d = (double)x, inner = sqrt(2 / acos(-1.0)) * (d + 0.044715 * d * d * d);
+    if (x >= -80 && x <= 88) assert_true(fabs((double)sum / exp(d) - 1) < 3e-7);
+    if (x < -80) assert_true(!(sum > 0));
+    assert_true(fabs((double)silu - d / (1 + exp(-d))) <= 1e-6 * fabs(d) + 1e-30);
+    assert_true(fabs((double)gelu - 0.5 * d * (1 + tanh(inner))) <= 1e-6 * fabs(d) + 1e-30);
+  }
+}
+
+static void ropes(void **state) {
+  (void)state;
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (int round = 0; round < 200; round++) {
+      size_t head_dim = 8 * (1 + check_below(32)), n_heads = 1 + check_below(5);
+      size_t n_rot = check_below(3) ? head_dim : 2 * (1 + check_below(head_dim / 2)), n = head_dim * n_heads;
+      pst_kernels_rope style = check_below(2) ? PST_KERNELS_ROPE_PAIRS : PST_KERNELS_ROPE_HALVES;
+      float *a = check_alloc(n * 4, 4), *b = check_alloc(n * 4, 36), *turn = check_alloc(n_rot * 4, 12);
+      check_fill(a, n);
+      memcpy(b, a, n * 4);
+      pst_kernels_rope_table((double)check_below(100000), n_rot, 10000, 1, NULL, 1, turn);
+      scalar()->rope(a, n_heads, head_dim, n_rot, style, turn);
+      (*k)->rope(b, n_heads, head_dim, n_rot, style, turn);
+      check_same(name_of(*k, "rope", head_dim, n_rot, style), a, b, n);
+      check_free(a);
+      check_free(b);
+      check_free(turn);
+    }
+}
+
+/* ---- products --------------------------------------------------------------------------------------------------- */
+
+static void one_product(const pst_kernels *k, uint32_t type, size_t rows, size_t cols, size_t n_tokens,
+                        check_pattern pattern, void *work) {
+  uint8_t *t = check_tensor(type, rows, cols, pattern);
+  pst_kernels_matrix m = check_pack(type, t, rows, cols);
+  check_input c = check_input_make(n_tokens + 1, cols, pattern != CHECK_RANDOM);
+  size_t stride = rows + check_below(9), t0 = check_below(2), floats = n_tokens * stride;
+  float *a = check_alloc(floats * 4, 4 * check_below(16)), *b = check_alloc(floats * 4, 4 * check_below(16));
+  bool add = check_below(3) == 0;
+  check_fill(a, floats);
+  memcpy(b, a, floats * 4);
+  size_t begin = check_below(m.n_groups), end = begin + 1 + check_below(m.n_groups - begin);
+  if (check_below(2)) {
+    begin = 0;
+    end = m.n_groups;
+  }
+  scalar()->matmul(&m, &c.in, t0, n_tokens, begin, end, add, a, stride, work);
+  k->matmul(&m, &c.in, t0, n_tokens, begin, end, add, b, stride, work);
+  check_same(name_of(k, pst_kernels_type_info(type)->name, rows, cols, n_tokens), a, b, floats);
+  pst_free(t);
+  check_matrix_free(&m);
+  check_input_free(&c);
+  check_free(a);
+  check_free(b);
+}
+
+static void products(void **state) {
+  (void)state;
+  static const size_t shapes[] = {576, 640, 1536, 2048, 32, 64, 96};
+  size_t n_types;
+  const uint32_t *types = check_types(&n_types);
+  void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (size_t i = 0; i < n_types; i++)
+      for (int round = 0; round < 40; round++) {
+        const pst_kernels_type_row *info = pst_kernels_type_info(types[i]);
+        size_t cols =
+            info->block_elements == 256 ? 256 * (1 + check_below(8)) : shapes[check_below(PST_ARRAY_LEN(shapes))];
+        if (info->block_elements == 1) cols = 1 + check_below(200);
+        size_t n_tokens = round < 20 ? 1 + (size_t)round % 10 : 1 + check_below(70);
+        if (round == 39) n_tokens = 530;
+        size_t rows = round == 39 ? 40 : 1 + check_below(100);
+        one_product(*k, types[i], rows, cols, n_tokens, (check_pattern)(round % CHECK_N_PATTERNS), work);
+      }
+  check_free(work);
+}
+
+/* The rule the engine stands on: an element does not depend on what is computed beside it. */
+static void products_do_not_depend_on_the_batch(void **state) {
+  (void)state;
+  size_t n_types;
+  const uint32_t *types = check_types(&n_types);
+  const pst_kernels *k = pst_kernels_get();
+  void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
+  for (size_t i = 0; i < n_types; i++) {
+    enum { ROWS = 70, COLS = 512, TOKENS = 40 };
+    uint8_t *t = check_tensor(types[i], ROWS, COLS, CHECK_RANDOM);
+    pst_kernels_matrix m = check_pack(types[i], t, ROWS, COLS);
+    check_input c = check_input_make(TOKENS, COLS, false);
+    float *all = check_alloc(ROWS * TOKENS * 4, 0), *parts = check_alloc(ROWS * TOKENS * 4, 0);
+    k->matmul(&m, &c.in, 0, TOKENS, 0, m.n_groups, false, all, ROWS, work);
+    for (size_t t0 = 0; t0 < TOKENS;) {
+      size_t n = 1 + check_below(TOKENS - t0), cut = check_below(m.n_groups + 1);
+      k->matmul(&m, &c.in, t0, n, 0, cut, false, parts + t0 * ROWS, ROWS, work);
+      k->matmul(&m, &c.in, t0, n, cut, m.n_groups, false, parts + t0 * ROWS, ROWS, work);
+      t0 += n;
+    }
+    check_same(pst_kernels_type_info(types[i])->name, all, parts, ROWS * TOKENS);
+    pst_free(t);
+    check_matrix_free(&m);
+    check_input_free(&c);
+    check_free(all);
+    check_free(parts);
+  }
+  check_free(work);
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+typedef struct attend_case {
+  pst_kernels_attend a;
+  uint8_t *memory;
+  const uint8_t **pages;
+  size_t n_pages;
+  float *q, *out;
+} attend_case;
+
+/* A sequence's pages filled by `k` up to the last token's position; what is beyond holds noise. */
+static attend_case attend_make(const pst_kernels *k) {
+  attend_case c;
+  size_t head_dim = check_below(3) ? (check_below(2) ? 64 : 256) : 8 * (1 + check_below(32));
+  uint32_t kv = check_below(2) ? PST_TYPE_F16 : PST_TYPE_Q8_0;
+  size_t n_heads = 1 + check_below(7), n_tokens = check_below(2) ? 1 : 1 + check_below(90);
+  size_t position = check_below(3) ? check_below(300) : 0, length = position + n_tokens;
+  size_t page_bytes = (pst_kernels_page_bytes(kv, head_dim) + 63) / 64 * 64;
+  c.n_pages = (length + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
+  c.memory = check_alloc(c.n_pages * 2 * page_bytes, 0);
+  c.pages = pst_malloc(c.n_pages * sizeof *c.pages);
+  for (size_t i = 0; i < c.n_pages * 2 * page_bytes; i++) c.memory[i] = (uint8_t)check_u64();
+  float *row = check_alloc(head_dim * 4, 4);
+  for (size_t p = 0; p < c.n_pages; p++) c.pages[p] = c.memory + p * 2 * page_bytes;
+  for (size_t j = 0; j < length; j++) {
+    uint8_t *page = c.memory + j / PST_KERNELS_PAGE * 2 * page_bytes;
+    check_fill(row, head_dim);
+    k->store_key(kv, head_dim, row, j % PST_KERNELS_PAGE, page);
+    check_fill(row, head_dim);
+    k->store_value(kv, head_dim, row, j % PST_KERNELS_PAGE, page + page_bytes);
+  }
+  check_free(row);
+  size_t stride = n_heads * head_dim + check_below(10);
+  c.q = check_alloc(n_tokens * stride * 4, 4);
+  c.out = check_alloc(n_tokens * stride * 4, 4 * check_below(16));
+  check_fill(c.q, n_tokens * stride);
+  c.a = (pst_kernels_attend){
+      .kv_type = kv,
+      .head_dim = head_dim,
+      .n_heads = n_heads,
+      .n_tokens = n_tokens,
+      .position = position,
+      .window = check_below(2) ? 0 : 1 + check_below(200),
+      .scale = 1.0f / sqrtf((float)head_dim),
+      .softcap = check_below(4) ? 0.0f : 30.0f,
+      .q = c.q,
+      .q_stride = stride,
+      .out = c.out,
+      .out_stride = stride,
+      .pages = c.pages,
+      .k_offset = 0,
+      .v_offset = page_bytes,
+  };
+  /* Pages that no token's window reaches must not be touched. */
+  for (size_t p = 0; p < c.n_pages; p++)
+    if (c.a.window && position + 1 > c.a.window && (p + 1) * PST_KERNELS_PAGE <= position + 1 - c.a.window)
+      c.pages[p] = NULL;
+  return c;
+}
+
+static void attend_free(attend_case *c) {
+  check_free(c->memory);
+  pst_free(c->pages);
+  check_free(c->q);
+  check_free(c->out);
+}
+
+static void attentions(void **state) {
+  (void)state;
+  void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (int round = 0; round < 150; round++) {
+      attend_case c = attend_make(scalar());
+      pst_kernels_attend a = c.a;
+      size_t floats = a.n_tokens * a.out_stride, n = a.n_heads * a.head_dim, part = PST_KERNELS_PART_FLOATS(a.head_dim);
+      float *want = check_alloc(floats * 4, 0);
+      a.out = want;
+      scalar()->attention(&a, work);
+      (*k)->attention(&c.a, work);
+      for (size_t t = 0; t < a.n_tokens; t++)
+        check_same(name_of(*k, "attention", a.head_dim, a.n_heads, t), want + t * a.out_stride,
+                   c.out + t * a.out_stride, n);
+      /* In parts, by two tables: any split gives the same. */
+      float *parts = check_alloc(c.n_pages * a.n_tokens * a.n_heads * part * 4, 0);
+      size_t cut = check_below(c.n_pages + 1);
+      memset(c.out, 0, floats * 4);
+      (check_below(2) ? *k : scalar())->attention_part(&c.a, 0, cut, parts, work);
+      (*k)->attention_part(&c.a, cut, c.n_pages, parts + cut * a.n_tokens * a.n_heads * part, work);
+      (*k)->attention_merge(&c.a, 0, c.n_pages, parts);
+      for (size_t t = 0; t < a.n_tokens; t++)
+        check_same(name_of(*k, "attention_merge", a.head_dim, a.n_heads, t), want + t * a.out_stride,
+                   c.out + t * a.out_stride, n);
+      /* Chunks: the last token alone. */
+      a.n_tokens = 1;
+      a.position = c.a.position + c.a.n_tokens - 1;
+      a.q = c.q + (c.a.n_tokens - 1) * a.q_stride;
+      a.out = c.out;
+      (*k)->attention(&a, work);
+      check_same(name_of(*k, "attention alone", a.head_dim, a.n_heads, 0), want + (c.a.n_tokens - 1) * a.out_stride,
+                 c.out, n);
+      check_free(parts);
+      check_free(want);
+      attend_free(&c);
+    }
+  check_free(work);
+}
+
+static void stored_pages(void **state) {
+  (void)state;
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (int round = 0; round < 200; round++) {
+      size_t head_dim = 8 * (1 + check_below(32)), slot = check_below(64);
+      uint32_t kv = round & 1 ? PST_TYPE_F16 : PST_TYPE_Q8_0;
+      size_t bytes = pst_kernels_page_bytes(kv, head_dim);
+      uint8_t *a = check_alloc(bytes, 0), *b = check_alloc(bytes, 0);
+      float *x = check_alloc(head_dim * 4, 4);
+      memset(a, 7, bytes);
+      memset(b, 7, bytes);
+      check_fill(x, head_dim);
+      if (round % 9 == 0) x[check_below(head_dim)] = 1e9f;
+      scalar()->store_key(kv, head_dim, x, slot, a);
+      (*k)->store_key(kv, head_dim, x, slot, b);
+      assert_memory_equal(a, b, bytes);
+      scalar()->store_value(kv, head_dim, x, slot, a);
+      (*k)->store_value(kv, head_dim, x, slot, b);
+      assert_memory_equal(a, b, bytes);
+      check_free(a);
+      check_free(b);
+      check_free(x);
+    }
+}
+
+/* The scalar attention against softmax in double over the stored keys and values (F16: exact; no windows, no cap). */
+static void scalar_attention_is_attention(void **state) {
+  (void)state;
+  void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
+  for (int round = 0; round < 60; round++) {
+    attend_case c = attend_make(scalar());
+    pst_kernels_attend *a = &c.a;
+    if (a->kv_type != PST_TYPE_F16 || a->softcap > 0.0f) {
+      attend_free(&c);
+      continue;
+    }
+    scalar()->attention(a, work);
+    size_t t = check_below(a->n_tokens), h = check_below(a->n_heads), n = a->position + t + 1;
+    size_t from = a->window && n > a->window ? n - a->window : 0;
+    const float *q = a->q + t * a->q_stride + h * a->head_dim, *out = a->out + t * a->out_stride + h * a->head_dim;
+    double *p = pst_malloc(n * sizeof(double)), max = -INFINITY, sum = 0;
+    for (size_t j = from; j < n; j++) {
+      const uint8_t *page = a->pages[j / 64] + a->k_offset;
+      p[j] = 0;
+      for (size_t i = 0; i < a->head_dim; i++) {
+        uint16_t key;
+        memcpy(&key, page + (i * 64 + j % 64) * 2, 2);
+        p[j] += (double)(q[i] * a->scale) * (double)pst_kernels_half_to_float(key);
+      }
+      max = fmax(max, p[j]);
+    }
+    for (size_t j = from; j < n; j++) sum += p[j] = exp(p[j] - max);
+    for (size_t i = 0; i < a->head_dim; i++) {
+      double want = 0, size = 0;
+      for (size_t j = from; j < n; j++) {
+        uint16_t value;
+        memcpy(&value, a->pages[j / 64] + a->v_offset + ((j % 64) * a->head_dim + i) * 2, 2);
+        want += p[j] / sum * (double)pst_kernels_half_to_float(value);
+        size += p[j] / sum * fabs((double)pst_kernels_half_to_float(value));
+      }
+      /* Scores may be in the thousands here, and exp turns their float rounding into relative error. */
+      assert_true(fabs(want - (double)out[i]) <= 2e-2 * size + 1e-6);
+    }
+    pst_free(p);
+    attend_free(&c);
+  }
+  check_free(work);
+}
+
+int main(void) {
+  check_seed();
+  for (const pst_kernels **k = check_tables(); *k; k++) fprintf(stderr, "table: %s\n", (*k)->name);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(quantizers),
+      cmocka_unit_test(elementwise),
+      cmocka_unit_test(activations_are_accurate),
+      cmocka_unit_test(ropes),
+      cmocka_unit_test(products),
+      cmocka_unit_test(products_do_not_depend_on_the_batch),
+      cmocka_unit_test(stored_pages),
+      cmocka_unit_test(attentions),
+      cmocka_unit_test(scalar_attention_is_attention),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
