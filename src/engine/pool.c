@@ -6,9 +6,6 @@
 #include "engine/pool.h"
 
 #include <sched.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 static struct {
   pthread_mutex_t turn; /* held by the caller of a run */
@@ -28,7 +25,7 @@ enum { MEET_SPINS = 2000, IDLE_SPINS = 10000 };
 
 static void relax(void) {
 #if defined(__x86_64__)
-  _mm_pause();
+  __builtin_ia32_pause();
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif

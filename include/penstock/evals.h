@@ -1,0 +1,194 @@
+/* Penstock evals: the team's own questions, graders and statistics; a report that can be believed.
+ *
+ * A workload is a folder (workload.json, items.jsonl, optionally trace.jsonl). Every measurement goes through pst_gateway_chat, so that what is measured
+ * is what is served. Nothing is chosen and scored on the same items: each item has a part.
+ *
+ * Threads: a workload is immutable once open; pst_evals_run blocks its caller and may be called by one thread per run. */
+#ifndef PENSTOCK_EVALS_H
+#define PENSTOCK_EVALS_H
+
+#include <penstock/base.h>
+#include <penstock/chat.h>
+#include <penstock/gateway.h>
+#include <penstock/store.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- workloads (evals/workload.c) ------------------------------------------------------------------------------- */
+
+typedef enum pst_evals_part {
+  PST_EVALS_EXAMPLES, /* may be shown to a model */
+  PST_EVALS_SEARCH,   /* what the optimizer may look at */
+  PST_EVALS_VERIFY,   /* decides */
+  PST_EVALS_SEALED,   /* one last look */
+  PST_EVALS_PART_COUNT
+} pst_evals_part;
+const char *pst_evals_part_name(pst_evals_part part);
+
+typedef struct pst_evals_item {
+  pst_str id;
+  pst_chat chat;    /* the messages */
+  pst_str input;    /* what a plan takes from them: the last user message, or group 1 of the workload's pattern in it */
+  pst_str expected; /* the answer a graded field holds, as text: a label, or compact JSON */
+  const pst_json *reference;
+  pst_evals_part part;
+  uint32_t cluster; /* near-duplicates share one; a cluster lies in one part */
+} pst_evals_item;
+
+typedef struct pst_evals_prompt {
+  pst_str name, system, instruction, input_key, answer_key; /* keys: "" for the layout's own */
+} pst_evals_prompt;
+
+typedef enum pst_evals_grader_kind {
+  PST_EVALS_EXACT,
+  PST_EVALS_NORMALIZED, /* case, white space, outer punctuation and Unicode form do not count */
+  PST_EVALS_CONTAINS,
+  PST_EVALS_REGEX,
+  PST_EVALS_NUMERIC, /* within a tolerance */
+  PST_EVALS_JSON,    /* the named fields match; score = share of them, accepted = all */
+  PST_EVALS_CHOICE,  /* the one label named in the answer */
+  PST_EVALS_GRADER_COUNT
+} pst_evals_grader_kind;
+
+typedef struct pst_evals_goal {
+  double quality_floor;      /* least share of accepted answers */
+  double margin;             /* non-inferior: lower bound of the paired difference above -margin */
+  bool minimize_cost;        /* "objective": "cost" (default), "latency" or "quality" */
+  const char *objective;     /* as written */
+  double latency_p95_ms;     /* 0: none */
+  int64_t cost_ceiling_nusd; /* per 1,000 accepted answers; 0: none */
+} pst_evals_goal;
+
+typedef struct pst_evals_arrival { /* one line of trace.jsonl */
+  int64_t arrival_us;
+  size_t item; /* index */
+} pst_evals_arrival;
+
+typedef struct pst_evals_workload pst_evals_workload;
+typedef struct pst_evals_info {
+  const char *name, *description, *folder;
+  char fingerprint[65];  /* SHA-256 over workload.json, items.jsonl and trace.jsonl */
+  const pst_str *labels; /* of a choice task, else none */
+  size_t n_labels;
+  const char *input_pattern; /* NULL: the last user message */
+  const pst_evals_prompt *prompts;
+  size_t n_prompts;
+  pst_evals_grader_kind grader;
+  const char *grader_field; /* of the reference; NULL: the reference itself */
+  pst_evals_goal goal;
+  int64_t machine_nusd_per_hour; /* 0: not given */
+  int64_t monthly_requests;      /* 0: not given */
+  int max_tokens;                /* longest answer: from the workload, else from its longest expected answer */
+  bool allow_remote;
+  const pst_evals_item *items;
+  size_t n_items;
+  const pst_evals_arrival *trace; /* in order of time; none: n_trace 0 */
+  size_t n_trace;
+} pst_evals_info;
+
+/* Reads and checks the folder. PST_E_BAD_INPUT names file, line and field; PST_E_NOT_FOUND. Unknown fields of workload.json are refused. */
+int pst_evals_workload_open(const char *folder, pst_evals_workload **ret_workload, pst_error *err);
+void pst_evals_workload_free(pst_evals_workload *workload); /* NULL is fine */
+const pst_evals_info *pst_evals_workload_info(const pst_evals_workload *workload);
+
+/* Makes a workload folder of a JSONL file whose lines hold a text and a label or target (`penstock import`). Parts are drawn by near-duplicate
+ * cluster with `seed`. Whole or not at all; PST_E_EXISTS when the folder is there. */
+typedef struct pst_evals_import_options {
+  const char *name;                      /* NULL: the folder's name */
+  const char *text_field, *answer_field; /* NULL: found ("text", "input", ...; "label", "target", "answer", ...) */
+  size_t limit;                          /* 0: all; else a stratified sample of so many lines */
+  uint64_t seed;
+  double shares[PST_EVALS_PART_COUNT]; /* all 0: 0.4, 0.2, 0.2, 0.2 */
+} pst_evals_import_options;
+int pst_evals_import(const char *jsonl_path, const char *folder, const pst_evals_import_options *options,
+                     pst_progress *progress, pst_error *err);
+
+/* ---- graders (evals/grade.c) ------------------------------------------------------------------------------------ */
+
+typedef struct pst_evals_grade {
+  bool accepted;
+  double score; /* 0 to 1 */
+} pst_evals_grade;
+/* Pure: any thread. */
+int pst_evals_grade_answer(const pst_evals_workload *workload, const pst_evals_item *item, pst_str answer,
+                           pst_evals_grade *ret_grade, pst_error *err);
+
+/* ---- statistics (evals/statistics.c; pure) ---------------------------------------------------------------------- */
+
+typedef struct pst_evals_interval {
+  double estimate, low, high; /* two-sided; confidence as asked, 0.95 by custom */
+} pst_evals_interval;
+/* Wilson (1927) for k of n; n 0: [0, 1]. */
+pst_evals_interval pst_evals_wilson(int64_t k, int64_t n, double confidence);
+/* Difference of paired proportions p(a) - p(b), by Tango (1998). n11: both accepted, n10: only a, n01: only b, n00: neither. */
+pst_evals_interval pst_evals_tango(int64_t n11, int64_t n10, int64_t n01, int64_t n00, double confidence);
+/* The same by Newcombe (1998), method 10. */
+pst_evals_interval pst_evals_newcombe(int64_t n11, int64_t n10, int64_t n01, int64_t n00, double confidence);
+double pst_evals_mcnemar_mid_p(int64_t n10, int64_t n01); /* two-sided mid-p (Fagerland 2013) */
+/* Smallest paired difference that n items detect with this power at two-sided alpha, given the share of discordant pairs. */
+double pst_evals_detectable(int64_t n, double discordant, double alpha, double power);
+/* Nearest-rank quantile of n values (sorted in place), q in [0, 1]; NAN for n 0. */
+double pst_evals_quantile(double *values, size_t n, double q);
+
+/* ---- runs (evals/run.c) ----------------------------------------------------------------------------------------- */
+
+typedef struct pst_evals_answer {
+  size_t item; /* index into the workload's items */
+  bool done;   /* false: not asked, or it failed (error_code) */
+  int error_code;
+  pst_evals_grade grade;
+  pst_str text; /* owned by the run's result */
+  int64_t prompt_tokens, cached_tokens, completion_tokens;
+  int64_t ttft_us, total_us, cost_nusd;
+  double margin;
+  int n_stages, n_steps, n_drafted, n_accepted;
+} pst_evals_answer;
+
+typedef struct pst_evals_run_options {
+  pst_store_purpose purpose; /* EVAL or SEARCH */
+  const size_t *items;       /* indices, in the order asked */
+  size_t n_items;
+  int concurrency;   /* calls in flight; 0: slots of the plan's engines, or 8 for remotes */
+  bool exclude_self; /* an item's own example is never shown to it (always true when items are of the examples part) */
+  bool resume; /* take up the newest unfinished run of the same plan, workload and items; finished answers are reused */
+  bool warm;   /* false: prefix caches are cleared first (the declared cold state) */
+  pst_progress *progress;        /* begun by the caller; counts items; NULL: silent */
+  bool (*cancelled)(void *user); /* NULL: never */
+  void *user;
+} pst_evals_run_options;
+
+typedef struct pst_evals_run {
+  pst_evals_answer *answers; /* one per asked item, in that order */
+  size_t n;
+  int64_t n_accepted, n_failed;
+  int64_t wall_us, cost_nusd;
+  int64_t run_id; /* in the store */
+  pst_arena *arena;
+} pst_evals_run;
+/* Asks a plan the items through the gateway, grades, and keeps each answer in the store's runs. PST_E_CANCELLED keeps what is there for a resume. */
+int pst_evals_run_plan(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                       pst_gateway_plan *plan, const pst_evals_run_options *options, pst_evals_run *ret_run,
+                       pst_error *err);
+void pst_evals_run_done(pst_evals_run *run);
+
+/* ---- comparison (evals/compare.c) ------------------------------------------------------------------------------- */
+
+typedef enum pst_evals_verdict { PST_EVALS_YES, PST_EVALS_NO, PST_EVALS_NOT_ENOUGH_DATA } pst_evals_verdict;
+typedef struct pst_evals_comparison {
+  int64_t n, n11, n10, n01, n00; /* pairs where both answered; a = candidate, b = reference */
+  pst_evals_interval a, b;       /* Wilson */
+  pst_evals_interval difference; /* Tango, a - b */
+  double mid_p, detectable, margin;
+  pst_evals_verdict
+      non_inferior; /* YES: difference.low > -margin. NO: difference.high < -margin. else not enough data */
+} pst_evals_comparison;
+/* Pairs two runs over the same items by item. A failed answer counts as not accepted. */
+int pst_evals_compare(const pst_evals_run *a, const pst_evals_run *b, double margin, double confidence,
+                      pst_evals_comparison *ret_comparison, pst_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,45 @@
+/* What a plan's node asks of a target for one conversation: messages or text, the labels allowed, where to stop.
+ *
+ * Owned by prompt.c, which knows layouts and examples and nothing of engines' queues, sockets or budgets. A prompt never ends inside a token: layouts put the
+ * space before the answer into the answer (leading_space), never at the end of the prompt. */
+#ifndef PST_GATEWAY_PROMPT_H
+#define PST_GATEWAY_PROMPT_H
+
+#include <penstock/gateway.h>
+
+/* An index of labelled examples, open for retrieval: immutable, counted, any thread. */
+typedef struct pst_gateway_index pst_gateway_index;
+int pst_gateway_index_open(pst_store *store, pst_str hash, pst_gateway_index **ret_index, pst_error *err);
+pst_gateway_index *pst_gateway_index_ref(pst_gateway_index *index);
+void pst_gateway_index_unref(pst_gateway_index *index);
+/* The k nearest of the index by BM25 (k1 = 1.2, b = 0.75), best first, ties by id, none of `exclude`; `fixed`: the first k in the index's order. Fewer when there
+ * are fewer. ret_found: room for k; strings live in the index. */
+size_t pst_gateway_index_nearest(const pst_gateway_index *index, pst_str input, size_t k, bool fixed,
+                                 const pst_str *exclude, size_t n_exclude, pst_gateway_example *ret_found);
+
+typedef struct pst_gateway_prompt {
+  pst_arena *arena; /* of all below; pst_gateway_prompt_done */
+  const pst_chat
+      *chat;    /* CHAT, CHAT_INLINE: for the model's template; for a remote target always (PLAIN: one user message) */
+  pst_str text; /* PLAIN */
+  const pst_str *labels; /* what the answer may be; n_labels 0: anything */
+  size_t n_labels;
+  bool leading_space;  /* the answer starts with one space that is not part of it */
+  const pst_str *stop; /* stop strings of the layout */
+  size_t n_stop;
+  const pst_gateway_example *examples; /* those shown, in the order shown */
+  size_t n_examples;
+} pst_gateway_prompt;
+
+/* The input of a conversation under the plan: the last user message, or group 1 of the plan's pattern in it. PST_E_BAD_INPUT when there is none. */
+int pst_gateway_prompt_input(const pst_gateway_plan *plan, const pst_chat *chat, pst_str *ret_input, pst_error *err);
+/* index: that of the node, NULL when it has none. */
+int pst_gateway_prompt_build(const pst_gateway_plan *plan, const pst_gateway_node *node, const pst_gateway_index *index,
+                             pst_str input, const pst_str *exclude, size_t n_exclude, pst_gateway_prompt *ret_prompt,
+                             pst_error *err);
+/* The prompt as tokens of a model; ret_text (NULL: not wanted) gets the text beside them. */
+int pst_gateway_prompt_tokenize(const pst_gateway_prompt *prompt, const pst_engine_model *model,
+                                pst_engine_tokens *tokens, pst_buf *ret_text, pst_error *err);
+void pst_gateway_prompt_done(pst_gateway_prompt *prompt);
+
+#endif
