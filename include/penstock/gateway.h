@@ -107,7 +107,9 @@ typedef struct pst_gateway_options {
   const char *home; /* data directory */
   int64_t
       memory_bytes; /* loaded models and KV together; the least recently used engines are closed; 0: half of the machine's */
-  int max_queue;                                                /* calls waiting per engine before PST_E_BUSY; 0: 512 */
+  int max_queue; /* calls waiting per engine before PST_E_BUSY; 0: 512 */
+  const pst_engine_options
+      *engine; /* for models called by name, outside any plan; NULL: the engine's defaults; copied */
   int upstream_connect_ms, upstream_total_ms, upstream_retries; /* 0: 5,000, 120,000, 2 */
 } pst_gateway_options;
 int pst_gateway_open(pst_store *store, const pst_gateway_options *options, pst_gateway **ret_gateway, pst_error *err);
