@@ -2,6 +2,8 @@
 #include "cli/commands.h"
 
 const pst_cli_command *const pst_cli_commands[] = {
+    &pst_cli_pull,
+    &pst_cli_models,
     &pst_cli_run,
     &pst_cli_bench,
 };
