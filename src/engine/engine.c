@@ -81,8 +81,8 @@ int pst_engine_create(pst_engine_model *model, const pst_engine_options *options
     pst_error_set(err, code, NULL, "no memory for %.0f MB of keys and values",
                   (double)n_pages * (double)e->page_bytes / 1e6);
   if (!code)
-    code = pst_engine_forward_create(model, o->kv, o->chunk + drafts + runs, o->slots, o->chunk + drafts, o->threads,
-                                     &e->forward, err);
+    code = pst_engine_forward_create(model, o->kv, o->chunk + drafts + runs, o->slots, o->chunk + drafts, o->n_ctx,
+                                     o->threads, &e->forward, err);
   if (!code && pthread_create(&e->thread, NULL, engine_thread, e))
     code = pst_error_set(err, PST_E_IO, NULL, "cannot start the engine's thread");
   else if (!code)

@@ -12,7 +12,7 @@
 
 #include "engine/pool.h"
 
-enum { MAX_STAGES_PER_LAYER = 12, ALONE_TOKENS = 2, ATTEND_TOKENS = 16 };
+enum { MAX_STAGES_PER_LAYER = 13, ALONE_TOKENS = 2, ATTEND_TOKENS = 16, SPLIT_TOKENS = 4, SPLIT_BLOCKS = 8 };
 
 /* What one thread owns. */
 typedef struct lane {
@@ -25,14 +25,15 @@ struct pst_engine_forward {
   pst_engine_model *model;
   const pst_kernels *k;
   uint32_t kv_type;
-  int max_tokens, max_items, max_logits, n_threads;
+  int max_tokens, max_items, max_logits, max_blocks, n_threads;
   size_t page_bytes, head_page_bytes;
   bool any_float_down; /* some layer's down matrix reads floats: `gated` is there */
   /* [max_tokens] rows of */
   float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated; /* n_embd, n_embd, q+k+v, q, n_embd, 2 n_ff, n_ff */
   float *kept;                                                   /* [max_logits][n_embd] */
   float *turns[PST_ENGINE_MAX_ROPES];                            /* [max_tokens][n_rot] cosines and sines */
-  pst_kernels_input in_normed, in_attended, in_gated, in_kept;   /* shared inputs */
+  float *parts; /* of attention: [max_blocks][SPLIT_TOKENS][n_heads][PART_FLOATS] */
+  pst_kernels_input in_normed, in_attended, in_gated, in_kept; /* shared inputs */
   lane *lanes;
   atomic_int *claims; /* one counter per stage */
   int n_claims;
@@ -79,6 +80,9 @@ static void place_all(pst_engine_forward *f, layout *l) {
   f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
   f->kept = place(l, (size_t)f->max_logits * embd * fl);
   for (int i = 0; i < f->model->n_ropes; i++) f->turns[i] = place(l, n * (size_t)f->model->ropes[i].n_rot * fl);
+  f->parts = place(l, f->n_threads == 1 ? 0
+                                        : (size_t)f->max_blocks * SPLIT_TOKENS * (size_t)s->n_heads *
+                                              PST_KERNELS_PART_FLOATS((size_t)s->head_dim) * fl);
   place_input(l, &f->in_normed, n, embd);
   place_input(l, &f->in_attended, n, q);
   place_input(l, &f->in_gated, n, ff);
@@ -106,7 +110,7 @@ size_t pst_engine_forward_page_bytes(const pst_engine_model *m, pst_engine_kv kv
 }
 
 int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items, int max_logits,
-                              int n_threads, pst_engine_forward **ret_forward, pst_error *err) {
+                              int n_ctx, int n_threads, pst_engine_forward **ret_forward, pst_error *err) {
   pst_engine_forward *f = pst_calloc(1, sizeof *f);
   if (!f) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
   f->model = pst_engine_model_ref(model);
@@ -117,6 +121,7 @@ int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max
   f->max_tokens = max_tokens;
   f->max_items = max_items;
   f->max_logits = max_logits;
+  f->max_blocks = (n_ctx + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
   f->n_threads = n_threads;
   for (int i = 0; i < model->info.n_layers; i++) f->any_float_down |= model->layers[i].down.is_float;
   f->n_claims = model->info.n_layers * MAX_STAGES_PER_LAYER + 4;
@@ -267,41 +272,99 @@ static void store_stage(walk *w, const pst_engine_layer *y, int layer) {
   next_stage(w);
 }
 
-/* A piece of work is one kv head of up to ATTEND_TOKENS tokens of one item. */
-static void attend_stage(walk *w, const pst_engine_layer *y, int layer) {
-  pst_engine_forward *f = w->f;
+/* ---- attention: pieces of one kv head of up to ATTEND_TOKENS tokens of one item ---- */
+
+static int pieces_of(const pst_engine_forward *f, int item) {
+  return (f->items[item].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * f->model->info.n_kv_heads;
+}
+
+static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine_layer *y, int layer, int index) {
   const pst_engine_model_info *s = &f->model->info;
   size_t hd = (size_t)s->head_dim, q = (size_t)s->n_heads * hd, kv = (size_t)s->n_kv_heads * hd;
-  int per_kv = s->n_heads / s->n_kv_heads, total = 0, begin, end;
-  for (int i = 0; i < f->n_items; i++) total += (f->items[i].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * s->n_kv_heads;
-  while (claim(w, total, 1, &begin, &end)) {
-    int item = 0, rest = begin, pieces;
-    /* Later pieces of a prompt see more keys and take longer: hand them out first. */
-    rest = total - 1 - begin;
-    while (rest >= (pieces = (f->items[item].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * s->n_kv_heads)) {
-      rest -= pieces;
-      item++;
+  int per_kv = s->n_heads / s->n_kv_heads, item = 0;
+  for (; index >= pieces_of(f, item); item++) index -= pieces_of(f, item);
+  const pst_engine_forward_item *it = &f->items[item];
+  int head = index % s->n_kv_heads, offset = index / s->n_kv_heads * ATTEND_TOKENS;
+  size_t t = (size_t)(f->item_start[item] + offset);
+  return (pst_kernels_attend){
+      .kv_type = f->kv_type,
+      .head_dim = hd,
+      .n_heads = (size_t)per_kv,
+      .n_tokens = (size_t)PST_MIN(ATTEND_TOKENS, it->n - offset),
+      .position = (size_t)(it->first + offset),
+      .window = (size_t)y->window,
+      .scale = f->model->attention_scale,
+      .softcap = f->model->attention_softcap,
+      .q = f->qkv + t * (q + 2 * kv) + (size_t)(head * per_kv) * hd,
+      .q_stride = q + 2 * kv,
+      .out = f->attended + t * q + (size_t)(head * per_kv) * hd,
+      .out_stride = q,
+      .pages = (const uint8_t *const *)it->pages,
+      .k_offset = head_offset(f, layer, head, false),
+      .v_offset = head_offset(f, layer, head, true),
+  };
+}
+
+/* Blocks that some token of a piece sees. */
+static void blocks_of(const pst_kernels_attend *a, size_t *ret_begin, size_t *ret_end) {
+  size_t first = a->window && a->position + 1 > a->window ? a->position + 1 - a->window : 0;
+  *ret_begin = first / PST_KERNELS_PAGE;
+  *ret_end = (a->position + a->n_tokens - 1) / PST_KERNELS_PAGE + 1;
+}
+
+/* Few pieces over long contexts leave threads idle: their blocks are shared out as well, in ranges of SPLIT_BLOCKS, and merged after. The
+ * same bits either way (kernels.h, attention_part). */
+static bool attend_split(walk *w, const pst_engine_layer *y, int layer, int n_pieces) {
+  pst_engine_forward *f = w->f;
+  if (w->team->n_threads == 1 || f->n_tokens > SPLIT_TOKENS || n_pieces >= 4 * w->team->n_threads) return false;
+  size_t block_floats = PST_KERNELS_PART_FLOATS((size_t)f->model->info.head_dim), b = 0, e = 0;
+  pst_kernels_attend a;
+  int n_ranges = 0;
+  for (int i = 0; i < n_pieces; i++) {
+    a = piece_at(f, y, layer, i);
+    blocks_of(&a, &b, &e);
+    n_ranges += (int)((e - b + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
+  }
+  if (n_ranges < n_pieces + w->team->n_threads) return false;
+  int begin, end;
+  while (claim(w, n_ranges, 1, &begin, &end)) {
+    float *parts = f->parts;
+    for (int i = 0;; i++) {
+      a = piece_at(f, y, layer, i);
+      blocks_of(&a, &b, &e);
+      int n = (int)((e - b + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
+      size_t block = a.n_tokens * a.n_heads * block_floats;
+      if (begin < n) {
+        size_t from = (size_t)begin * SPLIT_BLOCKS;
+        f->k->attention_part(&a, b + from, PST_MIN(b + from + SPLIT_BLOCKS, e), parts + from * block, w->mine->work);
+        break;
+      }
+      begin -= n;
+      parts += (e - b) * block;
     }
-    const pst_engine_forward_item *it = &f->items[item];
-    int head = rest % s->n_kv_heads, offset = rest / s->n_kv_heads * ATTEND_TOKENS;
-    size_t t = (size_t)(f->item_start[item] + offset);
-    pst_kernels_attend a = {
-        .kv_type = f->kv_type,
-        .head_dim = hd,
-        .n_heads = (size_t)per_kv,
-        .n_tokens = (size_t)PST_MIN(ATTEND_TOKENS, it->n - offset),
-        .position = (size_t)(it->first + offset),
-        .window = (size_t)y->window,
-        .scale = f->model->attention_scale,
-        .softcap = f->model->attention_softcap,
-        .q = f->qkv + t * (q + 2 * kv) + (size_t)(head * per_kv) * hd,
-        .q_stride = q + 2 * kv,
-        .out = f->attended + t * q + (size_t)(head * per_kv) * hd,
-        .out_stride = q,
-        .pages = (const uint8_t *const *)it->pages,
-        .k_offset = head_offset(f, layer, head, false),
-        .v_offset = head_offset(f, layer, head, true),
-    };
+  }
+  next_stage(w);
+  while (claim(w, n_pieces, 1, &begin, &end)) {
+    float *parts = f->parts;
+    for (int i = 0; i <= begin; i++) {
+      a = piece_at(f, y, layer, i);
+      blocks_of(&a, &b, &e);
+      if (i < begin) parts += (e - b) * a.n_tokens * a.n_heads * block_floats;
+    }
+    f->k->attention_merge(&a, b, e, parts);
+  }
+  next_stage(w);
+  return true;
+}
+
+static void attend_stage(walk *w, const pst_engine_layer *y, int layer) {
+  pst_engine_forward *f = w->f;
+  int n_pieces = 0, begin, end;
+  for (int i = 0; i < f->n_items; i++) n_pieces += pieces_of(f, i);
+  if (attend_split(w, y, layer, n_pieces)) return;
+  while (claim(w, n_pieces, 1, &begin, &end)) {
+    /* Later pieces of a prompt see more keys and take longer: hand them out first. */
+    pst_kernels_attend a = piece_at(f, y, layer, n_pieces - 1 - begin);
     f->k->attention(&a, w->mine->work);
   }
   next_stage(w);

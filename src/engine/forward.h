@@ -14,9 +14,9 @@ typedef struct pst_engine_forward_item {
 
 typedef struct pst_engine_forward pst_engine_forward;
 
-/* Work space for steps of at most max_tokens tokens and max_logits kept states. References the model. */
+/* Work space for steps of at most max_tokens tokens and max_logits kept states, of sequences up to n_ctx long. References the model. */
 int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items, int max_logits,
-                              int n_threads, pst_engine_forward **ret_forward, pst_error *err);
+                              int n_ctx, int n_threads, pst_engine_forward **ret_forward, pst_error *err);
 void pst_engine_forward_free(pst_engine_forward *f);
 size_t pst_engine_forward_page_bytes(const pst_engine_model *model, pst_engine_kv kv); /* of one page, all layers */
 

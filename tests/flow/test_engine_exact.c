@@ -82,18 +82,22 @@ static void wait_for(waiter *w, int n) {
   pthread_mutex_unlock(&w->lock);
 }
 
-static pst_engine *open_engine(const fixture *f, int slots, int chunk, int threads, bool reuse) {
+static pst_engine *open_engine_for(const fixture *f, int n_ctx, int slots, int chunk, int threads, bool reuse) {
   pst_error err = PST_ERROR_INIT;
   pst_engine *engine = NULL;
   pst_engine_options o = pst_engine_options_default();
   o.slots = slots;
   o.chunk = chunk;
   o.threads = threads;
-  o.n_ctx = 512;
+  o.n_ctx = n_ctx;
   o.kv_tokens = 4096;
   o.no_reuse = !reuse;
   if (pst_engine_create(f->model, &o, &engine, &err)) fail_msg("%s", err.message);
   return engine;
+}
+
+static pst_engine *open_engine(const fixture *f, int slots, int chunk, int threads, bool reuse) {
+  return open_engine_for(f, 512, slots, chunk, threads, reuse);
 }
 
 /* Prompts that share beginnings of several lengths, repeat themselves, and end anywhere. */
@@ -174,6 +178,51 @@ static void run_model(const char *variable, int default_mixes) {
   pst_engine_model_unref(f.model);
 }
 
+/* A context long enough that its attention is shared out among threads by ranges of blocks. */
+static void run_long(const char *variable) {
+  const char *path = getenv(variable);
+  if (!path || !pst_file_exists(path)) {
+    print_message("SKIP reason: %s names no model file\n", variable);
+    skip();
+  }
+  enum { N_CTX = 1536, PROMPT = 1300 };
+  fixture f = {0};
+  pst_error err = PST_ERROR_INIT;
+  pst_buf text = PST_BUF_INIT;
+  answer first = {0};
+  if (pst_engine_model_open(path, 0, &f.model, &err)) fail_msg("%s", err.message);
+  for (int k = 0; k < 400; k++) pst_buf_printf(&text, "Parcel %d goes to street %d. ", k * 31 % 997, k * 17 % 101);
+  assert_int_equal(pst_engine_tokenize(f.model, pst_buf_str(&text), false, true, &f.prompts[0], &err), 0);
+  assert_true(f.prompts[0].n >= PROMPT);
+  f.prompts[0].n = PROMPT;
+  for (int threads = 1; threads <= 4; threads++) {
+    pst_engine *engine = open_engine_for(&f, N_CTX, 2, 512, threads, true);
+    waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+    seat seats[2] = {{&w, {0}}, {&w, {0}}};
+    submit(engine, &f, 0, false, false, &seats[0]); /* alone, then again over its shared pages, with drafts */
+    wait_for(&w, 1);
+    submit(engine, &f, 0, false, true, &seats[1]);
+    wait_for(&w, 2);
+    pst_engine_free(engine);
+    if (threads == 1) first = seats[0].a;
+    assert_memory_equal(&seats[0].a, &first, sizeof first);
+    assert_memory_equal(&seats[1].a, &first, sizeof first);
+  }
+  pst_buf_done(&text);
+  pst_engine_tokens_done(&f.prompts[0]);
+  pst_engine_model_unref(f.model);
+}
+
+static void test_llama_long(void **state) {
+  (void)state;
+  run_long("PENSTOCK_TEST_SMOLLM2");
+}
+
+static void test_gemma3_long(void **state) {
+  (void)state;
+  run_long("PENSTOCK_TEST_GEMMA3");
+}
+
 static void test_llama_mixes(void **state) {
   (void)state;
   run_model("PENSTOCK_TEST_SMOLLM2", 100);
@@ -186,6 +235,8 @@ static void test_gemma3_mixes(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_llama_long),
+      cmocka_unit_test(test_gemma3_long),
       cmocka_unit_test(test_llama_mixes),
       cmocka_unit_test(test_gemma3_mixes),
   };
