@@ -78,6 +78,7 @@ typedef struct pst_gateway_plan {
   const char *workload; /* name; NULL: none */
   const char *
       input_pattern; /* NULL: the input is the last user message; else a regular expression whose group 1 in it is the input */
+  const pst_regex *input_regex; /* the same compiled; NULL: none, or a plan made by hand */
   const pst_str *labels;
   int n_labels;
   const pst_gateway_engine_spec *engines;
