@@ -16,6 +16,7 @@ typedef struct loader {
   uint8_t *memory;  /* NULL in the measuring pass */
   size_t used;
   bool *taken; /* per tensor: some part of the table named it */
+  bool *asked; /* per key of the file: something read it */
   size_t n_jobs;
   struct pack_job {
     pst_kernels_matrix *matrix;
@@ -29,6 +30,8 @@ typedef struct loader {
 
 static const char *key_of(const loader *l, const char *name, char buf[128]) {
   snprintf(buf, 128, "%s.%s", l->arch, name);
+  for (size_t i = 0; i < pst_engine_gguf_n_values(l->m->gguf); i++)
+    if (pst_str_is(pst_engine_gguf_value_at(l->m->gguf, i)->key, buf)) l->asked[i] = true;
   return buf;
 }
 
@@ -173,11 +176,12 @@ static int rope_scaling(loader *l, double *ret_scale) {
   pst_str type = PST_STR("none");
   double factor = 1;
   int code = pst_engine_gguf_opt_str(l->m->gguf, key_of(l, "rope.scaling.type", key), &type, l->err);
-  if (!code) code = want_double(l, "rope.scaling.factor", 1e-6, 1e6, &factor);
   if (code) return code;
   if (!pst_str_is(type, "none") && !pst_str_is(type, "linear"))
     return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s' is '%.*s'; known are none and linear", key,
                          (int)PST_MIN(type.n, (size_t)40), type.data);
+  code = want_double(l, "rope.scaling.factor", 1e-6, 1e6, &factor);
+  if (code) return code;
   *ret_scale = pst_str_is(type, "linear") ? 1 / factor : 1;
   return 0;
 }
@@ -300,7 +304,25 @@ static int load_table(loader *l, const struct architecture *a) {
   return code;
 }
 
+/* Keys that say nothing about the arithmetic, or what tensors and other keys say as well. */
+static const char *const silent_keys[] = {
+    "vocab_size",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+};
+
+/* What the file says and nobody read would be ignored in silence: refused by name. */
 static int refuse_leftovers(loader *l) {
+  char key[128];
+  for (size_t i = 0; i < PST_ARRAY_LEN(silent_keys); i++) (void)key_of(l, silent_keys[i], key);
+  snprintf(key, sizeof key, "%s.", l->arch);
+  for (size_t i = 0; i < pst_engine_gguf_n_values(l->m->gguf); i++) {
+    pst_str name = pst_engine_gguf_value_at(l->m->gguf, i)->key;
+    if (l->asked[i] || !pst_str_starts(name, pst_str_from(key))) continue;
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                         "key '%.*s' has no meaning in architecture %s as this program knows it",
+                         (int)PST_MIN(name.n, (size_t)100), name.data, l->arch);
+  }
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(l->m->gguf); i++) {
     if (l->taken[i]) continue;
     pst_str name = pst_engine_gguf_tensor_at(l->m->gguf, i)->name;
@@ -389,11 +411,13 @@ static int load_weights(pst_engine_model *m, const char *path, int n_threads, ps
   const struct architecture *a = find_architecture(&l);
   if (!a) return err && err->code ? err->code : PST_E_UNSUPPORTED;
   l.arch = m->info.architecture = a->name;
-  code = read_shape(&l);
-  if (code) return code;
+  l.taken = pst_calloc(pst_engine_gguf_n_tensors(m->gguf) + 1, sizeof *l.taken);
+  l.asked = pst_calloc(pst_engine_gguf_n_values(m->gguf) + 1, sizeof *l.asked);
+  if (!l.taken || !l.asked) code = pst_error_set(err, PST_E_NOMEM, path, "no memory for the file's table");
+  if (!code) code = read_shape(&l);
+  if (code) goto done;
   m->layers = pst_calloc((size_t)m->info.n_layers, sizeof *m->layers);
-  l.taken = pst_calloc(pst_engine_gguf_n_tensors(m->gguf), sizeof *l.taken);
-  if (!m->layers || !l.taken) code = pst_error_set(err, PST_E_NOMEM, path, "no memory for the layer table");
+  if (!m->layers) code = pst_error_set(err, PST_E_NOMEM, path, "no memory for the layer table");
   if (!code) code = load_table(&l, a); /* measures */
   if (!code) code = refuse_leftovers(&l);
   if (code) goto done;
@@ -415,6 +439,7 @@ static int load_weights(pst_engine_model *m, const char *path, int n_threads, ps
   (void)madvise((void *)(uintptr_t)map->data, map->n, MADV_DONTNEED);
 done:
   pst_free(l.taken);
+  pst_free(l.asked);
   pst_free(l.jobs);
   return code;
 }
