@@ -38,7 +38,9 @@ static const char *key_of(const loader *l, const char *name, char buf[128]) {
 static int need_int(loader *l, const char *name, int64_t min, int64_t max, int *ret) {
   char key[128];
   uint64_t v;
-  int code = pst_engine_gguf_get_u64(l->m->gguf, key_of(l, name, key), &v, l->err);
+  if (!pst_engine_gguf_find(l->m->gguf, key_of(l, name, key)))
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "required key '%s' is missing", key);
+  int code = pst_engine_gguf_get_u64(l->m->gguf, key, &v, l->err);
   if (code) return code;
   if (v < (uint64_t)min || v > (uint64_t)max)
     return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "key '%s' is %llu, outside %lld to %lld", key,

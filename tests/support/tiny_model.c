@@ -1,0 +1,184 @@
+#include "support/tiny_model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <penstock/kernels.h>
+
+#include "engine/gguf.h"
+
+enum { EMBD = 64, HEADS = 4, KV_HEADS = 2, HEAD = 16, FF = 96, VOCAB = 288, CONTEXT = 2048, MAX_TENSORS = 256 };
+
+typedef struct tensor {
+  char name[64];
+  size_t rows, cols; /* rows 0: a row of floats */
+} tensor;
+
+typedef struct maker {
+  const test_tiny *o;
+  pst_engine_gguf_writer *w;
+  const char *arch;
+  tensor tensors[MAX_TENSORS];
+  int n_tensors;
+} maker;
+
+static bool dropped(const maker *m, const char *name) { return m->o->drop && !strcmp(m->o->drop, name); }
+
+static void put_int(maker *m, const char *name, uint32_t value) {
+  char key[128];
+  snprintf(key, sizeof key, "%s.%s", m->arch, name);
+  if (!dropped(m, key)) pst_engine_gguf_writer_put_u32(m->w, key, value);
+}
+
+static void put_float(maker *m, const char *name, float value) {
+  char key[128];
+  snprintf(key, sizeof key, "%s.%s", m->arch, name);
+  if (!dropped(m, key)) pst_engine_gguf_writer_put_f32(m->w, key, value);
+}
+
+static void add(maker *m, int layer, const char *name, size_t rows, size_t cols) {
+  tensor *t = &m->tensors[m->n_tensors];
+  if (layer < 0)
+    snprintf(t->name, sizeof t->name, "%s", name);
+  else
+    snprintf(t->name, sizeof t->name, "blk.%d.%s", layer, name);
+  if (dropped(m, t->name)) return;
+  t->rows = rows;
+  t->cols = cols;
+  m->n_tensors++;
+}
+
+/* Bytes stand for themselves as GPT-2 writes them: those that are no printable Latin-1 characters from U+0100 on. */
+static void byte_token(int byte, char out[8]) {
+  int code = byte;
+  bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173);
+  if (!printable) {
+    code = 256;
+    for (int b = 0; b < byte; b++) code += !((b >= 33 && b <= 126) || (b >= 161 && b != 173));
+  }
+  if (code < 128)
+    snprintf(out, 8, "%c", code);
+  else
+    snprintf(out, 8, "%c%c", 0xC0 | code >> 6, 0x80 | (code & 63));
+}
+
+static void put_tokenizer(maker *m) {
+  static const char *const merges[] = {"e r", "i n", "t h", "th e", "o n", "a n", "e s", "o r"};
+  static const char *const merged[] = {"er", "in", "th", "the", "on", "an", "es", "or"};
+  static const char *const control[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
+  char texts[VOCAB][24];
+  pst_str tokens[VOCAB], rules[PST_ARRAY_LEN(merges)];
+  int32_t types[VOCAB];
+  for (int i = 0; i < VOCAB; i++) {
+    types[i] = 1;
+    if (i < 256) {
+      byte_token(i, texts[i]);
+    } else if (i < 256 + (int)PST_ARRAY_LEN(merged)) {
+      snprintf(texts[i], sizeof texts[i], "%s", merged[i - 256]);
+    } else if (i < 256 + (int)PST_ARRAY_LEN(merged) + 3) {
+      snprintf(texts[i], sizeof texts[i], "%s", control[i - 256 - (int)PST_ARRAY_LEN(merged)]);
+      types[i] = 3;
+    } else {
+      snprintf(texts[i], sizeof texts[i], "<unused%d>", i);
+      types[i] = 5;
+    }
+    tokens[i] = pst_str_from(texts[i]);
+  }
+  for (size_t i = 0; i < PST_ARRAY_LEN(merges); i++) rules[i] = pst_str_from(merges[i]);
+  pst_engine_gguf_writer_put_str(m->w, "tokenizer.ggml.model", PST_STR("gpt2"));
+  pst_engine_gguf_writer_put_str(m->w, "tokenizer.ggml.pre", PST_STR("gpt-2"));
+  if (!dropped(m, "tokenizer.ggml.tokens"))
+    pst_engine_gguf_writer_put_strs(m->w, "tokenizer.ggml.tokens", tokens, VOCAB);
+  pst_engine_gguf_writer_put_array(m->w, "tokenizer.ggml.token_type", PST_ENGINE_GGUF_I32, types, VOCAB);
+  pst_engine_gguf_writer_put_strs(m->w, "tokenizer.ggml.merges", rules, PST_ARRAY_LEN(merges));
+  pst_engine_gguf_writer_put_u32(m->w, "tokenizer.ggml.bos_token_id", 265);
+  pst_engine_gguf_writer_put_u32(m->w, "tokenizer.ggml.eos_token_id", 266);
+  static const char chatml[] =
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+      "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+  const char *text = m->o->template_text ? m->o->template_text : chatml;
+  if (*text) pst_engine_gguf_writer_put_str(m->w, "tokenizer.chat_template", pst_str_from(text));
+}
+
+static void put_keys(maker *m, int n_layers) {
+  pst_engine_gguf_writer_put_str(m->w, "general.architecture", pst_str_from(m->arch));
+  put_int(m, "block_count", (uint32_t)n_layers);
+  put_int(m, "context_length", CONTEXT);
+  put_int(m, "embedding_length", EMBD);
+  put_int(m, "feed_forward_length", FF);
+  put_int(m, "attention.head_count", HEADS);
+  put_int(m, "attention.head_count_kv", KV_HEADS);
+  put_int(m, "attention.key_length", HEAD);
+  put_int(m, "attention.value_length", HEAD);
+  put_float(m, "attention.layer_norm_rms_epsilon", 1e-5f);
+  put_float(m, "rope.freq_base", 10000.0f);
+  if (!strcmp(m->arch, "gemma3")) put_int(m, "attention.sliding_window", 96);
+  if (m->o->extra_key) pst_engine_gguf_writer_put_u32(m->w, m->o->extra_key, 7);
+}
+
+static void add_tensors(maker *m, int n_layers) {
+  bool gemma = !strcmp(m->arch, "gemma3");
+  add(m, -1, "token_embd.weight", VOCAB, EMBD);
+  add(m, -1, "output_norm.weight", 0, EMBD);
+  for (int i = 0; i < n_layers; i++) {
+    add(m, i, "attn_norm.weight", 0, EMBD);
+    add(m, i, "attn_q.weight", HEADS * HEAD, EMBD);
+    add(m, i, "attn_k.weight", KV_HEADS * HEAD, EMBD);
+    add(m, i, "attn_v.weight", KV_HEADS * HEAD, EMBD);
+    add(m, i, "attn_output.weight", EMBD, HEADS * HEAD);
+    add(m, i, "ffn_norm.weight", 0, EMBD);
+    add(m, i, "ffn_gate.weight", FF, EMBD);
+    add(m, i, "ffn_up.weight", FF, EMBD);
+    add(m, i, "ffn_down.weight", EMBD, FF);
+    if (!gemma) continue;
+    add(m, i, "attn_q_norm.weight", 0, HEAD);
+    add(m, i, "attn_k_norm.weight", 0, HEAD);
+    add(m, i, "post_attention_norm.weight", 0, EMBD);
+    add(m, i, "post_ffw_norm.weight", 0, EMBD);
+  }
+  if (m->o->extra_tensor) add(m, -1, m->o->extra_tensor, 8, EMBD);
+}
+
+static void write_row(maker *m, uint32_t type, size_t n, pst_random *r, float mean, float spread) {
+  pst_error err = PST_ERROR_INIT;
+  float x[128];
+  uint8_t out[sizeof x];
+  if (n > PST_ARRAY_LEN(x)) abort();
+  for (size_t i = 0; i < n; i++) x[i] = mean + spread * ((float)pst_random_below(r, 2001) / 1000.0f - 1.0f);
+  for (size_t i = 0; i < n; i++) {
+    uint16_t half = pst_kernels_half_from_float(x[i]);
+    if (type == PST_TYPE_F32)
+      memcpy(out + 4 * i, &x[i], 4);
+    else if (type == PST_TYPE_F16)
+      memcpy(out + 2 * i, &half, 2);
+    else
+      abort();
+  }
+  if (pst_engine_gguf_writer_write(m->w, out, pst_kernels_row_bytes(type, n), &err)) abort();
+}
+
+void test_tiny_write(const char *path, const test_tiny *options) {
+  maker m = {.o = options, .arch = options->architecture ? options->architecture : "llama"};
+  pst_error err = PST_ERROR_INIT;
+  const pst_kernels_type_row *type = pst_kernels_type_find(pst_str_from(options->type ? options->type : "F32"));
+  int n_layers = options->n_layers ? options->n_layers : 2;
+  pst_random r = {options->seed, 1, 0};
+  if (!type || pst_engine_gguf_writer_create(path, 32, &m.w, &err)) abort();
+  put_keys(&m, n_layers);
+  put_tokenizer(&m);
+  add_tensors(&m, n_layers);
+  for (int i = 0; i < m.n_tensors; i++) {
+    uint64_t dims[2] = {m.tensors[i].cols, m.tensors[i].rows};
+    bool row = m.tensors[i].rows == 0;
+    pst_engine_gguf_writer_add_tensor(m.w, pst_str_from(m.tensors[i].name), row ? (uint32_t)PST_TYPE_F32 : type->type,
+                                      row ? 1 : 2, dims);
+  }
+  for (int i = 0; i < m.n_tensors; i++) {
+    if (m.tensors[i].rows == 0) write_row(&m, PST_TYPE_F32, m.tensors[i].cols, &r, 1.0f, 0.25f);
+    for (size_t k = 0; k < m.tensors[i].rows; k++) write_row(&m, type->type, m.tensors[i].cols, &r, 0.0f, 0.25f);
+  }
+  if (pst_engine_gguf_writer_finish(m.w, &err)) abort();
+  pst_engine_gguf_writer_free(m.w);
+}

@@ -1,0 +1,22 @@
+/* A small random model of any architecture that the engine knows, as a GGUF file: a real file of a few 100 KB that runs in microseconds. */
+#ifndef PST_TESTS_SUPPORT_TINY_MODEL_H
+#define PST_TESTS_SUPPORT_TINY_MODEL_H
+
+#include <penstock/base.h>
+
+typedef struct test_tiny {
+  const char *architecture;  /* NULL: "llama" */
+  const char *type;          /* of the matrices: "F32" (NULL), "F16" */
+  const char *template_text; /* NULL: a plain ChatML template; "": none */
+  const char *drop;          /* NULL, or the key (with its architecture prefix) or tensor that is left out */
+  const char *extra_key;     /* NULL, or a further key of value 7 */
+  const char *extra_tensor;  /* NULL, or a further tensor */
+  uint64_t seed;
+  int n_layers; /* 0: 2 */
+} test_tiny;
+
+/* n_embd 64, 4 heads of 16 over 2 key heads, n_ff 96, context 2048, 288 tokens (bytes, a few merges, ChatML's control tokens); the embedding is the
+ * head. Aborts on failure. */
+void test_tiny_write(const char *path, const test_tiny *options);
+
+#endif

@@ -1,0 +1,183 @@
+/* Opening models: every required key and tensor is asked for by name, what nobody reads is refused by name, and small models answer. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <penstock/engine.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "support/temp.h"
+#include "support/tiny_model.h"
+
+static char *dir;
+
+static int make_dir(void **state) {
+  (void)state;
+  dir = test_temp_dir();
+  return 0;
+}
+static int remove_dir(void **state) {
+  (void)state;
+  test_temp_remove(dir);
+  return 0;
+}
+
+static void opens(const test_tiny *options, int layers) {
+  const char *path = test_temp_path(dir, "model.gguf");
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_model *model = NULL;
+  test_tiny_write(path, options);
+  if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s: %s", err.place, err.message);
+  const pst_engine_model_info *info = pst_engine_model_get_info(model);
+  assert_int_equal(info->n_layers, layers);
+  assert_int_equal(info->n_vocab, 288);
+  assert_int_equal(info->eos, 266);
+  assert_int_equal(info->has_template, !options->template_text || *options->template_text);
+  pst_engine_model_unref(model);
+}
+
+static void refuses(const test_tiny *options, int code, const char *named) {
+  const char *path = test_temp_path(dir, "model.gguf");
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_model *model = NULL;
+  test_tiny_write(path, options);
+  assert_int_equal(pst_engine_model_open(path, 1, &model, &err), code);
+  assert_null(model);
+  if (!strstr(err.message, named)) fail_msg("'%s' does not name %s", err.message, named);
+  assert_true(strlen(err.place) > 0);
+}
+
+static void test_opens(void **state) {
+  (void)state;
+  static const char *const architectures[] = {"llama", "gemma3"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(architectures); i++) {
+    opens(&(test_tiny){.architecture = architectures[i]}, 2);
+    opens(&(test_tiny){.architecture = architectures[i], .type = "F16", .n_layers = 7, .template_text = ""}, 7);
+  }
+}
+
+static void test_keys(void **state) {
+  (void)state;
+  static const char *const needed[] = {"block_count", "context_length", "embedding_length", "feed_forward_length",
+                                       "attention.head_count"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(needed); i++) {
+    char key[64];
+    snprintf(key, sizeof key, "llama.%s", needed[i]);
+    refuses(&(test_tiny){.drop = key}, PST_E_BAD_INPUT, key);
+  }
+  refuses(&(test_tiny){.architecture = "gemma3", .drop = "gemma3.attention.sliding_window"}, PST_E_BAD_INPUT,
+          "gemma3.attention.sliding_window");
+  refuses(&(test_tiny){.extra_key = "llama.expert_count"}, PST_E_UNSUPPORTED, "llama.expert_count");
+  opens(&(test_tiny){.extra_key = "llama.vocab_size"}, 2);
+  opens(&(test_tiny){.extra_key = "general.something"}, 2);
+  refuses(&(test_tiny){.architecture = "mamba"}, PST_E_UNSUPPORTED, "mamba");
+  refuses(&(test_tiny){.drop = "tokenizer.ggml.tokens"}, PST_E_BAD_INPUT, "tokenizer.ggml.tokens");
+}
+
+static void test_tensors(void **state) {
+  (void)state;
+  static const char *const needed[] = {"token_embd.weight",     "output_norm.weight",       "blk.1.attn_norm.weight",
+                                       "blk.0.attn_q.weight",   "blk.0.attn_k.weight",      "blk.1.attn_v.weight",
+                                       "blk.1.ffn_norm.weight", "blk.0.attn_output.weight", "blk.1.ffn_gate.weight",
+                                       "blk.0.ffn_up.weight",   "blk.1.ffn_down.weight"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(needed); i++)
+    refuses(&(test_tiny){.drop = needed[i]}, PST_E_BAD_INPUT, needed[i]);
+  refuses(&(test_tiny){.architecture = "gemma3", .drop = "blk.1.attn_q_norm.weight"}, PST_E_BAD_INPUT,
+          "blk.1.attn_q_norm.weight");
+  refuses(&(test_tiny){.extra_tensor = "blk.0.ffn_gate_exps.weight"}, PST_E_UNSUPPORTED, "blk.0.ffn_gate_exps.weight");
+}
+
+static void test_templates(void **state) {
+  (void)state;
+  refuses(&(test_tiny){.template_text = "{% for m in messages %}{{ m.content }"}, PST_E_BAD_INPUT, "chat template");
+}
+
+/* ---- an engine over one ---- */
+
+typedef struct answer {
+  pthread_mutex_t lock;
+  pthread_cond_t ended;
+  int n;
+  int32_t tokens[32];
+  float logprobs[32];
+  bool done;
+} answer;
+
+static void on_event(void *user, const pst_engine_event *e) {
+  answer *a = user;
+  pthread_mutex_lock(&a->lock);
+  if (e->token >= 0 && a->n < 32) {
+    a->logprobs[a->n] = e->logprob;
+    a->tokens[a->n++] = e->token;
+  }
+  if (e->finish != PST_ENGINE_FINISH_NONE) {
+    a->done = true;
+    pthread_cond_signal(&a->ended);
+  }
+  pthread_mutex_unlock(&a->lock);
+}
+
+static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *a) {
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_request q = {0};
+  int32_t prompt[150];
+  uint64_t id;
+  for (int i = 0; i < 150; i++) prompt[i] = 97 + i * i % 23;
+  *a = (answer){.lock = PTHREAD_MUTEX_INITIALIZER, .ended = PTHREAD_COND_INITIALIZER};
+  q.prompt = prompt;
+  q.n_prompt = 150;
+  q.max_tokens = 32;
+  q.sampling = pst_engine_sampling_default();
+  q.sampling.temperature = 0;
+  q.ignore_end = true;
+  q.speculation = speculation;
+  q.n_logprobs = 0;
+  q.callback = on_event;
+  q.user = a;
+  if (pst_engine_submit(engine, &q, &id, &err)) fail_msg("%s", err.message);
+  pthread_mutex_lock(&a->lock);
+  while (!a->done) pthread_cond_wait(&a->ended, &a->lock);
+  pthread_mutex_unlock(&a->lock);
+}
+
+/* The same answer to the bit on every thread count and chunk, with reuse and drafts. */
+static void test_answers(void **state) {
+  (void)state;
+  static const char *const architectures[] = {"llama", "gemma3"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(architectures); i++) {
+    const char *path = test_temp_path(dir, "model.gguf");
+    pst_error err = PST_ERROR_INIT;
+    pst_engine_model *model = NULL;
+    answer first, again;
+    test_tiny_write(path, &(test_tiny){.architecture = architectures[i], .seed = 3, .n_layers = 7});
+    if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s: %s", err.place, err.message);
+    for (int k = 0; k < 6; k++) {
+      pst_engine_options o = pst_engine_options_default();
+      pst_engine *engine = NULL;
+      o.threads = 1 + k % 3;
+      o.chunk = k < 3 ? 16 : 200;
+      if (pst_engine_create(model, &o, &engine, &err)) fail_msg("%s", err.message);
+      for (int round = 0; round < 2; round++) {
+        ask(engine, round ? PST_ENGINE_SPEC_LOOKUP : PST_ENGINE_SPEC_NONE, &again);
+        if (k == 0 && round == 0) first = again;
+        assert_int_equal(again.n, 32);
+        assert_memory_equal(again.tokens, first.tokens, sizeof first.tokens);
+        assert_memory_equal(again.logprobs, first.logprobs, sizeof first.logprobs);
+      }
+      pst_engine_free(engine);
+    }
+    pst_engine_model_unref(model);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_opens),     cmocka_unit_test(test_keys),    cmocka_unit_test(test_tensors),
+      cmocka_unit_test(test_templates), cmocka_unit_test(test_answers),
+  };
+  return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
