@@ -1,0 +1,478 @@
+/* Rows of floats to the block formats of GGUF files, with a search for the scales.
+ *
+ * Owns the writing of a format's bits (decode.c reads them) and the choice of scales and codes. Knows nothing of tensors or files.
+ *
+ * For fixed codes the best scale (and minimum) is a weighted least-squares fit; for a fixed scale the best codes are the nearest ones. The
+ * search starts from many roundings of the block's range, fits each, and lets the best one alternate between the two steps (Lloyd's
+ * algorithm) until nothing improves. This is the idea of llama.cpp's K-quants (make_qx_quants and make_qkx2_quants, llama.cpp pull
+ * request 1684, I. Kawrakow, 2023), carried on where those stop: the six- and eight-bit scales of a K-quant's sub-blocks are moved by one
+ * each way and the super-scales fitted again under the codes that result. Sums have a fixed order: the same floats give the same bytes. */
+#include "kernels/half.h"
+#include "kernels/layout.h"
+
+#include <math.h>
+
+enum { MAX_STARTS = 48, LLOYD_ROUNDS = 4, SUPER_ROUNDS = 3 };
+
+/* Below this no half-precision scale tells a block from zero; above it none reaches its values. */
+#define TOO_SMALL 0x1p-30f
+#define TOO_LARGE (65504.0f * 128.0f)
+
+/* Four floats as the compiler's own vector: portable, and with one order of summation. */
+typedef float v4 __attribute__((vector_size(16)));
+typedef int32_t m4 __attribute__((vector_size(16)));
+
+static inline v4 v4_load(const float *p) {
+  v4 v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline v4 v4_all(float f) { return (v4){f, f, f, f}; }
+static inline v4 v4_pick(m4 mask, v4 yes, v4 no) { return (v4)(((m4)yes & mask) | ((m4)no & ~mask)); }
+static inline float v4_sum(v4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+/* The nearest whole number (ties to even) within the bounds, themselves whole and below 2^22. */
+static inline v4 v4_nearest(v4 v, v4 low, v4 high) {
+  const v4 magic = v4_all(12582912.0f);
+  v = v4_pick(v < low, low, v);
+  v = v4_pick(v > high, high, v);
+  return (v + magic) - magic;
+}
+static inline float nearest(float v, float low, float high) {
+  v = v < low ? low : v;
+  v = v > high ? high : v;
+  return (v + 12582912.0f) - 12582912.0f;
+}
+
+/* Moments of a block: those of its values, and those under one rounding. n is a multiple of 4. */
+typedef struct moments {
+  float w, x, xx;  /* sums of weight, weight x, weight x^2 */
+  float q, qq, qx; /* of weight q, weight q^2, weight q x */
+} moments;
+
+static moments measure_values(const float *x, const float *w, size_t n) {
+  v4 s_w = v4_all(0), s_x = s_w, s_xx = s_w;
+  for (size_t i = 0; i < n; i += 4) {
+    v4 v = v4_load(x + i), weight = v4_load(w + i), wx = weight * v;
+    s_w += weight;
+    s_x += wx;
+    s_xx += wx * v;
+  }
+  return (moments){v4_sum(s_w), v4_sum(s_x), v4_sum(s_xx), 0, 0, 0};
+}
+
+static void measure(const float *x, const float *w, size_t n, float inverse, float offset, int low, int high,
+                    moments *m) {
+  const v4 bottom = v4_all((float)low), top = v4_all((float)high), factor = v4_all(inverse), base = v4_all(offset);
+  v4 s_q = v4_all(0), s_qq = s_q, s_qx = s_q;
+  for (size_t i = 0; i < n; i += 4) {
+    v4 v = v4_load(x + i), q = v4_nearest((v - base) * factor, bottom, top), wq = v4_load(w + i) * q;
+    s_q += wq;
+    s_qq += wq * q;
+    s_qx += wq * v;
+  }
+  m->q = v4_sum(s_q);
+  m->qq = v4_sum(s_qq);
+  m->qx = v4_sum(s_qx);
+}
+
+static float largest(const float *x, size_t n) {
+  float m = 0;
+  for (size_t i = 0; i < n; i++) m = fabsf(x[i]) > m ? fabsf(x[i]) : m;
+  return m;
+}
+
+/* 1 / scale; 0 for a scale that has no inverse, and so gives all values the code nearest to 0. */
+static float inverse_of(float scale) {
+  float inverse = fabsf(scale) > 0 ? 1 / scale : 0;
+  return isfinite(inverse) ? inverse : 0;
+}
+
+/* Weighted squared error of x against scale * q + min, q the nearest code. */
+static float error_of(const float *x, const float *w, size_t n, float scale, float min, int low, int high) {
+  float inverse = inverse_of(scale);
+  const v4 bottom = v4_all((float)low), top = v4_all((float)high), factor = v4_all(inverse), base = v4_all(min);
+  const v4 step = v4_all(scale);
+  v4 sum = v4_all(0);
+  for (size_t i = 0; i < n; i += 4) {
+    v4 v = v4_load(x + i), r = v - (step * v4_nearest((v - base) * factor, bottom, top) + base);
+    sum += v4_load(w + i) * r * r;
+  }
+  return v4_sum(sum);
+}
+
+/* ---- x = scale * q ------------------------------------------------------------------------------------------------ */
+
+/* The scale, of either sign, for codes low..high with -low >= high. */
+static float fit_symmetric(const float *x, const float *w, size_t n, int low, int high) {
+  float amax = largest(x, n), best_gain = -1, best = 0;
+  if (amax < TOO_SMALL) return 0;
+  moments m;
+  for (float reach = (float)high - 1; reach <= (float)-low + 1; reach += 0.25f)
+    for (int sign = -1; sign <= 1; sign += 2) {
+      measure(x, w, n, (float)sign * reach / amax, 0, low, high, &m);
+      if (!(m.qq > 0) || m.qx * m.qx <= best_gain * m.qq) continue;
+      best_gain = m.qx * m.qx / m.qq;
+      best = m.qx / m.qq;
+    }
+  for (int round = 0; round < LLOYD_ROUNDS && fabsf(best) > TOO_SMALL * 0x1p-8f; round++) {
+    measure(x, w, n, 1 / best, 0, low, high, &m);
+    if (!(m.qq > 0) || m.qx * m.qx <= best_gain * m.qq) break;
+    best_gain = m.qx * m.qx / m.qq;
+    best = m.qx / m.qq;
+  }
+  return best;
+}
+
+/* ---- x = scale * q + min ------------------------------------------------------------------------------------------- */
+
+typedef struct affine {
+  float scale, min;
+} affine;
+
+/* Least squares for fixed codes; *ret_error is what is left. below_zero: min may not be positive. False: all codes are equal. */
+static bool solve_affine(const moments *m, bool below_zero, affine *ret, float *ret_error) {
+  float det = m->w * m->qq - m->q * m->q;
+  if (!(det > 0)) return false;
+  affine a = {(m->w * m->qx - m->x * m->q) / det, (m->qq * m->x - m->q * m->qx) / det};
+  if (below_zero && a.min > 0) a = (affine){m->qx / m->qq, 0};
+  if (!(a.scale > 0)) return false;
+  *ret = a;
+  *ret_error = m->xx - 2 * (a.scale * m->qx + a.min * m->x) + a.scale * a.scale * m->qq + 2 * a.scale * a.min * m->q +
+               a.min * a.min * m->w;
+  return true;
+}
+
+/* How many steps of the scale the block's range may take: about all there are, and fewer, for blocks that a grid was laid on before. */
+static int affine_starts(int n_max, float *starts) {
+  int n = 0;
+  for (int k = -10; k <= 10; k++) starts[n++] = (float)n_max + (float)k * 0.1f;
+  for (int k = n_max - 2; k >= n_max / 2 && n < MAX_STARTS; k--) starts[n++] = (float)k;
+  return n;
+}
+
+static affine fit_affine(const float *x, const float *w, size_t n, int n_max, bool below_zero) {
+  float low = x[0], high = x[0], starts[MAX_STARTS], best_error = INFINITY, error = 0;
+  for (size_t i = 1; i < n; i++) {
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+  if (below_zero && low > 0) low = 0;
+  affine best = {0, low}, a;
+  if (high - low < TOO_SMALL) return best;
+  best.scale = (high - low) / (float)n_max;
+  int n_starts = affine_starts(n_max, starts);
+  moments m = measure_values(x, w, n);
+  for (int k = 0; k < n_starts; k++) {
+    measure(x, w, n, starts[k] / (high - low), low, 0, n_max, &m);
+    if (!solve_affine(&m, below_zero, &a, &error) || error >= best_error) continue;
+    best_error = error;
+    best = a;
+  }
+  for (int round = 0; round < LLOYD_ROUNDS && best.scale > TOO_SMALL * 0x1p-8f; round++) {
+    measure(x, w, n, 1 / best.scale, best.min, 0, n_max, &m);
+    if (!solve_affine(&m, below_zero, &a, &error) || error >= best_error) break;
+    best_error = error;
+    best = a;
+  }
+  return best;
+}
+
+/* ---- blocks of 32 -------------------------------------------------------------------------------------------------- */
+
+static void put_codes(const float *x, size_t n, float scale, float min, int low, int high, uint8_t *codes) {
+  float inverse = inverse_of(scale);
+  for (size_t i = 0; i < n; i++)
+    codes[i] = (uint8_t)((int)nearest((x[i] - min) * inverse, (float)low, (float)high) - low);
+}
+
+static void put_nibbles(const uint8_t *codes, uint8_t *qs) {
+  for (int i = 0; i < 16; i++) qs[i] = (uint8_t)((codes[i] & 15u) | (unsigned)(codes[i + 16] & 15u) << 4);
+}
+
+static void put_fives(const uint8_t *codes, uint8_t *high, uint8_t *qs) {
+  uint32_t h = 0;
+  for (int i = 0; i < 32; i++) h |= (uint32_t)(codes[i] >> 4) << i;
+  pst_store_u32(high, h);
+  put_nibbles(codes, qs);
+}
+
+static float as_half(float v, bool *overflow) {
+  uint16_t h = pst_half_narrow(v);
+  if ((h & 0x7c00u) == 0x7c00u) *overflow = true;
+  return pst_half_widen(h);
+}
+
+static int quantize_symmetric(uint32_t type, const float *x, const float *w, uint8_t *dst) {
+  int low = type == PST_TYPE_Q4_0 ? -8 : type == PST_TYPE_Q5_0 ? -16 : -127;
+  int high = type == PST_TYPE_Q8_0 ? 127 : -low - 1;
+  bool overflow = false;
+  uint8_t codes[PST_BLOCK];
+  float d = as_half(fit_symmetric(x, w, PST_BLOCK, low, high), &overflow);
+  if (overflow) return PST_E_LIMIT;
+  pst_store_u16(dst, pst_half_narrow(d));
+  put_codes(x, PST_BLOCK, d, 0, low, high, codes);
+  if (type == PST_TYPE_Q4_0)
+    put_nibbles(codes, dst + 2);
+  else if (type == PST_TYPE_Q5_0)
+    put_fives(codes, dst + 2, dst + 6);
+  else
+    for (int i = 0; i < PST_BLOCK; i++) dst[2 + i] = (uint8_t)(int8_t)((int)codes[i] + low);
+  return 0;
+}
+
+static int quantize_affine(uint32_t type, const float *x, const float *w, uint8_t *dst) {
+  int n_max = type == PST_TYPE_Q4_1 ? 15 : 31;
+  bool overflow = false;
+  uint8_t codes[PST_BLOCK];
+  affine a = fit_affine(x, w, PST_BLOCK, n_max, false);
+  float d = as_half(a.scale, &overflow), sum_w = 0, sum = 0;
+  /* The minimum once more, for the scale as it will be read. */
+  put_codes(x, PST_BLOCK, d, a.min, 0, n_max, codes);
+  for (int i = 0; i < PST_BLOCK; i++) {
+    sum_w += w[i];
+    sum += w[i] * (x[i] - d * (float)codes[i]);
+  }
+  float m = as_half(sum_w > 0 ? sum / sum_w : a.min, &overflow);
+  if (overflow) return PST_E_LIMIT;
+  pst_store_u16(dst, pst_half_narrow(d));
+  pst_store_u16(dst + 2, pst_half_narrow(m));
+  put_codes(x, PST_BLOCK, d, m, 0, n_max, codes);
+  if (type == PST_TYPE_Q4_1)
+    put_nibbles(codes, dst + 4);
+  else
+    put_fives(codes, dst + 4, dst + 8);
+  return 0;
+}
+
+/* ---- Q4_K, Q5_K: eight sub-blocks of 32 with a six-bit scale and minimum each ---------------------------------------- */
+
+enum { K_BLOCK = 256, K_SUBS = 8, K_SUB = 32 };
+
+typedef struct k_affine {
+  float d, dmin; /* halves */
+  uint8_t sc[K_SUBS], mn[K_SUBS];
+  float error;
+} k_affine;
+
+static float k_sub_error(const float *x, const float *w, const k_affine *k, int sc, int mn, int n_max) {
+  return error_of(x, w, K_SUB, k->d * (float)sc, -(k->dmin * (float)mn), 0, n_max);
+}
+
+static int clamp_int(int v, int low, int high) { return v < low ? low : v > high ? high : v; }
+
+/* For given super-scales: each sub-block's pair, from the wanted values and their neighbours. */
+static void k_choose_scales(const float *x, const float *w, const affine *want, int n_max, k_affine *k) {
+  k->error = 0;
+  for (int j = 0; j < K_SUBS; j++) {
+    int sc0 = k->d > 0 ? clamp_int((int)lrintf(want[j].scale / k->d), 0, 63) : 0;
+    int mn0 = k->dmin > 0 ? clamp_int((int)lrintf(-want[j].min / k->dmin), 0, 63) : 0;
+    float best = INFINITY;
+    for (int sc = PST_MAX(sc0 - 1, 0); sc <= PST_MIN(sc0 + 1, 63); sc++)
+      for (int mn = PST_MAX(mn0 - 1, 0); mn <= PST_MIN(mn0 + 1, 63); mn++) {
+        float e = k_sub_error(x + j * K_SUB, w + j * K_SUB, k, sc, mn, n_max);
+        if (e >= best) continue;
+        best = e;
+        k->sc[j] = (uint8_t)sc;
+        k->mn[j] = (uint8_t)mn;
+      }
+    k->error += best;
+  }
+}
+
+/* Least squares for d and dmin under the codes, scales and minima that are there. False: nothing to solve. */
+static bool k_fit_super(const float *x, const float *w, const k_affine *k, int n_max, float *ret_d, float *ret_dmin) {
+  double aa = 0, ab = 0, bb = 0, ax = 0, bx = 0; /* a = sc * q, b = -mn */
+  for (int j = 0; j < K_SUBS; j++) {
+    float scale = k->d * (float)k->sc[j], min = -(k->dmin * (float)k->mn[j]);
+    moments m = measure_values(x + j * K_SUB, w + j * K_SUB, K_SUB);
+    measure(x + j * K_SUB, w + j * K_SUB, K_SUB, inverse_of(scale), min, 0, n_max, &m);
+    double sc = k->sc[j], mn = k->mn[j];
+    aa += sc * sc * (double)m.qq;
+    ab -= sc * mn * (double)m.q;
+    bb += mn * mn * (double)m.w;
+    ax += sc * (double)m.qx;
+    bx -= mn * (double)m.x;
+  }
+  double det = aa * bb - ab * ab;
+  if (bb > 0 && det > 1e-12 * aa * bb) {
+    *ret_d = (float)((ax * bb - bx * ab) / det);
+    *ret_dmin = (float)((bx * aa - ax * ab) / det);
+  } else if (aa > 0) {
+    *ret_d = (float)((ax - ab * (double)k->dmin) / aa);
+    *ret_dmin = k->dmin;
+  } else {
+    return false;
+  }
+  return *ret_d > 0 && *ret_dmin >= 0;
+}
+
+static void k4_put_scales(const k_affine *k, uint8_t *s) {
+  for (int j = 0; j < 4; j++) {
+    s[j] = (uint8_t)(k->sc[j] | (unsigned)(k->sc[j + 4] >> 4) << 6);
+    s[j + 4] = (uint8_t)(k->mn[j] | (unsigned)(k->mn[j + 4] >> 4) << 6);
+    s[j + 8] = (uint8_t)((k->sc[j + 4] & 15u) | (unsigned)(k->mn[j + 4] & 15u) << 4);
+  }
+}
+
+static void k_affine_store(uint32_t type, const float *x, const k_affine *k, int n_max, uint8_t *dst) {
+  uint8_t *high = dst + 16, *qs = type == PST_TYPE_Q5_K ? dst + 48 : dst + 16;
+  pst_store_u16(dst, pst_half_narrow(k->d));
+  pst_store_u16(dst + 2, pst_half_narrow(k->dmin));
+  k4_put_scales(k, dst + 4);
+  memset(high, 0, 32);
+  for (int j = 0; j < K_SUBS; j++) {
+    uint8_t codes[K_SUB], *q = qs + (j / 2) * 32;
+    put_codes(x + j * K_SUB, K_SUB, k->d * (float)k->sc[j], -(k->dmin * (float)k->mn[j]), 0, n_max, codes);
+    for (int i = 0; i < K_SUB; i++) {
+      unsigned low = codes[i] & 15u;
+      q[i] = (uint8_t)((j & 1) ? q[i] | low << 4 : low);
+      if (type == PST_TYPE_Q5_K) high[i] = (uint8_t)(high[i] | (unsigned)(codes[i] >> 4) << j);
+    }
+  }
+}
+
+static int quantize_k_affine(uint32_t type, const float *x, const float *w, uint8_t *dst) {
+  int n_max = type == PST_TYPE_Q4_K ? 15 : 31;
+  affine want[K_SUBS];
+  float max_scale = 0, max_min = 0;
+  bool overflow = false;
+  for (int j = 0; j < K_SUBS; j++) {
+    want[j] = fit_affine(x + j * K_SUB, w + j * K_SUB, K_SUB, n_max, true);
+    max_scale = PST_MAX(max_scale, want[j].scale);
+    max_min = PST_MAX(max_min, -want[j].min);
+  }
+  k_affine k = {.d = as_half(max_scale / 63, &overflow), .dmin = as_half(max_min / 63, &overflow)};
+  if (overflow) return PST_E_LIMIT;
+  k_choose_scales(x, w, want, n_max, &k);
+  for (int round = 0; round < SUPER_ROUNDS && k.error > 0; round++) {
+    k_affine next = k;
+    if (!k_fit_super(x, w, &k, n_max, &next.d, &next.dmin)) break;
+    next.d = as_half(next.d, &overflow);
+    next.dmin = as_half(next.dmin, &overflow);
+    if (overflow) break;
+    k_choose_scales(x, w, want, n_max, &next);
+    if (next.error >= k.error) break;
+    k = next;
+  }
+  k_affine_store(type, x, &k, n_max, dst);
+  return 0;
+}
+
+/* ---- Q6_K: sixteen sub-blocks of 16 with an eight-bit scale each ----------------------------------------------------- */
+
+enum { Q6_SUBS = 16, Q6_SUB = 16 };
+
+typedef struct k_symmetric {
+  float d; /* half */
+  int sc[Q6_SUBS];
+  float error;
+} k_symmetric;
+
+static void q6_choose_scales(const float *x, const float *w, const float *want, k_symmetric *k) {
+  k->error = 0;
+  for (int j = 0; j < Q6_SUBS; j++) {
+    int sc0 = fabsf(k->d) > 0 ? clamp_int((int)lrintf(want[j] / k->d), -128, 127) : 0;
+    float best = INFINITY;
+    for (int sc = PST_MAX(sc0 - 1, -128); sc <= PST_MIN(sc0 + 1, 127); sc++) {
+      float e = error_of(x + j * Q6_SUB, w + j * Q6_SUB, Q6_SUB, k->d * (float)sc, 0, -32, 31);
+      if (e >= best) continue;
+      best = e;
+      k->sc[j] = sc;
+    }
+    k->error += best;
+  }
+}
+
+static float q6_fit_super(const float *x, const float *w, const k_symmetric *k) {
+  double aa = 0, ax = 0;
+  for (int j = 0; j < Q6_SUBS; j++) {
+    moments m;
+    measure(x + j * Q6_SUB, w + j * Q6_SUB, Q6_SUB, inverse_of(k->d * (float)k->sc[j]), 0, -32, 31, &m);
+    aa += (double)(k->sc[j] * k->sc[j]) * (double)m.qq;
+    ax += (double)k->sc[j] * (double)m.qx;
+  }
+  return aa > 0 ? (float)(ax / aa) : 0;
+}
+
+static void q6_store(const float *x, const k_symmetric *k, uint8_t *dst) {
+  memset(dst, 0, 192);
+  for (int j = 0; j < K_SUBS; j++) {
+    uint8_t codes[32], *low = dst + (j / 4) * 64 + (j & 1) * 32, *high = dst + 128 + (j / 4) * 32;
+    for (int h = 0; h < 2; h++)
+      put_codes(x + j * 32 + h * 16, 16, k->d * (float)k->sc[2 * j + h], 0, -32, 31, codes + 16 * h);
+    for (int i = 0; i < 32; i++) {
+      low[i] = (uint8_t)(low[i] | (codes[i] & 15u) << ((j & 2) ? 4 : 0));
+      high[i] = (uint8_t)(high[i] | (unsigned)(codes[i] >> 4) << (2 * (j & 3)));
+    }
+  }
+  for (int j = 0; j < Q6_SUBS; j++) dst[192 + j] = (uint8_t)(int8_t)k->sc[j];
+  pst_store_u16(dst + 208, pst_half_narrow(k->d));
+}
+
+static int quantize_q6_k(const float *x, const float *w, uint8_t *dst) {
+  float want[Q6_SUBS], top = 0;
+  bool overflow = false;
+  for (int j = 0; j < Q6_SUBS; j++) {
+    want[j] = fit_symmetric(x + j * Q6_SUB, w + j * Q6_SUB, Q6_SUB, -32, 31);
+    if (fabsf(want[j]) > fabsf(top)) top = want[j];
+  }
+  k_symmetric k = {.d = as_half(top / -128, &overflow)};
+  if (overflow) return PST_E_LIMIT;
+  q6_choose_scales(x, w, want, &k);
+  for (int round = 0; round < SUPER_ROUNDS && k.error > 0; round++) {
+    k_symmetric next = k;
+    next.d = as_half(q6_fit_super(x, w, &k), &overflow);
+    if (overflow) break;
+    q6_choose_scales(x, w, want, &next);
+    if (next.error >= k.error) break;
+    k = next;
+  }
+  q6_store(x, &k, dst);
+  return 0;
+}
+
+/* ---- rows ---------------------------------------------------------------------------------------------------------- */
+
+static int quantize_floats(uint32_t type, const float *src, size_t n, uint8_t *dst) {
+  if (type == PST_TYPE_F32) {
+    memcpy(dst, src, n * sizeof *src);
+    return 0;
+  }
+  for (size_t i = 0; i < n; i++) {
+    uint16_t v = type == PST_TYPE_F16 ? pst_half_narrow(src[i]) : pst_bfloat_narrow(src[i]);
+    if ((v & 0x7fffu) >= (type == PST_TYPE_F16 ? 0x7c00u : 0x7f80u)) return PST_E_LIMIT;
+    pst_store_u16(dst + 2 * i, v);
+  }
+  return 0;
+}
+
+static int quantize_block(uint32_t type, const float *x, const float *w, uint8_t *dst) {
+  switch (type) {
+  case PST_TYPE_Q4_0:
+  case PST_TYPE_Q5_0:
+  case PST_TYPE_Q8_0: return quantize_symmetric(type, x, w, dst);
+  case PST_TYPE_Q4_1:
+  case PST_TYPE_Q5_1: return quantize_affine(type, x, w, dst);
+  case PST_TYPE_Q4_K:
+  case PST_TYPE_Q5_K: return quantize_k_affine(type, x, w, dst);
+  case PST_TYPE_Q6_K: return quantize_q6_k(x, w, dst);
+  default: return PST_E_UNSUPPORTED;
+  }
+}
+
+int pst_kernels_quantize_row(uint32_t type, const float *src, size_t n, const float *importance, void *ret_dst) {
+  const pst_kernels_type_row *info = pst_kernels_type_info(type);
+  uint8_t *dst = ret_dst;
+  float ones[K_BLOCK];
+  if (!info) return PST_E_UNSUPPORTED;
+  if (type == PST_TYPE_F32 || type == PST_TYPE_F16 || type == PST_TYPE_BF16) return quantize_floats(type, src, n, dst);
+  if (n % info->block_elements) return PST_E_BAD_INPUT;
+  for (size_t i = 0; i < K_BLOCK; i++) ones[i] = 1;
+  for (size_t at = 0; at < n; at += info->block_elements, dst += info->block_bytes) {
+    if (largest(src + at, info->block_elements) > TOO_LARGE) return PST_E_LIMIT;
+    int code = quantize_block(type, src + at, importance ? importance + at : ones, dst);
+    if (code) return code;
+  }
+  return 0;
+}
