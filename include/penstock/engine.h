@@ -41,9 +41,11 @@ const pst_engine_model_info *pst_engine_model_get_info(const pst_engine_model *m
 /* What `inspect` shows, without packing anything: JSON object text in *out (architecture, metadata, tensors, types, tokenizer,
  * template, memory needed for the context length n_ctx). */
 int pst_engine_inspect(const char *path, int n_ctx, pst_buf *out, pst_error *err);
-/* Re-quantizes a GGUF file's matrices to `type` ("Q8_0", "Q4_K", ...), everything else copied; whole file or nothing. Rows that the type's
- * block does not divide fall back as the field does (K-quants to the 32-block type of the same width or above) and are counted in *ret_n_fallback
- * (NULL: not wanted). `progress` NULL: silent. */
+/* Re-quantizes a GGUF file's matrices to `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K, letter case ignored), everything else copied;
+ * whole file or nothing. Rows that the type's block does not divide fall back as the field does (Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0; those of 32
+ * to F16); such tensors are counted in *ret_n_fallback (NULL: not wanted). `progress`: begun and ended by the caller, counts bytes read; its total is
+ * set here; NULL: silent. Replaces a file at out_path; refuses in_path itself. Errors: those of opening; PST_E_UNSUPPORTED (type), PST_E_BAD_INPUT
+ * (a weight that is not finite), PST_E_LIMIT (one beyond the type's range), PST_E_NO_SPACE, PST_E_IO. Any thread; computes in the process's pool. */
 int pst_engine_quantize(const char *in_path, const char *out_path, const char *type, pst_progress *progress,
                         int *ret_n_fallback, pst_error *err);
 
