@@ -355,6 +355,10 @@ typedef struct pst_store_price {
 int pst_store_price_set(pst_store *store, pst_str provider, pst_str model, pst_store_price price, pst_error *err);
 int pst_store_price_get(pst_store *store, pst_str provider, pst_str model, pst_store_price *ret_price,
                         pst_error *err); /* NOT_FOUND */
+/* Every price, by provider and model. */
+int pst_store_price_each(pst_store *store,
+                         int (*fn)(void *user, pst_str provider, pst_str model, pst_store_price price), void *user,
+                         pst_error *err);
 /* What these tokens cost, rounded up; PST_E_LIMIT on overflow. cached_tokens are part of prompt_tokens. */
 int pst_store_price_cost(pst_store_price price, int64_t prompt_tokens, int64_t cached_tokens, int64_t completion_tokens,
                          int64_t *ret_nusd) PST_MUST_CHECK;

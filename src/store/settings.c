@@ -145,6 +145,32 @@ int pst_store_price_get(pst_store *store, pst_str provider, pst_str model, pst_s
   return code;
 }
 
+typedef struct price_walk {
+  int (*fn)(void *user, pst_str provider, pst_str model, pst_store_price price);
+  void *user;
+} price_walk;
+
+static int price_list_row(sqlite3_stmt *stmt, void *context) {
+  const price_walk *walk = context;
+  pst_store_price price = {sqlite3_column_int64(stmt, 2), sqlite3_column_int64(stmt, 3), sqlite3_column_int64(stmt, 4)};
+  return walk->fn(walk->user, pst_store_column_str(stmt, 0), pst_store_column_str(stmt, 1), price);
+}
+
+int pst_store_price_each(pst_store *store,
+                         int (*fn)(void *user, pst_str provider, pst_str model, pst_store_price price), void *user,
+                         pst_error *err) {
+  pst_store_conn *conn = NULL;
+  sqlite3_stmt *stmt = NULL;
+  int code = pst_store_reader_take(store, &conn, err);
+  if (code) return code;
+  code = pst_store_sql_begin(
+      conn, "SELECT provider, model, input, cached_input, output FROM prices ORDER BY provider, model", &stmt, err, "");
+  price_walk walk = {fn, user};
+  code = pst_store_sql_each(conn, code, stmt, price_list_row, &walk, err);
+  pst_store_reader_give(store, conn);
+  return code;
+}
+
 int pst_store_price_cost(pst_store_price price, int64_t prompt_tokens, int64_t cached_tokens, int64_t completion_tokens,
                          int64_t *ret_nusd) {
   if (cached_tokens < 0 || completion_tokens < 0 || prompt_tokens < cached_tokens) return PST_E_BAD_INPUT;

@@ -628,6 +628,14 @@ static void killed_workers_job_is_taken_again(void **state) {
 
 static int join_settings(void *user, pst_str name, pst_str value) { return join_rows(user, 0, name, value); }
 
+static int append_price(void *user, pst_str provider, pst_str model, pst_store_price price) {
+  char *list = user;
+  size_t n = strlen(list);
+  snprintf(list + n, 128 - n, "%.*s/%.*s=%lld,%lld,%lld ", (int)provider.n, provider.data, (int)model.n, model.data,
+           (long long)price.input, (long long)price.cached_input, (long long)price.output);
+  return 0;
+}
+
 static void settings_and_prices(void **state) {
   pst_store *store = store_of(state);
   char *value = NULL;
@@ -662,6 +670,9 @@ static void settings_and_prices(void **state) {
   OK(pst_store_price_get(store, PST_STR("acme"), PST_STR("small"), &p, &err));
   assert_int_equal(p.cached_input, PST_STORE_NO_LIMIT);
   assert_int_equal(p.output, 3);
+  char list[128] = "";
+  OK(pst_store_price_each(store, append_price, list, &err));
+  assert_string_equal(list, "acme/*=1,-1,3 acme/big=4,5,6 ");
   assert_int_equal(pst_store_price_set(store, PST_STR("acme"), PST_STR("big"), (pst_store_price){-1, 5, 6}, &err),
                    PST_E_BAD_INPUT);
 }
