@@ -1,0 +1,224 @@
+/* One HTTP request: its copy, its way to a worker and back, its answer where it is a plain one, its line in the log and its end. What the endpoints mean
+ * is route.c's and completion.c's.
+ *
+ * Invariant "freed once": a call lives until it has no exchange, its worker has handed it back, and all gateway calls it began have ended. */
+#include "server/server.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* ---- errors ---------------------------------------------------------------------------------------------------------------- */
+
+void pst_server_fail(pst_server_call *call, const pst_wire_error *error, const char *message, const char *param) {
+  pst_buf_clear(&call->out);
+  pst_wire_error_write(error, message, param, &call->out);
+  call->status = error->status;
+  call->retry_after_s = error->retry_after_s;
+}
+
+/* A field's path, not a file's: only that may go into `param`. */
+static const char *field_of(const char *place) {
+  return *place && strlen(place) < 128 && !strchr(place, '/') && !strchr(place, ' ') ? place : NULL;
+}
+
+void pst_server_fail_code(pst_server_call *call, const pst_error *err) {
+  pst_wire_error e = pst_wire_error_from(err->code);
+  const char *param = e.status < 500 ? field_of(err->place) : NULL;
+  char text[1100];
+  if (e.status >= 500)
+    pst_log(PST_LOG_ERROR, "event=request_failed path=%s error=\"%s\"", call->endpoint->path,
+            pst_error_format(err, text, sizeof text));
+  if (param)
+    snprintf(text, sizeof text, "%s: %s", param, err->message);
+  else
+    snprintf(text, sizeof text, "%s", *err->message ? err->message : pst_error_text(err->code));
+  pst_server_fail(call, &e, text, param);
+}
+
+void pst_server_error_body(void *user, int status, const char *message, pst_buf *body, const char **ret_content_type) {
+  (void)user;
+  pst_wire_error e = pst_wire_error_of_status(status);
+  pst_wire_error_write(&e, message, NULL, body);
+  *ret_content_type = "application/json";
+}
+
+/* ---- the end --------------------------------------------------------------------------------------------------------------- */
+
+void pst_server_answered(pst_server_call *call, int status) {
+  int64_t us = pst_clock_us() - call->received_us;
+  call->x = NULL;
+  const char *path = call->endpoint ? call->endpoint->path : "other";
+  pst_server_metrics_status(&call->server->metrics, path, status, us);
+  if (!pst_log_enabled(PST_LOG_INFO)) return;
+  pst_buf more = PST_BUF_INIT;
+  if (call->completion) pst_server_completion_describe(call->completion, &more);
+  pst_log(PST_LOG_INFO, "%s%speer=%s path=%s status=%d ms=%.1f key=%" PRId64, pst_buf_text(&more), more.n ? " " : "",
+          call->peer, path, status, (double)us / 1e3, call->key.id);
+  pst_buf_done(&more);
+}
+
+void pst_server_reply_plain(pst_server_call *call) {
+  pst_net_header headers[4] = {
+      {PST_STR("content-type"), pst_str_from(call->content_type ? call->content_type : "application/json")}};
+  size_t n = 1;
+  char retry[16];
+  if (call->out.failed) {
+    pst_wire_error e = pst_wire_error_from(PST_E_NOMEM);
+    pst_buf_done(&call->out);
+    pst_server_fail(call, &e, "out of memory for the answer", NULL);
+  }
+  if (call->retry_after_s) {
+    snprintf(retry, sizeof retry, "%d", call->retry_after_s);
+    headers[n++] = (pst_net_header){PST_STR("retry-after"), pst_str_from(retry)};
+  }
+  if (call->status == 401) headers[n++] = (pst_net_header){PST_STR("www-authenticate"), PST_STR("Bearer")};
+  const char *id = call->completion ? pst_server_completion_id(call->completion) : "";
+  if (*id) headers[n++] = (pst_net_header){PST_STR("x-request-id"), pst_str_from(id)};
+  pst_net_exchange *x = call->x;
+  if (!x) return;
+  int code = pst_net_respond(x, call->status, headers, n, pst_buf_str(&call->out));
+  pst_server_answered(call, code ? 500 : call->status);
+}
+
+void pst_server_call_unref(pst_server_call *call) {
+  if (call->x || !call->worked || (call->completion && !pst_server_completion_over(call->completion))) return;
+  pst_server *server = call->server;
+  if (call->prev)
+    call->prev->next = call->next;
+  else
+    server->calls = call->next;
+  if (call->next) call->next->prev = call->prev;
+  server->n_calls--;
+  pst_server_completion_free(call->completion);
+  pst_buf_done(&call->out);
+  pst_arena_free(call->arena);
+  pst_free(call);
+  pst_server_call_gone_from_list(server);
+}
+
+static void on_gone(void *arg) {
+  pst_server_call *call = arg;
+  atomic_store(&call->gone, true);
+  call->server->metrics.n_cancelled++;
+  pst_server_answered(call, 499);
+  if (call->completion && call->worked) pst_server_completion_gone(call);
+  pst_server_call_unref(call);
+}
+
+/* ---- the way through the worker -------------------------------------------------------------------------------------------- */
+
+static void on_worked(void *arg) {
+  pst_server_call *call = arg;
+  call->worked = true;
+  if (call->endpoint->reply)
+    call->endpoint->reply(call);
+  else
+    pst_server_reply_plain(call);
+  pst_server_call_unref(call);
+}
+
+/* ---- arrival --------------------------------------------------------------------------------------------------------------- */
+
+/* An answer from the loop itself, without a call. */
+static void refuse(pst_server *server, pst_net_exchange *x, const pst_wire_error *error, const char *message,
+                   const char *allow, const char *path) {
+  const pst_net_request *request = pst_net_exchange_request(x);
+  pst_net_header headers[3] = {{PST_STR("content-type"), PST_STR("application/json")}};
+  size_t n = 1;
+  char retry[16];
+  pst_buf body = PST_BUF_INIT;
+  if (error->retry_after_s) {
+    snprintf(retry, sizeof retry, "%d", error->retry_after_s);
+    headers[n++] = (pst_net_header){PST_STR("retry-after"), pst_str_from(retry)};
+  }
+  if (allow) headers[n++] = (pst_net_header){PST_STR("allow"), pst_str_from(allow)};
+  pst_wire_error_write(error, message, NULL, &body);
+  int64_t us = pst_clock_us() - request->received_us;
+  pst_server_metrics_status(&server->metrics, path, error->status, us);
+  pst_log(PST_LOG_INFO, "peer=%s path=%s status=%d ms=%.1f", request->peer, path, error->status, (double)us / 1e3);
+  (void)pst_net_respond(x, error->status, headers, n, pst_buf_str(&body));
+  pst_buf_done(&body);
+}
+
+static pst_str copy(pst_arena *arena, pst_str s, bool *failed) {
+  char *text = pst_arena_strndup(arena, s.data ? s.data : "", s.n);
+  if (!text) *failed = true;
+  return (pst_str){text, text ? s.n : 0};
+}
+
+static pst_server_call *make_call(pst_server *server, pst_net_exchange *x, const pst_server_endpoint *endpoint) {
+  const pst_net_request *request = pst_net_exchange_request(x);
+  pst_server_call *call = pst_calloc(1, sizeof *call);
+  if (!call) return NULL;
+  bool failed = false;
+  call->arena = pst_arena_create();
+  if (!call->arena) {
+    pst_free(call);
+    return NULL;
+  }
+  call->server = server;
+  call->endpoint = endpoint;
+  call->path = copy(call->arena, request->path, &failed);
+  call->body = copy(call->arena, request->body, &failed);
+  call->authorization =
+      copy(call->arena, pst_net_header_find(request->headers, request->n_headers, "authorization"), &failed);
+  call->loopback = request->loopback;
+  call->received_us = request->received_us;
+  snprintf(call->peer, sizeof call->peer, "%s", request->peer);
+  call->task = (pst_net_task){.fn = on_worked, .arg = call};
+  if (failed) {
+    pst_arena_free(call->arena);
+    pst_free(call);
+    return NULL;
+  }
+  return call;
+}
+
+void pst_server_handle(void *user, pst_net_exchange *x) {
+  pst_server *server = user;
+  const pst_net_request *request = pst_net_exchange_request(x);
+  const pst_server_endpoint *other = NULL;
+  const pst_server_endpoint *endpoint = pst_server_route(request->method, request->path, &other);
+  char text[256];
+  if (!endpoint) {
+    pst_wire_error e = pst_wire_error_of_status(other ? 405 : 404);
+    if (other) {
+      snprintf(text, sizeof text, "%.*s is not allowed at %s; use %s", (int)PST_MIN(request->method.n, (size_t)20),
+               request->method.data, other->path, other->method);
+    } else {
+      snprintf(text, sizeof text,
+               "nothing is served at this path; see /v1/chat/completions, /v1/completions, /v1/models, /v1/feedback, "
+               "/health, /metrics");
+    }
+    refuse(server, x, &e, text, other ? other->method : NULL, other ? other->path : "other");
+    return;
+  }
+  if (server->draining && !strcmp(endpoint->method, "POST")) {
+    pst_wire_error e = {503, "server_error", "draining", 5};
+    server->metrics.n_refused_draining++;
+    refuse(server, x, &e, "the server is going down; try another one, or again in a moment", NULL, endpoint->path);
+    return;
+  }
+  pst_server_call *call = server->n_calls < server->options.max_open ? make_call(server, x, endpoint) : NULL;
+  if (!call) {
+    pst_wire_error e = {503, "server_error", "overloaded", 1};
+    server->metrics.n_refused_overload++;
+    refuse(server, x, &e, "too many requests are being answered; try again in a moment", NULL, endpoint->path);
+    return;
+  }
+  call->x = x;
+  call->next = server->calls;
+  if (call->next) call->next->prev = call;
+  server->calls = call;
+  server->n_calls++;
+  pst_net_exchange_on_gone(x, on_gone, call);
+  if (endpoint->open && !endpoint->work) {
+    on_worked(call);
+  } else if (pst_queue_push(server->jobs, call)) {
+    pst_wire_error e = pst_wire_error_from(PST_E_NOMEM);
+    pst_server_fail(call, &e, "out of memory", NULL);
+    call->worked = true;
+    pst_server_reply_plain(call);
+    pst_server_call_unref(call);
+  }
+}

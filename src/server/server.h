@@ -1,0 +1,105 @@
+/* Private to server: the listener's state and one request's.
+ *
+ * Threads. The loop's thread owns sockets, metrics and the list of calls. What may block (the store, a model being loaded, a long prompt's tokens) is done
+ * by worker threads, before a request's answer begins: a call goes loop -> worker -> loop once, and belongs to whoever has it. From then on the
+ * gateway's events come to the loop through the call's inbox. */
+#ifndef PST_SERVER_SERVER_H
+#define PST_SERVER_SERVER_H
+
+#include <penstock/net.h>
+#include <penstock/server.h>
+#include <penstock/wire.h>
+#include <stdatomic.h>
+
+#include "server/metrics.h"
+
+enum { PST_SERVER_WORKERS = 8 };
+
+typedef struct pst_server_call pst_server_call;
+typedef struct pst_server_completion pst_server_completion;
+
+/* What is served at a path. */
+typedef struct pst_server_endpoint {
+  const char *path, *method;
+  bool below;                           /* what comes below the path too: /v1/models/ID */
+  bool open;                            /* needs no key */
+  void (*work)(pst_server_call *call);  /* worker: fills status and out, or fails; NULL: nothing to do there */
+  void (*reply)(pst_server_call *call); /* loop, after work: NULL: answers with status and out */
+} pst_server_endpoint;
+
+struct pst_server_call {
+  pst_server *server;
+  pst_server_call *prev, *next;
+  const pst_server_endpoint *endpoint;
+  pst_net_exchange *x; /* loop; NULL: answered, or the client is gone */
+  atomic_bool gone;    /* the client is gone, or everything is being cut: nothing new should begin */
+  bool worked;         /* loop: the worker has handed it back */
+  pst_net_task task;   /* the way back */
+
+  /* Copied from the request: it outlives the exchange. */
+  pst_arena *arena; /* whoever has the call */
+  pst_str path, body, authorization;
+  bool head_only, loopback;
+  char peer[64];
+  int64_t received_us;
+
+  /* The worker's result. */
+  pst_store_key key; /* id 0: none */
+  int status;        /* 0: a completion is under way */
+  pst_buf out;
+  const char *content_type; /* NULL: JSON */
+  int retry_after_s;
+  pst_gateway_stats gateway_stats; /* of /metrics */
+  pst_server_completion *completion;
+};
+
+struct pst_server {
+  pst_store *store;
+  pst_gateway *gateway;
+  pst_server_options options; /* strings are in the arena */
+  pst_arena *arena;
+  pst_net_loop *loop;
+  pst_net_server *http;
+  pst_net_timer *drain_timer;
+  pst_queue *jobs; /* calls for the workers */
+  pthread_t workers[PST_SERVER_WORKERS];
+  int n_workers;
+  int64_t started_ms;
+
+  /* Loop: */
+  pst_server_metrics metrics;
+  pst_server_call *calls;
+  int n_calls;
+  bool draining, cutting, http_drained;
+};
+
+/* ---- call.c: one request from its arrival to its end ---- */
+void pst_server_handle(void *user, pst_net_exchange *x); /* the pst_net_handler */
+void pst_server_error_body(void *user, int status, const char *message, pst_buf *body, const char **ret_content_type);
+/* Worker or loop: makes the call's answer an error. param: NULL or the field that is wrong. */
+void pst_server_fail(pst_server_call *call, const pst_wire_error *error, const char *message, const char *param);
+void pst_server_fail_code(pst_server_call *call, const pst_error *err); /* by the table of codes */
+/* Loop: the status goes into the books (metrics, log) and the exchange is let go. The answer itself was written before. */
+void pst_server_answered(pst_server_call *call, int status);
+void pst_server_reply_plain(pst_server_call *call); /* loop: status and out, as they are */
+void pst_server_call_unref(
+    pst_server_call *call); /* loop: frees what neither client, worker nor gateway needs any more */
+
+/* ---- route.c: the endpoints ---- */
+const pst_server_endpoint *pst_server_route(pst_str method, pst_str path, const pst_server_endpoint **ret_other_method);
+
+/* ---- completion.c: the two endpoints that call the gateway ---- */
+void pst_server_chat_work(pst_server_call *call);
+void pst_server_text_work(pst_server_call *call);
+void pst_server_completion_reply(pst_server_call *call);
+void pst_server_completion_gone(pst_server_call *call);                        /* loop: the client is gone */
+bool pst_server_completion_over(const pst_server_completion *completion);      /* every started part has ended */
+const char *pst_server_completion_id(const pst_server_completion *completion); /* "" before the first event */
+void pst_server_completion_free(pst_server_completion *completion);
+/* What the log says of it, beginning with a space. */
+void pst_server_completion_describe(const pst_server_completion *completion, pst_buf *out);
+
+/* ---- server.c ---- */
+void pst_server_call_gone_from_list(pst_server *server); /* a call was freed: a drain may be over */
+
+#endif
