@@ -88,7 +88,8 @@ typedef struct pst_evals_info {
   size_t n_trace;
 } pst_evals_info;
 
-/* Reads and checks the folder. PST_E_BAD_INPUT names file, line and field; PST_E_NOT_FOUND. Unknown fields of workload.json are refused. */
+/* Reads and checks the folder (docs/workload.md). PST_E_BAD_INPUT names file, line and field; PST_E_NOT_FOUND. Unknown fields are refused, and near-duplicate
+ * items in different parts. */
 int pst_evals_workload_open(const char *folder, pst_evals_workload **ret_workload, pst_error *err);
 void pst_evals_workload_free(pst_evals_workload *workload); /* NULL is fine */
 const pst_evals_info *pst_evals_workload_info(const pst_evals_workload *workload);
@@ -120,14 +121,15 @@ int pst_evals_grade_answer(const pst_evals_workload *workload, const pst_evals_i
 typedef struct pst_evals_interval {
   double estimate, low, high; /* two-sided; confidence as asked, 0.95 by custom */
 } pst_evals_interval;
-/* Wilson (1927) for k of n; n 0: [0, 1]. */
+/* Wilson (1927) for k of n; n 0: estimate NAN, [0, 1]. */
 pst_evals_interval pst_evals_wilson(int64_t k, int64_t n, double confidence);
-/* Difference of paired proportions p(a) - p(b), by Tango (1998). n11: both accepted, n10: only a, n01: only b, n00: neither. */
+/* Difference of paired proportions p(a) - p(b), by Tango (1998). n11: both accepted, n10: only a, n01: only b, n00: neither. All 0:
+ * estimate NAN, [-1, 1]. */
 pst_evals_interval pst_evals_tango(int64_t n11, int64_t n10, int64_t n01, int64_t n00, double confidence);
 /* The same by Newcombe (1998), method 10. */
 pst_evals_interval pst_evals_newcombe(int64_t n11, int64_t n10, int64_t n01, int64_t n00, double confidence);
 double pst_evals_mcnemar_mid_p(int64_t n10, int64_t n01); /* two-sided mid-p (Fagerland 2013) */
-/* Smallest paired difference that n items detect with this power at two-sided alpha, given the share of discordant pairs. */
+/* Smallest paired difference that n items detect with this power at two-sided alpha, given the share of discordant pairs; at most 1. */
 double pst_evals_detectable(int64_t n, double discordant, double alpha, double power);
 /* Nearest-rank quantile of n values (sorted in place), q in [0, 1]; NAN for n 0. */
 double pst_evals_quantile(double *values, size_t n, double q);
