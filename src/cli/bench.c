@@ -207,7 +207,7 @@ static int run_bench(const pst_cli_args *a, pst_error *err) {
   if (!code) code = parse_list("n-depth", pst_cli_text(a, "n-depth"), 0, 1 << 20, l.depth, &l.n_depth, err);
   if (!code) code = parse_list("n-seq", pst_cli_text(a, "n-seq"), 1, 256, l.seq, &l.n_seq, err);
   if (!code) code = parse_list("threads", pst_cli_text(a, "threads"), 0, 64, l.threads, &l.n_threads, err);
-  if (!code && strcmp(pst_cli_text(a, "kv"), "f16") && strcmp(pst_cli_text(a, "kv"), "q8_0"))
+  if (!code && strcmp(pst_cli_text(a, "kv"), "f16") != 0 && strcmp(pst_cli_text(a, "kv"), "q8_0") != 0)
     code = pst_error_set(err, PST_E_BAD_INPUT, "kv", "--kv takes f16 or q8_0");
   char *path = NULL;
   if (!code) code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &path, err);

@@ -73,7 +73,7 @@ int pst_engine_create(pst_engine_model *model, const pst_engine_options *options
   e->groups = pst_malloc((vocab / PST_KERNELS_GROUP + 1) * sizeof *e->groups);
   e->group_marks = pst_calloc(vocab / PST_KERNELS_GROUP + 1, 1);
   e->items = pst_calloc((size_t)o->slots, sizeof *e->items);
-  e->rows = pst_calloc((size_t)(o->chunk + drafts), sizeof *e->rows);
+  e->rows = pst_calloc((size_t)o->chunk + (size_t)drafts, sizeof *e->rows);
   bool fits =
       e->pages && e->logits && e->raw && e->work && e->allowed && e->groups && e->group_marks && e->items && e->rows;
   code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, !o->no_reuse) : PST_E_NOMEM;

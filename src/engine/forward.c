@@ -70,7 +70,8 @@ static void place_input(layout *l, pst_kernels_input *input, size_t n, size_t co
 static void place_all(pst_engine_forward *f, layout *l) {
   const pst_engine_model_info *s = &f->model->info;
   size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = (size_t)s->n_ff;
-  size_t q = (size_t)(s->n_heads * s->head_dim), kv = (size_t)(s->n_kv_heads * s->head_dim), fl = sizeof(float);
+  size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
+         fl = sizeof(float);
   f->x = place(l, n * embd * fl);
   f->normed = place(l, n * embd * fl);
   f->qkv = place(l, n * (q + 2 * kv) * fl);
@@ -285,7 +286,7 @@ static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine
   for (; index >= pieces_of(f, item); item++) index -= pieces_of(f, item);
   const pst_engine_forward_item *it = &f->items[item];
   int head = index % s->n_kv_heads, offset = index / s->n_kv_heads * ATTEND_TOKENS;
-  size_t t = (size_t)(f->item_start[item] + offset);
+  size_t t = (size_t)f->item_start[item] + (size_t)offset;
   return (pst_kernels_attend){
       .kv_type = f->kv_type,
       .head_dim = hd,
@@ -446,7 +447,8 @@ static void run_layer(walk *w, int layer) {
   pst_engine_forward *f = w->f;
   const pst_engine_model_info *s = &f->model->info;
   const pst_engine_layer *y = &f->model->layers[layer];
-  size_t q = (size_t)(s->n_heads * s->head_dim), kv = (size_t)(s->n_kv_heads * s->head_dim), ff = (size_t)s->n_ff;
+  size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
+         ff = (size_t)s->n_ff;
   w->stage = layer * MAX_STAGES_PER_LAYER;
   const pst_kernels_input *in = norm_stage(w, f->x, y->attn_norm, &f->in_normed, f->n_tokens);
   product qkv[] = {{&y->q, f->qkv, q + 2 * kv, y->q_bias, false},

@@ -167,9 +167,9 @@ static int load_common_layer(loader *l, int i, pst_engine_layer *y) {
 static int llama_layer(loader *l, int i, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
   int code = load_common_layer(l, i, y);
-  if (!code) code = layer_row(l, i, "attn_q.bias", (size_t)(f->n_heads * f->head_dim), false, &y->q_bias);
-  if (!code) code = layer_row(l, i, "attn_k.bias", (size_t)(f->n_kv_heads * f->head_dim), false, &y->k_bias);
-  if (!code) code = layer_row(l, i, "attn_v.bias", (size_t)(f->n_kv_heads * f->head_dim), false, &y->v_bias);
+  if (!code) code = layer_row(l, i, "attn_q.bias", (size_t)f->n_heads * (size_t)f->head_dim, false, &y->q_bias);
+  if (!code) code = layer_row(l, i, "attn_k.bias", (size_t)f->n_kv_heads * (size_t)f->head_dim, false, &y->k_bias);
+  if (!code) code = layer_row(l, i, "attn_v.bias", (size_t)f->n_kv_heads * (size_t)f->head_dim, false, &y->v_bias);
   return code;
 }
 

@@ -19,6 +19,8 @@ typedef struct spec {
   char type;                /* 0: none */
 } spec;
 
+static bool is_one_of(const char *set, char c) { return c && strchr(set, c); }
+
 /* ---- numbers ---------------------------------------------------------------------------------------------------- */
 
 /* Puts a separator every `every` digits into the leading digits of `digits`. */
@@ -179,7 +181,7 @@ static bool read_percent_spec(percent *p, spec *s, tpl_val *value, bool *ret_nam
     p->used_name = true;
     p->at = end + 1;
   }
-  for (; p->at < f->n && memchr("-+ #0", f->data[p->at], 5); p->at++) {
+  for (; p->at < f->n && is_one_of("-+ #0", f->data[p->at]); p->at++) {
     switch (f->data[p->at]) {
     case '-': s->align = '<'; break;
     case '+': s->sign = '+'; break;
@@ -198,7 +200,7 @@ static bool read_percent_spec(percent *p, spec *s, tpl_val *value, bool *ret_nam
     if (!read_amount(p, &s->precision)) return false;
     if (s->precision < 0) s->precision = 0;
   }
-  if (p->at < f->n && memchr("hlL", f->data[p->at], 3)) p->at++;
+  if (p->at < f->n && is_one_of("hlL", f->data[p->at])) p->at++;
   if (p->at >= f->n) return pst_engine_tpl_fail(p->c, PST_E_BAD_INPUT, "incomplete format");
   if (s->align == '<') s->zero = false;
   s->type = f->data[p->at++];
@@ -221,13 +223,13 @@ static bool percent_text(percent *p, const spec *s, const tpl_val *value) {
 
 static bool percent_number(percent *p, spec *s, const tpl_val *value) {
   tpl_ctx *c = p->c;
-  bool whole = strchr("diuxXo", s->type) != NULL;
+  bool whole = is_one_of("diuxXo", s->type);
   if (value->kind == TPL_UNDEFINED) return pst_engine_tpl_fail_undefined(c, value);
-  if (!is_int(value) && (value->kind != TPL_FLOAT || (whole && strchr("xXo", s->type)))) {
+  if (!is_int(value) && (value->kind != TPL_FLOAT || (whole && is_one_of("xXo", s->type)))) {
     if (!whole)
       return pst_engine_tpl_fail(c, PST_E_BAD_INPUT, "must be real number, not %s", pst_engine_tpl_type_name(value));
     return pst_engine_tpl_fail(c, PST_E_BAD_INPUT, "%%%c format: %s is required, not %s", s->type,
-                               strchr("xXo", s->type) ? "an integer" : "a real number",
+                               is_one_of("xXo", s->type) ? "an integer" : "a real number",
                                pst_engine_tpl_type_name(value));
   }
   if (!whole) return put_float(c, &p->b, s, is_int(value) ? (double)int_of(value) : value->u.f, s->type);
@@ -247,7 +249,7 @@ static bool percent_one(percent *p) {
   bool named;
   if (!read_percent_spec(p, &s, &value, &named)) return false;
   if (s.type == '%') return pst_engine_tpl_put_slice(&p->b, p->format, p->at - 1, p->at);
-  if (!s.type || !strchr("sradiuxXoeEfFgGc", s.type))
+  if (!is_one_of("sradiuxXoeEfFgGc", s.type))
     return pst_engine_tpl_fail(p->c, PST_E_BAD_INPUT, "unsupported format character '%c' (0x%x) at index %zu", s.type,
                                (unsigned)(unsigned char)s.type,
                                pst_engine_tpl_chars(p->format) == p->format->n ? p->at - 1 : 0);
@@ -424,12 +426,12 @@ static bool read_spec(tpl_ctx *c, const tpl_str *text, spec *s) {
   size_t i = 0, next = 0;
   *s = (spec){.precision = -1};
   if (text->n) pst_utf8_next(text->data, text->n, &next);
-  if (text->n && next < text->n && strchr("<>=^", text->data[next]) && text->data[next]) {
+  if (text->n && next < text->n && is_one_of("<>=^", text->data[next])) {
     s->fill = pst_engine_tpl_str_slice(c, text, 0, next);
     if (!s->fill) return false;
     s->align = text->data[next];
     i = next + 1;
-  } else if (text->n && text->data[0] && strchr("<>=^", text->data[0])) {
+  } else if (text->n && is_one_of("<>=^", text->data[0])) {
     s->align = text->data[i++];
   }
   if (i < text->n && (text->data[i] == '+' || text->data[i] == '-' || text->data[i] == ' ')) s->sign = text->data[i++];
@@ -475,14 +477,14 @@ static bool format_value(formatter *f, tpl_builder *b, const tpl_val *v, const t
       return pst_engine_tpl_fail_unsupported(c, "number formats of strings");
     return put_text(c, b, &s, v->u.s, '<');
   }
-  if (is_int(v) && (!s.type || strchr("dboxX", s.type))) {
+  if (is_int(v) && (!s.type || is_one_of("dboxX", s.type))) {
     if (s.precision >= 0)
       return pst_engine_tpl_fail(c, PST_E_BAD_INPUT, "Precision not allowed in integer format specifier");
     return put_int(c, b, &s, int_of(v), s.type ? s.type : 'd');
   }
   if (is_int(v) || v->kind == TPL_FLOAT) {
     double value = is_int(v) ? (double)int_of(v) : v->u.f;
-    if (s.type && strchr("eEfFgG%", s.type)) return put_float(c, b, &s, value, s.type);
+    if (is_one_of("eEfFgG%", s.type)) return put_float(c, b, &s, value, s.type);
     if (s.type)
       return strchr("cn", s.type) ? pst_engine_tpl_fail_unsupported(c, "the format codes c and n")
                                   : unknown_code(c, s.type, v);

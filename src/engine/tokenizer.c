@@ -525,7 +525,6 @@ static int encode_text(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_
                        size_t n_trusted) {
   int r = 0;
   size_t plain = 0, k = 0; /* start of the text not yet encoded; current trusted range */
-  bool first = true;
   for (size_t at = 0; at < text.n && r == 0;) {
     while (k < n_trusted && trusted[k].end <= at) k++;
     size_t trusted_end = k < n_trusted && trusted[k].start <= at ? trusted[k].end : 0;
@@ -535,16 +534,12 @@ static int encode_text(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_
       at++;
       continue;
     }
-    if (at > plain) {
-      r = t->encode(t, e, (pst_str){text.data + plain, at - plain}, first);
-      first = false;
-    }
+    if (at > plain) r = t->encode(t, e, (pst_str){text.data + plain, at - plain});
     if (r == 0) r = pst_engine_tokenizer_put(e, id);
     e->last_unknown = false;
-    first = true;
     plain = at = (t->attributes[id] & PST_ENGINE_TOKEN_RSTRIP) ? skip_space(text, end) : end;
   }
-  if (r == 0 && text.n > plain) r = t->encode(t, e, (pst_str){text.data + plain, text.n - plain}, first);
+  if (r == 0 && text.n > plain) r = t->encode(t, e, (pst_str){text.data + plain, text.n - plain});
   return r;
 }
 

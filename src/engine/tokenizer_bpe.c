@@ -190,8 +190,7 @@ static int encode_word(void *user, pst_str word) {
   return r;
 }
 
-static int encode(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text, bool first) {
-  (void)first;
+static int encode(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text) {
   word_sink sink = {t, e};
   if (t->pre->nfc) {
     pst_buf_clear(&e->second);

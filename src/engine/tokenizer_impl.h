@@ -41,8 +41,8 @@ typedef struct merge_entry {
 
 struct pst_engine_tokenizer {
   pst_engine_tokenizer_info info;
-  /* Encodes a piece of text that holds no special token; `first`: it begins the text or follows a special token. */
-  int (*encode)(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text, bool first);
+  /* Encodes a piece of text that holds no special token; it begins the text or follows a special token. */
+  int (*encode)(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text);
   char *model;
   const pretokenizer *pre;
 

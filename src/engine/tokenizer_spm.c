@@ -98,14 +98,14 @@ static void squeeze_spaces(pst_buf *b) {
 }
 
 /* Copies the text to e->second as the vocabulary spells it. */
-static int normalize(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text, bool first) {
+static int normalize(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text) {
   pst_buf *out = &e->second;
   pst_buf_clear(out);
-  if (first && t->info.add_space_prefix && !t->remove_extra_whitespaces) pst_buf_putc(out, ' ');
+  if (t->info.add_space_prefix && !t->remove_extra_whitespaces) pst_buf_putc(out, ' ');
   pst_engine_tokenizer_append_spaced(text, out);
   if (pst_buf_status(out) == 0 && t->remove_extra_whitespaces) {
     squeeze_spaces(out);
-    if (first && t->info.add_space_prefix && out->n && pst_buf_reserve(out, 1) == 0) {
+    if (t->info.add_space_prefix && out->n && pst_buf_reserve(out, 1) == 0) {
       memmove(out->data + 1, out->data, out->n);
       out->data[0] = ' ';
       out->n++;
@@ -114,8 +114,8 @@ static int normalize(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_st
   return pst_buf_status(out);
 }
 
-static int encode(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str raw, bool first) {
-  int r = normalize(t, e, raw, first);
+static int encode(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str raw) {
+  int r = normalize(t, e, raw);
   if (r < 0) return r;
   pst_str text = pst_buf_str(&e->second);
   if (!text.n) return 0;

@@ -77,8 +77,7 @@ static int take(const pst_engine_tokenizer *t, tokenizer_encoder *e, uint32_t cp
   return r < 0 ? r : pst_buf_status(&e->second);
 }
 
-static int encode(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text, bool first) {
-  (void)first;
+static int encode(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text) {
   int r = 0;
   pst_buf decomposed = PST_BUF_INIT;
   if (t->strip_accents) {

@@ -113,5 +113,5 @@ int pst_models_check_room(const char *dir, int64_t bytes, pst_error *err) {
   return pst_error_set(
       err, PST_E_NO_SPACE, dir,
       "%lld MB are needed and only %lld MB are free; make room or choose another data directory with --home",
-      (long long)(bytes / 1000000 + 1), (long long)(room / 1000000));
+      (long long)bytes / 1000000 + 1, (long long)(room / 1000000));
 }

@@ -479,7 +479,8 @@ INLINE void unpack_block(const int kind, const uint8_t *header, const uint8_t *r
   _mm256_store_si256((void *)(panel + 64 * s), load_codes(kind, rec, s, 0)); \
   _mm256_store_si256((void *)(panel + 64 * s + 32), load_codes(kind, rec, s, 1));
   ONE(0)
-  ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7)
+  ONE(1)
+  ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7)
 #undef ONE
       load_scales(kind, header, rec, &sc);
   float *f = (float *)(void *)(panel + 512);
@@ -499,8 +500,9 @@ typedef void (*unpack_fn)(const uint8_t *header, const uint8_t *rec, uint8_t *pa
     unpack_block(PST_TYPE_##type, header, rec, panel);                                   \
   }
 UNPACK(Q4_0)
-UNPACK(Q4_1) UNPACK(Q5_0) UNPACK(Q5_1) UNPACK(Q8_0) UNPACK(IQ4_NL) UNPACK(MXFP4) UNPACK(Q2_K) UNPACK(Q3_K) UNPACK(Q4_K)
-    UNPACK(Q5_K) UNPACK(Q6_K) UNPACK(IQ4_XS)
+UNPACK(Q4_1)
+UNPACK(Q5_0) UNPACK(Q5_1) UNPACK(Q8_0) UNPACK(IQ4_NL) UNPACK(MXFP4) UNPACK(Q2_K) UNPACK(Q3_K) UNPACK(Q4_K) UNPACK(Q5_K)
+    UNPACK(Q6_K) UNPACK(IQ4_XS)
 
     /* Sums of a tile between two panels of the same rows, and where they go after the last. */
     typedef struct tile_sums_io {

@@ -236,8 +236,9 @@ INLINE void unpack_block(const int kind, const uint8_t *header, const uint8_t *r
     unpack_block(PST_TYPE_##type, header, rec, side, panel);                                          \
   }
 UNPACK(Q4_0)
-UNPACK(Q4_1) UNPACK(Q5_0) UNPACK(Q5_1) UNPACK(Q8_0) UNPACK(IQ4_NL) UNPACK(MXFP4) UNPACK(Q2_K) UNPACK(Q3_K) UNPACK(Q4_K)
-    UNPACK(Q5_K) UNPACK(Q6_K) UNPACK(IQ4_XS)
+UNPACK(Q4_1)
+UNPACK(Q5_0) UNPACK(Q5_1) UNPACK(Q8_0) UNPACK(IQ4_NL) UNPACK(MXFP4) UNPACK(Q2_K) UNPACK(Q3_K) UNPACK(Q4_K) UNPACK(Q5_K)
+    UNPACK(Q6_K) UNPACK(IQ4_XS)
 
     /* Dots and sums of six tokens by two groups, a and b. */
     typedef struct tile_dots {
@@ -449,10 +450,10 @@ INLINE __m512 load_float_weights(const int type, const uint8_t *group, size_t co
 /* R groups by T tokens (R * T <= 16): a chain over the columns for each element. */
 INLINE void float_tile(const int type, const int R, const int T, const uint8_t *group, size_t group_bytes,
                        size_t n_cols, const float *x, const tile_output *out, __mmask16 last_rows) {
-#define FLOAT_SUMS(X)                                                                                             \
-  X(0, 0)                                                                                                         \
-  X(0, 1) X(0, 2) X(0, 3) X(1, 0) X(1, 1) X(1, 2) X(1, 3) X(2, 0) X(2, 1) X(2, 2) X(2, 3) X(3, 0) X(3, 1) X(3, 2) \
-      X(3, 3)
+#define FLOAT_SUMS(X) \
+  X(0, 0)             \
+  X(0, 1)             \
+  X(0, 2) X(0, 3) X(1, 0) X(1, 1) X(1, 2) X(1, 3) X(2, 0) X(2, 1) X(2, 2) X(2, 3) X(3, 0) X(3, 1) X(3, 2) X(3, 3)
 #define DECLARE(r, t) __m512 f##r##t = _mm512_setzero_ps();
   FLOAT_SUMS(DECLARE)
 #undef DECLARE
