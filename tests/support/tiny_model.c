@@ -147,15 +147,7 @@ static void write_row(maker *m, uint32_t type, size_t n, pst_random *r, float me
   uint8_t out[sizeof x];
   if (n > PST_ARRAY_LEN(x)) abort();
   for (size_t i = 0; i < n; i++) x[i] = mean + spread * ((float)pst_random_below(r, 2001) / 1000.0f - 1.0f);
-  for (size_t i = 0; i < n; i++) {
-    uint16_t half = pst_kernels_half_from_float(x[i]);
-    if (type == PST_TYPE_F32)
-      memcpy(out + 4 * i, &x[i], 4);
-    else if (type == PST_TYPE_F16)
-      memcpy(out + 2 * i, &half, 2);
-    else
-      abort();
-  }
+  if (pst_kernels_quantize_row(type, x, n, NULL, out)) abort();
   if (pst_engine_gguf_writer_write(m->w, out, pst_kernels_row_bytes(type, n), &err)) abort();
 }
 

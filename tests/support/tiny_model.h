@@ -6,7 +6,7 @@
 
 typedef struct test_tiny {
   const char *architecture;  /* NULL: "llama" */
-  const char *type;          /* of the matrices: "F32" (NULL), "F16" */
+  const char *type;          /* of the matrices, blocks of at most 32: "F32" (NULL), "F16", "Q8_0", ... */
   const char *template_text; /* NULL: a plain ChatML template; "": none */
   const char *drop;          /* NULL, or the key (with its architecture prefix) or tensor that is left out */
   const char *extra_key;     /* NULL, or a further key of value 7 */

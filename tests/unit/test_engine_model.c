@@ -147,13 +147,19 @@ static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *
 /* The same answer to the bit on every thread count and chunk, with reuse and drafts. */
 static void test_answers(void **state) {
   (void)state;
-  static const char *const architectures[] = {"llama", "gemma3"};
-  for (size_t i = 0; i < PST_ARRAY_LEN(architectures); i++) {
+  static const test_tiny models[] = {
+      {.architecture = "llama", .seed = 3, .n_layers = 7},
+      {.architecture = "gemma3", .seed = 3, .n_layers = 7},
+      {.architecture = "llama", .type = "Q8_0", .seed = 4},
+      {.architecture = "gemma3", .type = "Q4_0", .seed = 5, .n_layers = 6},
+      {.architecture = "llama", .type = "BF16", .seed = 6},
+  };
+  for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
     const char *path = test_temp_path(dir, "model.gguf");
     pst_error err = PST_ERROR_INIT;
     pst_engine_model *model = NULL;
     answer first, again;
-    test_tiny_write(path, &(test_tiny){.architecture = architectures[i], .seed = 3, .n_layers = 7});
+    test_tiny_write(path, &models[i]);
     if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s: %s", err.place, err.message);
     for (int k = 0; k < 6; k++) {
       pst_engine_options o = pst_engine_options_default();
