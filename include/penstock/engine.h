@@ -126,6 +126,7 @@ typedef struct pst_engine_event {
   int n_prompt, n_cached, n_completion; /* tokens; n_cached of the prompt came from shared pages */
   int n_drafted, n_accepted, n_steps;   /* speculation: drafted, accepted; forward steps that served the request */
   int64_t queued_us, first_token_us, total_us; /* since submit: until admitted, until the first token, until the end */
+  int64_t busy_us; /* of the time of the steps that served it, the share that its tokens have of all tokens in them */
   double margin; /* log-probability gap of best and second best choice (constraint) or mean top-2 gap; NAN unknown */
 } pst_engine_event;
 /* On the engine's thread; must not block and must not call into the engine other than cancel. */

@@ -123,6 +123,8 @@ int pst_gateway_provider_each(pst_store *store, int (*fn)(void *user, pst_str na
 
 /* Loads (and re-quantizes where asked) what a plan needs, so that the first call does not wait. Blocks. progress NULL: silent. */
 int pst_gateway_prepare(pst_gateway *gateway, const pst_gateway_plan *plan, pst_progress *progress, pst_error *err);
+/* The same for a model called by name, outside any plan. A user's call may name models of the registry, and, among paths, only those prepared here. */
+int pst_gateway_prepare_model(pst_gateway *gateway, const char *model, pst_progress *progress, pst_error *err);
 /* The engine that serves spec i of the plan, one reference kept until pst_gateway_engine_release: for calibration and for clearing its cache. */
 int pst_gateway_engine_acquire(pst_gateway *gateway, const pst_gateway_plan *plan, int engine_index,
                                pst_engine **ret_engine, pst_error *err);
@@ -143,11 +145,12 @@ typedef struct pst_gateway_overrides {
   int n_logprobs; /* -1: none */
 } pst_gateway_overrides;
 
+/* With log-probabilities an event comes for each token, streamed or not. Then one event per choice has its finish, then one has `last` and nothing else. */
 typedef struct pst_gateway_event {
-  uint32_t choice;                      /* 0 .. n-1 */
-  pst_str text;                         /* new text, may be empty */
-  const pst_engine_event *token;        /* NULL, or a local token with its log-probabilities; for an upstream: NULL */
-  const pst_str *top_texts;             /* with token: the bytes of token->top[i], n_top of them */
+  uint32_t choice;               /* 0 .. n-1 */
+  pst_str text;                  /* new text, may be empty */
+  const pst_engine_event *token; /* NULL, or a token with its log-probabilities; those of an upstream have the id -1 */
+  const pst_str *top_texts;      /* with token: the bytes of token->top[i], n_top of them */
   const pst_chat_tool_call *tool_calls; /* with finish: what this choice calls, whole; finish is then STOP */
   size_t n_tool_calls;
   const char *completion_id;  /* with every event: what the caller is given, and what is booked */
@@ -157,7 +160,7 @@ typedef struct pst_gateway_event {
   int http_status;            /* with an upstream's error: its status, else 0 */
   int retry_after_s;          /* with PST_E_BUSY: when to try again */
   const char *target, *model; /* with last: as booked */
-  int64_t prompt_tokens, cached_tokens, completion_tokens;
+  int64_t prompt_tokens, cached_tokens, completion_tokens; /* of all stages; the prompt counts once for n answers */
   int64_t ttft_us, total_us, queued_us;
   int64_t cost_nusd;
   double margin; /* NAN: unknown */
@@ -190,7 +193,8 @@ typedef struct pst_gateway_call {
 } pst_gateway_call;
 
 /* Starts a call. Errors at once: PST_E_NOT_FOUND (model), PST_E_BAD_INPUT, PST_E_LIMIT (prompt too long), PST_E_UNSUPPORTED (chat with a model that has no template and no
- * plan), PST_E_BUSY; everything later comes by events, and exactly one has `last`. ret_call_id names it for cancel. */
+ * plan), PST_E_BUSY; everything later comes by events, and exactly one has `last`. ret_call_id (NULL: not wanted) names it for cancel; it is written before
+ * the first event can come, so also when the call is refused last of all. What must be loaded first is refused by an event. */
 int pst_gateway_chat(pst_gateway *gateway, const pst_gateway_call *call, uint64_t *ret_call_id, pst_error *err);
 void pst_gateway_cancel(pst_gateway *gateway, uint64_t call_id); /* the last event comes still */
 

@@ -412,6 +412,10 @@ static void note_step(pst_engine *e, int64_t us) {
     sample.n_logits += it->n_logits;
     sample.n_context += (double)it->n * (it->first + it->n / 2.0);
   }
+  for (int i = 0; i < e->sched.n_items; i++) {
+    pst_engine_session *s = (pst_engine_session *)e->sched.items[i].seq;
+    s->busy_us += (double)us * e->sched.items[i].n / sample.n_tokens;
+  }
   e->counts.n_steps++;
   e->counts.busy_us += us;
   pthread_mutex_lock(&e->lock);

@@ -284,6 +284,7 @@ void pst_engine_session_end(pst_engine_session *s, pst_engine_finish finish, con
   e.queued_us = (s->admit_us ? s->admit_us : now) - s->submit_us;
   e.first_token_us = (s->first_us ? s->first_us : now) - s->submit_us;
   e.total_us = now - s->submit_us;
+  e.busy_us = (int64_t)ceil(s->busy_us);
   e.margin = s->margin;
   send(s, &e);
 }

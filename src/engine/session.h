@@ -33,6 +33,7 @@ typedef struct pst_engine_session {
   int n_healed;
   int n_completion, n_drafted, n_accepted, n_steps, max_tokens;
   int64_t submit_us, admit_us, first_us;
+  double busy_us; /* its share of the steps' time */
   double margin;
   struct pst_engine_session *next; /* inbox, or the list of live ones */
 } pst_engine_session;
