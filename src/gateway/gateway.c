@@ -140,7 +140,7 @@ static int use_plan(pst_gateway_live *live, pst_gateway_plan *plan, bool by_name
     return pst_error_set(err, PST_E_UNSUPPORTED, "model",
                          "a workload answers chats; name a model to continue a text, or send messages");
   live->leaf = pst_gateway_first_leaf(&plan->root);
-  int code = pst_gateway_prompt_input(plan, call->chat, &input, err);
+  int code = pst_gateway_prompt_input(plan, call->chat, live->arena, &input, err);
   if (code == PST_E_BAD_INPUT && by_name && plan->input_pattern) return pass_through(live, err);
   if (code) return code;
   const char *copy = arena_text(live, input);
