@@ -2,10 +2,6 @@
 #include "cli/commands.h"
 
 const pst_cli_command *const pst_cli_commands[] = {
-    &pst_cli_pull,
-    &pst_cli_models,
-    &pst_cli_run,
-    &pst_cli_bench,
-    &pst_cli_quantize,
+    &pst_cli_pull, &pst_cli_models, &pst_cli_run, &pst_cli_bench, &pst_cli_quantize,
 };
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);

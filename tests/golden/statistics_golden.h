@@ -1,5 +1,8 @@
 /* Written by tests/golden/make_statistics.py; do not edit. */
-static const struct { long long k, n; double confidence, low, high; } wilson_golden[] = {
+static const struct {
+  long long k, n;
+  double confidence, low, high;
+} wilson_golden[] = {
     {0, 1, 0.9, 0.0, 0.7301340512159457},
     {0, 1, 0.95, 0.0, 0.7934506856227626},
     {0, 1, 0.99, 0.0, 0.869022456719814},
@@ -31,7 +34,10 @@ static const struct { long long k, n; double confidence, low, high; } wilson_gol
     {81, 263, 0.95, 0.2552885198782742, 0.36620957698280004},
     {81, 263, 0.99, 0.2401369026876077, 0.3852825023182298},
 };
-static const struct { long long n11, n10, n01, n00; double confidence, estimate, low, high; } tango_golden[] = {
+static const struct {
+  long long n11, n10, n01, n00;
+  double confidence, estimate, low, high;
+} tango_golden[] = {
     {1, 1, 7, 12, 0.9, -0.2857142857142857, -0.4816224910651859, -0.0746307732603912},
     {1, 1, 7, 12, 0.95, -0.2857142857142857, -0.5172322758110911, -0.0260030360249201},
     {1, 1, 7, 12, 0.99, -0.2857142857142857, -0.5824406777682973, 0.07580739558281407},
@@ -90,7 +96,10 @@ static const struct { long long n11, n10, n01, n00; double confidence, estimate,
     {900000, 1200, 1100, 97700, 0.95, 0.0001, 6.008435278370694e-06, 0.0001941571544930576},
     {900000, 1200, 1100, 97700, 0.99, 0.0001, -2.356631413831425e-05, 0.0002238519679705342},
 };
-static const struct { long long n11, n10, n01, n00; double confidence, estimate, low, high; } newcombe_golden[] = {
+static const struct {
+  long long n11, n10, n01, n00;
+  double confidence, estimate, low, high;
+} newcombe_golden[] = {
     {1, 1, 7, 12, 0.9, -0.2857142857142857, -0.4747983221020922, -0.06887003476535308},
     {1, 1, 7, 12, 0.95, -0.2857142857142857, -0.5069202266861409, -0.02555912416485988},
     {1, 1, 7, 12, 0.99, -0.2857142857142857, -0.5646264985537938, 0.05760479692918052},
@@ -149,7 +158,10 @@ static const struct { long long n11, n10, n01, n00; double confidence, estimate,
     {900000, 1200, 1100, 97700, 0.95, 0.0001, 5.941424851556507e-06, 0.00019407566382554254},
     {900000, 1200, 1100, 97700, 0.99, 0.0001, -2.36584670975567e-05, 0.00022368797059143435},
 };
-static const struct { long long n10, n01; double p; } mid_p_golden[] = {
+static const struct {
+  long long n10, n01;
+  double p;
+} mid_p_golden[] = {
     {1, 0, 0.5},
     {0, 1, 0.5},
     {1, 1, 0.75},
@@ -163,7 +175,10 @@ static const struct { long long n10, n01; double p; } mid_p_golden[] = {
     {500, 420, 0.008351660646125593},
     {2000, 1900, 0.10934818170620704},
 };
-static const struct { long long n; double discordant, alpha, power, d; } detectable_golden[] = {
+static const struct {
+  long long n;
+  double discordant, alpha, power, d;
+} detectable_golden[] = {
     {310, 0.1, 0.05, 0.8, 0.05012683833201347},
     {310, 0.0, 0.05, 0.8, 0.025126999211638152},
     {50, 0.3, 0.05, 0.9, 0.24096410406632787},

@@ -260,12 +260,19 @@ INLINE void widen(const int T, const bool first, const sums *a, sums *dot) {
     dot->f = first ? v : _mm256_add_epi32(dot->f, v); \
     if (!first) __asm__("" : "+x"(dot->f));           \
   }
-  WIDEN(l0) WIDEN(h0) if (T > 1) { WIDEN(l1) WIDEN(h1) }
+  WIDEN(l0)
+  WIDEN(h0)
+  if (T > 1) {
+    WIDEN(l1)
+    WIDEN(h1)
+  }
   if (T > 2) {
-    WIDEN(l2) WIDEN(h2)
+    WIDEN(l2)
+    WIDEN(h2)
   }
   if (T > 3) {
-    WIDEN(l3) WIDEN(h3)
+    WIDEN(l3)
+    WIDEN(h3)
   }
 #undef WIDEN
 }
@@ -280,7 +287,14 @@ INLINE void dot_steps(const int kind, const int T, const int first, const int en
     step(kind, T, s, rec, x, stride, &a);                             \
     if (s % depth == depth - 1) widen(T, s < first + depth, &a, dot); \
   }
-  ONE(0) ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7)
+  ONE(0)
+  ONE(1)
+  ONE(2)
+  ONE(3)
+  ONE(4)
+  ONE(5)
+  ONE(6)
+  ONE(7)
 #undef ONE
 }
 
@@ -364,7 +378,10 @@ INLINE void sums_load(const int T, const float *from, size_t stride, float_sums 
     acc->l##t = _mm256_loadu_ps(from + t * stride);     \
     acc->h##t = _mm256_loadu_ps(from + t * stride + 8); \
   }
-  LOAD(0) LOAD(1) LOAD(2) LOAD(3)
+  LOAD(0)
+  LOAD(1)
+  LOAD(2)
+  LOAD(3)
 #undef LOAD
 }
 
@@ -378,7 +395,10 @@ INLINE void sums_store(const int T, const float_sums *acc, float *to, size_t str
     _mm256_storeu_ps(to + t * stride, acc->l##t);     \
     _mm256_storeu_ps(to + t * stride + 8, acc->h##t); \
   }
-  STORE(0) STORE(1) STORE(2) STORE(3)
+  STORE(0)
+  STORE(1)
+  STORE(2)
+  STORE(3)
 #undef STORE
 }
 
@@ -480,9 +500,14 @@ INLINE void unpack_block(const int kind, const uint8_t *header, const uint8_t *r
   _mm256_store_si256((void *)(panel + 64 * s + 32), load_codes(kind, rec, s, 1));
   ONE(0)
   ONE(1)
-  ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7)
+  ONE(2)
+  ONE(3)
+  ONE(4)
+  ONE(5)
+  ONE(6)
+  ONE(7)
 #undef ONE
-      load_scales(kind, header, rec, &sc);
+  load_scales(kind, header, rec, &sc);
   float *f = (float *)(void *)(panel + 512);
   _mm256_store_ps(f, sc.dl);
   _mm256_store_ps(f + 8, sc.dh);
@@ -501,11 +526,20 @@ typedef void (*unpack_fn)(const uint8_t *header, const uint8_t *rec, uint8_t *pa
   }
 UNPACK(Q4_0)
 UNPACK(Q4_1)
-UNPACK(Q5_0) UNPACK(Q5_1) UNPACK(Q8_0) UNPACK(IQ4_NL) UNPACK(MXFP4) UNPACK(Q2_K) UNPACK(Q3_K) UNPACK(Q4_K) UNPACK(Q5_K)
-    UNPACK(Q6_K) UNPACK(IQ4_XS)
+UNPACK(Q5_0)
+UNPACK(Q5_1)
+UNPACK(Q8_0)
+UNPACK(IQ4_NL)
+UNPACK(MXFP4)
+UNPACK(Q2_K)
+UNPACK(Q3_K)
+UNPACK(Q4_K)
+UNPACK(Q5_K)
+UNPACK(Q6_K)
+UNPACK(IQ4_XS)
 
-    /* Sums of a tile between two panels of the same rows, and where they go after the last. */
-    typedef struct tile_sums_io {
+/* Sums of a tile between two panels of the same rows, and where they go after the last. */
+typedef struct tile_sums_io {
   float *memory;    /* [token][16] */
   bool first, last; /* panel: start from zero; write the output */
   const tile_output *out;

@@ -237,11 +237,20 @@ INLINE void unpack_block(const int kind, const uint8_t *header, const uint8_t *r
   }
 UNPACK(Q4_0)
 UNPACK(Q4_1)
-UNPACK(Q5_0) UNPACK(Q5_1) UNPACK(Q8_0) UNPACK(IQ4_NL) UNPACK(MXFP4) UNPACK(Q2_K) UNPACK(Q3_K) UNPACK(Q4_K) UNPACK(Q5_K)
-    UNPACK(Q6_K) UNPACK(IQ4_XS)
+UNPACK(Q5_0)
+UNPACK(Q5_1)
+UNPACK(Q8_0)
+UNPACK(IQ4_NL)
+UNPACK(MXFP4)
+UNPACK(Q2_K)
+UNPACK(Q3_K)
+UNPACK(Q4_K)
+UNPACK(Q5_K)
+UNPACK(Q6_K)
+UNPACK(IQ4_XS)
 
-    /* Dots and sums of six tokens by two groups, a and b. */
-    typedef struct tile_dots {
+/* Dots and sums of six tokens by two groups, a and b. */
+typedef struct tile_dots {
   __m512i a0, b0, a1, b1, a2, b2, a3, b3, a4, b4, a5, b5;
 } tile_dots;
 typedef struct tile_sums {
