@@ -203,6 +203,12 @@ static float as_half(float v, bool *overflow) {
   return pst_half_widen(h);
 }
 
+/* A super-scale: one that is wanted stays above zero, since its sub-blocks' scales can take up the difference. */
+static float as_super(float v, bool *overflow) {
+  float h = as_half(v, overflow);
+  return fabsf(h) > 0 || !(fabsf(v) > 0) ? h : v > 0 ? 0x1p-24f : -0x1p-24f;
+}
+
 static int quantize_symmetric(uint32_t type, const float *x, const float *w, uint8_t *dst) {
   int low = type == PST_TYPE_Q4_0 ? -8 : type == PST_TYPE_Q5_0 ? -16 : -127;
   int high = type == PST_TYPE_Q8_0 ? 127 : -low - 1;
@@ -342,7 +348,7 @@ static int quantize_k_affine(uint32_t type, const float *x, const float *w, uint
     max_scale = PST_MAX(max_scale, want[j].scale);
     max_min = PST_MAX(max_min, -want[j].min);
   }
-  k_affine k = {.d = as_half(max_scale / 63, &overflow), .dmin = as_half(max_min / 63, &overflow)};
+  k_affine k = {.d = as_super(max_scale / 63, &overflow), .dmin = as_super(max_min / 63, &overflow)};
   if (overflow) return PST_E_LIMIT;
   k_choose_scales(x, w, want, n_max, &k);
   for (int round = 0; round < SUPER_ROUNDS && k.error > 0; round++) {
@@ -417,7 +423,7 @@ static int quantize_q6_k(const float *x, const float *w, uint8_t *dst) {
     want[j] = fit_symmetric(x + j * Q6_SUB, w + j * Q6_SUB, Q6_SUB, -32, 31);
     if (fabsf(want[j]) > fabsf(top)) top = want[j];
   }
-  k_symmetric k = {.d = as_half(top / -128, &overflow)};
+  k_symmetric k = {.d = as_super(top / -128, &overflow)};
   if (overflow) return PST_E_LIMIT;
   q6_choose_scales(x, w, want, &k);
   for (int round = 0; round < SUPER_ROUNDS && k.error > 0; round++) {
