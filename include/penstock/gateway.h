@@ -86,10 +86,15 @@ typedef struct pst_gateway_plan {
   pst_gateway_node root;
 } pst_gateway_plan;
 
-/* Parses and validates against the shipped schema; unknown fields are refused with their path. Immutable, counted. */
+/* Parses a plan and validates it against the schema that ships with the program (asset gateway/plan_schema.json; docs/plan.json is an example). Defaults are filled in,
+ * so that plan->json and plan->hash do not depend on how it was spelled. Errors: PST_E_BAD_INPUT (not JSON, an unknown field, a value not accepted, with the
+ * place as "SOURCE#/root/layout"), PST_E_LIMIT, PST_E_NOMEM. Immutable, counted: one reference for the caller. */
 int pst_gateway_plan_parse(pst_str json, const char *source, pst_gateway_plan **ret_plan, pst_error *err);
 pst_gateway_plan *pst_gateway_plan_ref(pst_gateway_plan *plan);
-void pst_gateway_plan_unref(pst_gateway_plan *plan);
+void pst_gateway_plan_unref(pst_gateway_plan *plan); /* NULL is fine */
+/* A plan's structs as canonical JSON, appended: what pst_gateway_plan_parse makes of it again is the same plan. For plans put together by hand; hash and
+ * json are not looked at. PST_E_BAD_INPUT: the schema does not accept what they say. */
+int pst_gateway_plan_write(const pst_gateway_plan *plan, pst_buf *out, pst_error *err);
 
 /* ---- example index (gateway/examples.c) ------------------------------------------------------------------------- */
 

@@ -71,7 +71,7 @@ int pst_gateway_prompt_input(const pst_gateway_plan *plan, const pst_chat *chat,
   }
   if (plan->input_regex) return match_input(plan->input_regex, text, ret_input, err);
   pst_regex *regex = NULL;
-  code = pst_regex_create(pst_str_from(plan->input_pattern), PST_REGEX_DOTALL, &regex, err);
+  code = pst_regex_create(pst_str_from(plan->input_pattern), 0, &regex, err);
   if (!code) code = match_input(regex, text, ret_input, err);
   pst_regex_free(regex);
   return code;
