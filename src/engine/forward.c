@@ -8,6 +8,7 @@
 #include "engine/forward.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 #include "engine/pool.h"
@@ -241,30 +242,32 @@ static size_t head_offset(const pst_engine_forward *f, int layer, int head, bool
   return (((size_t)layer * (size_t)f->model->info.n_kv_heads + (size_t)head) * 2 + value) * f->head_page_bytes;
 }
 
-static void norm_heads(const pst_engine_forward *f, float *x, int n_heads, const float *weight) {
-  size_t hd = (size_t)f->model->info.head_dim;
-  for (int h = 0; h < n_heads && weight; h++)
-    f->k->rmsnorm(x + (size_t)h * hd, weight, hd, f->model->norm_eps, x + (size_t)h * hd);
+static void norm_heads(const pst_engine_forward *f, float *x, int n_heads, const float *weight, bool whole) {
+  size_t n = (size_t)f->model->info.head_dim * (whole ? (size_t)n_heads : 1);
+  for (int h = 0; h < (whole ? 1 : n_heads) && weight; h++)
+    f->k->rmsnorm(x + (size_t)h * n, weight, n, f->model->norm_eps, x + (size_t)h * n);
 }
 
 /* Turns queries and keys and stores keys and values; a piece of work is one token. */
 static void store_stage(walk *w, const pst_engine_layer *y, int layer) {
   pst_engine_forward *f = w->f;
   const pst_engine_model_info *s = &f->model->info;
-  const pst_engine_rope *r = &f->model->ropes[y->rope];
+  const pst_engine_rope *r = y->rope < 0 ? NULL : &f->model->ropes[y->rope];
   size_t hd = (size_t)s->head_dim, q = (size_t)s->n_heads * hd, kv = (size_t)s->n_kv_heads * hd;
   int begin, end;
   while (claim(w, f->n_tokens, f->n_tokens > 16 ? 4 : 1, &begin, &end))
     for (int t = begin; t < end; t++) {
       float *query = f->qkv + (size_t)t * (q + 2 * kv), *key = query + q, *value = key + kv;
-      const float *turn = f->turns[y->rope] + (size_t)t * (size_t)r->n_rot;
       int position = f->position[t];
       uint8_t *page = f->items[f->item_of[t]].pages[position / PST_KERNELS_PAGE];
       size_t slot = (size_t)position % PST_KERNELS_PAGE;
-      norm_heads(f, query, s->n_heads, y->q_norm);
-      norm_heads(f, key, s->n_kv_heads, y->k_norm);
-      f->k->rope(query, (size_t)s->n_heads, hd, (size_t)r->n_rot, r->style, turn);
-      f->k->rope(key, (size_t)s->n_kv_heads, hd, (size_t)r->n_rot, r->style, turn);
+      norm_heads(f, query, s->n_heads, y->q_norm, y->norm_whole);
+      norm_heads(f, key, s->n_kv_heads, y->k_norm, y->norm_whole);
+      if (r) {
+        const float *turn = f->turns[y->rope] + (size_t)t * (size_t)r->n_rot;
+        f->k->rope(query, (size_t)s->n_heads, hd, (size_t)r->n_rot, r->style, turn);
+        f->k->rope(key, (size_t)s->n_kv_heads, hd, (size_t)r->n_rot, r->style, turn);
+      }
       for (int h = 0; h < s->n_kv_heads; h++) {
         f->k->store_key(f->kv_type, hd, key + (size_t)h * hd, slot, page + head_offset(f, layer, h, false));
         f->k->store_value(f->kv_type, hd, value + (size_t)h * hd, slot, page + head_offset(f, layer, h, true));
@@ -389,6 +392,13 @@ static const pst_kernels_input *quantize_stage(walk *w, const float *rows, pst_k
   return shared;
 }
 
+/* What a branch of a layer reads: x through its norm, or as it is. */
+static const pst_kernels_input *enter_stage(walk *w, const float *norm) {
+  pst_engine_forward *f = w->f;
+  if (norm) return norm_stage(w, f->x, norm, &f->in_normed, f->n_tokens);
+  return quantize_stage(w, f->x, &f->in_normed, &w->mine->narrow);
+}
+
 static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   size_t ff = (size_t)f->model->info.n_ff;
@@ -422,11 +432,12 @@ static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) 
   return &f->in_gated;
 }
 
-/* x += matrix * input, through a norm where the layer has one. */
+/* x += matrix * input, through a norm or a factor where the model has one. */
 static void back_to_x(walk *w, const pst_kernels_matrix *matrix, const pst_kernels_input *input, const float *norm) {
   pst_engine_forward *f = w->f;
   size_t n = (size_t)f->model->info.n_embd;
-  if (!norm) {
+  float factor = f->model->residual_scale;
+  if (!norm && factor == 1.0f) {
     product p = {matrix, f->x, n, NULL, true};
     run_products(w, &p, 1, input, f->n_tokens);
     return;
@@ -437,7 +448,8 @@ static void back_to_x(walk *w, const pst_kernels_matrix *matrix, const pst_kerne
   while (claim(w, f->n_tokens, 1, &begin, &end))
     for (int t = begin; t < end; t++) {
       float *row = f->branch + (size_t)t * n, *x = f->x + (size_t)t * n;
-      f->k->rmsnorm(row, norm, n, f->model->norm_eps, row);
+      if (norm) f->k->rmsnorm(row, norm, n, f->model->norm_eps, row);
+      if (factor != 1.0f) f->k->scale(row, factor, n, row);
       f->k->add(x, row, n, x);
     }
   next_stage(w);
@@ -450,7 +462,7 @@ static void run_layer(walk *w, int layer) {
   size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
          ff = (size_t)s->n_ff;
   w->stage = layer * MAX_STAGES_PER_LAYER;
-  const pst_kernels_input *in = norm_stage(w, f->x, y->attn_norm, &f->in_normed, f->n_tokens);
+  const pst_kernels_input *in = enter_stage(w, y->attn_norm);
   product qkv[] = {{&y->q, f->qkv, q + 2 * kv, y->q_bias, false},
                    {&y->k, f->qkv + q, q + 2 * kv, y->k_bias, false},
                    {&y->v, f->qkv + q + kv, q + 2 * kv, y->v_bias, false}};
@@ -459,7 +471,7 @@ static void run_layer(walk *w, int layer) {
   attend_stage(w, y, layer);
   in = quantize_stage(w, f->attended, &f->in_attended, &w->mine->attended);
   back_to_x(w, &y->o, in, y->post_attn_norm);
-  in = norm_stage(w, f->x, y->ffn_norm, &f->in_normed, f->n_tokens);
+  in = enter_stage(w, y->ffn_norm);
   product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false}, {&y->up, f->gate_up + ff, 2 * ff, NULL, false}};
   run_products(w, gate_up, 2, in, f->n_tokens);
   in = gated_stage(w, y);
@@ -526,6 +538,16 @@ void pst_engine_forward_run(pst_engine_forward *f, const pst_engine_forward_item
 
 /* ---- the head ---- */
 
+static void finish_logits(const pst_engine_forward *f, size_t from, size_t to) {
+  float factor = f->model->logit_scale, cap = f->model->logit_softcap;
+  if (factor == 1.0f && cap == 0.0f) return;
+  for (int r = 0; r < f->head_n; r++) {
+    float *row = f->head_out + (size_t)r * (size_t)f->model->info.n_vocab;
+    if (factor != 1.0f) f->k->scale(row + from, factor, to - from, row + from);
+    for (size_t i = from; i < to && cap != 0.0f; i++) row[i] = cap * tanhf(row[i] / cap);
+  }
+}
+
 static void head_thread(void *arg, pst_engine_team *team, int index) {
   pst_engine_forward *f = arg;
   walk w = {f, team, &f->lanes[index], 0};
@@ -538,6 +560,7 @@ static void head_thread(void *arg, pst_engine_team *team, int index) {
            to = f->head_groups ? from + 1 : (size_t)end;
     f->k->matmul(m, &f->in_kept, (size_t)f->head_first, (size_t)f->head_n, from, to, false, f->head_out, vocab,
                  w.mine->work);
+    finish_logits(f, from * PST_KERNELS_GROUP, PST_MIN(to * PST_KERNELS_GROUP, vocab));
   }
 }
 

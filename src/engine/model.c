@@ -89,10 +89,12 @@ static size_t take_bytes(loader *l, size_t bytes) {
   return at;
 }
 
-/* A weight matrix, required. In the first pass its size is counted; the second sets its memory and queues the packing. */
-static int load_matrix(loader *l, const char *name, size_t rows, size_t cols, pst_kernels_matrix *ret) {
+/* Rows [first, first + rows) of a weight matrix of n_rows, required. In the first pass its size is counted; the second sets its memory and queues
+ * the packing. */
+static int load_rows(loader *l, const char *name, size_t n_rows, size_t first, size_t rows, size_t cols,
+                     pst_kernels_matrix *ret) {
   const pst_engine_gguf_tensor *t = find_tensor(l, name);
-  int code = check_shape(l, t, name, rows, cols);
+  int code = check_shape(l, t, name, n_rows, cols);
   if (code) return code;
   pst_kernels_matrix matrix;
   code = pst_kernels_matrix_init(t->type, rows, cols, &matrix, l->err);
@@ -107,8 +109,12 @@ static int load_matrix(loader *l, const char *name, size_t rows, size_t cols, ps
   ret->data = l->memory + at;
   if (pst_array_reserve((void **)&l->jobs, &l->jobs_capacity, l->n_jobs + 1, sizeof *l->jobs))
     return pst_error_set(l->err, PST_E_NOMEM, l->path, "no memory to pack the weights");
-  l->jobs[l->n_jobs++] = (struct pack_job){ret, t->data, at};
+  l->jobs[l->n_jobs++] = (struct pack_job){ret, t->data + first * pst_kernels_row_bytes(t->type, cols), at};
   return 0;
+}
+
+static int load_matrix(loader *l, const char *name, size_t rows, size_t cols, pst_kernels_matrix *ret) {
+  return load_rows(l, name, rows, 0, rows, cols, ret);
 }
 
 /* A row of floats (norm, bias, rope factors), as float32. */
@@ -145,33 +151,64 @@ static int layer_row(loader *l, int layer, const char *name, size_t n, bool requ
   return load_row(l, full, n, required, ret);
 }
 
-/* The parts that every decoder of this family has. */
-static int load_common_layer(loader *l, int i, pst_engine_layer *y) {
+/* Pieces that the layers of the architectures are put together from. */
+static int load_attention(loader *l, int i, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  size_t embd = (size_t)f->n_embd, ff = (size_t)f->n_ff, hd = (size_t)f->head_dim;
+  size_t embd = (size_t)f->n_embd, hd = (size_t)f->head_dim;
   size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
-  int code = layer_row(l, i, "attn_norm.weight", embd, true, &y->attn_norm);
-  if (!code) code = layer_matrix(l, i, "attn_q", q, embd, &y->q);
+  int code = layer_matrix(l, i, "attn_q", q, embd, &y->q);
   if (!code) code = layer_matrix(l, i, "attn_k", kv, embd, &y->k);
   if (!code) code = layer_matrix(l, i, "attn_v", kv, embd, &y->v);
   if (!code) code = layer_matrix(l, i, "attn_output", embd, q, &y->o);
-  if (!code) code = layer_row(l, i, "ffn_norm.weight", embd, true, &y->ffn_norm);
-  if (!code) code = layer_matrix(l, i, "ffn_gate", ff, embd, &y->gate);
+  return code;
+}
+
+static int load_biases(loader *l, int i, bool required, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  int code = layer_row(l, i, "attn_q.bias", (size_t)(f->n_heads * f->head_dim), required, &y->q_bias);
+  if (!code) code = layer_row(l, i, "attn_k.bias", (size_t)(f->n_kv_heads * f->head_dim), required, &y->k_bias);
+  if (!code) code = layer_row(l, i, "attn_v.bias", (size_t)(f->n_kv_heads * f->head_dim), required, &y->v_bias);
+  return code;
+}
+
+static int load_feed_forward(loader *l, int i, pst_engine_layer *y) {
+  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)l->m->info.n_ff;
+  int code = layer_matrix(l, i, "ffn_gate", ff, embd, &y->gate);
   if (!code) code = layer_matrix(l, i, "ffn_up", ff, embd, &y->up);
   if (!code) code = layer_matrix(l, i, "ffn_down", embd, ff, &y->down);
   return code;
 }
 
-/* ---- architectures ---- */
-
-static int llama_layer(loader *l, int i, pst_engine_layer *y) {
-  const pst_engine_model_info *f = &l->m->info;
-  int code = load_common_layer(l, i, y);
-  if (!code) code = layer_row(l, i, "attn_q.bias", (size_t)f->n_heads * (size_t)f->head_dim, false, &y->q_bias);
-  if (!code) code = layer_row(l, i, "attn_k.bias", (size_t)f->n_kv_heads * (size_t)f->head_dim, false, &y->k_bias);
-  if (!code) code = layer_row(l, i, "attn_v.bias", (size_t)f->n_kv_heads * (size_t)f->head_dim, false, &y->v_bias);
+static int load_norms(loader *l, int i, pst_engine_layer *y) {
+  int code = layer_row(l, i, "attn_norm.weight", (size_t)l->m->info.n_embd, true, &y->attn_norm);
+  if (!code) code = layer_row(l, i, "ffn_norm.weight", (size_t)l->m->info.n_embd, true, &y->ffn_norm);
   return code;
 }
+
+static int load_post_norms(loader *l, int i, pst_engine_layer *y) {
+  int code = layer_row(l, i, "post_attention_norm.weight", (size_t)l->m->info.n_embd, true, &y->post_attn_norm);
+  if (!code) code = layer_row(l, i, "post_ffw_norm.weight", (size_t)l->m->info.n_embd, true, &y->post_ffn_norm);
+  return code;
+}
+
+static int load_head_norms(loader *l, int i, bool whole, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  y->norm_whole = whole;
+  int code = layer_row(l, i, "attn_q_norm.weight", (size_t)(f->head_dim * (whole ? f->n_heads : 1)), true, &y->q_norm);
+  if (!code)
+    code = layer_row(l, i, "attn_k_norm.weight", (size_t)(f->head_dim * (whole ? f->n_kv_heads : 1)), true, &y->k_norm);
+  return code;
+}
+
+/* Norm, attention, norm, gated feed-forward: what most decoders are. */
+static int load_plain_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_norms(l, i, y);
+  if (!code) code = load_attention(l, i, y);
+  if (!code) code = load_feed_forward(l, i, y);
+  return code;
+}
+
+/* ---- architectures ---- */
 
 static int rope_scaling(loader *l, double *ret_scale) {
   char key[128];
@@ -188,33 +225,121 @@ static int rope_scaling(loader *l, double *ret_scale) {
   return 0;
 }
 
-static int llama_keys(loader *l) {
+/* One rope for all layers. */
+static int one_rope(loader *l, pst_kernels_rope style, double base) {
   pst_engine_model *m = l->m;
   pst_engine_rope *r = &m->ropes[0];
   m->n_ropes = 1;
-  *r = (pst_engine_rope){10000, 1, NULL, PST_KERNELS_ROPE_PAIRS, m->info.head_dim};
+  *r = (pst_engine_rope){base, 1, NULL, style, m->info.head_dim};
   int code = want_int(l, "rope.dimension_count", 2, m->info.head_dim, &r->n_rot);
   if (!code) code = want_double(l, "rope.freq_base", 1, 1e12, &r->base);
   if (!code) code = rope_scaling(l, &r->scale);
-  if (!code) code = load_row(l, "rope_freqs.weight", (size_t)r->n_rot / 2, false, &r->factors);
-  m->gate = PST_KERNELS_SILU;
   return code;
 }
 
-static int gemma3_layer(loader *l, int i, pst_engine_layer *y) {
-  const pst_engine_model_info *f = &l->m->info;
-  int window = 512, pattern = 6;
-  int code = load_common_layer(l, i, y);
-  if (!code) code = layer_row(l, i, "attn_q_norm.weight", (size_t)f->head_dim, true, &y->q_norm);
-  if (!code) code = layer_row(l, i, "attn_k_norm.weight", (size_t)f->head_dim, true, &y->k_norm);
-  if (!code) code = layer_row(l, i, "post_attention_norm.weight", (size_t)f->n_embd, true, &y->post_attn_norm);
-  if (!code) code = layer_row(l, i, "post_ffw_norm.weight", (size_t)f->n_embd, true, &y->post_ffn_norm);
-  if (!code) code = need_int(l, "attention.sliding_window", 1, 1 << 24, &window);
-  bool local = (i + 1) % pattern != 0;
-  y->window = local ? window : 0;
-  y->rope = local ? 1 : 0;
+static int llama_keys(loader *l) {
+  int code = one_rope(l, PST_KERNELS_ROPE_PAIRS, 10000);
+  pst_engine_rope *r = &l->m->ropes[0];
+  return code ? code : load_row(l, "rope_freqs.weight", (size_t)r->n_rot / 2, false, &r->factors);
+}
+
+static int llama_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_plain_layer(l, i, y);
+  return code ? code : load_biases(l, i, false, y);
+}
+
+static int neox_keys(loader *l) { return one_rope(l, PST_KERNELS_ROPE_HALVES, 10000); }
+
+static int qwen2_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_plain_layer(l, i, y);
+  return code ? code : load_biases(l, i, true, y);
+}
+
+static int qwen3_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_plain_layer(l, i, y);
+  return code ? code : load_head_norms(l, i, false, y);
+}
+
+/* Norms stand behind the branches only, and over the whole of queries and keys. */
+static int olmo2_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_attention(l, i, y);
+  if (!code) code = load_head_norms(l, i, true, y);
+  if (!code) code = load_feed_forward(l, i, y);
+  if (!code) code = load_post_norms(l, i, y);
   return code;
 }
+
+/* Every fourth layer sees no positions. */
+static int smollm3_layer(loader *l, int i, pst_engine_layer *y) {
+  y->rope = (i + 1) % 4 ? 0 : -1;
+  return llama_layer(l, i, y);
+}
+
+static int granite_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  double embedding = 1, residual = 1, logit = 1, attention = m->attention_scale;
+  int code = llama_keys(l);
+  if (!code) code = want_double(l, "embedding_scale", 1e-6, 1e6, &embedding);
+  if (!code) code = want_double(l, "residual_scale", 1e-6, 1e6, &residual);
+  if (!code) code = want_double(l, "attention.scale", 1e-6, 1e6, &attention);
+  if (!code) code = want_double(l, "logit_scale", 1e-6, 1e6, &logit);
+  m->embedding_scale = (float)embedding;
+  m->residual_scale = (float)residual;
+  m->attention_scale = (float)attention;
+  m->logit_scale = (float)(1 / logit);
+  return code;
+}
+
+static int phi3_layer(loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  size_t embd = (size_t)f->n_embd, ff = (size_t)f->n_ff, hd = (size_t)f->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd, all = q + 2 * kv;
+  char qkv[64], up[64];
+  int code = load_norms(l, i, y);
+  snprintf(qkv, sizeof qkv, "blk.%d.attn_qkv.weight", i);
+  snprintf(up, sizeof up, "blk.%d.ffn_up.weight", i);
+  if (!code) code = load_rows(l, qkv, all, 0, q, embd, &y->q);
+  if (!code) code = load_rows(l, qkv, all, q, kv, embd, &y->k);
+  if (!code) code = load_rows(l, qkv, all, q + kv, kv, embd, &y->v);
+  if (!code) code = layer_matrix(l, i, "attn_output", embd, q, &y->o);
+  if (!code) code = load_rows(l, up, 2 * ff, 0, ff, embd, &y->gate);
+  if (!code) code = load_rows(l, up, 2 * ff, ff, ff, embd, &y->up);
+  if (!code) code = layer_matrix(l, i, "ffn_down", embd, ff, &y->down);
+  if (!code) code = want_int(l, "attention.sliding_window", 0, 1 << 24, &y->window);
+  return code;
+}
+
+/* What all Gemmas share. */
+static int gemma_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  m->embedding_scale = sqrtf((float)m->info.n_embd);
+  m->gate = PST_KERNELS_GELU_TANH;
+  return 0;
+}
+
+static int gemma_layer(loader *l, int i, bool local, pst_engine_layer *y) {
+  int window = 0, code = load_plain_layer(l, i, y);
+  if (!code) code = load_post_norms(l, i, y);
+  if (!code) code = need_int(l, "attention.sliding_window", 1, 1 << 24, &window);
+  y->window = local ? window : 0;
+  return code;
+}
+
+static int gemma2_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  double attention = 50, logit = 30;
+  int code = one_rope(l, PST_KERNELS_ROPE_HALVES, 10000);
+  if (!code) code = want_double(l, "attn_logit_softcapping", 0, 1e6, &attention);
+  if (!code) code = want_double(l, "final_logit_softcapping", 0, 1e6, &logit);
+  if (!code) code = gemma_keys(l);
+  m->attention_softcap = (float)attention;
+  m->logit_softcap = (float)logit;
+  /* The 27B alone scales queries by its width per head instead of the head's own; so does Gemma 3's below. */
+  if (m->info.n_layers == 46) m->attention_scale = 1.0f / sqrtf((float)m->info.n_embd / (float)m->info.n_heads);
+  return code;
+}
+
+static int gemma2_layer(loader *l, int i, pst_engine_layer *y) { return gemma_layer(l, i, i % 2 == 0, y); }
 
 static int gemma3_keys(loader *l) {
   pst_engine_model *m = l->m;
@@ -224,11 +349,16 @@ static int gemma3_keys(loader *l) {
   int code = want_double(l, "rope.freq_base", 1, 1e12, &m->ropes[0].base);
   if (!code) code = want_double(l, "rope.local.freq_base", 1, 1e12, &m->ropes[1].base);
   if (!code) code = rope_scaling(l, &m->ropes[0].scale);
-  m->embedding_scale = sqrtf((float)m->info.n_embd);
-  /* The 27B alone scales queries by its width per head instead of the head's own. */
+  if (!code) code = gemma_keys(l);
   if (m->info.n_layers == 62) m->attention_scale = 1.0f / sqrtf((float)m->info.n_embd / (float)m->info.n_heads);
-  m->gate = PST_KERNELS_GELU_TANH;
   return code;
+}
+
+static int gemma3_layer(loader *l, int i, pst_engine_layer *y) {
+  bool local = (i + 1) % 6 != 0;
+  y->rope = local ? 1 : 0;
+  int code = gemma_layer(l, i, local, y);
+  return code ? code : load_head_norms(l, i, false, y);
 }
 
 static const struct architecture {
@@ -236,8 +366,9 @@ static const struct architecture {
   int (*keys)(loader *l);
   int (*layer)(loader *l, int i, pst_engine_layer *y);
 } architectures[] = {
-    {"llama", llama_keys, llama_layer},
-    {"gemma3", gemma3_keys, gemma3_layer},
+    {"llama", llama_keys, llama_layer},     {"qwen2", neox_keys, qwen2_layer},      {"qwen3", neox_keys, qwen3_layer},
+    {"gemma2", gemma2_keys, gemma2_layer},  {"gemma3", gemma3_keys, gemma3_layer},  {"phi3", neox_keys, phi3_layer},
+    {"smollm3", llama_keys, smollm3_layer}, {"granite", granite_keys, llama_layer}, {"olmo2", neox_keys, olmo2_layer},
 };
 
 static const struct architecture *find_architecture(loader *l) {
@@ -282,7 +413,8 @@ static int read_shape(loader *l) {
                          "head size %d (values %d): known are equal sizes, multiples of 8 up to 256", f->head_dim,
                          value_dim);
   l->m->norm_eps = (float)eps;
-  l->m->embedding_scale = 1;
+  l->m->embedding_scale = l->m->residual_scale = l->m->logit_scale = 1;
+  l->m->gate = PST_KERNELS_SILU;
   l->m->attention_scale = 1.0f / sqrtf((float)f->head_dim);
   return 0;
 }

@@ -26,17 +26,19 @@ typedef struct pst_engine_rope {
 
 /* Shapes: x is [n_embd]; matrices are [rows][cols]; norms are float32 rows; NULL: the layer does without. */
 typedef struct pst_engine_layer {
-  const float *attn_norm;     /* [n_embd] before attention */
+  const float *attn_norm;     /* [n_embd] before attention; NULL: x goes in as it is */
   pst_kernels_matrix q, k, v; /* [n_heads * head_dim][n_embd], [n_kv_heads * head_dim][n_embd] twice */
   const float *q_bias, *k_bias, *v_bias;
-  const float *q_norm, *k_norm; /* [head_dim], each head by itself, before rope */
-  pst_kernels_matrix o;         /* [n_embd][n_heads * head_dim] */
-  const float *post_attn_norm;  /* [n_embd] on the way back to x */
+  const float *q_norm,
+      *k_norm; /* before rope: [head_dim], each head by itself, or with norm_whole [n_heads * head_dim], all at once */
+  bool norm_whole;
+  pst_kernels_matrix o;        /* [n_embd][n_heads * head_dim] */
+  const float *post_attn_norm; /* [n_embd] on the way back to x */
   const float *ffn_norm;
   pst_kernels_matrix gate, up, down; /* [n_ff][n_embd] twice, [n_embd][n_ff] */
   const float *post_ffn_norm;
   int window; /* 0: attends to everything before; else to the last `window` positions */
-  int rope;   /* index into the model's ropes */
+  int rope;   /* index into the model's ropes; -1: positions leave no mark on queries and keys */
 } pst_engine_layer;
 
 struct pst_engine_model {
@@ -52,7 +54,8 @@ struct pst_engine_model {
   pst_kernels_matrix embedding; /* [n_vocab][n_embd] */
   pst_kernels_matrix head;      /* the same memory as embedding when tied */
   const float *output_norm;
-  float embedding_scale, attention_scale, norm_eps, attention_softcap, logit_softcap; /* softcaps 0: none */
+  float embedding_scale, residual_scale, logit_scale, attention_scale, norm_eps;
+  float attention_softcap, logit_softcap; /* 0: none */
   pst_kernels_gate gate;
   void *packed; /* one block behind all packed matrices and norms */
   size_t packed_bytes;

@@ -9,17 +9,46 @@
 
 #include "engine/gguf.h"
 
-enum { EMBD = 64, HEADS = 4, KV_HEADS = 2, HEAD = 16, FF = 96, VOCAB = 288, CONTEXT = 2048, MAX_TENSORS = 256 };
+enum {
+  EMBD = 64,
+  HEADS = 4,
+  KV_HEADS = 2,
+  HEAD = 16,
+  FF = 96,
+  VOCAB = 288,
+  CONTEXT = 2048,
+  WINDOW = 16,
+  MAX_TENSORS = 256
+};
 
 typedef struct tensor {
   char name[64];
   size_t rows, cols; /* rows 0: a row of floats */
 } tensor;
 
+/* What sets the architectures' files apart. */
+typedef struct kind {
+  const char *name;
+  bool bias, head_norms, whole_norms, no_pre_norms, post_norms, fused, window;
+} kind;
+
+static const kind kinds[] = {
+    {.name = "llama"},
+    {.name = "qwen2", .bias = true},
+    {.name = "qwen3", .head_norms = true},
+    {.name = "gemma2", .post_norms = true, .window = true},
+    {.name = "gemma3", .head_norms = true, .post_norms = true, .window = true},
+    {.name = "phi3", .fused = true, .window = true},
+    {.name = "smollm3"},
+    {.name = "granite"},
+    {.name = "olmo2", .head_norms = true, .whole_norms = true, .no_pre_norms = true, .post_norms = true},
+};
+
 typedef struct maker {
   const test_tiny *o;
   pst_engine_gguf_writer *w;
   const char *arch;
+  kind kind;
   tensor tensors[MAX_TENSORS];
   int n_tensors;
 } maker;
@@ -114,41 +143,77 @@ static void put_keys(maker *m, int n_layers) {
   put_int(m, "attention.value_length", HEAD);
   put_float(m, "attention.layer_norm_rms_epsilon", 1e-5f);
   put_float(m, "rope.freq_base", 10000.0f);
-  if (!strcmp(m->arch, "gemma3")) put_int(m, "attention.sliding_window", 96);
+  if (m->kind.window) put_int(m, "attention.sliding_window", WINDOW);
+  if (!strcmp(m->arch, "granite")) {
+    put_float(m, "embedding_scale", 3.0f);
+    put_float(m, "residual_scale", 0.5f);
+    put_float(m, "attention.scale", 0.125f);
+    put_float(m, "logit_scale", 2.0f);
+  }
   if (m->o->extra_key) pst_engine_gguf_writer_put_u32(m->w, m->o->extra_key, 7);
 }
 
-static void add_tensors(maker *m, int n_layers) {
-  bool gemma = !strcmp(m->arch, "gemma3");
-  add(m, -1, "token_embd.weight", VOCAB, EMBD);
-  add(m, -1, "output_norm.weight", 0, EMBD);
-  for (int i = 0; i < n_layers; i++) {
-    add(m, i, "attn_norm.weight", 0, EMBD);
-    add(m, i, "attn_q.weight", HEADS * HEAD, EMBD);
-    add(m, i, "attn_k.weight", KV_HEADS * HEAD, EMBD);
-    add(m, i, "attn_v.weight", KV_HEADS * HEAD, EMBD);
-    add(m, i, "attn_output.weight", EMBD, HEADS * HEAD);
-    add(m, i, "ffn_norm.weight", 0, EMBD);
-    add(m, i, "ffn_gate.weight", FF, EMBD);
-    add(m, i, "ffn_up.weight", FF, EMBD);
-    add(m, i, "ffn_down.weight", EMBD, FF);
-    if (!gemma) continue;
-    add(m, i, "attn_q_norm.weight", 0, HEAD);
-    add(m, i, "attn_k_norm.weight", 0, HEAD);
+static void add_layer(maker *m, int i) {
+  const kind *k = &m->kind;
+  const size_t q = HEADS * HEAD, kv = KV_HEADS * HEAD;
+  if (!k->no_pre_norms) add(m, i, "attn_norm.weight", 0, EMBD);
+  if (k->fused) {
+    add(m, i, "attn_qkv.weight", q + 2 * kv, EMBD);
+  } else {
+    add(m, i, "attn_q.weight", q, EMBD);
+    add(m, i, "attn_k.weight", kv, EMBD);
+    add(m, i, "attn_v.weight", kv, EMBD);
+  }
+  if (k->bias) {
+    add(m, i, "attn_q.bias", 0, q);
+    add(m, i, "attn_k.bias", 0, kv);
+    add(m, i, "attn_v.bias", 0, kv);
+  }
+  add(m, i, "attn_output.weight", EMBD, q);
+  if (!k->no_pre_norms) add(m, i, "ffn_norm.weight", 0, EMBD);
+  if (!k->fused) add(m, i, "ffn_gate.weight", FF, EMBD);
+  add(m, i, "ffn_up.weight", k->fused ? 2 * FF : FF, EMBD);
+  add(m, i, "ffn_down.weight", EMBD, FF);
+  if (k->head_norms) {
+    add(m, i, "attn_q_norm.weight", 0, k->whole_norms ? q : HEAD);
+    add(m, i, "attn_k_norm.weight", 0, k->whole_norms ? kv : HEAD);
+  }
+  if (k->post_norms) {
     add(m, i, "post_attention_norm.weight", 0, EMBD);
     add(m, i, "post_ffw_norm.weight", 0, EMBD);
   }
+}
+
+static void add_tensors(maker *m, int n_layers) {
+  add(m, -1, "token_embd.weight", VOCAB, EMBD);
+  add(m, -1, "output_norm.weight", 0, EMBD);
+  for (int i = 0; i < n_layers; i++) add_layer(m, i);
   if (m->o->extra_tensor) add(m, -1, m->o->extra_tensor, 8, EMBD);
 }
 
-static void write_row(maker *m, uint32_t type, size_t n, pst_random *r, float mean, float spread) {
+/* Element i of a tensor, in [-1, 1): splitmix64 from the FNV-1a hash of its name. tools/golden_architectures.py makes the same numbers. */
+static float element(const char *name, uint64_t seed, uint64_t i) {
+  uint64_t h = 0xcbf29ce484222325u;
+  for (; *name; name++) h = (h ^ (uint8_t)*name) * 0x100000001b3u;
+  uint64_t z = h + (seed + i + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  z ^= z >> 31;
+  return (float)(z >> 40) / 8388608.0f - 1.0f;
+}
+
+/* Norms lie around 1, everything else around 0. */
+static void write_tensor(maker *m, const tensor *t, uint32_t type) {
   pst_error err = PST_ERROR_INIT;
-  float x[128];
+  size_t length = strlen(t->name);
+  float x[128], mean = length > 11 && !strcmp(t->name + length - 11, "norm.weight") ? 1.0f : 0.0f;
   uint8_t out[sizeof x];
-  if (n > PST_ARRAY_LEN(x)) abort();
-  for (size_t i = 0; i < n; i++) x[i] = mean + spread * ((float)pst_random_below(r, 2001) / 1000.0f - 1.0f);
-  if (pst_kernels_quantize_row(type, x, n, NULL, out)) abort();
-  if (pst_engine_gguf_writer_write(m->w, out, pst_kernels_row_bytes(type, n), &err)) abort();
+  if (t->cols > PST_ARRAY_LEN(x)) abort();
+  for (size_t k = 0; k < PST_MAX(t->rows, (size_t)1); k++) {
+    for (size_t i = 0; i < t->cols; i++) x[i] = mean + 0.25f * element(t->name, m->o->seed, k * t->cols + i);
+    if (pst_kernels_quantize_row(type, x, t->cols, NULL, out)) abort();
+    if (pst_engine_gguf_writer_write(m->w, out, pst_kernels_row_bytes(type, t->cols), &err)) abort();
+  }
 }
 
 void test_tiny_write(const char *path, const test_tiny *options) {
@@ -156,7 +221,9 @@ void test_tiny_write(const char *path, const test_tiny *options) {
   pst_error err = PST_ERROR_INIT;
   const pst_kernels_type_row *type = pst_kernels_type_find(pst_str_from(options->type ? options->type : "F32"));
   int n_layers = options->n_layers ? options->n_layers : 2;
-  pst_random r = {options->seed, 1, 0};
+  m.kind = kinds[0]; /* an architecture that nobody knows is a llama by another name */
+  for (size_t i = 0; i < PST_ARRAY_LEN(kinds); i++)
+    if (!strcmp(kinds[i].name, m.arch)) m.kind = kinds[i];
   if (!type || pst_engine_gguf_writer_create(path, 32, &m.w, &err)) abort();
   put_keys(&m, n_layers);
   put_tokenizer(&m);
@@ -167,10 +234,8 @@ void test_tiny_write(const char *path, const test_tiny *options) {
     pst_engine_gguf_writer_add_tensor(m.w, pst_str_from(m.tensors[i].name), row ? (uint32_t)PST_TYPE_F32 : type->type,
                                       row ? 1 : 2, dims);
   }
-  for (int i = 0; i < m.n_tensors; i++) {
-    if (m.tensors[i].rows == 0) write_row(&m, PST_TYPE_F32, m.tensors[i].cols, &r, 1.0f, 0.25f);
-    for (size_t k = 0; k < m.tensors[i].rows; k++) write_row(&m, type->type, m.tensors[i].cols, &r, 0.0f, 0.25f);
-  }
+  for (int i = 0; i < m.n_tensors; i++)
+    write_tensor(&m, &m.tensors[i], m.tensors[i].rows ? type->type : (uint32_t)PST_TYPE_F32);
   if (pst_engine_gguf_writer_finish(m.w, &err)) abort();
   pst_engine_gguf_writer_free(m.w);
 }

@@ -15,7 +15,7 @@ typedef struct test_tiny {
   int n_layers; /* 0: 2 */
 } test_tiny;
 
-/* n_embd 64, 4 heads of 16 over 2 key heads, n_ff 96, context 2048, 288 tokens (bytes, a few merges, ChatML's control tokens); the embedding is the
+/* n_embd 64, 4 heads of 16 over 2 key heads, n_ff 96, context 2048, windows of 16, 288 tokens (bytes, a few merges, ChatML's control tokens); the embedding is the
  * head. Aborts on failure. */
 void test_tiny_write(const char *path, const test_tiny *options);
 

@@ -53,7 +53,8 @@ static void refuses(const test_tiny *options, int code, const char *named) {
 
 static void test_opens(void **state) {
   (void)state;
-  static const char *const architectures[] = {"llama", "gemma3"};
+  static const char *const architectures[] = {"llama", "qwen2",   "qwen3",   "gemma2", "gemma3",
+                                              "phi3",  "smollm3", "granite", "olmo2"};
   for (size_t i = 0; i < PST_ARRAY_LEN(architectures); i++) {
     opens(&(test_tiny){.architecture = architectures[i]}, 2);
     opens(&(test_tiny){.architecture = architectures[i], .type = "F16", .n_layers = 7, .template_text = ""}, 7);
@@ -153,6 +154,10 @@ static void test_answers(void **state) {
       {.architecture = "llama", .type = "Q8_0", .seed = 4},
       {.architecture = "gemma3", .type = "Q4_0", .seed = 5, .n_layers = 6},
       {.architecture = "llama", .type = "BF16", .seed = 6},
+      {.architecture = "gemma2", .type = "Q5_1", .seed = 7},
+      {.architecture = "granite", .type = "Q8_0", .seed = 8},
+      {.architecture = "olmo2", .type = "F16", .seed = 9},
+      {.architecture = "smollm3", .type = "Q4_1", .seed = 10, .n_layers = 4},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
     const char *path = test_temp_path(dir, "model.gguf");
