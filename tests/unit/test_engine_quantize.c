@@ -81,15 +81,14 @@ static void compare_files(const char *in_path, const char *out_path, const char 
 static void every_type(void **state) {
   (void)state;
   char *dir = test_temp_dir();
-  const char *in = test_temp_path(dir, "in.gguf");
-  test_tiny_write(in, &(test_tiny){.seed = 5});
+  test_tiny_write(test_temp_path(dir, "in.gguf"), &(test_tiny){.seed = 5});
   for (size_t i = 0; i < PST_ARRAY_LEN(types); i++) {
     char name[32];
     pst_error err = PST_ERROR_INIT;
     pst_engine_model *model = NULL;
     int n_fallback = -1;
     snprintf(name, sizeof name, "%s.gguf", types[i]);
-    const char *out = test_temp_path(dir, name);
+    const char *in = test_temp_path(dir, "in.gguf"), *out = test_temp_path(dir, name);
     if (pst_engine_quantize(in, out, types[i], NULL, &n_fallback, &err)) fail_msg("%s: %s", types[i], err.message);
     assert_int_equal(n_fallback, strstr(types[i], "_K") ? 15 : 0);
     compare_files(in, out, types[i], steps[i]);
