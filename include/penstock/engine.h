@@ -38,9 +38,12 @@ pst_engine_model *pst_engine_model_ref(pst_engine_model *model);
 void pst_engine_model_unref(pst_engine_model *model); /* NULL is fine */
 const pst_engine_model_info *pst_engine_model_get_info(const pst_engine_model *model);
 
-/* What `inspect` shows, without packing anything: JSON object text in *out (architecture, metadata, tensors, types, tokenizer,
- * template, memory needed for the context length n_ctx). */
+/* What `inspect` shows, without packing anything: JSON object text appended to *out: format, architecture, types, tokenizer, template, memory
+ * needed for one sequence of n_ctx tokens (0: the lesser of the model's context and 8192), metadata, tensors. A sound file that this program cannot run is no error:
+ * "runs" is false and "problem" says why. Errors: PST_E_IO and its kin, PST_E_BAD_INPUT (malformed), PST_E_NOMEM. */
 int pst_engine_inspect(const char *path, int n_ctx, pst_buf *out, pst_error *err);
+/* Reads every weight: PST_E_CORRUPT names the first tensor with one that is not finite (a damaged scale). progress: as for quantize. */
+int pst_engine_check_weights(const char *path, pst_progress *progress, pst_error *err);
 /* Re-quantizes a GGUF file's matrices to `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K, letter case ignored), everything else copied;
  * whole file or nothing. Rows that the type's block does not divide fall back as the field does (Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0; those of 32
  * to F16); such tensors are counted in *ret_n_fallback (NULL: not wanted). `progress`: begun and ended by the caller, counts bytes read; its total is
@@ -127,7 +130,7 @@ typedef struct pst_engine_event {
   int n_drafted, n_accepted, n_steps;   /* speculation: drafted, accepted; forward steps that served the request */
   int64_t queued_us, first_token_us, total_us; /* since submit: until admitted, until the first token, until the end */
   int64_t busy_us; /* of the time of the steps that served it, the share that its tokens have of all tokens in them */
-  double margin; /* log-probability gap of best and second best choice (constraint) or mean top-2 gap; NAN unknown */
+  double margin;   /* log-probability gap of best and second best choice (constraint) or mean top-2 gap; NAN unknown */
 } pst_engine_event;
 /* On the engine's thread; must not block and must not call into the engine other than cancel. */
 typedef void (*pst_engine_callback)(void *user, const pst_engine_event *event);
@@ -168,6 +171,10 @@ typedef struct pst_engine_options {
   bool no_reuse; /* do not share prefix pages */
 } pst_engine_options;
 pst_engine_options pst_engine_options_default(void);
+
+/* What an engine with these options (NULL: the defaults) would take beside the packed weights. Errors as pst_engine_create. */
+int pst_engine_estimate_memory(const pst_engine_model *model, const pst_engine_options *options, int64_t *ret_kv_bytes,
+                               int64_t *ret_work_bytes, pst_error *err);
 
 typedef struct pst_engine pst_engine;
 /* Starts the engine's thread. References the model. Memory for KV and work space is taken here, so that nothing is allocated per token. */

@@ -1,7 +1,14 @@
 /* The table of commands, in the order of the help. */
 #include "cli/commands.h"
 
+/* clang-format off: one a line, so that two additions do not collide */
 const pst_cli_command *const pst_cli_commands[] = {
-    &pst_cli_pull, &pst_cli_models, &pst_cli_run, &pst_cli_bench, &pst_cli_quantize,
+    &pst_cli_pull,
+    &pst_cli_models,
+    &pst_cli_inspect,
+    &pst_cli_quantize,
+    &pst_cli_run,
+    &pst_cli_bench,
 };
+/* clang-format on */
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);

@@ -45,6 +45,21 @@ static int check_options(const pst_engine_model *m, pst_engine_options *o, pst_e
   return 0;
 }
 
+int pst_engine_estimate_memory(const pst_engine_model *model, const pst_engine_options *options, int64_t *ret_kv_bytes,
+                               int64_t *ret_work_bytes, pst_error *err) {
+  pst_engine_options o = options ? *options : pst_engine_options_default();
+  int code = check_options(model, &o, err);
+  if (code) return code;
+  int drafts = o.slots * (1 + PST_ENGINE_MAX_DRAFT), runs = o.slots * PST_ENGINE_MAX_RUN;
+  size_t vocab = (size_t)model->info.n_vocab;
+  *ret_kv_bytes = (int64_t)(o.kv_tokens / PST_ENGINE_PAGE) * (int64_t)pst_engine_forward_page_bytes(model, o.kv);
+  *ret_work_bytes =
+      (int64_t)(pst_engine_forward_work_bytes(model, o.kv, o.chunk + drafts + runs, o.slots, o.chunk + drafts, o.n_ctx,
+                                              o.threads) +
+                vocab * ((PST_ENGINE_HEAD_ROWS + 1) * sizeof(float) + sizeof(pst_engine_candidate) + sizeof(int32_t)));
+  return 0;
+}
+
 static void *engine_thread(void *arg);
 
 int pst_engine_create(pst_engine_model *model, const pst_engine_options *options, pst_engine **ret_engine,

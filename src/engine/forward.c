@@ -111,11 +111,10 @@ size_t pst_engine_forward_page_bytes(const pst_engine_model *m, pst_engine_kv kv
          (size_t)m->info.n_layers;
 }
 
-int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items, int max_logits,
-                              int n_ctx, int n_threads, pst_engine_forward **ret_forward, pst_error *err) {
-  pst_engine_forward *f = pst_calloc(1, sizeof *f);
-  if (!f) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
-  f->model = pst_engine_model_ref(model);
+/* Fills in what the layout of the work space depends on. */
+static void describe(pst_engine_forward *f, const pst_engine_model *model, pst_engine_kv kv, int max_tokens,
+                     int max_items, int max_logits, int n_ctx, int n_threads) {
+  f->model = (pst_engine_model *)(uintptr_t)model;
   f->k = model->kernels;
   f->kv_type = kv_type_of(kv);
   f->head_page_bytes = pst_kernels_page_bytes(f->kv_type, (size_t)model->info.head_dim);
@@ -127,6 +126,22 @@ int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max
   f->n_threads = n_threads;
   for (int i = 0; i < model->info.n_layers; i++) f->any_float_down |= model->layers[i].down.is_float;
   f->n_claims = model->info.n_layers * MAX_STAGES_PER_LAYER + 4;
+}
+
+size_t pst_engine_forward_work_bytes(const pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items,
+                                     int max_logits, int n_ctx, int n_threads) {
+  pst_engine_forward f = {0};
+  layout l = {NULL, 0};
+  describe(&f, model, kv, max_tokens, max_items, max_logits, n_ctx, n_threads);
+  place_all(&f, &l);
+  return l.used;
+}
+
+int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items, int max_logits,
+                              int n_ctx, int n_threads, pst_engine_forward **ret_forward, pst_error *err) {
+  pst_engine_forward *f = pst_calloc(1, sizeof *f);
+  if (!f) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  describe(f, pst_engine_model_ref(model), kv, max_tokens, max_items, max_logits, n_ctx, n_threads);
   layout l = {NULL, 0};
   place_all(f, &l);
   f->memory = pst_malloc_aligned(l.used, 64);

@@ -18,6 +18,9 @@ typedef struct pst_engine_forward pst_engine_forward;
 int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items, int max_logits,
                               int n_ctx, int n_threads, pst_engine_forward **ret_forward, pst_error *err);
 void pst_engine_forward_free(pst_engine_forward *f);
+/* Bytes that create takes for it. */
+size_t pst_engine_forward_work_bytes(const pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items,
+                                     int max_logits, int n_ctx, int n_threads);
 size_t pst_engine_forward_page_bytes(const pst_engine_model *model, pst_engine_kv kv); /* of one page, all layers */
 
 /* Runs the layers. Keys and values are stored in the items' pages; kept states stand in order of items and tokens. */

@@ -536,6 +536,7 @@ static int open_text_side(pst_engine_model *m, const char *path, pst_error *err)
   return code;
 }
 
+/* n_threads < 0: everything is checked, nothing packed. */
 static int load_weights(pst_engine_model *m, const char *path, int n_threads, pst_error *err) {
   loader l = {0};
   l.m = m;
@@ -556,6 +557,7 @@ static int load_weights(pst_engine_model *m, const char *path, int n_threads, ps
   if (!code) code = refuse_leftovers(&l);
   if (code) goto done;
   m->packed_bytes = l.used + 64;
+  if (n_threads < 0) goto done;
   m->packed = pst_malloc_aligned(m->packed_bytes, 2u << 20);
   if (!m->packed) {
     code =
@@ -578,7 +580,7 @@ done:
   return code;
 }
 
-int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err) {
+static int open_model(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err) {
   pst_error own = PST_ERROR_INIT;
   if (!err) err = &own;
   pst_engine_model *m = pst_calloc(1, sizeof *m);
@@ -608,6 +610,14 @@ int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **re
   m->content_key = pst_hash64(identity, sizeof identity, 1);
   *ret_model = m;
   return 0;
+}
+
+int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err) {
+  return open_model(path, PST_MAX(n_threads, 0), ret_model, err);
+}
+
+int pst_engine_model_examine(const char *path, pst_engine_model **ret_model, pst_error *err) {
+  return open_model(path, -1, ret_model, err);
 }
 
 pst_engine_model *pst_engine_model_ref(pst_engine_model *m) {

@@ -62,4 +62,7 @@ struct pst_engine_model {
   uint64_t content_key; /* root of prefix keys: file identity */
 };
 
+/* As pst_engine_model_open, but no weight is read: a model to ask about (info.packed_bytes: what packing would take), not one to run. */
+int pst_engine_model_examine(const char *path, pst_engine_model **ret_model, pst_error *err);
+
 #endif
