@@ -247,7 +247,7 @@ static const pst_kernels_input *norm_stage(walk *w, const float *x, const float 
     for (int t = begin; t < end; t++)
       f->k->rmsnorm_quantize(x + (size_t)t * n, weight, f->model->norm_eps, f->normed + (size_t)t * n, shared,
                              (size_t)t);
-  shared->x = f->normed;
+  if (w->mine == &f->lanes[0]) shared->x = f->normed; /* one writes it, the end of the stage publishes it */
   next_stage(w);
   return shared;
 }
@@ -402,7 +402,7 @@ static const pst_kernels_input *quantize_stage(walk *w, const float *rows, pst_k
   int begin, end;
   while (claim(w, f->n_tokens, 4, &begin, &end))
     for (int t = begin; t < end; t++) f->k->quantize(rows + (size_t)t * n, 0, shared->n_blocks, shared, (size_t)t);
-  shared->x = rows;
+  if (w->mine == &f->lanes[0]) shared->x = rows;
   next_stage(w);
   return shared;
 }
@@ -425,7 +425,7 @@ static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) 
         const float *row = f->gate_up + (size_t)t * 2 * ff;
         f->k->gated(kind, row, row + ff, ff, f->gated + (size_t)t * ff);
       }
-    f->in_gated.x = f->gated;
+    if (w->mine == &f->lanes[0]) f->in_gated.x = f->gated;
     next_stage(w);
     return &f->in_gated;
   }
