@@ -155,6 +155,7 @@ typedef struct pst_evals_run_options {
   int concurrency;   /* calls in flight; 0: slots of the plan's engines, or 8 for remotes */
   bool exclude_self; /* an item's own example is never shown to it (always true when items are of the examples part) */
   bool resume; /* take up the newest unfinished run of the same plan, workload and items; finished answers are reused */
+  int64_t run_id; /* take up this run, ended or not (PST_E_BAD_INPUT when it is one of something else); 0: as `resume` says */
   bool warm;   /* false: prefix caches are cleared first (the declared cold state) */
   pst_progress *progress;        /* begun by the caller; counts items; NULL: silent */
   bool (*cancelled)(void *user); /* NULL: never */
@@ -165,15 +166,23 @@ typedef struct pst_evals_run {
   pst_evals_answer *answers; /* one per asked item, in that order */
   size_t n;
   int64_t n_accepted, n_failed;
-  int64_t wall_us, cost_nusd;
+  int64_t n_reused; /* of the answers: kept from before, not asked again */
+  int64_t wall_us;  /* of all sittings of the run, without the pauses between them */
+  int64_t cost_nusd;
   int64_t run_id; /* in the store */
+  pst_error first_failure; /* code 0: none failed */
   pst_arena *arena;
 } pst_evals_run;
-/* Asks a plan the items through the gateway, grades, and keeps each answer in the store's runs. PST_E_CANCELLED keeps what is there for a resume. */
+/* Asks a plan the items through the gateway, grades, and keeps each answer in the store's runs (kind "eval" or "search"; docs/workload.md). The order of
+ * the items does not matter to any answer. A call that fails counts as not accepted; a plan that cannot be run at all, and one whose first 16 calls all
+ * fail, is an error. After an error or PST_E_CANCELLED what was answered stays for a resume. Stored rows are queued: a crash loses at most those. */
 int pst_evals_run_plan(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                        pst_gateway_plan *plan, const pst_evals_run_options *options, pst_evals_run *ret_run,
                        pst_error *err);
 void pst_evals_run_done(pst_evals_run *run);
+/* How often this part of these items was asked: the runs in the store, of whatever plan. Verify and sealed wear out by use. */
+int pst_evals_uses(pst_store *store, const pst_evals_workload *workload, pst_evals_part part, int64_t *ret_n,
+                   pst_error *err);
 
 /* ---- comparison (evals/compare.c) ------------------------------------------------------------------------------- */
 
