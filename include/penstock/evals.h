@@ -155,8 +155,9 @@ typedef struct pst_evals_run_options {
   int concurrency;   /* calls in flight; 0: slots of the plan's engines, or 8 for remotes */
   bool exclude_self; /* an item's own example is never shown to it (always true when items are of the examples part) */
   bool resume; /* take up the newest unfinished run of the same plan, workload and items; finished answers are reused */
-  int64_t run_id; /* take up this run, ended or not (PST_E_BAD_INPUT when it is one of something else); 0: as `resume` says */
-  bool warm;   /* false: prefix caches are cleared first (the declared cold state) */
+  int64_t
+      run_id; /* take up this run, ended or not (PST_E_BAD_INPUT when it is one of something else); 0: as `resume` says */
+  bool warm;                     /* false: prefix caches are cleared first (the declared cold state) */
   pst_progress *progress;        /* begun by the caller; counts items; NULL: silent */
   bool (*cancelled)(void *user); /* NULL: never */
   void *user;
@@ -169,7 +170,7 @@ typedef struct pst_evals_run {
   int64_t n_reused; /* of the answers: kept from before, not asked again */
   int64_t wall_us;  /* of all sittings of the run, without the pauses between them */
   int64_t cost_nusd;
-  int64_t run_id; /* in the store */
+  int64_t run_id;          /* in the store */
   pst_error first_failure; /* code 0: none failed */
   pst_arena *arena;
 } pst_evals_run;

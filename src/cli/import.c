@@ -10,9 +10,10 @@ static int parse_shares(const char *text, double shares[PST_EVALS_PART_COUNT], p
     size_t end = PST_MIN(pst_str_find(rest, PST_STR(","), 0), rest.n);
     bool last = i == PST_EVALS_PART_COUNT - 1;
     if (pst_parse_double((pst_str){rest.data, end}, &shares[i]) || !(shares[i] >= 0) || (end == rest.n) != last)
-      return pst_error_set(err, PST_E_BAD_INPUT, "shares",
-                           "--shares takes four numbers, for examples, search, verify and sealed, as in 0.4,0.2,0.2,0.2; not '%s'",
-                           text);
+      return pst_error_set(
+          err, PST_E_BAD_INPUT, "shares",
+          "--shares takes four numbers, for examples, search, verify and sealed, as in 0.4,0.2,0.2,0.2; not '%s'",
+          text);
     sum += shares[i];
     if (!last) rest = (pst_str){rest.data + end + 1, rest.n - end - 1};
   }
@@ -55,7 +56,8 @@ static void print_summary(const pst_cli_args *a, const pst_evals_info *info) {
   printf("%s: %zu items in %u clusters of near-duplicates", info->folder, info->n_items, n_clusters);
   if (info->n_labels) printf(", %zu labels", info->n_labels);
   putchar('\n');
-  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) printf("  %-9s %zu\n", pst_evals_part_name((pst_evals_part)i), parts[i]);
+  for (int i = 0; i < PST_EVALS_PART_COUNT; i++)
+    printf("  %-9s %zu\n", pst_evals_part_name((pst_evals_part)i), parts[i]);
   printf("The goal and settings in %s/workload.json are a guess: make them yours.\n", info->folder);
 }
 

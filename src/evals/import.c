@@ -80,15 +80,16 @@ static pst_str find_field(const pst_json *object, const char *const *names) {
 }
 
 static int find_fields(importer *m, const pst_json *first, uint32_t line) {
-  static const char *const texts[] = {"text",    "input", "question", "prompt", "message",
+  static const char *const texts[] = {"text",    "input", "question", "prompt",    "message",
                                       "content", "query", "sentence", "utterance", NULL};
-  static const char *const answers[] = {"label",  "target", "answer", "output",   "expected",
+  static const char *const answers[] = {"label",  "target", "answer",   "output",     "expected",
                                         "intent", "class",  "category", "completion", NULL};
   const pst_evals_import_options *o = m->options;
   m->text_field = o->text_field ? pst_str_from(o->text_field) : find_field(first, texts);
   m->answer_field = o->answer_field ? pst_str_from(o->answer_field) : find_field(first, answers);
   if (!m->text_field.n)
-    return fail_line(m, line, "no field holds the text (looked for text, input, question, ...); name it with --text FIELD");
+    return fail_line(m, line,
+                     "no field holds the text (looked for text, input, question, ...); name it with --text FIELD");
   if (!m->answer_field.n)
     return fail_line(m, line,
                      "no field holds the answer (looked for label, target, answer, ...); name it with --answer FIELD");
@@ -101,7 +102,8 @@ static int add_entry(importer *m, const pst_json *object, uint32_t line) {
   e.answer = pst_json_get_str(object, m->answer_field);
   e.text = pst_json_str(text);
   if (pst_json_typeof(text) != PST_JSON_STRING || !pst_str_trim(e.text).n)
-    return fail_line(m, line, "the field \"%.*s\" is not a text, or is empty", (int)m->text_field.n, m->text_field.data);
+    return fail_line(m, line, "the field \"%.*s\" is not a text, or is empty", (int)m->text_field.n,
+                     m->text_field.data);
   if (memchr(e.text.data, 0, e.text.n)) return fail_line(m, line, "the text holds a zero byte");
   if (!e.answer || pst_json_typeof(e.answer) == PST_JSON_NULL)
     return fail_line(m, line, "has no \"%.*s\", which holds the answer", (int)m->answer_field.n, m->answer_field.data);
@@ -141,7 +143,9 @@ static int read_lines(importer *m, pst_str text) {
 
 /* ---- what the answers are ---- */
 
-static int compare_strs(const void *a, const void *b) { return pst_str_compare(*(const pst_str *)a, *(const pst_str *)b); }
+static int compare_strs(const void *a, const void *b) {
+  return pst_str_compare(*(const pst_str *)a, *(const pst_str *)b);
+}
 
 /* What parts are spread by: a label itself; of a JSON answer its first text member (SNIPS: the intent). */
 static pst_str label_of(const pst_json *answer) {
@@ -160,7 +164,8 @@ static int number_labels(importer *m) {
   qsort(m->labels, m->n, sizeof *m->labels, compare_strs);
   m->n_labels = 0;
   for (size_t i = 0; i < m->n; i++)
-    if (!m->n_labels || !pst_str_equal(m->labels[i], m->labels[m->n_labels - 1])) m->labels[m->n_labels++] = m->labels[i];
+    if (!m->n_labels || !pst_str_equal(m->labels[i], m->labels[m->n_labels - 1]))
+      m->labels[m->n_labels++] = m->labels[i];
   for (size_t i = 0; i < m->n; i++) {
     pst_str *found = bsearch(&m->entries[i].label, m->labels, m->n_labels, sizeof *m->labels, compare_strs);
     m->entries[i].label_number = (uint32_t)(found - m->labels);
@@ -182,7 +187,7 @@ static int find_kind(importer *m) {
     m->kind = ANSWER_JSON;
   else
     m->kind = m->n_labels >= 2 && m->n_labels <= 4096 && m->n_labels * 2 <= m->n && longest <= 128 ? ANSWER_LABEL
-                                                                                                     : ANSWER_TEXT;
+                                                                                                   : ANSWER_TEXT;
   if (m->kind == ANSWER_TEXT || m->kind == ANSWER_NUMBER) { /* nothing to spread by */
     for (size_t i = 0; i < m->n; i++) m->entries[i].label_number = 0;
     m->n_labels = 1;
@@ -317,10 +322,11 @@ static int draw_parts(importer *m, const double shares[PST_EVALS_PART_COUNT]) {
   for (size_t i = 0; i < m->n; i++) m->entries[i].part = parts[m->entries[i].cluster];
   for (int p = 0; p < PST_EVALS_PART_COUNT && !code; p++)
     if (shares[p] > 0 && !of_all[p])
-      code = pst_error_set(m->err, PST_E_BAD_INPUT, m->path,
-                           "nothing was left for the part %s: the texts are too few or too alike (%zu lines in %zu clusters "
-                           "of near-duplicates)",
-                           pst_evals_part_name((pst_evals_part)p), m->n, n);
+      code = pst_error_set(
+          m->err, PST_E_BAD_INPUT, m->path,
+          "nothing was left for the part %s: the texts are too few or too alike (%zu lines in %zu clusters "
+          "of near-duplicates)",
+          pst_evals_part_name((pst_evals_part)p), m->n, n);
 done:
   pst_free(order);
   pst_free(list);
@@ -398,8 +404,8 @@ static void write_prompt(pst_json_writer *w, const char *name, const char *syste
 
 static void write_label_prompts(const importer *m, pst_json_writer *w) {
   write_prompt(w, "bare", "", "Give the label of the message.", "Message", "Label");
-  write_prompt(w, "terse", "You label messages.", "Answer with the label that fits the message, and nothing else.", "Message",
-               "Label");
+  write_prompt(w, "terse", "You label messages.", "Answer with the label that fits the message, and nothing else.",
+               "Message", "Label");
   if (m->n_labels > LABELS_LISTED_MAX) return;
   pst_buf list = PST_BUF_INIT, text = PST_BUF_INIT;
   for (size_t i = 0; i < m->n_labels; i++)
@@ -407,10 +413,11 @@ static void write_label_prompts(const importer *m, pst_json_writer *w) {
   pst_buf_printf(&text, "Answer with one label: %s.", pst_buf_text(&list));
   write_prompt(w, "listed", "You label messages.", pst_buf_text(&text), "Message", "Label");
   pst_buf_clear(&text);
-  pst_buf_printf(&text,
-                 "A message has come in. Read it and decide what it is about. These are the labels we use: %s. Write the one that "
-                 "fits best, without any comment.",
-                 pst_buf_text(&list));
+  pst_buf_printf(
+      &text,
+      "A message has come in. Read it and decide what it is about. These are the labels we use: %s. Write the one that "
+      "fits best, without any comment.",
+      pst_buf_text(&list));
   write_prompt(w, "conversational", "You are an experienced colleague who sorts incoming messages with great care.",
                pst_buf_text(&text), "Message", "Label");
   if (pst_buf_status(&list) || pst_buf_status(&text)) w->out->failed = true;
@@ -440,7 +447,8 @@ static int list_members(const importer *m, pst_buf *out) {
       if (code) break;
       list[n++] = (member){it.key, {NULL, 0}};
       pst_json_iter inner = pst_json_iterate(it.value);
-      while (pst_json_typeof(it.value) == PST_JSON_OBJECT && pst_json_next(&inner)) list[n++] = (member){it.key, inner.key};
+      while (pst_json_typeof(it.value) == PST_JSON_OBJECT && pst_json_next(&inner))
+        list[n++] = (member){it.key, inner.key};
     }
   }
   if (n) qsort(list, n, sizeof *list, compare_members);
@@ -464,10 +472,14 @@ static void write_json_prompts(const importer *m, pst_json_writer *w) {
   pst_buf members = PST_BUF_INIT, text = PST_BUF_INIT;
   if (list_members(m, &members)) w->out->failed = true;
   write_prompt(w, "bare", "", "Give the JSON of the message.", "Message", "JSON");
-  write_prompt(w, "terse", "You turn messages into JSON.", "Answer with one line of JSON and nothing else.", "Message", "JSON");
-  pst_buf_printf(&text, "Extract what the message says as one line of JSON with these fields, leaving out what it does not say: %s.",
-                 members.n > 4000 ? "as in the examples" : pst_buf_text(&members));
-  write_prompt(w, "described", "You extract structured data from messages. Values are copied from the message letter by letter.",
+  write_prompt(w, "terse", "You turn messages into JSON.", "Answer with one line of JSON and nothing else.", "Message",
+               "JSON");
+  pst_buf_printf(
+      &text,
+      "Extract what the message says as one line of JSON with these fields, leaving out what it does not say: %s.",
+      members.n > 4000 ? "as in the examples" : pst_buf_text(&members));
+  write_prompt(w, "described",
+               "You extract structured data from messages. Values are copied from the message letter by letter.",
                pst_buf_text(&text), "Message", "JSON");
   if (pst_buf_status(&text)) w->out->failed = true;
   pst_buf_done(&members);
@@ -482,14 +494,17 @@ static void write_prompts(const importer *m, pst_json_writer *w) {
   case ANSWER_JSON: write_json_prompts(m, w); break;
   case ANSWER_NUMBER:
     write_prompt(w, "bare", "", "Give the number.", "Question", "Number");
-    write_prompt(w, "terse", "You answer with numbers.", "Answer with one number and nothing else.", "Question", "Number");
-    write_prompt(w, "reasoned", "You are careful with figures.", "Work it out, and write the number last.", "Question", "Answer");
+    write_prompt(w, "terse", "You answer with numbers.", "Answer with one number and nothing else.", "Question",
+                 "Number");
+    write_prompt(w, "reasoned", "You are careful with figures.", "Work it out, and write the number last.", "Question",
+                 "Answer");
     break;
   case ANSWER_TEXT:
     write_prompt(w, "bare", "", "Answer:", "Input", "Answer");
-    write_prompt(w, "terse", "You give short, exact answers.", "Answer in as few words as possible.", "Input", "Answer");
-    write_prompt(w, "careful", "You are a careful assistant.", "Read the text and give the answer that is asked for, and nothing else.",
-                 "Input", "Answer");
+    write_prompt(w, "terse", "You give short, exact answers.", "Answer in as few words as possible.", "Input",
+                 "Answer");
+    write_prompt(w, "careful", "You are a careful assistant.",
+                 "Read the text and give the answer that is asked for, and nothing else.", "Input", "Answer");
     break;
   }
   pst_json_end_array(w);

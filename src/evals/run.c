@@ -77,7 +77,8 @@ static int check_items(const runner *r, pst_error *err) {
   if (!sorted) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a run");
   int code = 0;
   for (size_t i = 1; i < o->n_items && !code; i++)
-    if (sorted[i] == sorted[i - 1]) code = pst_error_set(err, PST_E_INTERNAL, NULL, "an item is asked twice in one run");
+    if (sorted[i] == sorted[i - 1])
+      code = pst_error_set(err, PST_E_INTERNAL, NULL, "an item is asked twice in one run");
   pst_free(sorted);
   return code;
 }
@@ -418,8 +419,8 @@ static int keep_answer(runner *r, slot *s, pst_error *err) {
   if (code)
     code = pst_error_set(err, code, NULL, "no memory for an answer");
   else /* a failure is stored without a key, so that a resume can store the answer */
-    code = pst_store_run_append(r->store, run->run_id, a->done ? item->id : (pst_str){NULL, 0}, pst_buf_str(&row), false,
-                                err);
+    code = pst_store_run_append(r->store, run->run_id, a->done ? item->id : (pst_str){NULL, 0}, pst_buf_str(&row),
+                                false, err);
   pst_buf_done(&row);
   return code;
 }
@@ -556,7 +557,8 @@ static bool plan_has(const pst_gateway_node *node, pst_gateway_op op) {
 static int concurrency_of(const runner *r) {
   int n = r->options->concurrency;
   for (int i = 0; n <= 0 && i < r->plan->n_engines; i++) n = PST_MAX(n, r->plan->engines[i].options.slots);
-  if (r->options->concurrency <= 0 && plan_has(&r->plan->root, PST_GATEWAY_OP_REMOTE)) n = PST_MAX(n, REMOTE_CONCURRENCY);
+  if (r->options->concurrency <= 0 && plan_has(&r->plan->root, PST_GATEWAY_OP_REMOTE))
+    n = PST_MAX(n, REMOTE_CONCURRENCY);
   return PST_MIN(PST_MAX(n, 1), CONCURRENCY_MAX);
 }
 
