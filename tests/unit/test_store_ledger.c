@@ -43,7 +43,7 @@ static int64_t must_reserve(pst_store *store, int64_t key, int64_t bound, int64_
 }
 
 static pst_store_budget must_budget(pst_store *store, int64_t key, int64_t now) {
-  pst_store_budget b;
+  pst_store_budget b = {0};
   pst_error err = PST_ERROR_INIT;
   if (pst_store_flush(store, &err) || pst_store_budget_get(store, key, now, &b, &err))
     fail_msg("budget: %s", err.message);

@@ -48,14 +48,14 @@ INLINE __m512i load_codes(const int kind, const uint8_t *rec, const int s) {
     v = (s & 3) ? _mm512_srli_epi16(v, 2 * (s & 3)) : v;
     if (kind == PST_TYPE_Q2_K) return _mm512_and_si512(v, low2);
     __m512i h = _mm512_loadu_si512(rec + 128);
-    h = s <= 2 ? _mm512_slli_epi16(h, 2 - s) : _mm512_srli_epi16(h, s - 2);
+    h = s <= 2 ? _mm512_slli_epi16(h, (2 - s) & 7) : _mm512_srli_epi16(h, (s - 2) & 7); /* s is below 8 */
     return _mm512_and_si512(blend_bits(low2, v, h), _mm512_set1_epi8(7));
   }
   __m512i v = _mm512_loadu_si512(rec + 64 * (s / 2));
   if (s & 1) v = _mm512_srli_epi16(v, 4);
   if (kind == PST_TYPE_Q5_0 || kind == PST_TYPE_Q5_1 || kind == PST_TYPE_Q5_K) {
     __m512i h = _mm512_loadu_si512(rec + 256);
-    h = s <= 4 ? _mm512_slli_epi16(h, 4 - s) : _mm512_srli_epi16(h, s - 4);
+    h = s <= 4 ? _mm512_slli_epi16(h, (4 - s) & 7) : _mm512_srli_epi16(h, (s - 4) & 7);
     return _mm512_and_si512(blend_bits(low4, v, h), _mm512_set1_epi8(31));
   }
   if (kind == PST_TYPE_Q6_K) {
