@@ -1,7 +1,8 @@
 /* The table of commands, in the order of the help. */
 #include "cli/commands.h"
 
-/* clang-format off: one a line, so that two additions do not collide */
+/* One a line, so that two additions do not collide. */
+/* clang-format off */
 const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_pull,
     &pst_cli_models,
@@ -10,6 +11,9 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_run,
     &pst_cli_import,
     &pst_cli_bench,
+    &pst_cli_serve,
+    &pst_cli_key,
+    &pst_cli_settings,
 };
 /* clang-format on */
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);
