@@ -62,9 +62,9 @@ struct pst_gateway_engines {
 
 static void key_write(const pst_gateway_engine_spec *s, pst_buf *out) {
   const pst_engine_options *o = &s->options;
-  pst_buf_printf(out, "%s|%s|%s|kv%d slots%d chunk%d threads%d ctx%d pool%d reuse%d", s->model,
+  pst_buf_printf(out, "%s|%s|%s|kv%d slots%d chunk%d threads%d ctx%d pool%d queue%d reuse%d", s->model,
                  s->sha256 ? s->sha256 : "", s->weights, (int)o->kv, o->slots, o->chunk, o->threads, o->n_ctx,
-                 o->kv_tokens, !o->no_reuse);
+                 o->kv_tokens, o->max_queue, !o->no_reuse);
 }
 
 static slot_state *find_locked(pst_gateway_engines *e, const char *key) {
@@ -229,7 +229,7 @@ static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progre
   s->model_bytes = PST_MAX(info->packed_bytes, info->file_bytes);
   s->engine_bytes = engine_bytes(info, &options);
   if ((code = make_room(e, s->spec.model, shared ? 0 : s->model_bytes, s->engine_bytes, err))) goto done;
-  options.max_queue = e->max_queue;
+  options.max_queue = PST_MIN(options.max_queue > 0 ? options.max_queue : e->max_queue, e->max_queue);
   options.n_ctx = PST_MIN(options.n_ctx, info->n_ctx_train);
   if ((code = pst_engine_create(model, &options, &s->slot.engine, err))) goto done;
   s->slot.model = model;
