@@ -333,6 +333,15 @@ int pst_gateway_chat_wait(pst_gateway *g, const pst_gateway_call *call, pst_buf 
 
 /* ---- engines and indexes -------------------------------------------------------------------------------------------------------- */
 
+/* What a walk over models or leaves carries. */
+typedef struct listing {
+  pst_gateway *gateway;
+  int (*fn)(void *user, const char *id, const char *owner);
+  void *user;
+  pst_buf names; /* workloads seen, each with a zero byte */
+  pst_error *err;
+} listing;
+
 pst_gateway_engine_spec pst_gateway_plain_spec(const pst_gateway *g, const char *model) {
   return (pst_gateway_engine_spec){.name = "plain", .model = model, .weights = "shipped", .options = g->engine_options};
 }
@@ -362,13 +371,25 @@ int pst_gateway_index_get(pst_gateway *g, const char *hash, pst_gateway_index **
   return 0;
 }
 
+static int open_index(void *user, const pst_gateway_node *leaf) {
+  listing *l = user;
+  pst_gateway_index *index;
+  if (!leaf->examples_index || leaf->n_examples <= 0) return 0;
+  int code = pst_gateway_index_get(l->gateway, leaf->examples_index, &index, l->err);
+  if (!code) pst_gateway_index_unref(index);
+  return code;
+}
+
+/* All uses are kept until the last engine is there: engines of one plan that do not fit together are an error, not a pair that takes turns in memory. */
 int pst_gateway_prepare(pst_gateway *g, const pst_gateway_plan *plan, pst_progress *progress, pst_error *err) {
-  int code = 0;
-  for (int i = 0; i < plan->n_engines && !code; i++) {
-    pst_gateway_slot *slot;
-    code = pst_gateway_engines_take_now(g->engines, &plan->engines[i], progress, &slot, err);
-    if (!code) pst_gateway_engines_give(g->engines, slot);
-  }
+  pst_gateway_slot **slots = pst_calloc((size_t)plan->n_engines, sizeof(pst_gateway_slot *));
+  if (!slots) return no_memory(err);
+  listing l = {.gateway = g, .err = err};
+  int n = 0, code = pst_gateway_each_leaf(&plan->root, open_index, &l);
+  for (; n < plan->n_engines && !code; n += !code)
+    code = pst_gateway_engines_take_now(g->engines, &plan->engines[n], progress, &slots[n], err);
+  for (int i = 0; i < n; i++) pst_gateway_engines_give(g->engines, slots[i]);
+  pst_free(slots);
   return code;
 }
 
@@ -427,14 +448,6 @@ int pst_gateway_render(pst_gateway *g, const pst_gateway_plan *plan, const pst_g
 }
 
 /* ---- lists and counts --------------------------------------------------------------------------------------------------------------- */
-
-typedef struct listing {
-  pst_gateway *gateway;
-  int (*fn)(void *user, const char *id, const char *owner);
-  void *user;
-  pst_buf names; /* workloads seen, each with a zero byte */
-  pst_error *err;
-} listing;
 
 static int note_workload(void *user, const pst_store_plan_event *event) {
   listing *l = user;

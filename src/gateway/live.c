@@ -325,10 +325,9 @@ static void write_output(const pst_gateway_live *live, pst_buf *out) {
   pst_json_end_object(&w);
 }
 
-static int status_of(const pst_gateway_live *live, const pst_error *error) {
+static int status_of(const pst_error *error) {
   if (!error) return 200;
   if (error->code == PST_E_CANCELLED) return 499; /* the client went away; nginx's number, there is no official one */
-  (void)live;
   return pst_wire_error_from(error->code).status;
 }
 
@@ -349,7 +348,7 @@ static void record(pst_gateway_live *live, const pst_error *error, int64_t total
                          .completion_tokens = live->completion_sum,
                          .ttft_us = live->ttft_us,
                          .total_us = total_us,
-                         .status = status_of(live, error),
+                         .status = status_of(error),
                          .cost_nusd = live->cost_nusd,
                          .input_json = pst_str_from(live->input_json)};
   if (!error) r.finish = pst_str_from(finish_name(live->choices[0].finish));

@@ -56,7 +56,7 @@ static void pack(pst_buf *out, uint32_t part, const pst_gateway_event *e) {
   h.n_tool_calls = (uint32_t)e->n_tool_calls;
   h.finish = (int)e->finish;
   h.logprob = token ? token->logprob : 0;
-  h.has_token = token && token->token >= 0;
+  h.has_token = token != NULL; /* an upstream's have no id, but all the rest */
   h.last = e->last;
   pst_buf_append(out, &h, sizeof h);
   put_str(out, e->text);
