@@ -1,8 +1,7 @@
 /* The table of commands, in the order of the help. */
 #include "cli/commands.h"
 
-/* One a line, so that two additions do not collide. */
-/* clang-format off */
+/* clang-format off: one a line, so that two additions do not collide */
 const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_pull,
     &pst_cli_models,
@@ -11,9 +10,8 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_run,
     &pst_cli_import,
     &pst_cli_bench,
-    &pst_cli_serve,
-    &pst_cli_key,
-    &pst_cli_settings,
+    &pst_cli_optimize,
+    &pst_cli_explain,
 };
 /* clang-format on */
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);

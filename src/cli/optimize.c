@@ -1,0 +1,198 @@
+/* penstock optimize: search the plans of a workload, verify the best, keep and print it. */
+#include <penstock/optimizer.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/workbench.h"
+
+enum { MAX_MODELS = 16 };
+
+typedef struct model_list {
+  pst_models_file files[MAX_MODELS];
+  char *names[MAX_MODELS];
+  pst_optimizer_model models[MAX_MODELS];
+  size_t n;
+} model_list;
+
+static int add_model(model_list *list, const char *home, const char *name, pst_error *err) {
+  if (list->n == MAX_MODELS)
+    return pst_error_set(err, PST_E_LIMIT, "model", "more than %d models: name those to consider with --model",
+                         MAX_MODELS);
+  pst_models_file *file = &list->files[list->n];
+  int code = pst_models_resolve(home, name, file, err);
+  if (code) return code;
+  if (!file->sha256[0]) code = pst_models_hash(home, file->path, NULL, file->sha256, err);
+  list->names[list->n] = pst_strdup(file->name[0] ? file->name : file->path);
+  if (!list->names[list->n] && !code) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  list->models[list->n] = (pst_optimizer_model){list->names[list->n], file->sha256};
+  list->n++;
+  return code;
+}
+
+typedef struct walk {
+  model_list *list;
+  const char *home;
+  bool catalogue; /* first those of the catalogue, in its order; then the others */
+  const char *entry;
+  pst_error *err;
+} walk;
+
+static bool listed(const model_list *list, const char *name) {
+  for (size_t i = 0; i < list->n; i++)
+    if (!strcmp(list->names[i], name)) return true;
+  return false;
+}
+
+static int on_file(void *user, const pst_models_file *file, bool intact) {
+  walk *w = user;
+  if (!intact || listed(w->list, file->name) || (w->catalogue && strcmp(file->name, w->entry) != 0)) return 0;
+  return add_model(w->list, w->home, file->name, w->err);
+}
+
+static int on_entry(void *user, const pst_models_entry *entry) {
+  walk *w = user;
+  w->entry = entry->name;
+  return pst_models_each(w->home, on_file, w, w->err);
+}
+
+static int list_models(const pst_cli_args *a, const char *home, model_list *list, pst_error *err) {
+  const char *const *names;
+  int n = pst_cli_many(a, "model", &names), code = 0;
+  for (int i = 0; i < n && !code; i++) code = add_model(list, home, names[i], err);
+  if (n || code) return code;
+  walk w = {list, home, true, NULL, err};
+  code = pst_models_catalogue_each(on_entry, &w, err);
+  w.catalogue = false;
+  return code ? code : pst_models_each(home, on_file, &w, err);
+}
+
+static int write_report(const char *path, const char *evidence, pst_error *err) {
+  pst_buf page = PST_BUF_INIT;
+  int code = pst_optimizer_report(evidence, &page, err);
+  if (!code) code = pst_file_write_atomic(path, page.data, page.n, err);
+  pst_buf_done(&page);
+  return code;
+}
+
+static int write_plan(const char *path, const char *plan, pst_error *err) {
+  pst_buf text = PST_BUF_INIT;
+  pst_json_doc *doc = NULL;
+  int code = pst_json_parse(plan, strlen(plan), "plan", &doc, err);
+  if (!code) { /* for people: indented; the hash is of the canonical form either way */
+    pst_json_writer w = pst_json_writer_on(&text, true);
+    pst_json_put_value(&w, pst_json_root(doc));
+    pst_buf_putc(&text, '\n');
+    code = pst_buf_status(&text) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory")
+                                 : pst_file_write_atomic(path, text.data, text.n, err);
+  }
+  pst_json_free(doc);
+  pst_buf_done(&text);
+  return code;
+}
+
+static int print_json(const pst_optimizer_result *r) {
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, false);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "run");
+  pst_json_put_int(&w, r->run_id);
+  pst_json_key(&w, "verdict");
+  pst_json_put_cstr(&w, pst_optimizer_verdict_name(r->verdict));
+  pst_json_key(&w, "plan_hash");
+  pst_json_put_cstr(&w, r->plan_hash);
+  pst_json_key(&w, "plan");
+  pst_json_put_raw(&w, pst_str_from(r->plan_json));
+  pst_json_key(&w, "evidence");
+  pst_json_put_raw(&w, pst_str_from(r->evidence));
+  pst_json_end_object(&w);
+  int code = pst_buf_status(&text);
+  if (!code) puts(text.data);
+  pst_buf_done(&text);
+  return code;
+}
+
+static int print_result(const pst_cli_args *a, const pst_optimizer_result *r, bool promoted, pst_error *err) {
+  if (pst_cli_flag(a, "json")) return print_json(r);
+  pst_buf text = PST_BUF_INIT;
+  int code = pst_optimizer_summary(r->evidence, &text, err);
+  if (!code) {
+    fputs(text.data, stdout);
+    printf("\nplan %s (penstock explain %.12s), run %lld\n", r->plan_hash, r->plan_hash, (long long)r->run_id);
+    if (promoted) puts("it is now the plan in force");
+    if (pst_cli_text(a, "output")) printf("written to %s\n", pst_cli_text(a, "output"));
+    if (pst_cli_text(a, "report")) printf("report: %s\n", pst_cli_text(a, "report"));
+  }
+  pst_buf_done(&text);
+  return code;
+}
+
+static int run_optimize(const pst_cli_args *a, pst_error *err) {
+  pst_cli_workbench b = {NULL, NULL, NULL, NULL};
+  model_list *list = pst_calloc(1, sizeof *list);
+  pst_optimizer_result result = {0};
+  int64_t replay = pst_cli_given(a, "replay") ? pst_cli_int(a, "replay") : 0;
+  int code =
+      list ? pst_cli_workbench_open(a, a->words[0], &b, err) : pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  if (!code && !replay) code = list_models(a, b.home, list, err);
+  pst_cli_catch_interrupts();
+  pst_optimizer_options o = {.models = list ? list->models : NULL,
+                             .n_models = list ? list->n : 0,
+                             .seed = (uint64_t)pst_cli_int(a, "seed"),
+                             .budget_s = 60 * pst_cli_number(a, "budget-minutes"),
+                             .max_items = (size_t)pst_cli_int(a, "max-items"),
+                             .threads = (int)pst_cli_int(a, "threads"),
+                             .replay_run = replay,
+                             .fresh = pst_cli_flag(a, "fresh"),
+                             .quiet = pst_cli_flag(a, "quiet"),
+                             .cancelled = pst_cli_interrupted};
+  if (!code) code = pst_optimizer_run(b.gateway, b.store, b.workload, &o, &result, err);
+  bool found = !code && result.verdict == PST_OPTIMIZER_FOUND, promote = found && !replay && pst_cli_flag(a, "promote");
+  if (promote)
+    code =
+        pst_store_plan_assign(b.store, pst_str_from(pst_evals_workload_info(b.workload)->name), PST_STORE_PLAN_IN_FORCE,
+                              pst_str_from(result.plan_hash), PST_STR("optimize"), pst_clock_unix_ms(), err);
+  if (!code && pst_cli_text(a, "output")) code = write_plan(pst_cli_text(a, "output"), result.plan_json, err);
+  if (!code && pst_cli_text(a, "report")) code = write_report(pst_cli_text(a, "report"), result.evidence, err);
+  if (!code) code = print_result(a, &result, promote, err);
+  if (!code && replay && !result.same_plan)
+    code = pst_error_set(err, PST_E_CORRUPT, NULL, "run %lld took another plan", (long long)replay);
+  if (!code && !found) code = result.verdict == PST_OPTIMIZER_NONE ? PST_CLI_FAILED : PST_CLI_NO_DATA;
+  pst_optimizer_result_done(&result);
+  for (size_t i = 0; list && i < list->n; i++) {
+    pst_models_file_done(&list->files[i]);
+    pst_free(list->names[i]);
+  }
+  pst_free(list);
+  pst_cli_workbench_close(&b);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"model", 'm', PST_CLI_TEXT, "NAME", NULL, 0, 0, true,
+     "a model to consider; may be given several times (default: all that were pulled)"},
+    {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the plan there"},
+    {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write a page with the front, the verdict and the methods"},
+    {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "7", 0.1, 10080, false,
+     "time for calibration, search and verification"},
+    {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides the order of items"},
+    {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},
+    {"promote", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "put a plan that passed in force"},
+    {"replay", 0, PST_CLI_INT, "RUN", NULL, 1, 9007199254740991.0, false,
+     "measure nothing: search again from the log of that run, and come to the same plan"},
+    {"fresh", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "do not go on with an unfinished run"},
+    PST_CLI_THREADS,
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+    PST_CLI_QUIET,
+};
+const pst_cli_command pst_cli_optimize = {
+    "optimize",
+    "WORKLOAD",
+    "find the plan that serves a workload best",
+    "WORKLOAD is a folder. Exit: 0 a plan passed on held-back items, 1 none did, 3 there is not enough data.",
+    1,
+    1,
+    options,
+    PST_ARRAY_LEN(options),
+    run_optimize};

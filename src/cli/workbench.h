@@ -1,0 +1,26 @@
+/* What optimize and explain open: home, store, gateway, workload; and interrupts that end a long run cleanly. */
+#ifndef PST_CLI_WORKBENCH_H
+#define PST_CLI_WORKBENCH_H
+
+#include <penstock/evals.h>
+#include <penstock/gateway.h>
+#include <penstock/models.h>
+#include <penstock/store.h>
+
+#include "cli/cli.h"
+
+typedef struct pst_cli_workbench {
+  char *home;
+  pst_store *store;
+  pst_gateway *gateway;
+  pst_evals_workload *workload;
+} pst_cli_workbench;
+
+/* folder NULL: no workload yet. Uses the command's --home. */
+int pst_cli_workbench_open(const pst_cli_args *a, const char *folder, pst_cli_workbench *ret_bench, pst_error *err);
+void pst_cli_workbench_close(pst_cli_workbench *bench);
+/* The first SIGINT or SIGTERM asks for an end, the second ends the program. */
+void pst_cli_catch_interrupts(void);
+bool pst_cli_interrupted(void *user);
+
+#endif

@@ -1,0 +1,237 @@
+/* EXPLAIN ANALYZE: plays the beginning of the workload's trace to a plan in real time, at the load its evidence gives as the highest, and measures what the
+ * evidence estimates. Open loop: a request is sent when it arrives, whether or not those before it were answered, as users do. */
+#include <penstock/optimizer.h>
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+enum { MOST_CALLS = 4096, WARM_CALLS = 4 };
+
+typedef struct player player;
+typedef struct played {
+  player *owner;
+  size_t item;
+  double at_s; /* since the start */
+  pst_buf text;
+  bool done;
+  int code;
+  int64_t ttft_us, total_us, prompt, cached, completion, cost_nusd;
+} played;
+
+struct player {
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  size_t n_open;
+};
+
+static void on_event(void *user, const pst_gateway_event *e) {
+  played *p = user;
+  pst_buf_append_str(&p->text, e->text);
+  if (!e->last) return;
+  p->code = e->error ? e->error->code : 0;
+  p->ttft_us = e->ttft_us;
+  p->total_us = e->total_us;
+  p->prompt = e->prompt_tokens;
+  p->cached = e->cached_tokens;
+  p->completion = e->completion_tokens;
+  p->cost_nusd = e->cost_nusd;
+  pthread_mutex_lock(&p->owner->lock);
+  p->done = true;
+  p->owner->n_open--;
+  pthread_cond_signal(&p->owner->changed);
+  pthread_mutex_unlock(&p->owner->lock);
+}
+
+static int submit(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *plan, played *p, pst_error *err) {
+  const pst_evals_item *item = &info->items[p->item];
+  pst_gateway_call call;
+  memset(&call, 0, sizeof call);
+  call.kind = PST_GATEWAY_CHAT;
+  call.purpose = PST_STORE_PURPOSE_SEARCH;
+  call.plan = plan;
+  call.chat = &item->chat;
+  call.n = 1;
+  call.set.n_logprobs = -1;
+  call.exclude_examples = &item->id;
+  call.n_exclude = 1;
+  call.callback = on_event;
+  call.user = p;
+  pthread_mutex_lock(&p->owner->lock);
+  p->owner->n_open++;
+  pthread_mutex_unlock(&p->owner->lock);
+  uint64_t id;
+  int code = pst_gateway_chat(g, &call, &id, err);
+  if (!code) return 0;
+  pthread_mutex_lock(&p->owner->lock);
+  p->owner->n_open--;
+  p->code = code;
+  pthread_mutex_unlock(&p->owner->lock);
+  return code == PST_E_BUSY ? 0 : code; /* a full queue is a finding, not a failure */
+}
+
+static void wait_all(player *o) {
+  pthread_mutex_lock(&o->lock);
+  while (o->n_open) pthread_cond_wait(&o->changed, &o->lock);
+  pthread_mutex_unlock(&o->lock);
+}
+
+static void sleep_until(int64_t at_us) {
+  for (int64_t left; (left = at_us - pst_clock_us()) > 0;) {
+    struct timespec t = {left / 1000000, (left % 1000000) * 1000};
+    (void)nanosleep(&t, NULL);
+  }
+}
+
+/* Arrivals of the trace at `load` requests a second for at most `seconds`; without a trace, Poisson over the search items. Returns how many. */
+static size_t arrivals(const pst_evals_info *info, double load, double seconds, size_t most, uint64_t seed,
+                       played *ret) {
+  size_t n = 0, n_search = 0;
+  for (size_t i = 0; i < info->n_items; i++) n_search += info->items[i].part == PST_EVALS_SEARCH;
+  bool trace = info->n_trace >= 16;
+  int64_t span = trace ? PST_MAX(info->trace[info->n_trace - 1].arrival_us - info->trace[0].arrival_us, 1) : 1;
+  double stretch = trace ? (double)info->n_trace / ((double)span / 1e6) / load : 1, now = 0;
+  for (size_t i = 0; n < most && (!trace || i < info->n_trace) && (trace || n_search); i++) {
+    played p = {.item = trace ? info->trace[i].item : 0};
+    p.at_s = trace ? (double)(info->trace[i].arrival_us - info->trace[0].arrival_us) / 1e6 * stretch : now;
+    now += -log(1 - pst_random_unit(seed, 0x616e, i)) / load;
+    if (p.at_s > seconds) break;
+    size_t pick = (size_t)(pst_random_unit(seed, 0x616f, i) * (double)n_search);
+    for (size_t k = 0; !trace && k < info->n_items; k++)
+      if (info->items[k].part == PST_EVALS_SEARCH && pick-- == 0) {
+        p.item = k;
+        break;
+      }
+    ret[n++] = p;
+  }
+  return n;
+}
+
+static void put_number(pst_json_writer *w, const char *key, double value) {
+  pst_json_key(w, key);
+  pst_json_put_double(w, value);
+}
+
+typedef struct sums {
+  double ttft[MOST_CALLS], total[MOST_CALLS];
+  double prompt, cached, completion, decode_us, decoded, cost;
+  int64_t n, n_failed, n_accepted;
+} sums;
+
+static int add_up(const pst_evals_workload *workload, const played *calls, size_t n, sums *s, pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(workload);
+  int code = 0;
+  for (size_t i = 0; i < n && !code; i++) {
+    const played *p = &calls[i];
+    pst_evals_grade grade = {false, 0};
+    if (p->code || !p->done) {
+      s->n_failed++;
+      continue;
+    }
+    code = pst_evals_grade_answer(workload, &info->items[p->item], pst_buf_str(&p->text), &grade, err);
+    s->ttft[s->n] = (double)p->ttft_us / 1e3;
+    s->total[s->n++] = (double)p->total_us / 1e3;
+    s->n_accepted += grade.accepted;
+    s->prompt += (double)p->prompt;
+    s->cached += (double)p->cached;
+    s->completion += (double)p->completion;
+    s->cost += (double)p->cost_nusd;
+    if (p->completion > 1) {
+      s->decode_us += (double)(p->total_us - p->ttft_us);
+      s->decoded += (double)(p->completion - 1);
+    }
+  }
+  return code;
+}
+
+static int write_measured(sums *s, size_t n_sent, double load, double seconds, double machine_nusd_per_hour,
+                          bool remote, pst_buf *out, pst_error *err) {
+  double n = (double)PST_MAX(s->n, 1), answered = (double)(s->n + s->n_failed);
+  pst_evals_interval q = pst_evals_wilson(s->n_accepted, s->n + s->n_failed, 0.95);
+  double throughput = seconds > 0 ? (double)s->n / seconds : 0;
+  double request = remote ? s->cost / n : throughput > 0 ? machine_nusd_per_hour / 3600 / throughput : NAN;
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  put_number(&w, "n", (double)n_sent);
+  put_number(&w, "failed", (double)s->n_failed);
+  put_number(&w, "seconds", seconds);
+  put_number(&w, "load_rps", load);
+  pst_json_key(&w, "quality");
+  pst_json_begin_array(&w);
+  pst_json_put_double(&w, q.estimate);
+  pst_json_put_double(&w, q.low);
+  pst_json_put_double(&w, q.high);
+  pst_json_end_array(&w);
+  put_number(&w, "capacity_rps", throughput); /* what was carried at that load, not the most it could be */
+  put_number(&w, "nusd_per_1000_accepted", s->n_accepted ? 1000 * request * answered / (double)s->n_accepted : NAN);
+  put_number(&w, "ttft_p50_ms", pst_evals_quantile(s->ttft, (size_t)s->n, 0.5));
+  put_number(&w, "ttft_p95_ms", pst_evals_quantile(s->ttft, (size_t)s->n, 0.95));
+  put_number(&w, "total_p50_ms", pst_evals_quantile(s->total, (size_t)s->n, 0.5));
+  put_number(&w, "total_p95_ms", pst_evals_quantile(s->total, (size_t)s->n, 0.95));
+  put_number(&w, "tokens_per_second", s->decode_us > 0 ? s->decoded / s->decode_us * 1e6 : NAN);
+  put_number(&w, "prompt_tokens", s->prompt / n);
+  put_number(&w, "cached_tokens", s->cached / n);
+  put_number(&w, "completion_tokens", s->completion / n);
+  pst_json_end_object(&w);
+  return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for what was measured") : 0;
+}
+
+static int play(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *plan, played *calls, size_t n,
+                const pst_optimizer_analyze_options *o, double seconds, double *ret_seconds, pst_error *err) {
+  player owner = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+  pst_progress progress;
+  int code = pst_gateway_prepare(g, plan, NULL, err);
+  played warm[WARM_CALLS] = {{0}};
+  for (size_t i = 0; i < WARM_CALLS && i < n && !code;
+       i++) { /* the declared state: shared prefix cached, pages touched */
+    warm[i].owner = &owner;
+    warm[i].item = calls[n - 1 - i].item;
+    code = submit(g, info, plan, &warm[i], err);
+  }
+  wait_all(&owner);
+  for (size_t i = 0; i < WARM_CALLS; i++) pst_buf_done(&warm[i].text);
+  pst_progress_begin(&progress, "play the trace", (int64_t)seconds, false, o->quiet);
+  int64_t start = pst_clock_us();
+  for (size_t i = 0; i < n && !code; i++) {
+    sleep_until(start + (int64_t)(calls[i].at_s * 1e6));
+    calls[i].owner = &owner;
+    code = submit(g, info, plan, &calls[i], err);
+    pst_progress_update(&progress, (pst_clock_us() - start) / 1000000);
+  }
+  wait_all(&owner);
+  pst_progress_end(&progress);
+  *ret_seconds = (double)(pst_clock_us() - start) / 1e6;
+  return code;
+}
+
+int pst_optimizer_analyze(pst_gateway *gateway, const pst_evals_workload *workload, pst_gateway_plan *plan,
+                          const char *evidence, const pst_optimizer_analyze_options *o, pst_buf *out, pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(workload);
+  pst_json_doc *doc = NULL;
+  int code = pst_json_parse(evidence, strlen(evidence), "evidence", &doc, err);
+  if (code) return code;
+  const pst_json *root = pst_json_root(doc);
+  double load = pst_json_double(pst_json_get(pst_json_get(pst_json_get(root, "plan"), "estimate"), "capacity_rps"), 1);
+  double price = pst_json_double(pst_json_get(pst_json_get(root, "machine"), "nusd_per_hour"), 0);
+  pst_json_free(doc);
+  bool remote = plan->root.op == PST_GATEWAY_OP_REMOTE;
+  if (!(load > 0) || remote) load = 1;
+  double seconds = o->seconds > 0 ? o->seconds : 30, took = 0;
+  size_t most = o->max_items ? PST_MIN(o->max_items, (size_t)MOST_CALLS) : MOST_CALLS;
+  played *calls = pst_calloc(MOST_CALLS, sizeof *calls);
+  sums *s = pst_calloc(1, sizeof *s);
+  size_t n = 0;
+  if (!calls || !s) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory to play a trace");
+  if (!code) n = arrivals(info, load, seconds, most, o->seed, calls);
+  if (!code && n < 8)
+    code = pst_error_set(err, PST_E_NO_DATA, "seconds",
+                         "only %zu requests arrive in %.0f s at %.2f a second: give it longer", n, seconds, load);
+  if (!code) code = play(gateway, info, plan, calls, n, o, seconds, &took, err);
+  if (!code) code = add_up(workload, calls, n, s, err);
+  if (!code) code = write_measured(s, n, load, took, price, remote, out, err);
+  for (size_t i = 0; i < n; i++) pst_buf_done(&calls[i].text);
+  pst_free(calls);
+  pst_free(s);
+  return code;
+}

@@ -1,0 +1,61 @@
+/* Every number the planner takes for granted: value, unit, where it was measured or why it was chosen. Shown in the report. */
+#ifndef PST_OPTIMIZER_CONSTANTS_H
+#define PST_OPTIMIZER_CONSTANTS_H
+
+#include <stddef.h>
+
+#define PST_OPTIMIZER_CONSTANT_TABLE(X)                                                                               \
+  X(budget_s, 420, "s", "chosen: with building and pulling, the demo stays within ten minutes on 2 cores")            \
+  X(calibration_s, 50, "s", "chosen: all calibrations together; the design allows a minute")                          \
+  X(calibration_share, 0.12, "of the budget", "chosen: short budgets calibrate less")                                 \
+  X(verify_share, 0.33, "of the budget", "chosen: two plans over the held-back items")                                \
+  X(first_block, 16, "items", "chosen: halves the error of the prior on a 50% plan")                                  \
+  X(block_growth, 2, "times", "chosen: successive halving's factor (Jamieson and Talwalkar 2016)")                    \
+  X(final_items, 64, "items", "chosen: a finalist's standard error is at most 6 points")                              \
+  X(finalists, 4, "plans", "chosen: each is verified only if those before it failed")                                 \
+  X(profile_items, 24, "items", "2 cores: mean prompt length within 4% of that of 400 items on support-desk")         \
+  X(prior_quality_none, 0.10, "of items", "SmolLM2-135M, bare list of BANKING77's labels, another engine: 4%")        \
+  X(prior_quality_fixed, 0.25, "of items", "the same with 16 fixed examples: 21%")                                    \
+  X(prior_quality_nearest, 0.50, "of items", "the same with 4 retrieved examples: 78%; Gemma-3-270M on SNIPS: 41%")   \
+  X(prior_doubling, 0.15, "logits", "assumed: gain of twice the examples, before anything is measured")               \
+  X(prior_constraint_none, -0.3, "logits", "assumed: free answers miss the label's spelling")                         \
+  X(variance_common, 1.0, "logits^2", "assumed: how far a whole workload may lie from the prior")                     \
+  X(variance_model, 0.3, "logits^2", "assumed")                                                                       \
+  X(variance_weights, 0.03, "logits^2", "assumed: 4 bits and more differ little")                                     \
+  X(variance_kv, 0.01, "logits^2", "assumed: Q8_0 keys and values differ little")                                     \
+  X(variance_prompt, 0.2, "logits^2", "assumed")                                                                      \
+  X(variance_layout, 0.4, "logits^2", "assumed")                                                                      \
+  X(variance_examples, 0.8, "logits^2", "assumed: examples matter most")                                              \
+  X(variance_constraint, 0.6, "logits^2", "assumed")                                                                  \
+  X(variance_together, 0.5, "logits^2", "assumed: interactions of all fields")                                        \
+  X(analytic_error, 0.35, "relative",                                                                                 \
+    "against the replay of support-desk, 12 plans: largest deviation of the formula")                                 \
+  X(replay_error, 0.15, "relative", "assumed beside the fit's own residual: what the step model leaves out")          \
+  X(load_headroom, 0.75, "of capacity",                                                                               \
+    "share of a closed formula's capacity at which a 95th percentile of 2 s holds")                                   \
+  X(open_engine_s, 3, "s", "2 cores, 135M model: load and pack; re-quantizing adds as much")                          \
+  X(item_overhead_us, 1500, "us", "2 cores: retrieval, rendering, grading and book-keeping of one item")              \
+  X(horizon_months, 1, "months", "chosen: how long a plan is expected to serve before it is planned anew")            \
+  X(default_monthly, 100000, "requests", "assumed where the workload does not say")                                   \
+  X(default_price_nusd, 100000000, "nano-dollars per hour", "assumed where neither workload nor settings say: $0.10") \
+  X(infeasible_penalty, 3, "times", "chosen: a plan that breaks the goal is worth less than any that keeps it")       \
+  X(free_answer_share, 0.5, "of max_tokens", "assumed length of a free answer until one was recorded")                \
+  X(confidence, 0.95, "", "custom: two-sided intervals")                                                              \
+  X(ablation_items, 64, "items", "chosen: what explain's fields are measured on where time is left")
+
+typedef struct pst_optimizer_constant {
+  const char *name;
+  double value;
+  const char *unit, *source;
+} pst_optimizer_constant;
+
+enum {
+#define PST_OPTIMIZER_CONSTANT_ENUM(name, value, unit, source) PST_OPTIMIZER_C_##name,
+  PST_OPTIMIZER_CONSTANT_TABLE(PST_OPTIMIZER_CONSTANT_ENUM)
+#undef PST_OPTIMIZER_CONSTANT_ENUM
+      PST_OPTIMIZER_N_CONSTANTS
+};
+extern const pst_optimizer_constant pst_optimizer_constants[PST_OPTIMIZER_N_CONSTANTS];
+#define PST_OPTIMIZER_CONST(name) (pst_optimizer_constants[PST_OPTIMIZER_C_##name].value)
+
+#endif

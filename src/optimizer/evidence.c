@@ -1,0 +1,445 @@
+/* Writes the evidence document (evidence.h). Owns its shape; explain.c, report.c and the page's script read it. Costs in it are nano-dollars per 1,000 accepted
+ * answers where the name says per_1000, else per request. */
+#include "optimizer/evidence.h"
+
+#include <math.h>
+#include <string.h>
+#include <sys/utsname.h>
+
+#include "optimizer/constants.h"
+
+#define C PST_OPTIMIZER_CONST
+
+static void put_text(pst_json_writer *w, const char *key, const char *text) {
+  pst_json_key(w, key);
+  pst_json_put_cstr(w, text);
+}
+static void put_int(pst_json_writer *w, const char *key, int64_t value) {
+  pst_json_key(w, key);
+  pst_json_put_int(w, value);
+}
+static void put_number(pst_json_writer *w, const char *key, double value) {
+  pst_json_key(w, key);
+  pst_json_put_double(w, value);
+}
+static void put_bool(pst_json_writer *w, const char *key, bool value) {
+  pst_json_key(w, key);
+  pst_json_put_bool(w, value);
+}
+/* Shown figures only: four significant digits and more than enough. */
+static void put_rounded(pst_json_writer *w, double value) {
+  if (!isfinite(value) || value == 0) {
+    pst_json_put_double(w, value);
+    return;
+  }
+  double unit = pow(10, floor(log10(fabs(value))) - 4);
+  char text[40];
+  snprintf(text, sizeof text, "%.5g", round(value / unit) * unit);
+  double rounded = value;
+  (void)pst_parse_double(pst_str_from(text), &rounded);
+  pst_json_put_double(w, rounded);
+}
+
+static void put_interval(pst_json_writer *w, const char *key, pst_evals_interval i) {
+  pst_json_key(w, key);
+  pst_json_begin_array(w);
+  put_rounded(w, i.estimate);
+  put_rounded(w, i.low);
+  put_rounded(w, i.high);
+  pst_json_end_array(w);
+}
+
+static void put_choice(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  pst_json_key(w, "choice");
+  pst_json_begin_object(w);
+  int n = pst_optimizer_is_remote(s, c) ? PST_OPTIMIZER_N_LOSSY : PST_OPTIMIZER_N_AXES;
+  for (int a = 0; a < n; a++) put_text(w, s->axes[a].name, s->axes[a].values[c->v[a]]);
+  pst_json_end_object(w);
+}
+
+static void put_estimate(pst_json_writer *w, const char *key, const pst_optimizer_estimate *e) {
+  pst_json_key(w, key);
+  pst_json_begin_object(w);
+  const struct {
+    const char *name;
+    double value;
+  } rows[] = {{"capacity_rps", e->capacity},
+              {"relative_error", e->error},
+              {"ttft_p50_ms", e->ttft_p50_ms},
+              {"ttft_p95_ms", e->ttft_p95_ms},
+              {"total_p50_ms", e->total_p50_ms},
+              {"total_p95_ms", e->total_p95_ms},
+              {"idle_ttft_ms", e->idle_ttft_ms},
+              {"idle_total_ms", e->idle_total_ms},
+              {"tokens_per_second", e->tokens_per_second},
+              {"prompt_tokens", e->prompt_tokens},
+              {"cached_tokens", e->cached_tokens},
+              {"completion_tokens", e->completion_tokens},
+              {"request_nusd", e->request_nusd}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) {
+    pst_json_key(w, rows[i].name);
+    put_rounded(w, rows[i].value);
+  }
+  put_text(w, "from", e->replayed ? "replay" : "formula");
+  pst_json_end_object(w);
+}
+
+/* Cost of 1,000 accepted answers, with the extremes of speed and quality together. */
+static void put_cost(pst_json_writer *w, const pst_optimizer_estimate *e, pst_evals_interval q) {
+  pst_evals_interval cost = {1000 * e->request_nusd / fmax(q.estimate, 1e-6),
+                             1000 * e->request_nusd / (1 + e->error) / fmax(q.high, 1e-6),
+                             1000 * e->request_nusd * (1 + e->error) / fmax(q.low, 1e-6)};
+  put_interval(w, "nusd_per_1000_accepted", cost);
+}
+
+static void put_answers(pst_json_writer *w, const char *key, const pst_optimizer_answers *a) {
+  pst_json_key(w, key);
+  if (!a->n) {
+    pst_json_put_null(w);
+    return;
+  }
+  pst_json_begin_object(w);
+  put_int(w, "n", a->n);
+  put_int(w, "accepted", a->k);
+  put_interval(w, "quality", pst_evals_wilson(a->k, a->n, C(confidence)));
+  put_number(w, "prompt_tokens", a->prompt / a->n);
+  put_number(w, "cached_tokens", a->cached / a->n);
+  put_number(w, "completion_tokens", a->completion / a->n);
+  put_number(w, "answer_ms", a->busy_ms / a->n);
+  put_number(w, "wall_s", a->wall_us / 1e6);
+  put_int(w, "failed", a->n_failed);
+  pst_json_end_object(w);
+}
+
+static void put_comparison(pst_json_writer *w, const pst_evals_comparison *c) {
+  pst_json_key(w, "comparison");
+  pst_json_begin_object(w);
+  put_int(w, "n", c->n);
+  put_int(w, "both", c->n11);
+  put_int(w, "only_plan", c->n10);
+  put_int(w, "only_reference", c->n01);
+  put_int(w, "neither", c->n00);
+  put_interval(w, "plan", c->a);
+  put_interval(w, "reference", c->b);
+  put_interval(w, "difference", c->difference);
+  put_number(w, "mcnemar_mid_p", c->mid_p);
+  put_number(w, "detectable", c->detectable);
+  put_number(w, "margin", c->margin);
+  put_text(w, "non_inferior",
+           c->non_inferior == PST_EVALS_YES  ? "yes"
+           : c->non_inferior == PST_EVALS_NO ? "no"
+                                             : "not_enough_data");
+  pst_json_end_object(w);
+}
+
+static void put_setting(pst_json_writer *w, const pst_optimizer_outcome *o) {
+  const pst_optimizer_state *s = o->state;
+  const pst_evals_info *info = s->space->workload;
+  size_t parts[PST_EVALS_PART_COUNT] = {0};
+  for (size_t i = 0; i < info->n_items; i++) parts[info->items[i].part]++;
+  pst_json_key(w, "workload");
+  pst_json_begin_object(w);
+  put_text(w, "name", info->name);
+  put_text(w, "description", info->description);
+  put_text(w, "folder", info->folder);
+  put_text(w, "fingerprint", info->fingerprint);
+  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) put_int(w, pst_evals_part_name((pst_evals_part)i), (int64_t)parts[i]);
+  put_int(w, "labels", (int64_t)info->n_labels);
+  put_int(w, "arrivals", (int64_t)s->speed->n_arrivals);
+  put_bool(w, "has_trace", s->speed->has_trace);
+  put_number(w, "monthly_requests", s->monthly);
+  pst_json_end_object(w);
+  pst_json_key(w, "goal");
+  pst_json_begin_object(w);
+  put_text(w, "objective", s->goal.objective);
+  put_number(w, "quality_floor", s->goal.quality_floor);
+  put_number(w, "margin", s->goal.margin);
+  put_number(w, "latency_p95_ms", s->goal.latency_p95_ms);
+  put_int(w, "cost_ceiling_nusd", s->goal.cost_ceiling_nusd);
+  pst_json_end_object(w);
+  struct utsname host;
+  pst_json_key(w, "machine");
+  pst_json_begin_object(w);
+  put_text(w, "system", uname(&host) == 0 ? host.sysname : "");
+  put_text(w, "architecture", uname(&host) == 0 ? host.machine : "");
+  put_int(w, "threads", o->threads);
+  put_int(w, "nusd_per_hour", s->speed->price_nusd_per_hour);
+  pst_json_end_object(w);
+}
+
+static void put_space(pst_json_writer *w, const pst_optimizer_state *s) {
+  const pst_optimizer_space *space = s->space;
+  pst_json_key(w, "space");
+  pst_json_begin_object(w);
+  put_int(w, "plans", space->n_plans);
+  put_int(w, "classes", (int64_t)space->n_classes);
+  put_int(w, "exact", (int64_t)space->n_exact);
+  put_int(w, "refused", space->n_refused);
+  put_int(w, "pruned", (int64_t)s->n_pruned);
+  pst_json_key(w, "axes");
+  pst_json_begin_array(w);
+  for (int a = 0; a < PST_OPTIMIZER_N_AXES; a++) {
+    pst_json_begin_object(w);
+    put_text(w, "name", space->axes[a].name);
+    put_text(w, "class", a < PST_OPTIMIZER_N_LOSSY ? "lossy" : "exact");
+    pst_json_key(w, "values");
+    pst_json_begin_array(w);
+    for (int v = 0; v < space->axes[a].n; v++) pst_json_put_cstr(w, space->axes[a].values[v]);
+    pst_json_end_array(w);
+    pst_json_end_object(w);
+  }
+  pst_json_end_array(w);
+  pst_json_key(w, "models");
+  pst_json_begin_array(w);
+  for (int m = 0; m < space->axes[PST_OPTIMIZER_MODEL].n; m++) {
+    pst_json_begin_object(w);
+    put_text(w, "name", space->targets[m].name);
+    put_text(w, "sha256", space->targets[m].sha256);
+    put_text(w, "weights", space->targets[m].weights);
+    put_bool(w, "remote", space->targets[m].provider != NULL);
+    pst_json_end_object(w);
+  }
+  pst_json_end_array(w);
+  pst_json_end_object(w);
+}
+
+/* Who is on the front: no other measured class is both cheaper per accepted answer and better. */
+static bool on_front(const pst_optimizer_state *s, size_t i) {
+  const pst_optimizer_answers *a = &s->search[i];
+  double q = (double)a->k / a->n, cost = s->estimates[i].request_nusd / fmax(q, 1e-6);
+  for (size_t j = 0; j < s->space->n_classes; j++) {
+    const pst_optimizer_answers *b = &s->search[j];
+    if (j == i || !b->n) continue;
+    double other = (double)b->k / b->n, other_cost = s->estimates[j].request_nusd / fmax(other, 1e-6);
+    if (other >= q && other_cost <= cost && (other > q || other_cost < cost)) return false;
+  }
+  return isfinite(cost) && a->k > 0;
+}
+
+static void put_measured(pst_json_writer *w, const pst_optimizer_state *s) {
+  pst_json_key(w, "measured");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < s->space->n_classes; i++) {
+    const pst_optimizer_answers *a = &s->search[i];
+    if (!a->n) continue;
+    pst_evals_interval q = pst_evals_wilson(a->k, a->n, C(confidence));
+    pst_json_begin_object(w);
+    put_int(w, "class", (int64_t)i);
+    pst_buf name = PST_BUF_INIT;
+    pst_optimizer_class_name(s->space, &s->space->classes[i], &name);
+    put_text(w, "name", pst_buf_text(&name));
+    pst_buf_done(&name);
+    put_choice(w, s->space, &s->best_exact[i]);
+    put_int(w, "n", a->n);
+    put_int(w, "accepted", a->k);
+    put_interval(w, "quality", q);
+    put_interval(w, "believed", pst_optimizer_belief_interval(s->beliefs[i], C(confidence)));
+    put_cost(w, &s->estimates[i], q);
+    put_number(w, "total_p95_ms", s->estimates[i].replayed ? s->estimates[i].total_p95_ms : NAN);
+    put_bool(w, "replayed", s->estimates[i].replayed);
+    put_bool(w, "front", on_front(s, i));
+    pst_json_end_object(w);
+  }
+  pst_json_end_array(w);
+  /* The rest as it is believed to be: [cost, quality] pairs for the page's background, pruned ones left out. */
+  pst_json_key(w, "believed");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < s->space->n_classes; i++) {
+    if (s->search[i].n || !isfinite(s->estimates[i].request_nusd)) continue;
+    double q = pst_optimizer_logistic(s->beliefs[i].mean);
+    pst_json_begin_array(w);
+    put_rounded(w, 1000 * s->estimates[i].request_nusd / fmax(q, 1e-6));
+    put_rounded(w, q);
+    pst_json_put_int(w, s->pruned[i]);
+    pst_json_end_array(w);
+  }
+  pst_json_end_array(w);
+}
+
+static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
+  const pst_optimizer_state *s = o->state;
+  const pst_optimizer_verification *v = o->verification;
+  pst_json_key(w, "verification");
+  pst_json_begin_object(w);
+  put_int(w, "n", v->n_items);
+  put_int(w, "available", (int64_t)s->n_verify);
+  put_int(w, "uses", v->uses);
+  put_number(w, "confidence", C(confidence));
+  put_answers(w, "reference", &s->verify[s->reference]);
+  pst_json_key(w, "finalists");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < v->n_trials; i++) {
+    const pst_optimizer_trial *t = &v->trials[i];
+    pst_json_begin_object(w);
+    put_choice(w, s->space, &s->best_exact[t->class_index]);
+    put_answers(w, "search", &s->search[t->class_index]);
+    put_answers(w, "verify", &s->verify[t->class_index]);
+    put_estimate(w, "estimate", &s->estimates[t->class_index]);
+    put_cost(w, &s->estimates[t->class_index],
+             t->asked ? t->comparison.a
+                      : pst_evals_wilson(s->search[t->class_index].k, s->search[t->class_index].n, C(confidence)));
+    put_bool(w, "asked", t->asked);
+    if (t->asked) {
+      put_comparison(w, &t->comparison);
+      put_bool(w, "floor_holds", t->floor_holds);
+      put_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
+      put_bool(w, "ceiling_holds", t->ceiling_holds);
+    }
+    put_bool(w, "passed", t->passed);
+    pst_json_end_object(w);
+  }
+  pst_json_end_array(w);
+  pst_json_end_object(w);
+}
+
+static void put_fields(pst_json_writer *w, const pst_optimizer_outcome *o) {
+  const pst_optimizer_space *space = o->state->space;
+  pst_json_key(w, "fields");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < o->n_fields; i++) {
+    const pst_optimizer_field *f = &o->fields[i];
+    const pst_optimizer_axis *axis = &space->axes[f->axis];
+    pst_json_begin_object(w);
+    put_text(w, "field", axis->name);
+    put_text(w, "reference", axis->values[o->reference_choice.v[f->axis]]);
+    put_text(w, "plan", axis->values[o->choice.v[f->axis]]);
+    put_text(w, "quality_from",
+             f->class_index < 0                 ? "impossible"
+             : f->axis >= PST_OPTIMIZER_N_LOSSY ? "exact"
+             : f->n                             ? "measured"
+                                                : "believed");
+    put_int(w, "n", f->n);
+    put_interval(w, "quality_gain", f->difference);
+    if (f->class_index >= 0) put_estimate(w, "without", &f->without);
+    pst_json_end_object(w);
+  }
+  pst_json_end_array(w);
+}
+
+static void put_steps(pst_json_writer *w, const pst_optimizer_state *s) {
+  pst_json_key(w, "steps");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < s->n_steps; i++) {
+    const pst_optimizer_step *t = &s->steps[i];
+    pst_buf name = PST_BUF_INIT;
+    if ((size_t)t->class_index == s->space->n_classes)
+      pst_buf_puts(&name, "reference plan");
+    else
+      pst_optimizer_class_name(s->space, &s->space->classes[t->class_index], &name);
+    pst_json_begin_object(w);
+    put_text(w, "name", pst_buf_text(&name));
+    put_int(w, "from", t->from);
+    put_int(w, "to", t->to);
+    put_int(w, "accepted", t->k);
+    pst_json_key(w, "worth");
+    put_rounded(w, t->voi);
+    pst_json_key(w, "expected_s");
+    put_rounded(w, t->seconds);
+    put_number(w, "elapsed_s", (double)t->elapsed_us / 1e6);
+    pst_json_end_object(w);
+    pst_buf_done(&name);
+  }
+  pst_json_end_array(w);
+}
+
+static void put_spent(pst_json_writer *w, const pst_optimizer_outcome *o) {
+  const pst_optimizer_state *s = o->state;
+  int64_t asked = 0, cost = 0;
+  for (size_t i = 0; i <= s->space->n_classes; i++) {
+    asked += s->search[i].n + s->verify[i].n;
+    cost += s->search[i].cost_nusd + s->verify[i].cost_nusd;
+  }
+  double machine = o->total_s / 3600 * (double)s->speed->price_nusd_per_hour;
+  pst_json_key(w, "spent");
+  pst_json_begin_object(w);
+  put_number(w, "budget_s", s->budget_s);
+  put_number(w, "calibration_s", o->calibration_s);
+  put_number(w, "search_s", o->search_s);
+  put_number(w, "verify_s", o->verify_s);
+  put_number(w, "total_s", o->total_s);
+  put_int(w, "answers", asked);
+  put_int(w, "calls_nusd", cost);
+  put_int(w, "machine_nusd", (int64_t)machine);
+  put_number(w, "nusd_per_1000_of_a_month", 1000 * machine / s->monthly);
+  put_text(w, "search_ended", s->why_stopped);
+  pst_json_end_object(w);
+}
+
+static void put_constants(pst_json_writer *w, const pst_optimizer_state *s) {
+  pst_json_key(w, "constants");
+  pst_json_begin_array(w);
+  for (int i = 0; i < PST_OPTIMIZER_N_CONSTANTS; i++) {
+    pst_json_begin_object(w);
+    put_text(w, "name", pst_optimizer_constants[i].name);
+    put_number(w, "value", pst_optimizer_constants[i].value);
+    put_text(w, "unit", pst_optimizer_constants[i].unit);
+    put_text(w, "source", pst_optimizer_constants[i].source);
+    pst_json_end_object(w);
+  }
+  pst_json_end_array(w);
+  pst_json_key(w, "calibrations");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < s->journal->n_rows; i++) {
+    const pst_optimizer_journal_row *row = &s->journal->rows[i];
+    if (strncmp(row->key, "calibrate ", 10) != 0) continue;
+    pst_json_begin_object(w);
+    put_text(w, "engine", row->key + 10);
+    pst_json_key(w, "step");
+    pst_json_put_value(w, pst_json_get(pst_json_root(row->doc), "value"));
+    pst_json_end_object(w);
+  }
+  pst_json_end_array(w);
+}
+
+static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
+  const pst_optimizer_state *s = o->state;
+  bool outside = (size_t)o->chosen == s->space->n_classes;
+  pst_json_key(w, "plan");
+  pst_json_begin_object(w);
+  put_text(w, "hash", o->plan_hash);
+  put_bool(w, "is_reference", o->chosen == s->reference);
+  if (!outside) put_choice(w, s->space, &o->choice);
+  if (!outside) put_estimate(w, "estimate", &o->estimate);
+  const pst_optimizer_answers *best = s->verify[o->chosen].n ? &s->verify[o->chosen] : &s->search[o->chosen];
+  put_answers(w, "search", &s->search[o->chosen]);
+  put_answers(w, "verify", &s->verify[o->chosen]);
+  if (!outside && best->n) put_cost(w, &o->estimate, pst_evals_wilson(best->k, best->n, C(confidence)));
+  pst_json_end_object(w);
+  outside = (size_t)s->reference == s->space->n_classes;
+  pst_json_key(w, "reference");
+  pst_json_begin_object(w);
+  put_text(w, "hash", s->reference_hash);
+  put_bool(w, "in_force", o->reference_in_force);
+  put_bool(w, "in_space", !outside);
+  if (!outside) put_choice(w, s->space, &o->reference_choice);
+  if (!outside) put_estimate(w, "estimate", &o->reference_estimate);
+  const pst_optimizer_answers *r = s->verify[s->reference].n ? &s->verify[s->reference] : &s->search[s->reference];
+  put_answers(w, "search", &s->search[s->reference]);
+  put_answers(w, "verify", &s->verify[s->reference]);
+  if (!outside && r->n) put_cost(w, &o->reference_estimate, pst_evals_wilson(r->k, r->n, C(confidence)));
+  pst_json_end_object(w);
+}
+
+int pst_optimizer_evidence_write(const pst_optimizer_outcome *o, pst_buf *out, pst_error *err) {
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  put_int(&w, "schema", 1);
+  put_int(&w, "run", o->run_id);
+  pst_json_key(&w, "seed");
+  char seed[24];
+  snprintf(seed, sizeof seed, "%llu", (unsigned long long)o->state->seed);
+  pst_json_put_cstr(&w, seed); /* 64 bits do not fit a JSON number */
+  put_int(&w, "created_ms", o->created_ms);
+  put_text(&w, "verdict", pst_optimizer_verdict_name(o->verification->verdict));
+  put_setting(&w, o);
+  put_space(&w, o->state);
+  put_plan(&w, o);
+  put_trials(&w, o);
+  put_fields(&w, o);
+  put_measured(&w, o->state);
+  put_steps(&w, o->state);
+  put_spent(&w, o);
+  put_constants(&w, o->state);
+  pst_json_end_object(&w);
+  return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the evidence") : 0;
+}

@@ -1,0 +1,322 @@
+/* Evidence for people: the plan as a tree with estimates (and what was measured beside them), which field bought what, and the outcome of a run. Reads evidence
+ * documents only (evidence.c writes them), so that a plan made long ago explains itself the same way. */
+#include <penstock/optimizer.h>
+
+#include <math.h>
+#include <string.h>
+
+static const pst_json *at(const pst_json *v, const char *path) {
+  while (v && *path) {
+    size_t n = strcspn(path, ".");
+    v = pst_json_get_str(v, (pst_str){path, n});
+    path += n + (path[n] == '.');
+  }
+  return v;
+}
+static double number(const pst_json *v, const char *path) { return pst_json_double(at(v, path), NAN); }
+static double bound(const pst_json *v, const char *path, size_t i) {
+  return pst_json_double(pst_json_at(at(v, path), i), NAN);
+}
+static void put_str(pst_buf *out, const pst_json *v, const char *path) {
+  pst_buf_append_str(out, pst_json_str(at(v, path)));
+}
+static bool is(const pst_json *v, const char *path, const char *text) {
+  return pst_str_is(pst_json_str(at(v, path)), text);
+}
+
+/* 123456 -> "0.000123" dollars with four significant digits. */
+static void put_usd(pst_buf *out, double nusd) {
+  if (!isfinite(nusd)) {
+    pst_buf_puts(out, "-");
+    return;
+  }
+  double usd = nusd / 1e9;
+  int decimals = usd > 0 ? (int)(2 - floor(log10(usd))) : 2;
+  pst_buf_printf(out, "$%.*f", decimals < 2 ? 2 : decimals > 9 ? 9 : decimals, usd);
+}
+
+static void put_percent(pst_buf *out, const pst_json *v, const char *path) {
+  pst_buf_printf(out, "%.1f%% [%.1f, %.1f]", 100 * bound(v, path, 0), 100 * bound(v, path, 1), 100 * bound(v, path, 2));
+}
+
+static void put_cost(pst_buf *out, const pst_json *v) {
+  put_usd(out, bound(v, "nusd_per_1000_accepted", 0));
+  pst_buf_puts(out, " [");
+  put_usd(out, bound(v, "nusd_per_1000_accepted", 1));
+  pst_buf_puts(out, ", ");
+  put_usd(out, bound(v, "nusd_per_1000_accepted", 2));
+  pst_buf_puts(out, "]");
+}
+
+/* ---- the tree ---- */
+
+typedef struct tree {
+  pst_buf *out;
+  const pst_json *estimate, *measured; /* measured NULL: not asked */
+} tree;
+
+static size_t columns(const char *text) { return pst_utf8_count(pst_str_from(text)); }
+
+static void put_padded(pst_buf *out, const char *text, size_t width) {
+  pst_buf_puts(out, text);
+  for (size_t n = columns(text); n < width; n++) pst_buf_putc(out, ' ');
+}
+
+static void put_figure(pst_buf *out, double value) {
+  char text[40] = "-";
+  if (isfinite(value))
+    snprintf(text, sizeof text, fabs(value) >= 100 ? "%.0f" : fabs(value) >= 10 ? "%.1f" : "%.3g", value);
+  pst_buf_printf(out, "%12s", text);
+}
+
+/* A leaf: what, estimate, and with --analyze the measured value and the ratio of the two. */
+static void put_leaf(tree *t, const char *stem, const char *what, double estimate, double measured) {
+  char label[160];
+  snprintf(label, sizeof label, "%s%s", stem, what);
+  put_padded(t->out, label, 58);
+  put_figure(t->out, estimate);
+  if (t->measured) {
+    put_figure(t->out, measured);
+    put_figure(t->out, estimate / measured);
+  }
+  pst_buf_putc(t->out, '\n');
+}
+
+static void put_leaf_of(tree *t, const char *stem, const char *what, const char *key) {
+  put_leaf(t, stem, what, number(t->estimate, key), number(t->measured, key));
+}
+
+static void put_choice(pst_buf *out, const pst_json *choice, const char *const *names, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    pst_buf_printf(out, "%s%s ", i ? ", " : "", names[i]);
+    put_str(out, choice, names[i]);
+  }
+  pst_buf_putc(out, '\n');
+}
+
+static void put_head(tree *t, const pst_json *e) {
+  pst_buf *out = t->out;
+  pst_buf_puts(out, "plan ");
+  pst_str hash = pst_json_str(at(e, "plan.hash"));
+  pst_buf_append(out, hash.data, PST_MIN(hash.n, (size_t)12));
+  pst_buf_puts(out, " for ");
+  put_str(out, e, "workload.name");
+  const pst_json *answers = at(e, "plan.verify.n") ? at(e, "plan.verify") : at(e, "plan.search");
+  if (answers) {
+    pst_buf_puts(out, ": ");
+    put_percent(out, answers, "quality");
+    pst_buf_printf(out, " right on %.0f %s items", number(answers, "n"),
+                   at(e, "plan.verify.n") ? "held-back" : "search");
+  }
+  if (at(e, "plan.nusd_per_1000_accepted")) {
+    pst_buf_puts(out, ",\n  ");
+    put_cost(out, at(e, "plan"));
+    pst_buf_puts(out, " per 1,000 accepted answers");
+  }
+  pst_buf_puts(out, "\n\n");
+  put_padded(out, "", 58);
+  pst_buf_printf(out, "%12s", "estimated");
+  if (t->measured) pst_buf_printf(out, "%12s%12s", "measured", "ratio");
+  pst_buf_putc(out, '\n');
+}
+
+static void put_tree(tree *t, const pst_json *e) {
+  pst_buf *out = t->out;
+  const pst_json *choice = at(e, "plan.choice"),
+                 *answers = at(e, "plan.verify.n") ? at(e, "plan.verify") : at(e, "plan.search");
+  static const char *const engine[] = {"weights", "kv", "slots", "chunk", "threads"};
+  static const char *const prompt[] = {"layout", "examples"}, *const answer[] = {"constraint", "speculation"};
+  bool remote = !at(choice, "slots");
+  pst_buf_puts(out, remote ? "remote " : "local ");
+  put_str(out, choice, "model");
+  pst_buf_putc(out, '\n');
+  put_leaf(t, "├─ ", "quality, % accepted", 100 * bound(answers, "quality", 0), 100 * bound(t->measured, "quality", 0));
+  put_leaf(t, "├─ ", "cost, $ per 1,000 accepted answers", bound(at(e, "plan"), "nusd_per_1000_accepted", 0) / 1e9,
+           number(t->measured, "nusd_per_1000_accepted") / 1e9);
+  if (!remote) {
+    pst_buf_puts(out, "├─ engine ");
+    put_choice(out, choice, engine, PST_ARRAY_LEN(engine));
+    put_leaf_of(t, "│  ├─ ", "highest load, requests/s", "capacity_rps");
+    put_leaf_of(t, "│  ├─ ", "there: time to first token, p50 ms", "ttft_p50_ms");
+    put_leaf_of(t, "│  ├─ ", "       time to first token, p95 ms", "ttft_p95_ms");
+    put_leaf_of(t, "│  ├─ ", "       whole answer, p50 ms", "total_p50_ms");
+    put_leaf_of(t, "│  ├─ ", "       whole answer, p95 ms", "total_p95_ms");
+    put_leaf_of(t, "│  └─ ", "       tokens/s of one stream", "tokens_per_second");
+  }
+  pst_buf_puts(out, "├─ prompt ");
+  put_str(out, choice, "prompt");
+  pst_buf_puts(out, ", ");
+  put_choice(out, choice, prompt, PST_ARRAY_LEN(prompt));
+  put_leaf_of(t, "│  ├─ ", "tokens", "prompt_tokens");
+  put_leaf_of(t, "│  └─ ", "of them from the prefix cache", "cached_tokens");
+  pst_buf_puts(out, "└─ answer ");
+  put_choice(out, choice, answer, remote ? 1 : 2);
+  put_leaf_of(t, "   └─ ", "tokens", "completion_tokens");
+}
+
+/* ---- fields ---- */
+
+static void put_gain(pst_buf *out, const pst_json *f) {
+  if (is(f, "quality_from", "exact")) {
+    pst_buf_printf(out, "%-28s", "same tokens");
+    return;
+  }
+  char text[64];
+  snprintf(text, sizeof text, "%+.1f [%+.1f, %+.1f]%s", 100 * bound(f, "quality_gain", 0),
+           100 * bound(f, "quality_gain", 1), 100 * bound(f, "quality_gain", 2),
+           is(f, "quality_from", "believed") ? " believed" : "");
+  pst_buf_printf(out, "%-28s", text);
+}
+
+static void put_fields(pst_buf *out, const pst_json *e) {
+  const pst_json *fields = at(e, "fields");
+  if (!pst_json_size(fields)) return;
+  pst_buf_puts(out, "\nWhich field bought what (each put back alone to the reference's value)\n");
+  pst_buf_printf(out, "  %-12s %-30s %-28s %s\n", "field", "reference -> plan", "quality, points [95%]",
+                 "cost of a request");
+  for (pst_json_iter it = pst_json_iterate(fields); pst_json_next(&it);) {
+    pst_buf change = PST_BUF_INIT;
+    put_str(&change, it.value, "reference");
+    pst_buf_puts(&change, " -> ");
+    put_str(&change, it.value, "plan");
+    pst_str name = pst_json_str(at(it.value, "field"));
+    pst_buf_printf(out, "  %-12.*s %-30s ", (int)name.n, name.data ? name.data : "", pst_buf_text(&change));
+    pst_buf_done(&change);
+    if (is(it.value, "quality_from", "impossible")) {
+      pst_buf_puts(out, "makes no plan without the others\n");
+      continue;
+    }
+    put_gain(out, it.value);
+    double with = number(e, "plan.estimate.request_nusd"), without = number(it.value, "without.request_nusd");
+    if (isfinite(without))
+      pst_buf_printf(out, " %+.1f%%\n", 100 * (with / without - 1));
+    else
+      pst_buf_puts(out, " without it the latency objective never holds\n");
+  }
+}
+
+int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *out, pst_error *err) {
+  pst_json_doc *doc = NULL, *seen = NULL;
+  int code = pst_json_parse(evidence, strlen(evidence), "evidence", &doc, err);
+  if (!code && measured) code = pst_json_parse(measured, strlen(measured), "measured", &seen, err);
+  if (!code) {
+    const pst_json *e = pst_json_root(doc);
+    tree t = {out, at(e, "plan.estimate"), seen ? pst_json_root(seen) : NULL};
+    put_head(&t, e);
+    if (at(e, "plan.choice"))
+      put_tree(&t, e);
+    else
+      pst_buf_puts(out, "the plan in force, outside the space that was searched: no estimates\n");
+    if (t.measured)
+      pst_buf_printf(
+          out,
+          "\nmeasured: %.0f arrivals of the trace in %.0f s at %.2f requests/s, answers graded; ratio: estimated / measured\n",
+          number(t.measured, "n"), number(t.measured, "seconds"), number(t.measured, "load_rps"));
+    put_fields(out, e);
+    code = pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the explanation") : 0;
+  }
+  pst_json_free(doc);
+  pst_json_free(seen);
+  return code;
+}
+
+/* ---- the outcome of a run ---- */
+
+static void put_verdict(pst_buf *out, const pst_json *e) {
+  put_str(out, e, "workload.name");
+  if (is(e, "verdict", "found"))
+    pst_buf_puts(out, ": a plan was found and verified\n");
+  else if (is(e, "verdict", "none"))
+    pst_buf_puts(out, ": no plan passed; the reference plan stays\n");
+  else
+    pst_buf_puts(out, ": not enough data to decide; the reference plan stays\n");
+  pst_buf_printf(
+      out, "  looked at      %.0f plans (%.0f kinds of answer x %.0f exact settings), %.0f answers asked in %.0f s\n",
+      number(e, "space.plans"), number(e, "space.classes"), number(e, "space.exact"), number(e, "spent.answers"),
+      number(e, "spent.total_s"));
+  pst_buf_printf(out,
+                 "  time went to   calibration %.0f s, search %.0f s, verification %.0f s; the search ended because ",
+                 number(e, "spent.calibration_s"), number(e, "spent.search_s"), number(e, "spent.verify_s"));
+  put_str(out, e, "spent.search_ended");
+  pst_buf_puts(out, "\n  which costs    ");
+  put_usd(out, number(e, "spent.machine_nusd"));
+  pst_buf_puts(out, " of machine time, ");
+  put_usd(out, number(e, "spent.nusd_per_1000_of_a_month"));
+  pst_buf_puts(out, " per 1,000 requests of one month\n");
+}
+
+static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int rank) {
+  static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
+  pst_buf_printf(out, "  %d. ", rank);
+  for (size_t i = 0; i < PST_ARRAY_LEN(names); i++) {
+    if (i) pst_buf_putc(out, ' ');
+    put_str(out, at(f, "choice"), names[i]);
+  }
+  if (!pst_json_bool(at(f, "asked"), false)) {
+    pst_buf_puts(out, "\n     not needed\n");
+    return;
+  }
+  pst_buf_puts(out, "\n     quality ");
+  put_percent(out, f, "comparison.plan");
+  pst_buf_printf(out, " against %.1f%% of the reference: ", 100 * bound(f, "comparison.reference", 0));
+  pst_buf_printf(out, "%+.1f points [%+.1f, %+.1f], ", 100 * bound(f, "comparison.difference", 0),
+                 100 * bound(f, "comparison.difference", 1), 100 * bound(f, "comparison.difference", 2));
+  const char *how = is(f, "comparison.non_inferior", "yes")  ? "not inferior"
+                    : is(f, "comparison.non_inferior", "no") ? "inferior"
+                                                             : "undecided";
+  pst_buf_printf(out, "%s at a margin of %.1f (mid-p %.3g)\n", how, 100 * number(e, "goal.margin"),
+                 number(f, "comparison.mcnemar_mid_p"));
+  pst_buf_printf(out, "     floor of %.0f%% %s%s; ", 100 * number(e, "goal.quality_floor"),
+                 pst_json_bool(at(f, "floor_holds"), false) ? "holds" : "is missed",
+                 !pst_json_bool(at(f, "floor_holds"), false) ? ""
+                 : pst_json_bool(at(f, "floor_holds_by_interval"), false)
+                     ? ", by the whole interval"
+                     : " by the point estimate, not by the whole interval");
+  put_cost(out, f);
+  pst_buf_printf(out, " per 1,000 accepted: %s\n", pst_json_bool(at(f, "passed"), false) ? "taken" : "not taken");
+}
+
+/* Rows of the front by cost; few enough for selection by repeated search. */
+static void put_front(pst_buf *out, const pst_json *e) {
+  pst_buf_puts(out, "\nPareto front of what was measured on search items\n");
+  pst_buf_printf(out, "  %-26s %5s  %-14s %s\n", "quality [95%]", "items", "$ per 1,000", "plan");
+  double last = -INFINITY;
+  for (;;) {
+    const pst_json *best = NULL;
+    for (pst_json_iter it = pst_json_iterate(at(e, "measured")); pst_json_next(&it);) {
+      double cost = bound(it.value, "nusd_per_1000_accepted", 0);
+      if (pst_json_bool(at(it.value, "front"), false) && cost > last &&
+          (!best || cost < bound(best, "nusd_per_1000_accepted", 0)))
+        best = it.value;
+    }
+    if (!best) return;
+    last = bound(best, "nusd_per_1000_accepted", 0);
+    pst_buf quality = PST_BUF_INIT, cost = PST_BUF_INIT;
+    put_percent(&quality, best, "quality");
+    put_usd(&cost, last);
+    pst_buf_printf(out, "  %-26s %5.0f  %-14s ", pst_buf_text(&quality), number(best, "n"), pst_buf_text(&cost));
+    put_str(out, best, "name");
+    pst_buf_putc(out, '\n');
+    pst_buf_done(&quality);
+    pst_buf_done(&cost);
+  }
+}
+
+int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
+  pst_json_doc *doc = NULL;
+  int code = pst_json_parse(evidence, strlen(evidence), "evidence", &doc, err);
+  if (code) return code;
+  const pst_json *e = pst_json_root(doc);
+  put_verdict(out, e);
+  int rank = 1;
+  double uses = number(e, "verification.uses");
+  pst_buf_printf(
+      out,
+      "\nFinalists, in the order fixed before the held-back items were asked (%.0f of %.0f items; look number %.0f at them)\n",
+      number(e, "verification.n"), number(e, "verification.available"), uses);
+  for (pst_json_iter it = pst_json_iterate(at(e, "verification.finalists")); pst_json_next(&it);)
+    put_trial(out, e, it.value, rank++);
+  put_front(out, e);
+  pst_json_free(doc);
+  return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the summary") : 0;
+}

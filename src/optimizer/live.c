@@ -1,0 +1,316 @@
+/* The real world behind a run: everything is asked of the gateway, which is what will serve the plan. Owns the calls and the shape of their answers in the log;
+ * decides nothing. */
+#include <math.h>
+#include <string.h>
+
+#include "optimizer/constants.h"
+#include "optimizer/optimize.h"
+
+#define C PST_OPTIMIZER_CONST
+
+static void put_int(pst_json_writer *w, const char *key, int64_t value) {
+  pst_json_key(w, key);
+  pst_json_put_int(w, value);
+}
+static void put_number(pst_json_writer *w, const char *key, double value) {
+  pst_json_key(w, key);
+  pst_json_put_double(w, value);
+}
+
+static void show(pst_optimizer_live *l) {
+  pst_progress_update(&l->progress, pst_optimizer_journal_now_us(l->journal) / 1000000);
+}
+
+static bool is_cancelled(void *state) {
+  pst_optimizer_live *l = state;
+  show(l);
+  return l->cancelled && l->cancelled(l->user);
+}
+
+static void note(void *state, const char *text) {
+  pst_optimizer_live *l = state;
+  pst_progress_note(&l->progress, "%s", text);
+  show(l);
+}
+
+static int parse_choice(const pst_optimizer_space *space, const pst_optimizer_choice *c, pst_gateway_plan **ret,
+                        pst_error *err) {
+  pst_buf json = PST_BUF_INIT;
+  int code = pst_optimizer_plan_write(space, c, &json);
+  if (code) pst_error_set(err, code, NULL, "no memory for a plan");
+  if (!code) code = pst_gateway_plan_parse(pst_buf_str(&json), "candidate", ret, err);
+  pst_buf_done(&json);
+  return code;
+}
+
+/* ---- models ---- */
+
+/* Mean length of what right answers look like to this model. */
+static double label_tokens(const pst_optimizer_live *l, const pst_engine_model *model) {
+  const pst_evals_info *info = l->info;
+  pst_engine_tokens tokens = {0};
+  size_t n = info->n_labels ? info->n_labels : PST_MIN(info->n_items, (size_t)64);
+  double sum = 0;
+  for (size_t i = 0; i < n; i++) {
+    pst_str text = info->n_labels ? info->labels[i] : info->items[i].expected;
+    tokens.n = 0;
+    if (pst_engine_tokenize(model, text, false, false, &tokens, NULL)) continue;
+    sum += (double)tokens.n;
+  }
+  pst_engine_tokens_done(&tokens);
+  return n ? PST_MAX(sum / (double)n, 1) : 1;
+}
+
+static int describe(void *state, const char *name, const char *sha256, pst_buf *out, pst_error *err) {
+  pst_optimizer_live *l = state;
+  /* The smallest plan that names the model, on the engine that everything is measured with. */
+  pst_optimizer_target target = {.name = name, .sha256 = sha256};
+  pst_optimizer_space space;
+  pst_gateway_plan *plan = NULL;
+  pst_engine *engine = NULL;
+  int code = pst_optimizer_space_init(&space, l->info, &target, 1, l->threads, NULL, err);
+  pst_optimizer_state s = {.space = &space};
+  pst_optimizer_choice zero = {{0}}, c = pst_optimizer_measuring(&s, &zero);
+  c.v[PST_OPTIMIZER_LAYOUT] = PST_GATEWAY_LAYOUT_PLAIN;
+  if (!code) code = parse_choice(&space, &c, &plan, err);
+  if (!code) code = pst_gateway_prepare(l->gateway, plan, NULL, err);
+  if (!code) code = pst_gateway_engine_acquire(l->gateway, plan, 0, &engine, err);
+  if (!code) {
+    const pst_engine_model *model = pst_engine_get_model(engine);
+    const pst_engine_model_info *info = pst_engine_model_get_info(model);
+    pst_json_writer w = pst_json_writer_on(out, false);
+    pst_json_begin_object(&w);
+    pst_json_key(&w, "weights");
+    pst_json_put_cstr(&w, info->weights);
+    pst_json_key(&w, "has_template");
+    pst_json_put_bool(&w, info->has_template);
+    put_int(&w, "n_ctx", info->n_ctx_train);
+    put_number(&w, "label_tokens", label_tokens(l, model));
+    pst_json_end_object(&w);
+    pst_gateway_engine_release(l->gateway, engine);
+  }
+  pst_gateway_plan_unref(plan);
+  pst_optimizer_space_done(&space);
+  return code;
+}
+
+/* ---- prompts ---- */
+
+/* Lengths of a plan's prompts for items, and how many leading tokens all of them share. */
+static int render_all(pst_optimizer_live *l, const pst_gateway_plan *plan, const size_t *items, size_t n,
+                      pst_json_writer *w, pst_error *err) {
+  pst_engine_tokens tokens = {0}, first = {0};
+  size_t shared = SIZE_MAX;
+  int code = 0;
+  pst_json_key(w, "lengths");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < n && !code; i++) {
+    const pst_evals_item *item = &l->info->items[items[i]];
+    tokens.n = 0;
+    code = pst_gateway_render(l->gateway, plan, &plan->root, item->input, &item->id, 1, &tokens, NULL, err);
+    if (code) break;
+    pst_json_put_int(w, (int64_t)tokens.n);
+    if (i == 0) {
+      pst_engine_tokens t = first;
+      first = tokens;
+      tokens = t;
+      continue;
+    }
+    size_t k = 0, most = PST_MIN(PST_MIN(tokens.n, first.n), shared);
+    while (k < most && tokens.ids[k] == first.ids[k]) k++;
+    shared = k;
+  }
+  pst_json_end_array(w);
+  put_int(w, "shared", shared == SIZE_MAX ? 0 : (int64_t)shared);
+  pst_engine_tokens_done(&tokens);
+  pst_engine_tokens_done(&first);
+  return code;
+}
+
+/* The first class of each (model, prompt, layout, examples): what else it chooses does not change its prompts. */
+static int profiles(void *state, const pst_optimizer_space *space, pst_buf *out, pst_error *err) {
+  pst_optimizer_live *l = state;
+  size_t items[PST_OPTIMIZER_MAX_VALUES * 4], n = 0, seen = 0, n_search = 0;
+  size_t want = PST_MIN((size_t)C(profile_items), PST_ARRAY_LEN(items));
+  for (size_t i = 0; i < l->info->n_items; i++) n_search += l->info->items[i].part == PST_EVALS_SEARCH;
+  size_t stride = PST_MAX(n_search / want, 1);
+  for (size_t i = 0; i < l->info->n_items && n < want; i++)
+    if (l->info->items[i].part == PST_EVALS_SEARCH && seen++ % stride == 0) items[n++] = i;
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_array(&w);
+  int code = 0;
+  for (size_t i = 0; i < space->n_classes && !code; i++) {
+    const pst_optimizer_choice *c = &space->classes[i];
+    if (c->v[PST_OPTIMIZER_WEIGHTS] || c->v[PST_OPTIMIZER_KV] || c->v[PST_OPTIMIZER_CONSTRAINT] ||
+        pst_optimizer_is_remote(space, c))
+      continue;
+    pst_optimizer_state s = {.space = (pst_optimizer_space *)(uintptr_t)space};
+    pst_optimizer_choice measuring = pst_optimizer_measuring(&s, c);
+    pst_gateway_plan *plan = NULL;
+    code = parse_choice(space, &measuring, &plan, err);
+    pst_json_begin_object(&w);
+    pst_json_key(&w, "key");
+    pst_json_begin_array(&w);
+    const int axes[] = {PST_OPTIMIZER_MODEL, PST_OPTIMIZER_PROMPT, PST_OPTIMIZER_LAYOUT, PST_OPTIMIZER_EXAMPLES};
+    for (size_t a = 0; a < PST_ARRAY_LEN(axes); a++) pst_json_put_int(&w, c->v[axes[a]]);
+    pst_json_end_array(&w);
+    if (!code) code = render_all(l, plan, items, n, &w, err);
+    pst_json_end_object(&w);
+    pst_gateway_plan_unref(plan);
+    show(l);
+  }
+  pst_json_end_array(&w);
+  return code;
+}
+
+static int lengths(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *c, const size_t *items,
+                   size_t n, pst_buf *out, pst_error *err) {
+  pst_optimizer_live *l = state;
+  pst_optimizer_state s = {.space = (pst_optimizer_space *)(uintptr_t)space};
+  pst_optimizer_choice measuring = pst_optimizer_measuring(&s, c);
+  pst_gateway_plan *plan = NULL;
+  int code = parse_choice(space, &measuring, &plan, err);
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  if (!code) code = render_all(l, plan, items, n, &w, err);
+  pst_json_end_object(&w);
+  pst_gateway_plan_unref(plan);
+  return code;
+}
+
+/* ---- speed ---- */
+
+static int calibrate(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *c, int budget_ms,
+                     pst_buf *out, pst_error *err) {
+  pst_optimizer_live *l = state;
+  pst_gateway_plan *plan = NULL;
+  pst_engine *engine = NULL;
+  pst_engine_step_model m = {0};
+  int64_t start = pst_clock_us();
+  int code = parse_choice(space, c, &plan, err);
+  if (!code) code = pst_gateway_prepare(l->gateway, plan, NULL, err); /* re-quantizes where asked */
+  if (!code) code = pst_gateway_engine_acquire(l->gateway, plan, 0, &engine, err);
+  int64_t ready = pst_clock_us();
+  if (!code) {
+    code = pst_engine_calibrate(engine, budget_ms, &m, err);
+    pst_gateway_engine_release(l->gateway, engine);
+  }
+  pst_gateway_plan_unref(plan);
+  if (code) return code;
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  put_number(&w, "fixed_us", m.fixed_us);
+  put_number(&w, "token_us", m.token_us);
+  put_number(&w, "context_us", m.context_us);
+  put_number(&w, "head_us", m.head_us);
+  put_number(&w, "relative_error", m.relative_error);
+  put_number(&w, "open_s", (double)(ready - start) / 1e6);
+  put_number(&w, "seconds", (double)(pst_clock_us() - ready) / 1e6);
+  pst_json_end_object(&w);
+  return 0;
+}
+
+/* ---- quality ---- */
+
+static void put_run(const pst_evals_run *r, pst_buf *out) {
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_buf right = PST_BUF_INIT;
+  int64_t steps = 0, drafted = 0, accepted = 0;
+  pst_json_begin_object(&w);
+  for (size_t i = 0; i < r->n; i++) {
+    pst_buf_putc(&right, r->answers[i].done && r->answers[i].grade.accepted ? '1' : '0');
+    steps += r->answers[i].n_steps;
+    drafted += r->answers[i].n_drafted;
+    accepted += r->answers[i].n_accepted;
+  }
+  pst_json_key(&w, "right");
+  pst_json_put_str(&w, pst_buf_str(&right));
+  static const char *const lists[] = {"prompt", "cached", "completion", "total_ms"};
+  for (size_t k = 0; k < PST_ARRAY_LEN(lists); k++) {
+    pst_json_key(&w, lists[k]);
+    pst_json_begin_array(&w);
+    for (size_t i = 0; i < r->n; i++) {
+      const pst_evals_answer *a = &r->answers[i];
+      const int64_t values[] = {a->prompt_tokens, a->cached_tokens, a->completion_tokens, a->total_us / 1000};
+      pst_json_put_int(&w, values[k]);
+    }
+    pst_json_end_array(&w);
+  }
+  put_int(&w, "steps", steps);
+  put_int(&w, "drafted", drafted);
+  put_int(&w, "accepted", accepted);
+  put_int(&w, "failed", r->n_failed);
+  put_int(&w, "wall_us", r->wall_us);
+  put_int(&w, "cost_nusd", r->cost_nusd);
+  put_int(&w, "run", r->run_id);
+  pst_json_end_object(&w);
+  if (right.failed) out->failed = true;
+  pst_buf_done(&right);
+}
+
+static int measure(void *state, pst_str plan_json, bool verify, const size_t *items, size_t n, pst_buf *out,
+                   pst_error *err) {
+  pst_optimizer_live *l = state;
+  pst_gateway_plan *plan = NULL;
+  pst_evals_run run;
+  memset(&run, 0, sizeof run);
+  pst_evals_run_options o = {.purpose = verify ? PST_STORE_PURPOSE_EVAL : PST_STORE_PURPOSE_SEARCH,
+                             .items = items,
+                             .n_items = n,
+                             .exclude_self = true,
+                             .resume = true,
+                             .warm = true, /* the log's own order decides what is cached; answers do not depend on it */
+                             .cancelled = is_cancelled,
+                             .user = l};
+  int code = pst_gateway_plan_parse(plan_json, "candidate", &plan, err);
+  if (!code) code = pst_evals_run_plan(l->gateway, l->store, l->workload, plan, &o, &run, err);
+  if (!code && run.n_failed == (int64_t)n) {
+    int first = run.n ? run.answers[0].error_code : PST_E_INTERNAL;
+    code = pst_error_set(err, first ? first : PST_E_INTERNAL, NULL,
+                         "every one of %zu answers of a candidate failed: %s", n, pst_error_text(first));
+  }
+  if (!code) put_run(&run, out);
+  pst_evals_run_done(&run);
+  pst_gateway_plan_unref(plan);
+  show(l);
+  return code;
+}
+
+static int count_use(void *state, pst_buf *out, pst_error *err) {
+  pst_optimizer_live *l = state;
+  char name[128], *text = NULL;
+  snprintf(name, sizeof name, "optimizer.uses.verify.%s", l->info->fingerprint);
+  int64_t uses = 0;
+  int code = pst_store_setting_get(l->store, pst_str_from(name), &text, err);
+  if (!code) (void)pst_parse_i64(pst_str_from(text), 0, INT64_MAX - 1, &uses);
+  if (code == PST_E_NOT_FOUND) code = 0;
+  pst_free(text);
+  char number[24];
+  snprintf(number, sizeof number, "%lld", (long long)++uses);
+  if (!code) code = pst_store_setting_set(l->store, pst_str_from(name), pst_str_from(number), err);
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  put_int(&w, "uses", uses);
+  pst_json_end_object(&w);
+  return code;
+}
+
+int pst_optimizer_live_examples(pst_optimizer_live *l, char ret_hash[65], pst_error *err) {
+  ret_hash[0] = '\0';
+  size_t *order = pst_calloc(PST_MAX(l->info->n_items, 1), sizeof *order);
+  pst_gateway_example *examples = pst_calloc(PST_MAX(l->info->n_items, 1), sizeof *examples);
+  int code = order && examples ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the examples");
+  size_t n = code ? 0 : pst_optimizer_examples_order(l->info, order);
+  for (size_t i = 0; i < n; i++) {
+    const pst_evals_item *item = &l->info->items[order[i]];
+    examples[i] = (pst_gateway_example){item->id, item->input, item->expected};
+  }
+  if (!code && n) code = pst_gateway_examples_build(l->store, examples, n, ret_hash, err);
+  pst_free(order);
+  pst_free(examples);
+  return code;
+}
+
+pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *l) {
+  return (pst_optimizer_world){l, describe, profiles, calibrate, measure, lengths, count_use, note, is_cancelled};
+}

@@ -1,0 +1,406 @@
+/* One optimize run: the calls in their order. Each is a file of its own; what they share is pst_optimizer_state. */
+#include "optimizer/optimize.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "optimizer/constants.h"
+#include "optimizer/evidence.h"
+#include "optimizer/verify.h"
+
+#define C PST_OPTIMIZER_CONST
+
+typedef struct planning {
+  const pst_optimizer_input *in;
+  pst_optimizer_world *world;
+  pst_optimizer_journal *journal;
+  pst_optimizer_target targets[PST_OPTIMIZER_MAX_VALUES];
+  pst_optimizer_space space;
+  pst_optimizer_speed speed;
+  pst_optimizer_state state;
+  pst_optimizer_verification verification;
+  pst_optimizer_choice reference_choice;
+  pst_optimizer_field fields[PST_OPTIMIZER_N_AXES];
+  size_t n_fields;
+  char *reference_plan, reference_hash[65];
+  double calibrated_s, searched_s, verified_s; /* marks on the run's clock */
+} planning;
+
+const char *pst_optimizer_verdict_name(pst_optimizer_verdict v) {
+  return v == PST_OPTIMIZER_FOUND ? "found" : v == PST_OPTIMIZER_NONE ? "none" : "not_enough_data";
+}
+
+/* The log's answer to a question, asked of the world only when it is not there yet. */
+static int ask(planning *p, const char *key, int (*fn)(planning *p, const void *arg, pst_buf *out, pst_error *err),
+               const void *arg, const pst_json **ret_value, pst_error *err) {
+  const pst_json *value = pst_optimizer_journal_find(p->journal, key);
+  pst_buf answer = PST_BUF_INIT;
+  int code = 0;
+  if (!value && p->world->cancelled && p->world->cancelled(p->world->state))
+    code = pst_error_set(err, PST_E_CANCELLED, NULL, "cancelled; the next run of the same command goes on from here");
+  if (!value && !code && !p->journal->replay) code = fn(p, arg, &answer, err);
+  if (!value && !code) code = pst_optimizer_journal_put(p->journal, key, &answer, &value, err);
+  pst_buf_done(&answer);
+  if (!code) *ret_value = value;
+  return code;
+}
+
+static void note(planning *p, const char *text) {
+  if (p->world->note) p->world->note(p->world->state, text);
+}
+
+static double elapsed_s(const planning *p) { return (double)p->journal->elapsed_us / 1e6; }
+
+/* ---- models ---- */
+
+static int describe(planning *p, const void *arg, pst_buf *out, pst_error *err) {
+  const pst_optimizer_target *t = arg;
+  return p->world->describe(p->world->state, t->name, t->sha256, out, err);
+}
+
+static int describe_targets(planning *p, pst_error *err) {
+  int code = 0;
+  note(p, "open models");
+  for (size_t i = 0; i < p->in->n_targets && i < PST_OPTIMIZER_MAX_VALUES && !code; i++) {
+    pst_optimizer_target *t = &p->targets[i];
+    *t = p->in->targets[i];
+    if (t->provider) continue;
+    pst_buf key = PST_BUF_INIT;
+    pst_buf_printf(&key, "describe %s", t->name);
+    const pst_json *v = NULL;
+    code = pst_buf_status(&key) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory")
+                                : ask(p, key.data, describe, t, &v, err);
+    pst_buf_done(&key);
+    if (code) break;
+    pst_str weights = pst_json_str(pst_json_get(v, "weights"));
+    snprintf(t->weights, sizeof t->weights, "%.*s", (int)weights.n, weights.data ? weights.data : "");
+    t->has_template = pst_json_bool(pst_json_get(v, "has_template"), false);
+    t->n_ctx = (int)pst_json_int(pst_json_get(v, "n_ctx"), 0);
+    t->label_tokens = pst_json_double(pst_json_get(v, "label_tokens"), 2);
+  }
+  return code;
+}
+
+/* ---- reference ---- */
+
+/* The first model as shipped, F16 keys and values, first prompt, nothing else. */
+static void default_reference(planning *p) {
+  memset(&p->reference_choice, 0, sizeof p->reference_choice);
+  p->reference_choice = pst_optimizer_measuring(&p->state, &p->reference_choice);
+  for (int l = 0; l < p->space.axes[PST_OPTIMIZER_LAYOUT].n; l++) {
+    p->reference_choice.v[PST_OPTIMIZER_LAYOUT] = (uint8_t)l;
+    if (pst_optimizer_class_find(&p->space, &p->reference_choice) >= 0) break;
+  }
+  p->state.reference = pst_optimizer_class_find(&p->space, &p->reference_choice);
+}
+
+static int set_plan_document(const char *json, pst_gateway_plan **ret_plan, char **ret_json, char ret_hash[65],
+                             pst_error *err) {
+  pst_gateway_plan *plan = NULL;
+  int code = pst_gateway_plan_parse(pst_str_from(json), "plan", &plan, err);
+  if (code) return code;
+  *ret_json = pst_strdup(plan->json);
+  memcpy(ret_hash, plan->hash, 65);
+  if (ret_plan)
+    *ret_plan = plan;
+  else
+    pst_gateway_plan_unref(plan);
+  return *ret_json ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a plan");
+}
+
+static int find_reference(planning *p, pst_error *err) {
+  pst_gateway_plan *plan = NULL;
+  int code = 0;
+  default_reference(p);
+  if (p->in->reference_plan) {
+    code = set_plan_document(p->in->reference_plan, &plan, &p->reference_plan, p->reference_hash, err);
+    pst_optimizer_choice c;
+    if (!code && pst_optimizer_plan_match(&p->space, plan, &c)) {
+      p->reference_choice = c;
+      p->state.reference = pst_optimizer_class_find(&p->space, &c);
+    } else if (!code) {
+      p->state.reference = (int)p->space.n_classes;
+    }
+    pst_gateway_plan_unref(plan);
+  } else {
+    pst_buf json = PST_BUF_INIT;
+    code = pst_optimizer_plan_write(&p->space, &p->reference_choice, &json);
+    if (code) pst_error_set(err, code, NULL, "no memory for a plan");
+    if (!code) code = set_plan_document(json.data, NULL, &p->reference_plan, p->reference_hash, err);
+    pst_buf_done(&json);
+  }
+  p->state.reference_plan = p->reference_plan;
+  memcpy(p->state.reference_hash, p->reference_hash, sizeof p->reference_hash);
+  return code;
+}
+
+/* ---- calibration ---- */
+
+typedef struct calibration {
+  pst_optimizer_choice choice;
+  int budget_ms;
+} calibration;
+
+static int calibrate(planning *p, const void *arg, pst_buf *out, pst_error *err) {
+  const calibration *c = arg;
+  return p->world->calibrate(p->world->state, &p->space, &c->choice, c->budget_ms, out, err);
+}
+
+static int calibrate_one(planning *p, const calibration *c, pst_error *err) {
+  const pst_optimizer_axis *x = p->space.axes;
+  pst_buf key = PST_BUF_INIT;
+  pst_buf_printf(&key, "calibrate %s %s %s threads=%s", x[PST_OPTIMIZER_MODEL].values[c->choice.v[PST_OPTIMIZER_MODEL]],
+                 x[PST_OPTIMIZER_WEIGHTS].values[c->choice.v[PST_OPTIMIZER_WEIGHTS]],
+                 x[PST_OPTIMIZER_KV].values[c->choice.v[PST_OPTIMIZER_KV]],
+                 x[PST_OPTIMIZER_THREADS].values[c->choice.v[PST_OPTIMIZER_THREADS]]);
+  const pst_json *v = NULL;
+  int code = pst_buf_status(&key) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory")
+                                  : ask(p, key.data, calibrate, c, &v, err);
+  pst_buf_done(&key);
+  if (!code) pst_optimizer_step_model_read(v, pst_optimizer_speed_slot(&p->speed, &c->choice));
+  return code;
+}
+
+/* Effects one at a time from the shipped file with F16 and all threads: other weights, other KV types, fewer threads. */
+static int calibrate_all(planning *p, pst_error *err) {
+  calibration list[PST_OPTIMIZER_MAX_VALUES * 12];
+  size_t n = 0;
+  const pst_optimizer_axis *x = p->space.axes;
+  const int axes[] = {PST_OPTIMIZER_WEIGHTS, PST_OPTIMIZER_KV, PST_OPTIMIZER_THREADS};
+  pst_optimizer_choice zero = {{0}};
+  for (int m = 0; m < x[PST_OPTIMIZER_MODEL].n; m++) {
+    if (p->space.targets[m].provider) continue;
+    calibration base = {pst_optimizer_measuring(&p->state, &zero), 0};
+    base.choice.v[PST_OPTIMIZER_MODEL] = (uint8_t)m;
+    list[n++] = base;
+    for (size_t a = 0; a < PST_ARRAY_LEN(axes); a++)
+      for (int v = 1; v < x[axes[a]].n && n < PST_ARRAY_LEN(list); v++) {
+        if (axes[a] == PST_OPTIMIZER_WEIGHTS && !strcmp(x[axes[a]].values[v], p->space.targets[m].weights)) continue;
+        list[n] = base;
+        list[n++].choice.v[axes[a]] = (uint8_t)v;
+      }
+  }
+  double all_s = fmin(C(calibration_s), C(calibration_share) * p->in->budget_s);
+  int code = 0;
+  for (size_t i = 0; i < n && !code; i++) {
+    char text[80];
+    snprintf(text, sizeof text, "calibrate engine %zu of %zu", i + 1, n);
+    note(p, text);
+    list[i].budget_ms = (int)(1000 * all_s / (double)n);
+    code = calibrate_one(p, &list[i], err);
+  }
+  pst_optimizer_speed_complete(&p->speed);
+  return code;
+}
+
+/* ---- goal ---- */
+
+static int check_parts(const planning *p, pst_error *err) {
+  const char *missing = p->state.n_search == 0 ? "search" : p->state.n_verify == 0 ? "verify" : NULL;
+  return missing ? pst_error_set(err, PST_E_NO_DATA, p->in->workload->name,
+                                 "no item has the part \"%s\": nothing can be chosen and proven without items of both",
+                                 missing)
+                 : 0;
+}
+
+/* A goal that even the fastest plan misses with nobody else there. */
+static int check_goal(const planning *p, pst_error *err) {
+  double fastest = INFINITY;
+  for (size_t i = 0; i < p->space.n_classes; i++) {
+    if (p->state.estimates[i].capacity > 0) return 0;
+    fastest = fmin(fastest, p->state.estimates[i].idle_total_ms);
+  }
+  return pst_error_set(
+      err, PST_E_BAD_INPUT, "goal.latency_p95_ms",
+      "%.0f ms cannot be kept: the fastest of %zu kinds of plan takes about %.0f ms alone on this machine; raise "
+      "it, or offer a smaller model",
+      p->in->workload->goal.latency_p95_ms, p->space.n_classes, fastest);
+}
+
+static int profiles(planning *p, const void *arg, pst_buf *out, pst_error *err) {
+  (void)arg;
+  return p->world->profiles(p->world->state, &p->space, out, err);
+}
+
+static int prepare(planning *p, pst_error *err) {
+  const pst_json *value = NULL;
+  int code = describe_targets(p, err);
+  if (!code)
+    code = pst_optimizer_space_init(&p->space, p->in->workload, p->targets, p->in->n_targets, p->in->threads,
+                                    p->in->examples_index, err);
+  if (!code) code = pst_optimizer_speed_init(&p->speed, &p->space, p->in->seed, p->in->price_nusd_per_hour, err);
+  p->state.space = &p->space;
+  p->state.speed = &p->speed;
+  p->state.journal = p->journal;
+  p->state.world = p->world;
+  p->state.seed = p->in->seed;
+  p->state.budget_s = p->in->budget_s;
+  if (!code) code = pst_optimizer_state_init(&p->state, p->in->max_items, err);
+  if (!code) code = check_parts(p, err);
+  if (!code) code = find_reference(p, err);
+  note(p, "render prompts");
+  if (!code) code = ask(p, "profiles", profiles, NULL, &value, err);
+  if (!code) code = pst_optimizer_speed_read_profiles(&p->speed, value, err);
+  if (!code) code = calibrate_all(p, err);
+  p->calibrated_s = elapsed_s(p);
+  if (!code) code = pst_optimizer_update(&p->state, err);
+  return code ? code : check_goal(p, err);
+}
+
+/* ---- search to verdict ---- */
+
+static int order_finalists(planning *p, int *classes, size_t n, pst_error *err) {
+  pst_optimizer_state *s = &p->state;
+  double worth[PST_OPTIMIZER_MAX_FINALISTS];
+  int code = 0;
+  note(p, "replay the trace for each finalist");
+  for (size_t i = 0; i < n && !code; i++) code = pst_optimizer_choose_exact(s, classes[i], err);
+  for (size_t i = 0; i < n && !code; i++)
+    worth[i] = pst_optimizer_expected_utility(s, &s->estimates[classes[i]], s->beliefs[classes[i]]);
+  for (size_t i = 1; i < n && !code; i++)
+    for (size_t k = i; k > 0 && worth[k] > worth[k - 1]; k--) {
+      double w = worth[k];
+      int c = classes[k];
+      worth[k] = worth[k - 1];
+      classes[k] = classes[k - 1];
+      worth[k - 1] = w;
+      classes[k - 1] = c;
+    }
+  return code;
+}
+
+static int search_and_verify(planning *p, pst_error *err) {
+  pst_optimizer_state *s = &p->state;
+  int classes[PST_OPTIMIZER_MAX_FINALISTS];
+  size_t n = 0;
+  double verify_from = p->in->budget_s * (1 - C(verify_share));
+  int code = pst_optimizer_search(s, verify_from * 0.92, err);
+  if (!code) code = pst_optimizer_finalists(s, verify_from, classes, &n, err);
+  p->searched_s = elapsed_s(p);
+  if (!code) code = order_finalists(p, classes, n, err);
+  if (!code) code = pst_optimizer_verify(s, classes, n, &p->verification, err);
+  p->verified_s = elapsed_s(p);
+  return code;
+}
+
+/* ---- which field bought what ---- */
+
+static int explain_lossy(planning *p, int chosen, pst_optimizer_field *f, pst_error *err) {
+  pst_optimizer_state *s = &p->state;
+  pst_optimizer_choice c = s->best_exact[chosen];
+  c.v[f->axis] = p->reference_choice.v[f->axis];
+  f->class_index = pst_optimizer_class_find(&p->space, &c);
+  if (f->class_index < 0) return 0;
+  int want = PST_MIN((int)C(ablation_items), s->search[chosen].n), code = 0;
+  double needed = pst_optimizer_seconds(s, f->class_index, want - s->search[f->class_index].n);
+  if (s->search[f->class_index].n < want && elapsed_s(p) + needed < p->in->budget_s)
+    code = pst_optimizer_measure(s, f->class_index, false, want, err);
+  if (code) return code;
+  const pst_optimizer_answers *with = &s->search[chosen], *without = &s->search[f->class_index];
+  if (without->n > 0) {
+    pst_evals_comparison pair;
+    pst_optimizer_pair(with, without, s->goal.margin, &pair);
+    f->n = (int)pair.n;
+    f->difference = pair.difference;
+  } else {
+    pst_evals_interval a = pst_optimizer_belief_interval(s->beliefs[chosen], C(confidence));
+    pst_evals_interval b = pst_optimizer_belief_interval(s->beliefs[f->class_index], C(confidence));
+    f->difference = (pst_evals_interval){a.estimate - b.estimate, a.low - b.high, a.high - b.low};
+  }
+  pst_optimizer_lengths l = {0};
+  if (without->n > 0) l.completion = without->completion / without->n;
+  return pst_optimizer_speed_replay(&p->speed, &c, &l, &f->without, err);
+}
+
+static int explain_fields(planning *p, int chosen, pst_error *err) {
+  pst_optimizer_state *s = &p->state;
+  const pst_optimizer_choice *plan = &s->best_exact[chosen];
+  int code = 0;
+  note(p, "what each field bought");
+  for (int a = 0; a < PST_OPTIMIZER_N_AXES && !code; a++) {
+    if (plan->v[a] == p->reference_choice.v[a]) continue;
+    pst_optimizer_field *f = &p->fields[p->n_fields++];
+    f->axis = a;
+    f->class_index = chosen;
+    if (a < PST_OPTIMIZER_N_LOSSY) {
+      code = explain_lossy(p, chosen, f, err);
+      continue;
+    }
+    pst_optimizer_choice c = *plan;
+    c.v[a] = p->reference_choice.v[a];
+    pst_optimizer_lengths l = {0};
+    l.completion = s->search[chosen].completion / PST_MAX(s->search[chosen].n, 1);
+    code = pst_optimizer_speed_replay(&p->speed, &c, &l, &f->without, err);
+  }
+  return code;
+}
+
+static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char **ret_plan, char **ret_evidence,
+                         char ret_hash[65], pst_error *err) {
+  pst_optimizer_state *s = &p->state;
+  const pst_optimizer_verification *v = &p->verification;
+  int chosen = v->taken >= 0 ? v->trials[v->taken].class_index : s->reference, code = 0;
+  pst_buf json = PST_BUF_INIT, evidence = PST_BUF_INIT;
+  char *plan = NULL;
+  pst_optimizer_outcome o = {.state = s,
+                             .verification = v,
+                             .chosen = chosen,
+                             .reference_choice = p->reference_choice,
+                             .created_ms = p->in->created_ms,
+                             .run_id = p->journal->run_id,
+                             .reference_in_force = p->in->reference_plan != NULL,
+                             .threads = p->in->threads};
+  bool inside = (size_t)s->reference < p->space.n_classes;
+  pst_optimizer_lengths l = {0};
+  if (s->search[s->reference].n) l.completion = s->search[s->reference].completion / s->search[s->reference].n;
+  if (inside) code = pst_optimizer_speed_replay(&p->speed, &p->reference_choice, &l, &o.reference_estimate, err);
+  if (v->taken >= 0) {
+    o.choice = s->best_exact[chosen];
+    o.estimate = s->estimates[chosen];
+    if (!code) code = explain_fields(p, chosen, err);
+    if (!code && pst_optimizer_plan_write(&p->space, &o.choice, &json))
+      code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a plan");
+  } else {
+    o.choice = p->reference_choice;
+    o.estimate = o.reference_estimate;
+    pst_buf_puts(&json, p->reference_plan);
+  }
+  if (!code) code = set_plan_document(pst_buf_text(&json), NULL, &plan, o.plan_hash, err);
+  o.fields = p->fields;
+  o.n_fields = p->n_fields;
+  o.calibration_s = p->calibrated_s;
+  o.search_s = p->searched_s - p->calibrated_s;
+  o.verify_s = p->verified_s - p->searched_s;
+  o.total_s = elapsed_s(p);
+  if (!code) code = pst_optimizer_evidence_write(&o, &evidence, err);
+  if (!code) {
+    *ret_verdict = v->verdict;
+    *ret_plan = plan;
+    *ret_evidence = pst_buf_take(&evidence);
+    memcpy(ret_hash, o.plan_hash, 65);
+    plan = NULL;
+  }
+  pst_free(plan);
+  pst_buf_done(&json);
+  pst_buf_done(&evidence);
+  return code;
+}
+
+int pst_optimizer_plan_search(const pst_optimizer_input *input, pst_optimizer_world *world,
+                              pst_optimizer_journal *journal, pst_optimizer_verdict *ret_verdict, char **ret_plan,
+                              char **ret_evidence, char ret_hash[65], pst_error *err) {
+  planning *p = pst_calloc(1, sizeof *p);
+  if (!p) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a search");
+  p->in = input;
+  p->world = world;
+  p->journal = journal;
+  int code = prepare(p, err);
+  if (!code) code = search_and_verify(p, err);
+  if (!code) code = write_outcome(p, ret_verdict, ret_plan, ret_evidence, ret_hash, err);
+  pst_optimizer_state_done(&p->state);
+  pst_optimizer_speed_done(&p->speed);
+  pst_optimizer_space_done(&p->space);
+  pst_free(p->reference_plan);
+  pst_free(p);
+  return code;
+}

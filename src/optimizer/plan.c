@@ -1,0 +1,163 @@
+/* A point of the space as an executable plan document, and back. Owns nothing else: what a document may say is the gateway's schema. */
+#include <string.h>
+
+#include "optimizer/space.h"
+
+static void put_text(pst_json_writer *w, const char *key, pst_str text) {
+  pst_json_key(w, key);
+  pst_json_put_str(w, text);
+}
+
+static void put_engine(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  const pst_optimizer_axis *x = s->axes;
+  const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
+  pst_json_begin_object(w);
+  put_text(w, "model", pst_str_from(t->name));
+  if (t->sha256) put_text(w, "sha256", pst_str_from(t->sha256));
+  const int texts[] = {PST_OPTIMIZER_WEIGHTS, PST_OPTIMIZER_KV};
+  for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++)
+    put_text(w, x[texts[i]].name, pst_str_from(x[texts[i]].values[c->v[texts[i]]]));
+  const int numbers[] = {PST_OPTIMIZER_SLOTS, PST_OPTIMIZER_CHUNK, PST_OPTIMIZER_THREADS};
+  for (size_t i = 0; i < PST_ARRAY_LEN(numbers); i++) {
+    pst_json_key(w, x[numbers[i]].name);
+    pst_json_put_int(w, x[numbers[i]].number[c->v[numbers[i]]]);
+  }
+  pst_json_end_object(w);
+}
+
+static void put_prompt(pst_json_writer *w, const pst_evals_prompt *p) {
+  pst_json_key(w, "prompt");
+  pst_json_begin_object(w);
+  put_text(w, "name", p->name);
+  if (p->system.n) put_text(w, "system", p->system);
+  if (p->instruction.n) put_text(w, "instruction", p->instruction);
+  if (p->input_key.n) put_text(w, "input_key", p->input_key);
+  if (p->answer_key.n) put_text(w, "answer_key", p->answer_key);
+  pst_json_end_object(w);
+}
+
+static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  const pst_optimizer_axis *x = s->axes;
+  const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
+  pst_json_begin_object(w);
+  put_text(w, "op", t->provider ? PST_STR("remote") : PST_STR("local"));
+  if (t->provider) {
+    put_text(w, "provider", pst_str_from(t->provider));
+    put_text(w, "model", pst_str_from(t->name + strlen(t->provider) + 1));
+  } else {
+    put_text(w, "engine", PST_STR("e1"));
+  }
+  put_prompt(w, &s->workload->prompts[c->v[PST_OPTIMIZER_PROMPT]]);
+  put_text(w, "layout", pst_str_from(x[PST_OPTIMIZER_LAYOUT].values[c->v[PST_OPTIMIZER_LAYOUT]]));
+  int e = c->v[PST_OPTIMIZER_EXAMPLES];
+  if (x[PST_OPTIMIZER_EXAMPLES].number[e] > 0) {
+    pst_json_key(w, "examples");
+    pst_json_begin_object(w);
+    put_text(w, "index", pst_str_from(s->examples_index));
+    pst_json_key(w, "k");
+    pst_json_put_int(w, x[PST_OPTIMIZER_EXAMPLES].number[e]);
+    if (x[PST_OPTIMIZER_EXAMPLES].fixed[e]) {
+      pst_json_key(w, "fixed");
+      pst_json_put_bool(w, true);
+    }
+    pst_json_end_object(w);
+  }
+  put_text(w, "constraint", pst_str_from(x[PST_OPTIMIZER_CONSTRAINT].values[c->v[PST_OPTIMIZER_CONSTRAINT]]));
+  if (!t->provider)
+    put_text(w, "speculation", pst_str_from(x[PST_OPTIMIZER_SPECULATION].values[c->v[PST_OPTIMIZER_SPECULATION]]));
+  pst_json_key(w, "sampling");
+  pst_json_begin_object(w);
+  pst_json_key(w, "temperature");
+  pst_json_put_int(w, 0);
+  pst_json_end_object(w);
+  pst_json_key(w, "max_tokens");
+  pst_json_put_int(w, s->workload->max_tokens);
+  pst_json_end_object(w);
+}
+
+int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_choice *c, pst_buf *out) {
+  pst_json_writer w = pst_json_writer_on(out, false);
+  const pst_evals_info *info = s->workload;
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "schema");
+  pst_json_put_int(&w, 1);
+  put_text(&w, "workload", pst_str_from(info->name));
+  if (info->input_pattern) put_text(&w, "input_pattern", pst_str_from(info->input_pattern));
+  if (info->n_labels) {
+    pst_json_key(&w, "labels");
+    pst_json_begin_array(&w);
+    for (size_t i = 0; i < info->n_labels; i++) pst_json_put_str(&w, info->labels[i]);
+    pst_json_end_array(&w);
+  }
+  pst_json_key(&w, "engines");
+  pst_json_begin_object(&w);
+  if (!pst_optimizer_is_remote(s, c)) {
+    pst_json_key(&w, "e1");
+    put_engine(&w, s, c);
+  }
+  pst_json_end_object(&w);
+  pst_json_key(&w, "root");
+  put_node(&w, s, c);
+  pst_json_end_object(&w);
+  return pst_buf_status(out);
+}
+
+/* ---- back ---- */
+
+static int find_value(const pst_optimizer_axis *axis, const char *text) {
+  for (int i = 0; i < axis->n; i++)
+    if (text && !strcmp(axis->values[i], text)) return i;
+  return -1;
+}
+
+static int find_number(const pst_optimizer_axis *axis, int number) {
+  for (int i = 0; i < axis->n; i++)
+    if (axis->number[i] == number) return i;
+  return -1;
+}
+
+static bool same_text(pst_str a, const char *b) { return pst_str_equal(a, pst_str_from(b)); }
+
+static int find_prompt(const pst_evals_info *info, const pst_gateway_node *n) {
+  for (size_t i = 0; i < info->n_prompts; i++) {
+    const pst_evals_prompt *p = &info->prompts[i];
+    if (same_text(p->name, n->prompt_name) && same_text(p->system, n->system) &&
+        same_text(p->instruction, n->instruction) && same_text(p->input_key, n->input_key) &&
+        same_text(p->answer_key, n->answer_key))
+      return (int)i;
+  }
+  return -1;
+}
+
+static int find_examples(const pst_optimizer_space *s, const pst_gateway_node *n) {
+  const pst_optimizer_axis *axis = &s->axes[PST_OPTIMIZER_EXAMPLES];
+  int k = n->examples_index ? n->n_examples : 0;
+  if (k > 0 && strcmp(n->examples_index, s->examples_index) != 0) return -1;
+  for (int i = 0; i < axis->n; i++)
+    if (axis->number[i] == k && axis->fixed[i] == (k > 0 && n->examples_fixed)) return i;
+  return -1;
+}
+
+bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_plan *plan, pst_optimizer_choice *ret) {
+  const pst_gateway_node *n = &plan->root;
+  if (n->op != PST_GATEWAY_OP_LOCAL || n->engine < 0 || n->engine >= plan->n_engines || n->sampling.temperature > 0)
+    return false;
+  const pst_gateway_engine_spec *e = &plan->engines[n->engine];
+  const int values[PST_OPTIMIZER_N_AXES] = {
+      find_value(&s->axes[PST_OPTIMIZER_MODEL], e->model),
+      find_value(&s->axes[PST_OPTIMIZER_WEIGHTS], e->weights ? e->weights : "shipped"),
+      find_number(&s->axes[PST_OPTIMIZER_KV], (int)e->options.kv),
+      find_prompt(s->workload, n),
+      find_number(&s->axes[PST_OPTIMIZER_LAYOUT], (int)n->layout),
+      find_examples(s, n),
+      find_number(&s->axes[PST_OPTIMIZER_CONSTRAINT], (int)n->constraint),
+      find_number(&s->axes[PST_OPTIMIZER_SLOTS], e->options.slots),
+      find_number(&s->axes[PST_OPTIMIZER_CHUNK], e->options.chunk),
+      find_number(&s->axes[PST_OPTIMIZER_THREADS], e->options.threads),
+      find_number(&s->axes[PST_OPTIMIZER_SPECULATION], (int)n->speculation)};
+  for (int a = 0; a < PST_OPTIMIZER_N_AXES; a++) {
+    if (values[a] < 0) return false;
+    ret->v[a] = (uint8_t)values[a];
+  }
+  return pst_optimizer_class_find(s, ret) >= 0;
+}

@@ -1,0 +1,85 @@
+/* One run's knowledge and decisions: what was measured, what is believed, what to measure next, which plans are finalists. */
+#ifndef PST_OPTIMIZER_SEARCH_H
+#define PST_OPTIMIZER_SEARCH_H
+
+#include "optimizer/journal.h"
+#include "optimizer/speed.h"
+#include "optimizer/surrogate.h"
+#include "optimizer/world.h"
+
+/* Answers of one class on one part's items, in the part's order: every class is asked the same items first, so any two are paired. */
+typedef struct pst_optimizer_answers {
+  uint8_t *right; /* one per item of the part; valid up to n */
+  int n, k;
+  double prompt, cached, completion; /* sums */
+  double wall_us, busy_ms;           /* busy_ms: sum of the answers' own times */
+  int64_t cost_nusd, n_failed;
+} pst_optimizer_answers;
+
+typedef struct pst_optimizer_step {
+  int class_index; /* n_classes: a reference outside the space */
+  int from, to, k;
+  double voi;     /* expected worth of the measurement: nano-dollars a month, or the objective's unit */
+  double seconds; /* it was expected to take */
+  int64_t elapsed_us;
+} pst_optimizer_step;
+
+typedef struct pst_optimizer_state {
+  pst_optimizer_space *space;
+  pst_optimizer_speed *speed;
+  pst_optimizer_journal *journal;
+  pst_optimizer_world *world;
+  pst_evals_goal goal;
+  double budget_s, monthly;
+  uint64_t seed;
+  size_t *search_items, *verify_items; /* in the order they are asked, by seed */
+  size_t n_search, n_verify;
+  int reference;              /* class; n_classes: outside the space */
+  const char *reference_plan; /* its document */
+  char reference_hash[65];
+  pst_optimizer_answers *search, *verify; /* n_classes + 1 */
+  pst_optimizer_belief *beliefs;          /* n_classes */
+  pst_optimizer_estimate *estimates;      /* n_classes: of the exact choice below */
+  pst_optimizer_choice *best_exact;       /* n_classes: whole choices */
+  uint8_t *pruned;                        /* n_classes: dominated, interval against interval */
+  uint8_t *opened;                        /* engines used so far, by model, weights, kv */
+  pst_optimizer_step *steps;
+  size_t n_steps, steps_capacity;
+  size_t n_pruned;
+  double floor; /* in force: the goal's, or the reference less the margin, whichever is higher */
+  double scale; /* of the objective, for penalties */
+  const char *why_stopped;
+} pst_optimizer_state;
+
+int pst_optimizer_state_init(pst_optimizer_state *s, size_t max_items, pst_error *err);
+void pst_optimizer_state_done(pst_optimizer_state *s);
+
+/* Asks a class items [its n, to) of a part, through the log. plan: the choice to ask with. */
+int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, int to, pst_error *err);
+/* Formula estimates of every class at its best exact choice. */
+void pst_optimizer_estimate_all(pst_optimizer_state *s);
+/* Beliefs, the floor in force, dominance. */
+int pst_optimizer_update(pst_optimizer_state *s, pst_error *err);
+/* What a class is worth at quality q: the objective where the goal holds, a penalty where not. Higher is better. */
+double pst_optimizer_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q);
+double pst_optimizer_expected_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e,
+                                      pst_optimizer_belief b);
+/* Measures what pays most per second until nothing pays or `deadline_s` of the run is reached. */
+int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *err);
+/* The best measured classes, best first, each on at least final_items (time allowing); returns how many in *ret_n. */
+int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_classes, size_t *ret_n, pst_error *err);
+/* Chooses a class's exact fields by replay of the trace, and keeps choice and estimate in the state. */
+int pst_optimizer_choose_exact(pst_optimizer_state *s, int class_index, pst_error *err);
+/* Seconds that asking a class n items is expected to take. */
+double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int n);
+/* A choice with the exact fields everything is measured with. */
+pst_optimizer_choice pst_optimizer_measuring(const pst_optimizer_state *s, const pst_optimizer_choice *c);
+
+/* Marks [0, n) what another dominates: its highest cost is below their lowest and its lowest quality above their highest. Costs may be INFINITY.
+ * Returns how many are marked. (optimizer/dominance.c) */
+typedef struct pst_optimizer_point {
+  double cost_low, cost_high, quality_low, quality_high;
+} pst_optimizer_point;
+size_t pst_optimizer_dominated(const pst_optimizer_point *points, size_t n, uint8_t *ret_marks);
+
+#endif

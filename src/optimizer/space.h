@@ -1,0 +1,91 @@
+/* The plan space: one axis per field of a plan, and every combination that makes sense.
+ *
+ * A plan is a choice: one value per axis. The first PST_OPTIMIZER_N_LOSSY axes can change answers: their combinations are the *classes* whose quality is
+ * measured. The others are exact (same tokens): they change speed only, and are shared by every class. */
+#ifndef PST_OPTIMIZER_SPACE_H
+#define PST_OPTIMIZER_SPACE_H
+
+#include <penstock/optimizer.h>
+
+enum {
+  PST_OPTIMIZER_MODEL,
+  PST_OPTIMIZER_WEIGHTS,
+  PST_OPTIMIZER_KV,
+  PST_OPTIMIZER_PROMPT,
+  PST_OPTIMIZER_LAYOUT,
+  PST_OPTIMIZER_EXAMPLES,
+  PST_OPTIMIZER_CONSTRAINT,
+  PST_OPTIMIZER_N_LOSSY,
+  PST_OPTIMIZER_SLOTS = PST_OPTIMIZER_N_LOSSY,
+  PST_OPTIMIZER_CHUNK,
+  PST_OPTIMIZER_THREADS,
+  PST_OPTIMIZER_SPECULATION,
+  PST_OPTIMIZER_N_AXES
+};
+enum { PST_OPTIMIZER_MAX_VALUES = 24 };
+
+typedef struct pst_optimizer_axis {
+  const char *name; /* as in the plan document */
+  const char *values[PST_OPTIMIZER_MAX_VALUES];
+  int number[PST_OPTIMIZER_MAX_VALUES]; /* of numeric axes; examples: how many */
+  bool fixed[PST_OPTIMIZER_MAX_VALUES]; /* examples: the first of the index */
+  int n;
+} pst_optimizer_axis;
+
+typedef struct pst_optimizer_choice {
+  uint8_t v[PST_OPTIMIZER_N_AXES];
+} pst_optimizer_choice;
+
+/* A model as the planner knows it. Remote ones have a provider and neither weights, KV nor template. */
+typedef struct pst_optimizer_target {
+  const char *name, *sha256;
+  const char *provider;  /* NULL: local */
+  pst_store_price price; /* of a remote one */
+  bool has_template;
+  int n_ctx;
+  char weights[16];    /* as shipped */
+  double label_tokens; /* mean length of the workload's expected answers, end included */
+} pst_optimizer_target;
+
+typedef struct pst_optimizer_space {
+  pst_optimizer_axis axes[PST_OPTIMIZER_N_AXES];
+  pst_optimizer_target targets[PST_OPTIMIZER_MAX_VALUES];
+  pst_optimizer_choice *classes; /* exact axes 0; in order of enumeration */
+  size_t n_classes;
+  pst_optimizer_choice *exact; /* lossy axes 0 */
+  size_t n_exact;
+  int64_t n_plans;         /* classes with an engine times exact, and remote ones */
+  int64_t n_refused;       /* combinations that make no sense, not counted in n_plans */
+  int reference_class;     /* index; -1: the plan in force is none of these */
+  char examples_index[65]; /* hash; empty: the workload has no examples */
+  const pst_evals_info *workload;
+  int kv_tokens_per_slot;
+  pst_arena *arena;
+} pst_optimizer_space;
+
+/* Fills the axes from the workload and the targets. `max_threads` at least 1. */
+int pst_optimizer_space_init(pst_optimizer_space *space, const pst_evals_info *workload,
+                             const pst_optimizer_target *targets, size_t n_targets, int max_threads,
+                             const char *examples_index, pst_error *err);
+void pst_optimizer_space_done(pst_optimizer_space *space);
+
+/* The order of the examples in the index: round robin over the labels, so that the first ones show every label. ret: indices into items; returns how many. */
+size_t pst_optimizer_examples_order(const pst_evals_info *workload, size_t *ret_items);
+
+/* "smollm2-135m shipped f16 terse chat nearest4 labels": names a class in the log. */
+void pst_optimizer_class_name(const pst_optimizer_space *space, const pst_optimizer_choice *choice, pst_buf *out);
+/* The same with the exact fields behind it. */
+void pst_optimizer_plan_name(const pst_optimizer_space *space, const pst_optimizer_choice *choice, pst_buf *out);
+/* The executable plan document (canonical order is the gateway's business). */
+int pst_optimizer_plan_write(const pst_optimizer_space *space, const pst_optimizer_choice *choice, pst_buf *out);
+/* The choice an executable plan stands for, exact axes at the nearest value; false when it is outside the space. */
+bool pst_optimizer_plan_match(const pst_optimizer_space *space, const pst_gateway_plan *plan,
+                              pst_optimizer_choice *ret_choice);
+int pst_optimizer_class_find(const pst_optimizer_space *space, const pst_optimizer_choice *choice); /* -1: none */
+/* Engine options of a choice with zeros filled in, as the engine would. */
+pst_engine_options pst_optimizer_engine_options(const pst_optimizer_space *space, const pst_optimizer_choice *choice);
+static inline bool pst_optimizer_is_remote(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
+  return space->targets[c->v[PST_OPTIMIZER_MODEL]].provider != NULL;
+}
+
+#endif

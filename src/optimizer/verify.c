@@ -1,0 +1,100 @@
+/* Verification (verify.h). The number of items is fixed by the time left before the first answer comes, and never by what answers say: looking and stopping
+ * would spoil the interval. A second look at the same part is no longer a first one, so each run that looks is counted. */
+#include "optimizer/verify.h"
+
+#include <string.h>
+
+#include "optimizer/constants.h"
+
+#define C PST_OPTIMIZER_CONST
+enum { LEAST_ITEMS = 100 };
+
+void pst_optimizer_pair(const pst_optimizer_answers *a, const pst_optimizer_answers *b, double margin,
+                        pst_evals_comparison *ret) {
+  memset(ret, 0, sizeof *ret);
+  int64_t n = PST_MIN(a->n, b->n), a_right = 0, b_right = 0;
+  for (int64_t i = 0; i < n; i++) {
+    bool x = a->right[i], y = b->right[i];
+    a_right += x;
+    b_right += y;
+    ret->n11 += x && y;
+    ret->n10 += x && !y;
+    ret->n01 += !x && y;
+    ret->n00 += !x && !y;
+  }
+  double confidence = C(confidence);
+  ret->n = n;
+  ret->margin = margin;
+  ret->a = pst_evals_wilson(a_right, n, confidence);
+  ret->b = pst_evals_wilson(b_right, n, confidence);
+  ret->difference = pst_evals_tango(ret->n11, ret->n10, ret->n01, ret->n00, confidence);
+  ret->mid_p = pst_evals_mcnemar_mid_p(ret->n10, ret->n01);
+  ret->detectable = n ? pst_evals_detectable(n, (double)(ret->n10 + ret->n01) / (double)n, 1 - confidence, 0.8) : 1;
+  ret->non_inferior = ret->difference.low > -margin    ? PST_EVALS_YES
+                      : ret->difference.high < -margin ? PST_EVALS_NO
+                                                       : PST_EVALS_NOT_ENOUGH_DATA;
+}
+
+/* As many items as the time left allows for the reference and one finalist, at least LEAST_ITEMS, at most all. */
+static int choose_n(const pst_optimizer_state *s, const int *finalists, size_t n_finalists) {
+  double left = s->budget_s - (double)s->journal->elapsed_us / 1e6;
+  double per_item =
+      (pst_optimizer_seconds(s, s->reference, 1000) + pst_optimizer_seconds(s, finalists[0], 1000)) / 1000;
+  for (size_t i = 0; i < n_finalists; i++)
+    if (finalists[i] == s->reference) per_item = pst_optimizer_seconds(s, s->reference, 1000) / 1000;
+  double n = 0.95 * left / per_item;
+  n = n < LEAST_ITEMS ? LEAST_ITEMS : n;
+  return n < (double)s->n_verify ? (int)n : (int)s->n_verify;
+}
+
+static int count_use(pst_optimizer_state *s, int64_t *ret_uses, pst_error *err) {
+  const pst_json *value = pst_optimizer_journal_find(s->journal, "use of verify");
+  pst_buf answer = PST_BUF_INIT;
+  int code = 0;
+  if (!value) {
+    if (!s->journal->replay) code = s->world->count_use(s->world->state, &answer, err);
+    if (!code) code = pst_optimizer_journal_put(s->journal, "use of verify", &answer, &value, err);
+  }
+  pst_buf_done(&answer);
+  if (!code) *ret_uses = pst_json_int(pst_json_get(value, "uses"), 1);
+  return code;
+}
+
+static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t) {
+  pst_optimizer_pair(&s->verify[t->class_index], &s->verify[s->reference], s->goal.margin, &t->comparison);
+  const pst_optimizer_estimate *e = &s->estimates[t->class_index];
+  double q = t->comparison.a.estimate;
+  t->asked = true;
+  t->floor_holds = q >= s->goal.quality_floor;
+  t->ceiling_holds =
+      s->goal.cost_ceiling_nusd <= 0 || (q > 0 && 1000 * e->request_nusd / q <= (double)s->goal.cost_ceiling_nusd);
+  t->passed = t->floor_holds && t->ceiling_holds && t->comparison.non_inferior == PST_EVALS_YES;
+}
+
+int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_finalists,
+                         pst_optimizer_verification *ret, pst_error *err) {
+  pst_optimizer_verification v;
+  memset(&v, 0, sizeof v);
+  v.taken = -1;
+  v.n_trials = PST_MIN(n_finalists, (size_t)PST_OPTIMIZER_MAX_FINALISTS);
+  for (size_t i = 0; i < v.n_trials; i++) v.trials[i].class_index = finalists[i];
+  bool inconclusive = false;
+  int code = 0;
+  if (v.n_trials) {
+    v.n_items = choose_n(s, finalists, n_finalists);
+    code = count_use(s, &v.uses, err);
+    if (!code && s->world->note) s->world->note(s->world->state, "verify: the reference plan on held-back items");
+    if (!code) code = pst_optimizer_measure(s, s->reference, true, v.n_items, err);
+  }
+  for (size_t i = 0; i < v.n_trials && !code && v.taken < 0; i++) {
+    if (s->world->note) s->world->note(s->world->state, i ? "verify: the next finalist" : "verify: the first finalist");
+    code = pst_optimizer_measure(s, v.trials[i].class_index, true, v.n_items, err);
+    if (code) break;
+    judge(s, &v.trials[i]);
+    inconclusive |= v.trials[i].floor_holds && v.trials[i].comparison.non_inferior == PST_EVALS_NOT_ENOUGH_DATA;
+    if (v.trials[i].passed) v.taken = (int)i;
+  }
+  v.verdict = v.taken >= 0 ? PST_OPTIMIZER_FOUND : inconclusive ? PST_OPTIMIZER_NOT_ENOUGH_DATA : PST_OPTIMIZER_NONE;
+  if (!code) *ret = v;
+  return code;
+}

@@ -1,0 +1,33 @@
+/* The held-back look: finalists in a fixed order, each paired against the reference plan on items the search has not seen; the first that passes is taken. */
+#ifndef PST_OPTIMIZER_VERIFY_H
+#define PST_OPTIMIZER_VERIFY_H
+
+#include "optimizer/search.h"
+
+enum { PST_OPTIMIZER_MAX_FINALISTS = 8 };
+
+typedef struct pst_optimizer_trial {
+  int class_index;
+  bool asked;
+  pst_evals_comparison comparison; /* a: finalist, b: reference */
+  bool floor_holds;                /* by the point estimate */
+  bool ceiling_holds;              /* cost per accepted answer, with the quality found here */
+  bool passed;
+} pst_optimizer_trial;
+
+typedef struct pst_optimizer_verification {
+  pst_optimizer_trial trials[PST_OPTIMIZER_MAX_FINALISTS];
+  size_t n_trials;
+  int n_items;  /* fixed before the first answer */
+  int64_t uses; /* how often this part was looked at by now, this run included */
+  int taken;    /* trial that passed; -1: none */
+  pst_optimizer_verdict verdict;
+} pst_optimizer_verification;
+
+int pst_optimizer_verify(pst_optimizer_state *state, const int *finalists, size_t n_finalists,
+                         pst_optimizer_verification *ret_verification, pst_error *err);
+/* Pairs two classes' answers on their common items. */
+void pst_optimizer_pair(const pst_optimizer_answers *a, const pst_optimizer_answers *b, double margin,
+                        pst_evals_comparison *ret_comparison);
+
+#endif

@@ -1,0 +1,32 @@
+/* What a run may ask of the world. Each answer is a JSON value that goes into the log before anyone looks at it. The real one (live.c) asks the gateway; tests
+ * bring one of their own. */
+#ifndef PST_OPTIMIZER_WORLD_H
+#define PST_OPTIMIZER_WORLD_H
+
+#include "optimizer/space.h"
+
+typedef struct pst_optimizer_world {
+  void *state;
+  /* {"weights", "has_template", "n_ctx", "label_tokens"} of a local model. */
+  int (*describe)(void *state, const char *model, const char *sha256, pst_buf *out, pst_error *err);
+  /* Rendered prompts of a sample of items, one entry per (model, prompt, layout, examples) of a local model that some class uses:
+   * [{"key": [m, p, l, e], "lengths": [...], "shared": N}]. */
+  int (*profiles)(void *state, const pst_optimizer_space *space, pst_buf *out, pst_error *err);
+  /* {"fixed_us", "token_us", "context_us", "head_us", "relative_error", "seconds"} of a choice's engine. */
+  int (*calibrate)(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *choice, int budget_ms,
+                   pst_buf *out, pst_error *err);
+  /* Asks a plan the items, in order: {"right": "0110...", "prompt": [...], "cached": [...], "completion": [...], "total_ms": [...], "steps", "drafted",
+   * "accepted", "failed", "wall_us", "cost_nusd", "run"}. */
+  int (*measure)(void *state, pst_str plan_json, bool verify, const size_t *items, size_t n, pst_buf *out,
+                 pst_error *err);
+  /* Prompt lengths of a choice for items: {"lengths": [...], "shared": N}. */
+  int (*lengths)(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *choice, const size_t *items,
+                 size_t n, pst_buf *out, pst_error *err);
+  /* One more look at a held-back part: {"uses": N}, this one included. */
+  int (*count_use)(void *state, pst_buf *out, pst_error *err);
+  /* Where a run stands, for a person: phase, best so far. NULL: nobody listens. */
+  void (*note)(void *state, const char *text);
+  bool (*cancelled)(void *state); /* NULL: never */
+} pst_optimizer_world;
+
+#endif

@@ -1,0 +1,502 @@
+/* The planner on a made-up world whose truth is known: enumeration, dominance, beliefs, search, verification, log, replay, resume. Time there is what the
+ * world says, so a whole search takes a moment. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "optimizer/constants.h"
+#include "optimizer/optimize.h"
+#include "optimizer/verify.h"
+
+enum { N_EXAMPLES = 60, N_SEARCH = 200, N_VERIFY = 300, N_ITEMS = N_EXAMPLES + N_SEARCH + N_VERIFY, N_LABELS = 6 };
+#define INDEX_HASH "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+
+typedef struct fake {
+  pst_optimizer_journal *journal;
+  double ceiling;        /* of quality */
+  double verify_penalty; /* how much worse held-back items are, for everything but the reference */
+  int calls, cancel_after;
+  bool forbidden; /* a replay asks nothing */
+} fake;
+
+static pst_evals_item items[N_ITEMS];
+static char ids[N_ITEMS][8];
+static const pst_str labels[N_LABELS] = {{"one", 3}, {"two", 3}, {"three", 5}, {"four", 4}, {"five", 4}, {"six", 3}};
+static pst_evals_prompt prompts[3];
+
+static pst_evals_info make_workload(void) {
+  static const char *const names[] = {"a", "b", "c"};
+  for (size_t i = 0; i < 3; i++) {
+    prompts[i].name = pst_str_from(names[i]);
+    prompts[i].instruction = PST_STR("Which number?");
+  }
+  for (int i = 0; i < N_ITEMS; i++) {
+    snprintf(ids[i], sizeof ids[i], "i%03d", i);
+    items[i].id = pst_str_from(ids[i]);
+    items[i].input = items[i].id;
+    items[i].expected = labels[i % N_LABELS];
+    items[i].part = i < N_EXAMPLES              ? PST_EVALS_EXAMPLES
+                    : i < N_EXAMPLES + N_SEARCH ? PST_EVALS_SEARCH
+                                                : PST_EVALS_VERIFY;
+  }
+  pst_evals_info w = {.name = "numbers",
+                      .description = "made up",
+                      .folder = ".",
+                      .labels = labels,
+                      .n_labels = N_LABELS,
+                      .prompts = prompts,
+                      .n_prompts = 3,
+                      .goal = {0.6, 0.03, true, "cost", 2000, 0},
+                      .monthly_requests = 100000,
+                      .max_tokens = 12,
+                      .items = items,
+                      .n_items = N_ITEMS};
+  memset(w.fingerprint, 'f', 64);
+  w.fingerprint[64] = '\0';
+  return w;
+}
+
+/* ---- the world ---- */
+
+static int called(fake *f, int64_t us, pst_error *err) {
+  assert_false(f->forbidden);
+  f->journal->clock_base_us -= us;
+  if (f->cancel_after && ++f->calls > f->cancel_after) return pst_error_set(err, PST_E_CANCELLED, NULL, "killed");
+  return 0;
+}
+
+static int describe(void *state, const char *model, const char *sha256, pst_buf *out, pst_error *err) {
+  (void)sha256;
+  pst_buf_printf(out, "{\"weights\":\"Q4_1\",\"has_template\":%s,\"n_ctx\":8192,\"label_tokens\":2.5}",
+                 strcmp(model, "base") ? "true" : "false");
+  return called(state, 1000, err);
+}
+
+static int profiles(void *state, const pst_optimizer_space *s, pst_buf *out, pst_error *err) {
+  const pst_optimizer_axis *x = s->axes;
+  bool first = true;
+  pst_buf_putc(out, '[');
+  for (int m = 0; m < x[PST_OPTIMIZER_MODEL].n; m++)
+    for (int p = 0; p < x[PST_OPTIMIZER_PROMPT].n; p++)
+      for (int l = 0; l < x[PST_OPTIMIZER_LAYOUT].n; l++)
+        for (int e = 0; e < x[PST_OPTIMIZER_EXAMPLES].n; e++) {
+          int n = 60 + 20 * p + 30 * x[PST_OPTIMIZER_EXAMPLES].number[e];
+          pst_buf_printf(out, "%s{\"key\":[%d,%d,%d,%d],\"lengths\":[%d,%d],\"shared\":%d}", first ? "" : ",", m, p, l,
+                         e, n, n + 10, 40);
+          first = false;
+        }
+  pst_buf_putc(out, ']');
+  return called(state, 100000, err);
+}
+
+static int calibrate(void *state, const pst_optimizer_space *s, const pst_optimizer_choice *c, int budget_ms,
+                     pst_buf *out, pst_error *err) {
+  (void)s;
+  double slower = c->v[PST_OPTIMIZER_MODEL] ? 2 : 1;
+  if (c->v[PST_OPTIMIZER_THREADS]) slower *= 1.8;
+  pst_buf_printf(out, "{\"fixed_us\":%g,\"token_us\":%g,\"context_us\":100,\"head_us\":400,\"relative_error\":0.05}",
+                 5000 * slower, 1000 * slower);
+  return called(state, budget_ms * 1000, err);
+}
+
+/* The truth of this world: retrieved examples help, up to 8; labels help; the second model is a little better. */
+static double truth(const fake *f, const pst_gateway_plan *p) {
+  const pst_gateway_node *n = &p->root;
+  double q = 0.1 + (n->n_examples ? n->examples_fixed ? 0.1 : 0.35 + 0.05 * log2(n->n_examples) : 0);
+  if (n->constraint != PST_GATEWAY_FREE) q += 0.15;
+  if (!strcmp(p->engines[0].model, "large")) q += 0.05;
+  if (n->layout == PST_GATEWAY_LAYOUT_CHAT) q -= 0.05;
+  return q > f->ceiling ? f->ceiling : q;
+}
+
+static int measure(void *state, pst_str plan_json, bool verify, const size_t *asked, size_t n, pst_buf *out,
+                   pst_error *err) {
+  fake *f = state;
+  pst_gateway_plan *plan = NULL;
+  int code = pst_gateway_plan_parse(plan_json, "test", &plan, err);
+  if (code) return code;
+  double q = truth(f, plan) - (verify && plan->root.n_examples ? f->verify_penalty : 0);
+  uint64_t who = pst_hash64(plan->hash, 64, 0);
+  pst_buf_puts(out, "{\"right\":\"");
+  for (size_t i = 0; i < n; i++) pst_buf_putc(out, pst_random_unit(who, 1, asked[i]) < q ? '1' : '0');
+  pst_buf_printf(out,
+                 "\",\"prompt\":[%zu],\"cached\":[0],\"completion\":[%zu],\"total_ms\":[%zu],\"steps\":0,\"drafted\":0,"
+                 "\"accepted\":0,\"failed\":0,\"wall_us\":%zu,\"cost_nusd\":0,\"run\":0}",
+                 100 * n, 3 * n, 100 * n, 60000 * n);
+  pst_gateway_plan_unref(plan);
+  for (size_t i = 0; i < n; i++) assert_true(items[asked[i]].part == (verify ? PST_EVALS_VERIFY : PST_EVALS_SEARCH));
+  return called(f, (int64_t)(60000 * n), err);
+}
+
+static int lengths(void *state, const pst_optimizer_space *s, const pst_optimizer_choice *c, const size_t *asked,
+                   size_t n, pst_buf *out, pst_error *err) {
+  (void)asked;
+  pst_buf_puts(out, "{\"lengths\":[");
+  for (size_t i = 0; i < n; i++)
+    pst_buf_printf(out, "%s%d", i ? "," : "",
+                   60 + 30 * s->axes[PST_OPTIMIZER_EXAMPLES].number[c->v[PST_OPTIMIZER_EXAMPLES]]);
+  pst_buf_puts(out, "],\"shared\":40}");
+  return called(state, 1000, err);
+}
+
+static int count_use(void *state, pst_buf *out, pst_error *err) {
+  pst_buf_puts(out, "{\"uses\":1}");
+  return called(state, 0, err);
+}
+
+static pst_optimizer_world world_of(fake *f) {
+  return (pst_optimizer_world){f, describe, profiles, calibrate, measure, lengths, count_use, NULL, NULL};
+}
+
+/* ---- a run ---- */
+
+typedef struct outcome {
+  int code;
+  pst_optimizer_verdict verdict;
+  char *plan, *evidence, hash[65];
+} outcome;
+
+static void outcome_done(outcome *o) {
+  pst_free(o->plan);
+  pst_free(o->evidence);
+}
+
+static const pst_optimizer_target targets[] = {{.name = "small"}, {.name = "large"}, {.name = "base"}};
+
+static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const pst_evals_info *w) {
+  outcome o = {0};
+  pst_optimizer_world world = world_of(f);
+  pst_optimizer_input in = {.workload = w,
+                            .targets = targets,
+                            .n_targets = PST_ARRAY_LEN(targets),
+                            .examples_index = INDEX_HASH,
+                            .seed = seed,
+                            .budget_s = 180,
+                            .threads = 2,
+                            .price_nusd_per_hour = 100000000,
+                            .created_ms = 1};
+  pst_error err = PST_ERROR_INIT;
+  f->journal = j;
+  o.code = pst_optimizer_plan_search(&in, &world, j, &o.verdict, &o.plan, &o.evidence, o.hash, &err);
+  if (o.code && o.code != PST_E_CANCELLED) print_message("%s: %s\n", err.place, err.message);
+  return o;
+}
+
+static void copy_rows(const pst_optimizer_journal *from, pst_optimizer_journal *to) {
+  for (size_t i = 0; i < from->n_rows; i++) {
+    pst_buf row = PST_BUF_INIT;
+    pst_json_writer w = pst_json_writer_on(&row, false);
+    pst_json_put_value(&w, pst_json_root(from->rows[i].doc));
+    assert_int_equal(pst_array_reserve((void **)&to->rows, &to->capacity, to->n_rows + 1, sizeof *to->rows), 0);
+    assert_int_equal(pst_json_parse(row.data, row.n, NULL, &to->rows[to->n_rows].doc, NULL), 0);
+    to->rows[to->n_rows++].key = pst_strdup(from->rows[i].key);
+    pst_buf_done(&row);
+  }
+}
+
+/* ---- tests ---- */
+
+static void test_enumeration(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_space s;
+  pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
+                                 {.name = "base", .has_template = false, .weights = "Q8_0"}};
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 2, INDEX_HASH, NULL), 0);
+  /* By hand. Per (model, weights, kv, prompt, layout): none and nearest1 take 2 constraints each, fixed16 2 (it shows every label), nearest2, 4, 8, 16 take 3. */
+  size_t answers = 2 + 2 + 2 + 4 * 3;
+  size_t small = 3 * 2 * 3 * 3 * answers, base = 2 * 2 * 3 * 1 * answers; /* base ships as Q8_0 and has no template */
+  assert_int_equal(s.n_classes, small + base);
+  assert_int_equal(s.n_exact, 5 * 4 * 2 * 2);
+  assert_int_equal(s.n_plans, (int64_t)((small + base) * s.n_exact));
+  assert_true(s.n_plans > 1000);
+  for (size_t i = 0; i < s.n_classes; i++) assert_int_equal(pst_optimizer_class_find(&s, &s.classes[i]), (int)i);
+  pst_optimizer_space_done(&s);
+}
+
+static void test_every_candidate_is_a_valid_plan(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_space s;
+  pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
+                                 {.name = "far/model", .provider = "far", .has_template = true}};
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 4, INDEX_HASH, NULL), 0);
+  for (size_t i = 0; i < s.n_classes; i += 7) {
+    pst_optimizer_choice c = s.classes[i], back;
+    memcpy(c.v + PST_OPTIMIZER_N_LOSSY, s.exact[i % s.n_exact].v + PST_OPTIMIZER_N_LOSSY,
+           PST_OPTIMIZER_N_AXES - PST_OPTIMIZER_N_LOSSY);
+    pst_buf json = PST_BUF_INIT;
+    pst_gateway_plan *plan = NULL;
+    pst_error err = PST_ERROR_INIT;
+    assert_int_equal(pst_optimizer_plan_write(&s, &c, &json), 0);
+    if (pst_gateway_plan_parse(pst_buf_str(&json), "candidate", &plan, &err))
+      fail_msg("%s: %s", err.place, err.message);
+    bool remote = pst_optimizer_is_remote(&s, &c);
+    assert_int_equal(pst_optimizer_plan_match(&s, plan, &back), !remote);
+    if (!remote) assert_memory_equal(back.v, c.v, sizeof c.v);
+    pst_gateway_plan_unref(plan);
+    pst_buf_done(&json);
+  }
+  pst_optimizer_space_done(&s);
+}
+
+static void test_examples_order_shows_every_label_first(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  size_t order[N_ITEMS], n = pst_optimizer_examples_order(&w, order);
+  assert_int_equal(n, N_EXAMPLES);
+  for (size_t i = 0; i < N_LABELS; i++)
+    for (size_t k = 0; k < i; k++) assert_false(pst_str_equal(items[order[i]].expected, items[order[k]].expected));
+}
+
+static void test_dominance(void **state) {
+  (void)state;
+  const pst_optimizer_point points[] = {
+      {1.0, 1.2, 0.60, 0.70}, /* cheap and good */
+      {1.1, 1.5, 0.30, 0.50}, /* its cost may be as low: stays */
+      {1.3, 1.5, 0.30, 0.50}, /* surely dearer, surely worse */
+      {1.3, 1.5, 0.55, 0.65}, /* dearer, perhaps better */
+      {9.0, 9.9, 0.80, 0.90}, /* dear and best */
+      {INFINITY, INFINITY, 0.0, 0.10},
+  };
+  uint8_t marks[PST_ARRAY_LEN(points)];
+  assert_int_equal(pst_optimizer_dominated(points, PST_ARRAY_LEN(points), marks), 2);
+  const uint8_t expected[] = {0, 0, 1, 0, 0, 1};
+  assert_memory_equal(marks, expected, sizeof expected);
+  assert_int_equal(pst_optimizer_dominated(points, 0, marks), 0);
+}
+
+/* Against every pair, on random points. */
+static void test_dominance_against_the_definition(void **state) {
+  (void)state;
+  enum { N = 300 };
+  static pst_optimizer_point points[N];
+  static uint8_t marks[N];
+  pst_random r = {11, 0, 0};
+  for (int i = 0; i < N; i++) {
+    double c = pst_random_next_unit(&r), q = pst_random_next_unit(&r);
+    points[i] = (pst_optimizer_point){c, c + 0.1 * pst_random_next_unit(&r), q, q + 0.1 * pst_random_next_unit(&r)};
+  }
+  size_t n = pst_optimizer_dominated(points, N, marks), expected = 0;
+  for (int i = 0; i < N; i++) {
+    bool out = false;
+    for (int k = 0; k < N; k++)
+      out |= points[k].cost_high < points[i].cost_low && points[k].quality_low > points[i].quality_high;
+    assert_int_equal(marks[i], out);
+    expected += out;
+  }
+  assert_int_equal(n, expected);
+}
+
+static void test_beliefs_follow_measurements(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_space s;
+  pst_optimizer_target one = {.name = "small", .has_template = true, .weights = "Q4_1"};
+  assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 1, INDEX_HASH, NULL), 0);
+  pst_optimizer_belief *before = calloc(s.n_classes, sizeof *before), *after = calloc(s.n_classes, sizeof *after);
+  assert_int_equal(pst_optimizer_surrogate_update(&s, NULL, 0, before, NULL), 0);
+  int seen = 0, twin = 0, far = 0;
+  for (size_t i = 0; i < s.n_classes; i++) { /* the twin differs in the type of keys and values alone */
+    const uint8_t *v = s.classes[i].v;
+    if (v[PST_OPTIMIZER_EXAMPLES] == 4 && v[PST_OPTIMIZER_CONSTRAINT] == 1 && !v[PST_OPTIMIZER_PROMPT] &&
+        !v[PST_OPTIMIZER_LAYOUT] && !v[PST_OPTIMIZER_WEIGHTS])
+      *(v[PST_OPTIMIZER_KV] ? &twin : &seen) = (int)i;
+    if (!v[PST_OPTIMIZER_EXAMPLES] && v[PST_OPTIMIZER_LAYOUT] == 2 && v[PST_OPTIMIZER_PROMPT] == 2) far = (int)i;
+  }
+  pst_optimizer_seen measured = {seen, 200, 180};
+  assert_int_equal(pst_optimizer_surrogate_update(&s, &measured, 1, after, NULL), 0);
+  assert_true(fabs(pst_optimizer_logistic(after[seen].mean) - 0.9) < 0.02);
+  assert_true(after[seen].sd < 0.3 * before[seen].sd);
+  assert_true(pst_optimizer_logistic(after[twin].mean) > 0.87 && after[twin].sd > after[seen].sd);
+  assert_true(after[twin].sd < after[far].sd && after[far].sd < before[far].sd + 1e-12);
+  free(before);
+  free(after);
+  pst_optimizer_space_done(&s);
+}
+
+static void test_finds_and_replays(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j, again;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, 0);
+  assert_int_equal(a.verdict, PST_OPTIMIZER_FOUND);
+  pst_gateway_plan *plan = NULL;
+  assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", &plan, NULL), 0);
+  assert_string_equal(plan->hash, a.hash);
+  assert_true(truth(&f, plan) >= 0.6);
+  assert_true(plan->root.n_examples >= 1 && !plan->root.examples_fixed);
+  pst_gateway_plan_unref(plan);
+  /* The same seed and log: the same search, plan and evidence, with nobody asked. */
+  assert_int_equal(pst_optimizer_journal_open(&again, NULL, 7, false, NULL), 0);
+  copy_rows(&j, &again);
+  again.replay = true;
+  fake nobody = {.forbidden = true};
+  outcome b = search(&nobody, &again, 3, &w);
+  assert_int_equal(b.code, 0);
+  assert_string_equal(a.plan, b.plan);
+  assert_string_equal(a.evidence, b.evidence);
+  assert_int_equal(again.n_found, again.n_rows);
+  pst_optimizer_journal_close(&j);
+  pst_optimizer_journal_close(&again);
+  outcome_done(&a);
+  outcome_done(&b);
+}
+
+static void test_replay_without_the_measurement_fails(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j, cut;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9}, nobody = {.forbidden = true};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, 0);
+  assert_int_equal(pst_optimizer_journal_open(&cut, NULL, 7, false, NULL), 0);
+  copy_rows(&j, &cut);
+  cut.replay = true;
+  cut.n_rows -= 3; /* the rest leaks nothing: freed below */
+  for (size_t i = cut.n_rows; i < cut.n_rows + 3; i++) {
+    pst_free(cut.rows[i].key);
+    pst_json_free(cut.rows[i].doc);
+  }
+  outcome b = search(&nobody, &cut, 3, &w);
+  assert_int_equal(b.code, PST_E_CORRUPT);
+  pst_optimizer_journal_close(&j);
+  pst_optimizer_journal_close(&cut);
+  outcome_done(&a);
+}
+
+static void test_resumes_after_a_kill(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9, .cancel_after = 25};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, PST_E_CANCELLED);
+  size_t kept = j.n_rows;
+  assert_int_equal(kept, 25);
+  int64_t spent = j.elapsed_us;
+  f = (fake){.ceiling = 0.9};
+  j.elapsed_us = 0;
+  j.clock_base_us = pst_clock_us();
+  outcome b = search(&f, &j, 3, &w);
+  assert_int_equal(b.code, 0);
+  assert_int_equal(b.verdict, PST_OPTIMIZER_FOUND);
+  assert_true(j.n_found >= kept); /* nothing was asked twice */
+  assert_true(j.elapsed_us > spent);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&b);
+}
+
+static void test_says_so_when_none_passes(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.45};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, 0);
+  assert_int_equal(a.verdict, PST_OPTIMIZER_NONE);
+  pst_gateway_plan *plan = NULL; /* the reference stays: first model, no examples */
+  assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", &plan, NULL), 0);
+  assert_string_equal(plan->engines[0].model, "small");
+  assert_int_equal(plan->root.n_examples, 0);
+  pst_gateway_plan_unref(plan);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
+}
+
+/* Chosen on search items, but no good on others: the held-back look must catch it. */
+static void test_held_back_items_decide(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9, .verify_penalty = 0.4};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, 0);
+  assert_int_equal(a.verdict, PST_OPTIMIZER_NONE);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
+}
+
+static void test_impossible_goal_is_named(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  w.goal.latency_p95_ms = 5;
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, PST_E_BAD_INPUT);
+  pst_optimizer_journal_close(&j);
+}
+
+static void test_no_items_to_verify_on(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  w.n_items = N_EXAMPLES + N_SEARCH;
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, PST_E_NO_DATA);
+  pst_optimizer_journal_close(&j);
+}
+
+static void test_texts_and_page(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  w.description = "ends </script> early?";
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9};
+  outcome a = search(&f, &j, 3, &w);
+  pst_buf text = PST_BUF_INIT, tree = PST_BUF_INIT, page = PST_BUF_INIT;
+  assert_int_equal(pst_optimizer_summary(a.evidence, &text, NULL), 0);
+  assert_non_null(strstr(text.data, "Pareto front"));
+  assert_int_equal(
+      pst_optimizer_explain(a.evidence, "{\"quality\": [0.5, 0.4, 0.6], \"prompt_tokens\": 100}", &tree, NULL), 0);
+  assert_non_null(strstr(tree.data, "Which field bought what"));
+  assert_non_null(strstr(tree.data, "measured"));
+  assert_int_equal(pst_optimizer_report(a.evidence, &page, NULL), 0);
+  assert_null(strstr(page.data, "@EVIDENCE@"));
+  assert_null(strstr(page.data, "ends </script>"));
+  assert_non_null(strstr(page.data, "ends \\u003c/script> early?"));
+  assert_null(strstr(page.data, "src=\"http"));
+  pst_buf_done(&text);
+  pst_buf_done(&tree);
+  pst_buf_done(&page);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_enumeration),
+      cmocka_unit_test(test_every_candidate_is_a_valid_plan),
+      cmocka_unit_test(test_examples_order_shows_every_label_first),
+      cmocka_unit_test(test_dominance),
+      cmocka_unit_test(test_dominance_against_the_definition),
+      cmocka_unit_test(test_beliefs_follow_measurements),
+      cmocka_unit_test(test_finds_and_replays),
+      cmocka_unit_test(test_replay_without_the_measurement_fails),
+      cmocka_unit_test(test_resumes_after_a_kill),
+      cmocka_unit_test(test_says_so_when_none_passes),
+      cmocka_unit_test(test_held_back_items_decide),
+      cmocka_unit_test(test_impossible_goal_is_named),
+      cmocka_unit_test(test_no_items_to_verify_on),
+      cmocka_unit_test(test_texts_and_page),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
