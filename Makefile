@@ -133,7 +133,7 @@ $(B)/src/%.o: src/%.c $(B)/flags
 $(B)/gen/assets.S: $(B)/assets $(ASSETS) tools/embed.sh
 	@mkdir -p $(@D)
 	@tools/embed.sh $(@D) $(ASSETS)
-$(B)/gen/asset_table.c: $(B)/gen/assets.S
+$(B)/gen/asset_table.c: $(B)/gen/assets.S ;
 $(B)/gen/assets.o: $(B)/gen/assets.S $(B)/flags
 	$(Q)$(CC) -c $< -o $@
 $(B)/gen/asset_table.o: $(B)/gen/asset_table.c $(B)/flags
