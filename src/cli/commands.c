@@ -12,6 +12,9 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_bench,
     &pst_cli_optimize,
     &pst_cli_explain,
+    &pst_cli_serve,
+    &pst_cli_key,
+    &pst_cli_settings,
 };
 /* clang-format on */
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);
