@@ -1,7 +1,8 @@
 /* The table of commands, in the order of the help. */
 #include "cli/commands.h"
 
-/* clang-format off: one a line, so that two additions do not collide */
+/* One a line, so that two additions do not collide. */
+/* clang-format off */
 const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_pull,
     &pst_cli_models,
@@ -15,6 +16,8 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_serve,
     &pst_cli_key,
     &pst_cli_settings,
+    &pst_cli_requests,
+    &pst_cli_feedback,
 };
 /* clang-format on */
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);

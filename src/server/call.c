@@ -47,12 +47,14 @@ void pst_server_error_body(void *user, int status, const char *message, pst_buf 
 void pst_server_answered(pst_server_call *call, int status) {
   int64_t us = pst_clock_us() - call->received_us;
   call->x = NULL;
-  const char *path = call->endpoint ? call->endpoint->path : "other";
+  const char *path = call->endpoint->path;
   pst_server_metrics_status(&call->server->metrics, path, status, us);
-  if (!pst_log_enabled(PST_LOG_INFO)) return;
+  /* What is asked every few seconds by machines is no news. */
+  pst_log_level level = call->endpoint->work == NULL || !strcmp(path, "/metrics") ? PST_LOG_DEBUG : PST_LOG_INFO;
+  if (!pst_log_enabled(level)) return;
   pst_buf more = PST_BUF_INIT;
   if (call->completion) pst_server_completion_describe(call->completion, &more);
-  pst_log(PST_LOG_INFO, "%s%speer=%s path=%s status=%d ms=%.1f key=%" PRId64, pst_buf_text(&more), more.n ? " " : "",
+  pst_log(level, "%s%speer=%s path=%s status=%d ms=%.1f key=%" PRId64, pst_buf_text(&more), more.n ? " " : "",
           call->peer, path, status, (double)us / 1e3, call->key.id);
   pst_buf_done(&more);
 }

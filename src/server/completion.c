@@ -412,7 +412,10 @@ static void take_last(pst_server_completion *c, const pst_server_record *r) {
   part *p = &c->parts[r->part];
   char target[64], model[96];
   snprintf(target, sizeof target, "%.*s", (int)r->target.n, r->target.data);
-  snprintf(model, sizeof model, "%.*s", (int)r->model.n, r->model.data);
+  snprintf(model, sizeof model, "%.*s", (int)PST_MIN(r->model.n, sizeof model - 1), r->model.data);
+  for (size_t i = 0; i < call->server->options.n_aliases; i++) /* as clients know it */
+    if (pst_str_is(r->model, call->server->options.aliases[i].name))
+      snprintf(model, sizeof model, "%s", call->server->options.aliases[i].id);
   p->ended = true;
   c->n_ended++;
   c->usage.prompt_tokens += r->prompt_tokens;

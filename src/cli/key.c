@@ -1,0 +1,200 @@
+/* penstock key: API keys and what they may spend. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/open.h"
+
+static int read_limits(const pst_cli_args *a, pst_store_limits old, pst_store_limits *ret_limits, pst_error *err) {
+  int code = pst_cli_money(a, "day", old.day_nusd, &ret_limits->day_nusd, err);
+  if (!code) code = pst_cli_money(a, "month", old.month_nusd, &ret_limits->month_nusd, err);
+  return code ? code : pst_cli_money(a, "total", old.total_nusd, &ret_limits->total_nusd, err);
+}
+
+static void put_secret(const char *name, const char *secret, bool json) {
+  if (!json) {
+    puts(secret);
+    fprintf(stderr, "This is the only time the key of \"%s\" is shown; only its hash is kept.\n", name);
+    return;
+  }
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, true);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "name");
+  pst_json_put_cstr(&w, name);
+  pst_json_key(&w, "key");
+  pst_json_put_cstr(&w, secret);
+  pst_json_end_object(&w);
+  puts(pst_buf_text(&text));
+  pst_buf_done(&text);
+}
+
+static int create(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
+  const pst_store_limits none = {PST_STORE_NO_LIMIT, PST_STORE_NO_LIMIT, PST_STORE_NO_LIMIT};
+  pst_store_limits limits = none;
+  char secret[PST_STORE_SECRET_BYTES];
+  int64_t id;
+  int code = read_limits(a, none, &limits, err);
+  if (!code)
+    code = pst_store_key_create(store, pst_str_from(name), pst_str_from(pst_cli_text(a, "workload")), limits,
+                                pst_clock_unix_ms(), &id, secret, err);
+  if (!code) put_secret(name, secret, pst_cli_flag(a, "json"));
+  return code;
+}
+
+static int change(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
+  pst_store_key key;
+  pst_store_limits limits;
+  bool limited = pst_cli_given(a, "day") || pst_cli_given(a, "month") || pst_cli_given(a, "total");
+  if (!limited && !pst_cli_given(a, "workload"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "key", "say what to change: --day, --month, --total or --workload");
+  int code = pst_store_key_get(store, pst_str_from(name), &key, err);
+  if (!code) code = read_limits(a, key.limits, &limits, err);
+  if (!code && limited) code = pst_store_key_set_limits(store, key.id, limits, err);
+  if (!code && pst_cli_given(a, "workload"))
+    code = pst_store_key_set_workload(store, key.id, pst_str_from(pst_cli_text(a, "workload")), err);
+  return code;
+}
+
+static int disable(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
+  (void)a;
+  pst_store_key key;
+  int code = pst_store_key_get(store, pst_str_from(name), &key, err);
+  return code ? code : pst_store_key_disable(store, key.id, pst_clock_unix_ms(), err);
+}
+
+/* ---- list ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct listing {
+  pst_store *store;
+  pst_error *err;
+  bool json;
+  int n;
+  pst_buf text;
+  pst_json_writer w;
+} listing;
+
+static void put_amount(pst_json_writer *w, const char *name, int64_t nusd) {
+  char text[32];
+  pst_json_key(w, name);
+  if (nusd == PST_STORE_NO_LIMIT)
+    pst_json_put_null(w);
+  else
+    pst_json_put_cstr(w, pst_cli_show_money(nusd, text)); /* a string: exact */
+}
+
+static void put_json(listing *l, const pst_store_key *k, const pst_store_budget *b) {
+  pst_json_writer *w = &l->w;
+  const char *const texts[][2] = {{"name", k->name}, {"hint", k->hint}, {"workload", k->workload}};
+  pst_json_begin_object(w);
+  pst_json_key(w, "id");
+  pst_json_put_int(w, k->id);
+  for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++) {
+    pst_json_key(w, texts[i][0]);
+    pst_json_put_cstr(w, *texts[i][1] ? texts[i][1] : NULL);
+  }
+  pst_json_key(w, "disabled");
+  pst_json_put_bool(w, k->disabled_ms != 0);
+  pst_json_key(w, "created_ms");
+  pst_json_put_int(w, k->created_ms);
+  put_amount(w, "limit_day_usd", k->limits.day_nusd);
+  put_amount(w, "limit_month_usd", k->limits.month_nusd);
+  put_amount(w, "limit_total_usd", k->limits.total_nusd);
+  put_amount(w, "spent_day_usd", b->day_nusd);
+  put_amount(w, "spent_month_usd", b->month_nusd);
+  put_amount(w, "spent_total_usd", b->total_nusd);
+  put_amount(w, "reserved_usd", b->open_nusd);
+  pst_json_key(w, "open_reservations");
+  pst_json_put_int(w, b->n_open);
+  pst_json_key(w, "overruns");
+  pst_json_put_int(w, b->n_overruns);
+  pst_json_end_object(w);
+}
+
+static const char *spent_of(int64_t spent, int64_t limit, char text[72]) {
+  char a[32], b[32];
+  if (limit == PST_STORE_NO_LIMIT)
+    snprintf(text, 72, "%s", pst_cli_show_money(spent, a));
+  else
+    snprintf(text, 72, "%s of %s", pst_cli_show_money(spent, a), pst_cli_show_money(limit, b));
+  return text;
+}
+
+static int put_key(void *user, const pst_store_key *k) {
+  listing *l = user;
+  pst_store_budget b;
+  int code = pst_store_budget_get(l->store, k->id, pst_clock_unix_ms(), &b, l->err);
+  if (code) return code;
+  l->n++;
+  if (l->json) {
+    put_json(l, k, &b);
+    return 0;
+  }
+  char day[72], month[72], total[72];
+  if (l->n == 1)
+    printf("%-20s %-14s %-16s %-24s %-24s %-24s %s\n", "NAME", "KEY", "WORKLOAD", "TODAY $", "MONTH $", "TOTAL $",
+           "STATE");
+  printf("%-20s %-14s %-16s %-24s %-24s %-24s %s\n", k->name, *k->hint ? k->hint : "-",
+         *k->workload ? k->workload : "-", spent_of(b.day_nusd, k->limits.day_nusd, day),
+         spent_of(b.month_nusd, k->limits.month_nusd, month), spent_of(b.total_nusd, k->limits.total_nusd, total),
+         k->disabled_ms ? "disabled" : "in use");
+  return 0;
+}
+
+static int list(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  listing l = {.store = store, .err = err, .json = pst_cli_flag(a, "json")};
+  l.w = pst_json_writer_on(&l.text, true);
+  if (l.json) pst_json_begin_array(&l.w);
+  int code = pst_store_key_each(store, put_key, &l, err);
+  if (l.json) pst_json_end_array(&l.w);
+  if (!code && l.json) puts(pst_buf_text(&l.text));
+  if (!code && !l.json && !l.n) puts("no keys yet; 'penstock key create NAME' makes one");
+  pst_buf_done(&l.text);
+  return code;
+}
+
+/* ---- the command ----------------------------------------------------------------------------------------------------------- */
+
+static int run_key(const pst_cli_args *a, pst_error *err) {
+  static const struct {
+    const char *verb;
+    int (*run)(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err);
+  } verbs[] = {{"create", create}, {"limit", change}, {"disable", disable}};
+  const char *verb = a->n_words ? a->words[0] : "list";
+  bool listed = !strcmp(verb, "list");
+  size_t i = 0;
+  while (i < PST_ARRAY_LEN(verbs) && strcmp(verb, verbs[i].verb)) i++;
+  if (!listed && i == PST_ARRAY_LEN(verbs))
+    return pst_error_set(err, PST_E_BAD_INPUT, "key", "unknown action '%.40s'; there are create, list, limit, disable",
+                         verb);
+  if (listed != (a->n_words < 2))
+    return pst_error_set(err, PST_E_BAD_INPUT, "key",
+                         listed ? "list takes no name" : "%s needs the key's name: penstock key %s NAME", verb, verb);
+  pst_store *store = NULL;
+  int code = pst_cli_store_open(a, &store, err);
+  if (!code) code = listed ? list(a, store, err) : verbs[i].run(a, store, a->words[1], err);
+  pst_store_close(store);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"day", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much a day (UTC); none: no limit"},
+    {"month", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much a calendar month"},
+    {"total", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much ever"},
+    {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
+     "answers requests whose model is nothing this server knows"},
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+};
+const pst_cli_command pst_cli_key = {"key",
+                                     "create|list|limit|disable [NAME]",
+                                     "API keys and their budgets",
+                                     "create NAME   makes a key and prints it, once; limits and workload as below\n"
+                                     "list          keys, what they may spend and have spent (the default)\n"
+                                     "limit NAME    changes limits or workload\n"
+                                     "disable NAME  for good; running requests are finished",
+                                     0,
+                                     2,
+                                     options,
+                                     PST_ARRAY_LEN(options),
+                                     run_key};

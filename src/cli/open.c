@@ -1,0 +1,40 @@
+/* The store as commands open it, and money and time as they read and show them. */
+#include "cli/open.h"
+
+#include <string.h>
+#include <time.h>
+
+int pst_cli_store_open(const pst_cli_args *a, pst_store **ret_store, pst_error *err) {
+  char *home = NULL;
+  int code = pst_home_open(pst_cli_text(a, "home"), &home, err);
+  if (!code) code = pst_store_open(home, ret_store, err);
+  pst_free(home);
+  return code;
+}
+
+int pst_cli_money(const pst_cli_args *a, const char *option, int64_t fallback, int64_t *ret_nusd, pst_error *err) {
+  const char *text = pst_cli_text(a, option);
+  int64_t nusd = fallback;
+  if (text && strcmp(text, "none") && (pst_store_nusd_parse(pst_str_from(text), &nusd) || nusd < 0))
+    return pst_error_set(err, PST_E_BAD_INPUT, option,
+                         "--%s takes US dollars like 12 or 0.15, at most nine decimals, or none; not '%.40s'", option,
+                         text);
+  if (text && !strcmp(text, "none")) nusd = PST_STORE_NO_LIMIT;
+  *ret_nusd = nusd;
+  return 0;
+}
+
+const char *pst_cli_show_money(int64_t nusd, char text[32]) {
+  if (nusd == PST_STORE_NO_LIMIT)
+    snprintf(text, 32, "-");
+  else
+    pst_store_nusd_format(nusd, text);
+  return text;
+}
+
+const char *pst_cli_show_time(int64_t unix_ms, char text[32]) {
+  time_t seconds = (time_t)(unix_ms / 1000);
+  struct tm utc;
+  if (!gmtime_r(&seconds, &utc) || !strftime(text, 32, "%Y-%m-%d %H:%M:%S", &utc)) snprintf(text, 32, "?");
+  return text;
+}

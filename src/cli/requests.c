@@ -1,0 +1,189 @@
+/* penstock requests, penstock feedback: what the books hold of the answers given and of what people thought of them. */
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/open.h"
+
+enum { COST_BYTES = 32 };
+
+typedef struct listing {
+  bool json;
+  int n;
+  int64_t skip; /* feedback: rows before the last N */
+  pst_buf text;
+  pst_json_writer w;
+} listing;
+
+static void put_text(pst_json_writer *w, const char *name, pst_str value) {
+  pst_json_key(w, name);
+  if (value.data)
+    pst_json_put_str(w, value);
+  else
+    pst_json_put_null(w);
+}
+
+static void put_int(pst_json_writer *w, const char *name, int64_t value) {
+  pst_json_key(w, name);
+  pst_json_put_int(w, value);
+}
+
+static void print_list(listing *l, int code, const char *none) {
+  if (l->json) pst_json_end_array(&l->w);
+  if (!code && l->json) puts(pst_buf_text(&l->text));
+  if (!code && !l->json && !l->n) puts(none);
+  pst_buf_done(&l->text);
+}
+
+static void begin_list(listing *l, const pst_cli_args *a) {
+  l->json = pst_cli_flag(a, "json");
+  l->w = pst_json_writer_on(&l->text, true);
+  if (l->json) pst_json_begin_array(&l->w);
+}
+
+/* ---- requests -------------------------------------------------------------------------------------------------------------- */
+
+static void put_request_json(listing *l, const pst_store_request *r) {
+  char cost[COST_BYTES];
+  pst_json_writer *w = &l->w;
+  pst_store_nusd_format(r->cost_nusd, cost);
+  pst_json_begin_object(w);
+  put_text(w, "completion_id", r->completion_id);
+  put_int(w, "time_ms", r->time_ms);
+  put_text(w, "purpose", pst_str_from(pst_store_purpose_name(r->purpose)));
+  put_text(w, "workload", r->workload);
+  put_text(w, "plan", r->plan_hash);
+  put_int(w, "key", r->key_id);
+  put_text(w, "target", r->target);
+  put_text(w, "model", r->model);
+  put_int(w, "prompt_tokens", r->prompt_tokens);
+  put_int(w, "cached_tokens", r->cached_tokens);
+  put_int(w, "completion_tokens", r->completion_tokens);
+  put_int(w, "ttft_us", r->ttft_us);
+  put_int(w, "total_us", r->total_us);
+  put_int(w, "status", r->status);
+  put_text(w, "finish", r->finish);
+  put_text(w, "cost_usd", pst_str_from(cost));
+  if (r->input_json.data) put_text(w, "input", r->input_json);
+  if (r->output_json.data) put_text(w, "output", r->output_json);
+  pst_json_end_object(w);
+}
+
+static int put_request(void *user, const pst_store_request *r) {
+  listing *l = user;
+  char time[32], cost[COST_BYTES];
+  l->n++;
+  if (l->json) {
+    put_request_json(l, r);
+    return 0;
+  }
+  if (l->n == 1)
+    printf("%-19s  %-36s %-24s %6s %8s %8s %9s %12s\n", "TIME (UTC)", "ID", "WORKLOAD OR MODEL", "STATUS", "PROMPT",
+           "ANSWER", "MS", "COST $");
+  pst_str what = r->workload.data ? r->workload : r->model;
+  pst_store_nusd_format(r->cost_nusd, cost);
+  printf("%-19s  %-36.*s %-24.*s %6d %8" PRId64 " %8" PRId64 " %9.1f %12s\n", pst_cli_show_time(r->time_ms, time),
+         (int)r->completion_id.n, r->completion_id.data, (int)PST_MIN(what.n, (size_t)24), what.data ? what.data : "",
+         r->status, r->prompt_tokens, r->completion_tokens, (double)r->total_us / 1e3, cost);
+  return 0;
+}
+
+static int run_requests(const pst_cli_args *a, pst_error *err) {
+  pst_store_request_filter filter = PST_STORE_REQUEST_FILTER_INIT;
+  pst_store_key key;
+  pst_store *store = NULL;
+  listing l = {.n = 0};
+  filter.limit = pst_cli_int(a, "limit");
+  filter.newest_first = true;
+  filter.with_content = pst_cli_flag(a, "json");
+  filter.workload = pst_str_from(pst_cli_text(a, "workload"));
+  int code = pst_cli_store_open(a, &store, err);
+  if (!code && pst_cli_given(a, "key")) {
+    code = pst_store_key_get(store, pst_str_from(pst_cli_text(a, "key")), &key, err);
+    if (!code) filter.key_id = key.id;
+  }
+  if (!code && !pst_cli_flag(a, "all")) filter.purpose = PST_STORE_PURPOSE_USER;
+  begin_list(&l, a);
+  if (!code) code = pst_store_request_each(store, &filter, put_request, &l, err);
+  print_list(&l, code, "no requests in the books yet");
+  pst_store_close(store);
+  return code;
+}
+
+static const pst_cli_option request_options[] = {
+    {"limit", 'n', PST_CLI_INT, "N", "20", 1, 1000000, false, "the newest N"},
+    {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "only those of a workload"},
+    {"key", 'k', PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "only those of an API key"},
+    {"all", 'a', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "those of evals and searches too"},
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+};
+const pst_cli_command pst_cli_requests = {
+    "requests",  "", "what was asked and what it cost", NULL, 0, 0, request_options, PST_ARRAY_LEN(request_options),
+    run_requests};
+
+/* ---- feedback -------------------------------------------------------------------------------------------------------------- */
+
+static int count_feedback(void *user, const pst_store_feedback *f) {
+  (void)f;
+  ++*(int64_t *)user;
+  return 0;
+}
+
+static int put_feedback(void *user, const pst_store_feedback *f) {
+  listing *l = user;
+  char time[32];
+  const char *thumbs = f->thumbs > 0 ? "up" : f->thumbs < 0 ? "down" : NULL;
+  if (l->skip-- > 0) return 0;
+  l->n++;
+  if (!l->json) {
+    if (l->n == 1) printf("%-19s  %-36s %-6s %8s  %s\n", "TIME (UTC)", "ID", "THUMBS", "SCORE", "OUTCOME, CORRECTION");
+    printf("%-19s  %-36.*s %-6s ", pst_cli_show_time(f->time_ms, time), (int)f->completion_id.n, f->completion_id.data,
+           thumbs ? thumbs : "-");
+    if (f->has_score)
+      printf("%8.3g", f->score);
+    else
+      printf("%8s", "-");
+    printf("  %.*s%s%.*s\n", (int)f->outcome.n, f->outcome.data ? f->outcome.data : "",
+           f->outcome.n && f->correction.n ? "; " : "", (int)f->correction.n,
+           f->correction.data ? f->correction.data : "");
+    return 0;
+  }
+  pst_json_writer *w = &l->w;
+  pst_json_begin_object(w);
+  put_text(w, "completion_id", f->completion_id);
+  put_int(w, "time_ms", f->time_ms);
+  put_text(w, "thumbs", pst_str_from(thumbs));
+  pst_json_key(w, "score");
+  pst_json_put_double(w, f->has_score ? f->score : (double)NAN);
+  put_text(w, "correction", f->correction);
+  put_text(w, "outcome", f->outcome);
+  pst_json_end_object(w);
+  return 0;
+}
+
+static int run_feedback(const pst_cli_args *a, pst_error *err) {
+  pst_store *store = NULL;
+  listing l = {.n = 0};
+  pst_str id = pst_str_from(a->n_words ? a->words[0] : NULL);
+  int64_t total = 0;
+  int code = pst_cli_store_open(a, &store, err);
+  if (!a->n_words) id.data = NULL;
+  if (!code) code = pst_store_feedback_each(store, id, 0, count_feedback, &total, err);
+  l.skip = total - pst_cli_int(a, "limit");
+  begin_list(&l, a);
+  if (!code) code = pst_store_feedback_each(store, id, 0, put_feedback, &l, err);
+  print_list(&l, code, "no feedback yet; applications send it to POST /v1/feedback");
+  pst_store_close(store);
+  return code;
+}
+
+static const pst_cli_option feedback_options[] = {
+    {"limit", 'n', PST_CLI_INT, "N", "20", 1, 1000000, false, "the newest N"},
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+};
+const pst_cli_command pst_cli_feedback = {
+    "feedback", "[COMPLETION_ID]", "what people thought of answers", NULL,        0,
+    1,          feedback_options,  PST_ARRAY_LEN(feedback_options),  run_feedback};
