@@ -24,7 +24,7 @@ typedef enum pst_schema_draft {
 enum { /* pst_schema_node.types */
        PST_SCHEMA_NULL = 1,
        PST_SCHEMA_BOOLEAN = 2,
-       PST_SCHEMA_INTEGER = 4, /* of any size; 1.0 is one */
+       PST_SCHEMA_INTEGER = 4, /* of any size; 1.0 is one, but not in draft 4 */
        PST_SCHEMA_NUMBER = 8,
        PST_SCHEMA_STRING = 16,
        PST_SCHEMA_ARRAY = 32,

@@ -545,6 +545,9 @@ static bool check_in_place(run *r, const pst_schema_node *n, spot at, marks *m) 
 
 static bool check_value(run *r, const pst_schema_node *n, spot at, marks *m) {
   unsigned type = type_of(at.value);
+  /* In draft 4 a number with a fraction is no integer, 1.0 included. */
+  if (r->s->resources[n->resource].draft == PST_SCHEMA_DRAFT_4 && pst_json_is_real(at.value))
+    type &= ~(unsigned)PST_SCHEMA_INTEGER;
   if (n->never) return fail(r, at.path, "%s is not accepted here; nothing is", show(at.value).text);
   if (n->types && !(n->types & type)) return r->err ? fail_type(r, n, at) : false;
   if (n->constant && !pst_json_equal(n->constant, at.value))
