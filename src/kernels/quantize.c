@@ -108,9 +108,9 @@ static float fit_symmetric(const float *x, const float *w, size_t n, int low, in
   float amax = largest(x, n), best_gain = -1, best = 0;
   if (amax < TOO_SMALL) return 0;
   moments m;
-  for (float reach = (float)high - 1; reach <= (float)-low + 1; reach += 0.25f)
+  for (int quarters = 4 * (high - 1); quarters <= 4 * (1 - low); quarters++) /* what the largest value is scaled to */
     for (int sign = -1; sign <= 1; sign += 2) {
-      measure(x, w, n, (float)sign * reach / amax, 0, low, high, &m);
+      measure(x, w, n, (float)(sign * quarters) * 0.25f / amax, 0, low, high, &m);
       if (!(m.qq > 0) || m.qx * m.qx <= best_gain * m.qq) continue;
       best_gain = m.qx * m.qx / m.qq;
       best = m.qx / m.qq;
