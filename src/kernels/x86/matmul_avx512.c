@@ -57,7 +57,7 @@ INLINE void finish_token(const tile_output *o, size_t t, __m512 v) {
 
 static __mmask16 rows_mask(const pst_kernels_matrix *w, size_t group) {
   size_t n = w->n_rows - group * PST_LANES;
-  return n >= PST_LANES ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
+  return (__mmask16)(n >= PST_LANES ? 0xffffu : (1u << n) - 1);
 }
 
 INLINE __m512i broadcast4(const int8_t *x) {
