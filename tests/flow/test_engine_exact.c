@@ -1,7 +1,7 @@
 /* A request's log-probabilities are the same bits alone, in any batch, chunking, thread count, with or without prefix reuse and prompt-lookup drafts.
  *
- * Runs on the real models named by PENSTOCK_TEST_SMOLLM2 and PENSTOCK_TEST_GEMMA3. PENSTOCK_TEST_MIXES: how many random mixes of each (default 100 and 20);
- * PENSTOCK_TEST_SEED: their seed. */
+ * Runs on the real models named by PENSTOCK_TEST_SMOLLM2 and PENSTOCK_TEST_GEMMA3: 1,000 random mixes of the first and 100 of the second in make
+ * test-full, fewer otherwise. PENSTOCK_TEST_MIXES: how many of each; PENSTOCK_TEST_SEED: their seed. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,6 +11,8 @@
 #include <penstock/engine.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "support/scale.h"
 
 enum { N_PROMPTS = 10, MAX_ANSWER = 8, N_TOP = 5 };
 
@@ -195,7 +197,7 @@ static void run_long(const char *variable) {
   assert_int_equal(pst_engine_tokenize(f.model, pst_buf_str(&text), false, true, &f.prompts[0], &err), 0);
   assert_true(f.prompts[0].n >= PROMPT);
   f.prompts[0].n = PROMPT;
-  for (int threads = 1; threads <= 4; threads++) {
+  for (int threads = 1; threads <= test_scale(4, 2, 4); threads++) {
     pst_engine *engine = open_engine_for(&f, N_CTX, 2, 512, threads, true);
     waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
     seat seats[2] = {{&w, {0}}, {&w, {0}}};
@@ -225,12 +227,12 @@ static void test_gemma3_long(void **state) {
 
 static void test_llama_mixes(void **state) {
   (void)state;
-  run_model("PENSTOCK_TEST_SMOLLM2", 100);
+  run_model("PENSTOCK_TEST_SMOLLM2", test_scale(100, 4, 1000));
 }
 
 static void test_gemma3_mixes(void **state) {
   (void)state;
-  run_model("PENSTOCK_TEST_GEMMA3", 20);
+  run_model("PENSTOCK_TEST_GEMMA3", test_scale(20, 2, 100));
 }
 
 int main(void) {
