@@ -1,5 +1,6 @@
-/* EXPLAIN ANALYZE: plays the beginning of the workload's trace to a plan in real time, at the load its evidence gives as the highest, and measures what the
- * evidence estimates. Open loop: a request is sent when it arrives, whether or not those before it were answered, as users do. */
+/* EXPLAIN ANALYZE: measures what the evidence estimates. First the beginning of the workload's trace in real time, at the load the evidence's latencies are
+ * of: open loop, a request is sent when it arrives whether or not those before it were answered, as users do. Then flat out: so many calls in flight that no
+ * slot ever waits, which gives the throughput that cost stands on. */
 #include <penstock/optimizer.h>
 
 #include <errno.h>
@@ -53,6 +54,7 @@ static int submit(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *
   call.plan = plan;
   call.chat = &item->chat;
   call.n = 1;
+  call.stream = true; /* else the first text comes with the last */
   call.set.n_logprobs = -1;
   call.exclude_examples = &item->id;
   call.n_exclude = 1;
@@ -113,13 +115,26 @@ static void put_number(pst_json_writer *w, const char *key, double value) {
   pst_json_put_double(w, value);
 }
 
+/* What the evidence says of the plan, as far as it is needed here. */
+typedef struct expected {
+  double load, capacity, saturated, nusd_per_hour;
+} expected;
+
+typedef struct measured {
+  size_t n, n_saturated;
+  double load, seconds, saturated;
+  bool remote;
+} measured;
+
 typedef struct sums {
   double ttft[MOST_CALLS], total[MOST_CALLS];
   double prompt, cached, completion, decode_us, decoded, cost;
-  int64_t n, n_failed, n_accepted;
+  int64_t n, n_timed, n_failed, n_accepted;
 } sums;
 
-static int add_up(const pst_evals_workload *workload, const played *calls, size_t n, sums *s, pst_error *err) {
+/* timed: latencies count too, not only the answers. */
+static int add_up(const pst_evals_workload *workload, const played *calls, size_t n, bool timed, sums *s,
+                  pst_error *err) {
   const pst_evals_info *info = pst_evals_workload_info(workload);
   int code = 0;
   for (size_t i = 0; i < n && !code; i++) {
@@ -130,13 +145,15 @@ static int add_up(const pst_evals_workload *workload, const played *calls, size_
       continue;
     }
     code = pst_evals_grade_answer(workload, &info->items[p->item], pst_buf_str(&p->text), &grade, err);
-    s->ttft[s->n] = (double)p->ttft_us / 1e3;
-    s->total[s->n++] = (double)p->total_us / 1e3;
+    s->n++;
     s->n_accepted += grade.accepted;
     s->prompt += (double)p->prompt;
     s->cached += (double)p->cached;
     s->completion += (double)p->completion;
     s->cost += (double)p->cost_nusd;
+    if (!timed) continue;
+    s->ttft[s->n_timed] = (double)p->ttft_us / 1e3;
+    s->total[s->n_timed++] = (double)p->total_us / 1e3;
     if (p->completion > 1) {
       s->decode_us += (double)(p->total_us - p->ttft_us);
       s->decoded += (double)(p->completion - 1);
@@ -145,30 +162,31 @@ static int add_up(const pst_evals_workload *workload, const played *calls, size_
   return code;
 }
 
-static int write_measured(sums *s, size_t n_sent, double load, double seconds, double machine_nusd_per_hour,
-                          bool remote, pst_buf *out, pst_error *err) {
+static int write_measured(sums *s, const measured *m, const expected *x, pst_buf *out, pst_error *err) {
   double n = (double)PST_MAX(s->n, 1), answered = (double)(s->n + s->n_failed);
   pst_evals_interval q = pst_evals_wilson(s->n_accepted, s->n + s->n_failed, 0.95);
-  double throughput = seconds > 0 ? (double)s->n / seconds : 0;
-  double request = remote ? s->cost / n : throughput > 0 ? machine_nusd_per_hour / 3600 / throughput : NAN;
+  double capacity = x->saturated > 0 ? x->capacity * m->saturated / x->saturated : NAN;
+  double request = m->remote ? s->cost / n : capacity > 0 ? x->nusd_per_hour / 3600 / capacity : NAN;
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  put_number(&w, "n", (double)n_sent);
+  put_number(&w, "n", (double)m->n);
+  put_number(&w, "n_saturated", (double)m->n_saturated);
   put_number(&w, "failed", (double)s->n_failed);
-  put_number(&w, "seconds", seconds);
-  put_number(&w, "load_rps", load);
+  put_number(&w, "seconds", m->seconds);
+  put_number(&w, "load_rps", m->load);
+  put_number(&w, "saturated_rps", m->saturated);
+  put_number(&w, "capacity_rps", capacity);
   pst_json_key(&w, "quality");
   pst_json_begin_array(&w);
   pst_json_put_double(&w, q.estimate);
   pst_json_put_double(&w, q.low);
   pst_json_put_double(&w, q.high);
   pst_json_end_array(&w);
-  put_number(&w, "capacity_rps", throughput); /* what was carried at that load, not the most it could be */
   put_number(&w, "nusd_per_1000_accepted", s->n_accepted ? 1000 * request * answered / (double)s->n_accepted : NAN);
-  put_number(&w, "ttft_p50_ms", pst_evals_quantile(s->ttft, (size_t)s->n, 0.5));
-  put_number(&w, "ttft_p95_ms", pst_evals_quantile(s->ttft, (size_t)s->n, 0.95));
-  put_number(&w, "total_p50_ms", pst_evals_quantile(s->total, (size_t)s->n, 0.5));
-  put_number(&w, "total_p95_ms", pst_evals_quantile(s->total, (size_t)s->n, 0.95));
+  put_number(&w, "ttft_p50_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.5));
+  put_number(&w, "ttft_p95_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.95));
+  put_number(&w, "total_p50_ms", pst_evals_quantile(s->total, (size_t)s->n_timed, 0.5));
+  put_number(&w, "total_p95_ms", pst_evals_quantile(s->total, (size_t)s->n_timed, 0.95));
   put_number(&w, "tokens_per_second", s->decode_us > 0 ? s->decoded / s->decode_us * 1e6 : NAN);
   put_number(&w, "prompt_tokens", s->prompt / n);
   put_number(&w, "cached_tokens", s->cached / n);
@@ -177,60 +195,116 @@ static int write_measured(sums *s, size_t n_sent, double load, double seconds, d
   return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for what was measured") : 0;
 }
 
-static int play(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *plan, played *calls, size_t n,
-                const pst_optimizer_analyze_options *o, double seconds, double *ret_seconds, pst_error *err) {
-  player owner = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
-  pst_progress progress;
-  int code = pst_gateway_prepare(g, plan, NULL, err);
+/* Calls in flight kept at `depth` for `seconds`; *ret_rate: answers per second of that time. */
+static int saturate(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *plan, played *calls, size_t n,
+                    int depth, double seconds, double *ret_rate, size_t *ret_sent, pst_error *err) {
+  player *owner = calls[0].owner;
+  int64_t start = pst_clock_us(), end = start + (int64_t)(seconds * 1e6);
+  size_t sent = 0;
+  int code = 0;
+  while (sent < n && pst_clock_us() < end && !code) {
+    pthread_mutex_lock(&owner->lock);
+    while (owner->n_open >= (size_t)depth) pthread_cond_wait(&owner->changed, &owner->lock);
+    pthread_mutex_unlock(&owner->lock);
+    calls[sent].owner = owner;
+    code = submit(g, info, plan, &calls[sent++], err);
+  }
+  pthread_mutex_lock(&owner->lock); /* half-done work at the end stands for the slow filling at the beginning */
+  size_t finished = sent - owner->n_open;
+  int64_t now = pst_clock_us();
+  pthread_mutex_unlock(&owner->lock);
+  wait_all(owner);
+  *ret_rate = (double)finished / PST_MAX((double)(now - start) / 1e6, 1e-3);
+  *ret_sent = sent;
+  return code;
+}
+
+static int warm_up(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *plan, const played *calls, size_t n,
+                   player *owner, pst_error *err) {
   played warm[WARM_CALLS] = {{0}};
+  int code = pst_gateway_prepare(g, plan, NULL, err);
   for (size_t i = 0; i < WARM_CALLS && i < n && !code;
        i++) { /* the declared state: shared prefix cached, pages touched */
-    warm[i].owner = &owner;
+    warm[i].owner = owner;
     warm[i].item = calls[n - 1 - i].item;
     code = submit(g, info, plan, &warm[i], err);
   }
-  wait_all(&owner);
+  wait_all(owner);
   for (size_t i = 0; i < WARM_CALLS; i++) pst_buf_done(&warm[i].text);
-  pst_progress_begin(&progress, "play the trace", (int64_t)seconds, false, o->quiet);
+  return code;
+}
+
+static int play(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *plan, played *calls, size_t n,
+                pst_progress *progress, player *owner, pst_error *err) {
+  int code = 0;
   int64_t start = pst_clock_us();
   for (size_t i = 0; i < n && !code; i++) {
     sleep_until(start + (int64_t)(calls[i].at_s * 1e6));
-    calls[i].owner = &owner;
+    calls[i].owner = owner;
     code = submit(g, info, plan, &calls[i], err);
-    pst_progress_update(&progress, (pst_clock_us() - start) / 1000000);
+    pst_progress_update(progress, (pst_clock_us() - start) / 1000000);
   }
-  wait_all(&owner);
+  wait_all(owner);
+  return code;
+}
+
+static int read_expected(const char *evidence, expected *ret, pst_error *err) {
+  pst_json_doc *doc = NULL;
+  int code = pst_json_parse(evidence, strlen(evidence), "evidence", &doc, err);
+  if (code) return code;
+  const pst_json *root = pst_json_root(doc), *e = pst_json_get(pst_json_get(root, "plan"), "estimate");
+  ret->load = pst_json_double(pst_json_get(e, "load_rps"), 0);
+  ret->capacity = pst_json_double(pst_json_get(e, "capacity_rps"), 0);
+  ret->saturated = pst_json_double(pst_json_get(e, "saturated_rps"), 0);
+  ret->nusd_per_hour = pst_json_double(pst_json_get(pst_json_get(root, "machine"), "nusd_per_hour"), 0);
+  pst_json_free(doc);
+  return 0;
+}
+
+static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload, pst_gateway_plan *plan,
+                       const expected *x, const pst_optimizer_analyze_options *o, played *calls, sums *s, pst_buf *out,
+                       pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(workload);
+  bool remote = plan->root.op == PST_GATEWAY_OP_REMOTE;
+  double seconds = o->seconds > 0 ? o->seconds : 30;
+  measured m = {.load = x->load > 0 && !remote ? x->load : 1, .remote = remote};
+  size_t most = o->max_items ? PST_MIN(o->max_items, (size_t)MOST_CALLS / 2) : MOST_CALLS / 2;
+  m.n = arrivals(info, m.load, seconds * 2 / 3, most, o->seed, calls);
+  if (m.n < 8)
+    return pst_error_set(err, PST_E_NO_DATA, "seconds",
+                         "only %zu requests arrive in %.0f s at %.2f a second: give it longer", m.n, seconds * 2 / 3,
+                         m.load);
+  player owner = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+  pst_progress progress;
+  int64_t start = pst_clock_us();
+  int code = warm_up(gateway, info, plan, calls, m.n, &owner, err);
+  pst_progress_begin(&progress, "play the trace", (int64_t)seconds, false, o->quiet);
+  if (!code) code = play(gateway, info, plan, calls, m.n, &progress, &owner, err);
+  if (!code) code = add_up(workload, calls, m.n, true, s, err);
+  if (!code && !remote) {
+    played *more = calls + m.n;
+    size_t n_more = arrivals(info, 1, 1e9, MOST_CALLS - m.n, o->seed + 1, more);
+    int slots = plan->n_engines ? plan->engines[0].options.slots : 8;
+    more[0].owner = &owner;
+    pst_progress_note(&progress, "flat out");
+    code = saturate(gateway, info, plan, more, n_more, 2 * slots, seconds / 3, &m.saturated, &m.n_saturated, err);
+    if (!code) code = add_up(workload, more, m.n_saturated, false, s, err);
+  }
   pst_progress_end(&progress);
-  *ret_seconds = (double)(pst_clock_us() - start) / 1e6;
+  m.seconds = (double)(pst_clock_us() - start) / 1e6;
+  if (!code) code = write_measured(s, &m, x, out, err);
+  for (size_t i = 0; i < m.n + m.n_saturated; i++) pst_buf_done(&calls[i].text);
   return code;
 }
 
 int pst_optimizer_analyze(pst_gateway *gateway, const pst_evals_workload *workload, pst_gateway_plan *plan,
                           const char *evidence, const pst_optimizer_analyze_options *o, pst_buf *out, pst_error *err) {
-  const pst_evals_info *info = pst_evals_workload_info(workload);
-  pst_json_doc *doc = NULL;
-  int code = pst_json_parse(evidence, strlen(evidence), "evidence", &doc, err);
-  if (code) return code;
-  const pst_json *root = pst_json_root(doc);
-  double load = pst_json_double(pst_json_get(pst_json_get(pst_json_get(root, "plan"), "estimate"), "capacity_rps"), 1);
-  double price = pst_json_double(pst_json_get(pst_json_get(root, "machine"), "nusd_per_hour"), 0);
-  pst_json_free(doc);
-  bool remote = plan->root.op == PST_GATEWAY_OP_REMOTE;
-  if (!(load > 0) || remote) load = 1;
-  double seconds = o->seconds > 0 ? o->seconds : 30, took = 0;
-  size_t most = o->max_items ? PST_MIN(o->max_items, (size_t)MOST_CALLS) : MOST_CALLS;
+  expected x = {0, 0, 0, 0};
   played *calls = pst_calloc(MOST_CALLS, sizeof *calls);
   sums *s = pst_calloc(1, sizeof *s);
-  size_t n = 0;
-  if (!calls || !s) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory to play a trace");
-  if (!code) n = arrivals(info, load, seconds, most, o->seed, calls);
-  if (!code && n < 8)
-    code = pst_error_set(err, PST_E_NO_DATA, "seconds",
-                         "only %zu requests arrive in %.0f s at %.2f a second: give it longer", n, seconds, load);
-  if (!code) code = play(gateway, info, plan, calls, n, o, seconds, &took, err);
-  if (!code) code = add_up(workload, calls, n, s, err);
-  if (!code) code = write_measured(s, n, load, took, price, remote, out, err);
-  for (size_t i = 0; i < n; i++) pst_buf_done(&calls[i].text);
+  int code = calls && s ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to play a trace");
+  if (!code) code = read_expected(evidence, &x, err);
+  if (!code) code = measure_all(gateway, workload, plan, &x, o, calls, s, out, err);
   pst_free(calls);
   pst_free(s);
   return code;

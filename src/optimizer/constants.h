@@ -13,7 +13,7 @@
   X(block_growth, 2, "times", "chosen: successive halving's factor (Jamieson and Talwalkar 2016)")                    \
   X(final_items, 64, "items", "chosen: a finalist's standard error is at most 6 points")                              \
   X(finalists, 4, "plans", "chosen: each is verified only if those before it failed")                                 \
-  X(profile_items, 24, "items", "2 cores: mean prompt length within 4% of that of 400 items on support-desk")         \
+  X(profile_items, 24, "items", "chosen: prompts of one task hardly vary in length")                                  \
   X(prior_quality_none, 0.10, "of items", "SmolLM2-135M, bare list of BANKING77's labels, another engine: 4%")        \
   X(prior_quality_fixed, 0.25, "of items", "the same with 16 fixed examples: 21%")                                    \
   X(prior_quality_nearest, 0.50, "of items", "the same with 4 retrieved examples: 78%; Gemma-3-270M on SNIPS: 41%")   \
@@ -28,13 +28,13 @@
   X(variance_examples, 0.8, "logits^2", "assumed: examples matter most")                                              \
   X(variance_constraint, 0.6, "logits^2", "assumed")                                                                  \
   X(variance_together, 0.5, "logits^2", "assumed: interactions of all fields")                                        \
-  X(analytic_error, 0.35, "relative",                                                                                 \
-    "against the replay of support-desk, 12 plans: largest deviation of the formula")                                 \
+  X(analytic_error, 0.35, "relative", "assumed: the formula knows no bursts")                                         \
   X(replay_error, 0.15, "relative", "assumed beside the fit's own residual: what the step model leaves out")          \
-  X(load_headroom, 0.75, "of capacity",                                                                               \
-    "share of a closed formula's capacity at which a 95th percentile of 2 s holds")                                   \
-  X(open_engine_s, 3, "s", "2 cores, 135M model: load and pack; re-quantizing adds as much")                          \
-  X(item_overhead_us, 1500, "us", "2 cores: retrieval, rendering, grading and book-keeping of one item")              \
+  X(load_headroom, 0.75, "of capacity", "assumed: what a latency objective leaves of the formula's capacity")         \
+  X(open_engine_s, 3, "s", "assumed: load and pack a small model")                                                    \
+  X(item_overhead_us, 1500, "us", "assumed: retrieval, rendering, grading and book-keeping of one item")              \
+  X(operating_load, 0.75, "of the highest load",                                                                      \
+    "chosen: where latencies are shown and measured; at the highest they are the objective")                          \
   X(horizon_months, 1, "months", "chosen: how long a plan is expected to serve before it is planned anew")            \
   X(default_monthly, 100000, "requests", "assumed where the workload does not say")                                   \
   X(default_price_nusd, 100000000, "nano-dollars per hour", "assumed where neither workload nor settings say: $0.10") \

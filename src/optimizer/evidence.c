@@ -64,6 +64,8 @@ static void put_estimate(pst_json_writer *w, const char *key, const pst_optimize
     const char *name;
     double value;
   } rows[] = {{"capacity_rps", e->capacity},
+              {"saturated_rps", e->saturated},
+              {"load_rps", e->load},
               {"relative_error", e->error},
               {"ttft_p50_ms", e->ttft_p50_ms},
               {"ttft_p95_ms", e->ttft_p95_ms},
@@ -308,6 +310,7 @@ static void put_fields(pst_json_writer *w, const pst_optimizer_outcome *o) {
              : f->axis >= PST_OPTIMIZER_N_LOSSY ? "exact"
              : f->n                             ? "measured"
                                                 : "believed");
+    put_bool(w, "with_labels", f->with_labels);
     put_int(w, "n", f->n);
     put_interval(w, "quality_gain", f->difference);
     if (f->class_index >= 0) put_estimate(w, "without", &f->without);

@@ -8,6 +8,7 @@
 typedef struct pst_optimizer_field {
   int axis;
   int class_index;               /* of the plan without it; -1: makes no plan alone; the plan's own for exact fields */
+  bool with_labels;              /* constraint example_labels had to become labels with it */
   int n;                         /* items both were asked */
   pst_evals_interval difference; /* quality with less quality without, paired; from beliefs where n is 0 */
   pst_optimizer_estimate without;

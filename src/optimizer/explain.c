@@ -136,12 +136,16 @@ static void put_tree(tree *t, const pst_json *e) {
   if (!remote) {
     pst_buf_puts(out, "├─ engine ");
     put_choice(out, choice, engine, PST_ARRAY_LEN(engine));
-    put_leaf_of(t, "│  ├─ ", "highest load, requests/s", "capacity_rps");
-    put_leaf_of(t, "│  ├─ ", "there: time to first token, p50 ms", "ttft_p50_ms");
-    put_leaf_of(t, "│  ├─ ", "       time to first token, p95 ms", "ttft_p95_ms");
-    put_leaf_of(t, "│  ├─ ", "       whole answer, p50 ms", "total_p50_ms");
-    put_leaf_of(t, "│  ├─ ", "       whole answer, p95 ms", "total_p95_ms");
-    put_leaf_of(t, "│  └─ ", "       tokens/s of one stream", "tokens_per_second");
+    char at_load[80];
+    snprintf(at_load, sizeof at_load, "at %.3g requests/s: time to first token, p50 ms",
+             number(t->estimate, "load_rps"));
+    put_leaf_of(t, "│  ├─ ", "highest load within the goal, requests/s", "capacity_rps");
+    put_leaf_of(t, "│  ├─ ", "flat out, requests/s", "saturated_rps");
+    put_leaf_of(t, "│  ├─ ", at_load, "ttft_p50_ms");
+    put_leaf_of(t, "│  ├─ ", "   time to first token, p95 ms", "ttft_p95_ms");
+    put_leaf_of(t, "│  ├─ ", "   whole answer, p50 ms", "total_p50_ms");
+    put_leaf_of(t, "│  ├─ ", "   whole answer, p95 ms", "total_p95_ms");
+    put_leaf_of(t, "│  └─ ", "   tokens/s of one stream", "tokens_per_second");
   }
   pst_buf_puts(out, "├─ prompt ");
   put_str(out, choice, "prompt");
@@ -170,6 +174,7 @@ static void put_gain(pst_buf *out, const pst_json *f) {
 
 static void put_fields(pst_buf *out, const pst_json *e) {
   const pst_json *fields = at(e, "fields");
+  bool starred = false;
   if (!pst_json_size(fields)) return;
   pst_buf_puts(out, "\nWhich field bought what (each put back alone to the reference's value)\n");
   pst_buf_printf(out, "  %-12s %-30s %-28s %s\n", "field", "reference -> plan", "quality, points [95%]",
@@ -179,6 +184,8 @@ static void put_fields(pst_buf *out, const pst_json *e) {
     put_str(&change, it.value, "reference");
     pst_buf_puts(&change, " -> ");
     put_str(&change, it.value, "plan");
+    if (pst_json_bool(at(it.value, "with_labels"), false)) pst_buf_puts(&change, " *");
+    starred |= pst_json_bool(at(it.value, "with_labels"), false);
     pst_str name = pst_json_str(at(it.value, "field"));
     pst_buf_printf(out, "  %-12.*s %-30s ", (int)name.n, name.data ? name.data : "", pst_buf_text(&change));
     pst_buf_done(&change);
@@ -193,6 +200,8 @@ static void put_fields(pst_buf *out, const pst_json *e) {
     else
       pst_buf_puts(out, " without it the latency objective never holds\n");
   }
+  if (starred)
+    pst_buf_puts(out, "  * with the constraint on all labels, since there are no examples to take them from\n");
 }
 
 int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *out, pst_error *err) {
@@ -210,8 +219,10 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
     if (t.measured)
       pst_buf_printf(
           out,
-          "\nmeasured: %.0f arrivals of the trace in %.0f s at %.2f requests/s, answers graded; ratio: estimated / measured\n",
-          number(t.measured, "n"), number(t.measured, "seconds"), number(t.measured, "load_rps"));
+          "\nmeasured: %.0f arrivals of the trace at %.2f requests/s, then %.0f flat out, %.0f s in all, every answer graded;\n"
+          "ratio: estimated / measured; the measured highest load is the estimate by the ratio found flat out\n",
+          number(t.measured, "n"), number(t.measured, "load_rps"), number(t.measured, "n_saturated"),
+          number(t.measured, "seconds"));
     put_fields(out, e);
     code = pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the explanation") : 0;
   }

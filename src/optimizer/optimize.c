@@ -290,6 +290,13 @@ static int explain_lossy(planning *p, int chosen, pst_optimizer_field *f, pst_er
   pst_optimizer_choice c = s->best_exact[chosen];
   c.v[f->axis] = p->reference_choice.v[f->axis];
   f->class_index = pst_optimizer_class_find(&p->space, &c);
+  if (f->class_index < 0 && f->axis == PST_OPTIMIZER_EXAMPLES) { /* no labels of examples without examples */
+    const pst_optimizer_axis *x = &p->space.axes[PST_OPTIMIZER_CONSTRAINT];
+    for (int v = 0; v < x->n; v++)
+      if (x->number[v] == PST_GATEWAY_LABELS) c.v[PST_OPTIMIZER_CONSTRAINT] = (uint8_t)v;
+    f->class_index = pst_optimizer_class_find(&p->space, &c);
+    f->with_labels = f->class_index >= 0;
+  }
   if (f->class_index < 0) return 0;
   int want = PST_MIN((int)C(ablation_items), s->search[chosen].n), code = 0;
   double needed = pst_optimizer_seconds(s, f->class_index, want - s->search[f->class_index].n);

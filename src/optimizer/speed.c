@@ -285,24 +285,6 @@ static void read_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *
   e->replayed = true;
 }
 
-int pst_optimizer_speed_replay_at(pst_optimizer_speed *sp, const pst_optimizer_choice *c,
-                                  const pst_optimizer_lengths *l, double load, pst_optimizer_estimate *ret,
-                                  pst_error *err) {
-  ghosts g;
-  int64_t makespan;
-  pst_optimizer_estimate e = pst_optimizer_speed_formula(sp, c, l);
-  int code = ghosts_make(sp, c, l, &g, err);
-  if (!code) code = play(sp, c, &g, load, &makespan, err);
-  if (!code) {
-    read_out(sp, c, l, &g, &e);
-    e.capacity = load;
-    price(sp, c, &e);
-    *ret = e;
-  }
-  ghosts_done(&g);
-  return code;
-}
-
 int pst_optimizer_speed_replay(pst_optimizer_speed *sp, const pst_optimizer_choice *c, const pst_optimizer_lengths *l,
                                pst_optimizer_estimate *ret, pst_error *err) {
   pst_optimizer_estimate e = pst_optimizer_speed_formula(sp, c, l);
@@ -328,10 +310,13 @@ int pst_optimizer_speed_replay(pst_optimizer_speed *sp, const pst_optimizer_choi
       else
         high = middle;
     }
-    if (!code) code = play(sp, c, &g, best > 0 ? best : most / 64, &makespan, err);
   }
+  double load = C(operating_load) * (best > 0 ? best : most / 64);
+  if (!code) code = play(sp, c, &g, load, &makespan, err);
   if (!code) {
     e.capacity = best;
+    e.saturated = most;
+    e.load = load;
     read_out(sp, c, l, &g, &e);
     price(sp, c, &e);
     *ret = e;

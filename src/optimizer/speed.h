@@ -26,9 +26,11 @@ typedef struct pst_optimizer_speed {
 } pst_optimizer_speed;
 
 typedef struct pst_optimizer_estimate {
-  double capacity; /* requests per second at the highest load at which the latency objective holds; 0: it never does */
-  double error;    /* relative, of the capacity */
-  double ttft_p50_ms, ttft_p95_ms, total_p50_ms, total_p95_ms; /* at that load; 0 from the formula */
+  double capacity;  /* requests per second at the highest load at which the latency objective holds; 0: it never does */
+  double saturated; /* requests per second when all are there at once; 0 from the formula */
+  double error;     /* relative, of the capacity */
+  double load;      /* requests per second of the next line: a share of the capacity, as an operator leaves */
+  double ttft_p50_ms, ttft_p95_ms, total_p50_ms, total_p95_ms; /* 0 from the formula */
   double idle_ttft_ms, idle_total_ms;                          /* a request alone */
   double tokens_per_second;                                    /* of one stream, at that load */
   double prompt_tokens, cached_tokens, completion_tokens;      /* means */
@@ -61,9 +63,4 @@ pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *speed, c
 int pst_optimizer_speed_replay(pst_optimizer_speed *speed, const pst_optimizer_choice *choice,
                                const pst_optimizer_lengths *lengths, pst_optimizer_estimate *ret_estimate,
                                pst_error *err);
-/* The replay at one load (requests per second). */
-int pst_optimizer_speed_replay_at(pst_optimizer_speed *speed, const pst_optimizer_choice *choice,
-                                  const pst_optimizer_lengths *lengths, double load,
-                                  pst_optimizer_estimate *ret_estimate, pst_error *err);
-
 #endif
