@@ -161,7 +161,6 @@ struct pst_gateway_live {
   /* the stage; of the thread that has the call */
   const pst_gateway_node *leaf; /* NULL: plain */
   bool final;                   /* no stage can follow: what comes is the answer */
-  bool in_start;                /* pst_gateway_chat has not returned */
   int stage;                    /* counts from 0 */
   pst_gateway_slot *slot;
   pst_gateway_prompt prompt;
