@@ -36,45 +36,88 @@ int pst_cli_engine_open(const pst_cli_args *a, pst_engine_model *model, pst_engi
   return pst_engine_create(model, &o, ret_engine, err);
 }
 
-int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine_tokens *prompt, bool print,
-                     pst_buf *answer, pst_engine_event *ret_last, pst_error *err) {
-  listener l = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, print, false, answer, {0}, PST_ERROR_INIT};
-  pst_engine_request q = {0};
-  const char *const *texts = NULL;
+/* What the options say of a request. Views into the options' texts. */
+typedef struct asked {
   pst_str stop[16], choice[256];
+  size_t n_stop, n_choices;
+} asked;
+
+static int read_texts(const pst_cli_args *a, const pst_cli_generating *how, asked *q, pst_error *err) {
+  const char *const *texts = NULL;
   int n_stop = pst_cli_many(a, "stop", &texts);
-  if (n_stop > 16) return pst_error_set(err, PST_E_LIMIT, "stop", "at most 16 stop texts");
-  for (int i = 0; i < n_stop; i++) stop[i] = pst_str_from(texts[i]);
+  if (n_stop + (int)how->n_stops > (int)PST_ARRAY_LEN(q->stop))
+    return pst_error_set(err, PST_E_LIMIT, "stop", "at most %d stop texts", (int)PST_ARRAY_LEN(q->stop));
+  for (int i = 0; i < n_stop; i++) q->stop[q->n_stop++] = pst_str_from(texts[i]);
+  for (size_t i = 0; i < how->n_stops; i++) q->stop[q->n_stop++] = pst_str_from(how->stops[i]);
   int n_choices = pst_cli_many(a, "choice", &texts);
-  if (n_choices > 256) return pst_error_set(err, PST_E_LIMIT, "choice", "at most 256 choices");
-  for (int i = 0; i < n_choices; i++) choice[i] = pst_str_from(texts[i]);
+  if (n_choices > (int)PST_ARRAY_LEN(q->choice))
+    return pst_error_set(err, PST_E_LIMIT, "choice", "at most %d choices", (int)PST_ARRAY_LEN(q->choice));
+  for (int i = 0; i < n_choices; i++) q->choice[q->n_choices++] = pst_str_from(texts[i]);
+  return 0;
+}
+
+static pst_engine_sampling read_sampling(const pst_cli_args *a) {
+  pst_engine_sampling s = pst_engine_sampling_default();
+  s.temperature = (float)pst_cli_number(a, "temperature");
+  s.top_k = (int)pst_cli_int(a, "top-k");
+  s.top_p = (float)pst_cli_number(a, "top-p");
+  s.min_p = (float)pst_cli_number(a, "min-p");
+  s.repetition_penalty = (float)pst_cli_number(a, "repeat-penalty");
+  s.seed = (uint64_t)pst_cli_int(a, "seed");
+  return s;
+}
+
+static void wait_for_end(listener *l, pst_engine *engine, uint64_t id, const volatile sig_atomic_t *interrupted) {
+  bool told = false;
+  pthread_mutex_lock(&l->lock);
+  while (!l->ended) {
+    if (!interrupted || told) {
+      pthread_cond_wait(&l->changed, &l->lock);
+      continue;
+    }
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 50 * 1000 * 1000;
+    if (until.tv_nsec >= 1000 * 1000 * 1000) {
+      until.tv_sec++;
+      until.tv_nsec -= 1000 * 1000 * 1000;
+    }
+    (void)pthread_cond_timedwait(&l->changed, &l->lock, &until);
+    if (!*interrupted || l->ended) continue;
+    told = true;
+    pthread_mutex_unlock(&l->lock); /* the engine's thread may be waiting for it */
+    pst_engine_cancel(engine, id);
+    pthread_mutex_lock(&l->lock);
+  }
+  pthread_mutex_unlock(&l->lock);
+}
+
+int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine_tokens *prompt,
+                     const pst_cli_generating *how, pst_buf *answer, pst_engine_event *ret_last, pst_error *err) {
+  listener l = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, how->print, false, answer, {0}, PST_ERROR_INIT};
+  asked texts = {.n_stop = 0};
+  pst_engine_request q = {0};
+  uint64_t id;
+  int code = read_texts(a, how, &texts, err);
+  if (code) return code;
   q.prompt = prompt->ids;
   q.n_prompt = prompt->n;
   q.max_tokens = (int)pst_cli_int(a, "max-tokens");
-  q.sampling = pst_engine_sampling_default();
-  q.sampling.temperature = (float)pst_cli_number(a, "temperature");
-  q.sampling.top_k = (int)pst_cli_int(a, "top-k");
-  q.sampling.top_p = (float)pst_cli_number(a, "top-p");
-  q.sampling.min_p = (float)pst_cli_number(a, "min-p");
-  q.sampling.repetition_penalty = (float)pst_cli_number(a, "repeat-penalty");
-  q.sampling.seed = (uint64_t)pst_cli_int(a, "seed");
-  q.stop = stop;
-  q.n_stop = (size_t)n_stop;
+  q.sampling = read_sampling(a);
+  q.stop = texts.stop;
+  q.n_stop = texts.n_stop;
   q.speculation = pst_cli_flag(a, "lookup") ? PST_ENGINE_SPEC_LOOKUP : PST_ENGINE_SPEC_NONE;
   q.n_logprobs = -1;
   q.callback = on_event;
   q.user = &l;
   pst_engine_model *model = pst_engine_get_model(engine);
-  int code = n_choices ? pst_engine_choices_create(model, choice, (size_t)n_choices,
-                                                   !pst_engine_model_get_info(model)->has_template, &q.choices, err)
-                       : 0;
-  uint64_t id;
+  if (texts.n_choices)
+    code = pst_engine_choices_create(model, texts.choice, texts.n_choices,
+                                     !pst_engine_model_get_info(model)->has_template, &q.choices, err);
   if (!code) code = pst_engine_submit(engine, &q, &id, err);
   pst_engine_choices_unref(q.choices);
   if (code) return code;
-  pthread_mutex_lock(&l.lock);
-  while (!l.ended) pthread_cond_wait(&l.changed, &l.lock);
-  pthread_mutex_unlock(&l.lock);
+  wait_for_end(&l, engine, id, how->interrupted);
   *ret_last = l.last;
   if (l.last.finish == PST_ENGINE_FINISH_ERROR) {
     if (err) *err = l.error;

@@ -2,6 +2,8 @@
 #ifndef PST_CLI_GENERATE_H
 #define PST_CLI_GENERATE_H
 
+#include <signal.h>
+
 #include "cli/model_path.h"
 
 #define PST_CLI_GENERATE_OPTIONS                                                                                       \
@@ -18,9 +20,15 @@
       PST_CLI_THREADS
 
 int pst_cli_engine_open(const pst_cli_args *a, pst_engine_model *model, pst_engine **ret_engine, pst_error *err);
-/* Blocks until the answer is whole; `print`: text goes to stdout as it comes. Pointers in *ret_last are void. */
-int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine_tokens *prompt, bool print,
-                     pst_buf *answer, pst_engine_event *ret_last, pst_error *err);
+typedef struct pst_cli_generating {
+  bool print;                               /* text goes to stdout as it comes */
+  const volatile sig_atomic_t *interrupted; /* not 0: the answer ends with what there is; NULL: nobody interrupts */
+  const char *const *stops;                 /* beside those of the options */
+  size_t n_stops;
+} pst_cli_generating;
+/* Blocks until the answer is whole. Pointers in *ret_last are void. */
+int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine_tokens *prompt,
+                     const pst_cli_generating *how, pst_buf *answer, pst_engine_event *ret_last, pst_error *err);
 void pst_cli_print_answer(const pst_buf *answer, const pst_engine_event *last);
 
 #endif

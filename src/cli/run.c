@@ -32,6 +32,7 @@ static int run_run(const pst_cli_args *a, pst_error *err) {
   pst_engine_tokens prompt = {0};
   pst_buf input = PST_BUF_INIT, answer = PST_BUF_INIT;
   pst_engine_event last;
+  pst_cli_generating how = {.print = !pst_cli_flag(a, "json")};
   int code = 0;
   if (a->n_words > 1)
     pst_buf_puts(&input, a->words[1]);
@@ -40,7 +41,7 @@ static int run_run(const pst_cli_args *a, pst_error *err) {
   if (!code) code = pst_cli_model_open(a, a->words[0], &model, err);
   if (!code) code = make_prompt(model, a, pst_buf_str(&input), &prompt, err);
   if (!code) code = pst_cli_engine_open(a, model, &engine, err);
-  if (!code) code = pst_cli_generate(a, engine, &prompt, !pst_cli_flag(a, "json"), &answer, &last, err);
+  if (!code) code = pst_cli_generate(a, engine, &prompt, &how, &answer, &last, err);
   if (!code && pst_cli_flag(a, "json"))
     pst_cli_print_answer(&answer, &last);
   else if (!code)
