@@ -186,9 +186,12 @@ static int quantize_to(pst_engine_gguf_writer *w, const pst_engine_gguf *in, con
   return code;
 }
 
-static int refuse_same_file(const char *in_path, const char *out_path, pst_error *err) {
+static int check_target(const char *in_path, const char *out_path, pst_error *err) {
   struct stat a, b;
-  if (stat(in_path, &a) || stat(out_path, &b) || a.st_dev != b.st_dev || a.st_ino != b.st_ino) return 0;
+  if (stat(out_path, &b)) return 0; /* nothing there; the writer tells the rest */
+  if (S_ISDIR(b.st_mode))
+    return pst_error_set(err, PST_E_BAD_INPUT, out_path, "is a directory; give the new file a name in it");
+  if (stat(in_path, &a) || a.st_dev != b.st_dev || a.st_ino != b.st_ino) return 0;
   return pst_error_set(err, PST_E_BAD_INPUT, out_path, "is the file to be read; give the new one another name");
 }
 
@@ -198,7 +201,7 @@ int pst_engine_quantize(const char *in_path, const char *out_path, const char *t
   pst_engine_gguf *in = NULL;
   pst_engine_gguf_writer *w = NULL;
   int code = parse_target(type, &target, err);
-  if (!code) code = refuse_same_file(in_path, out_path, err);
+  if (!code) code = check_target(in_path, out_path, err);
   if (!code) code = pst_engine_gguf_open(in_path, &in, err);
   if (!code) code = pst_engine_gguf_writer_create(out_path, pst_engine_gguf_alignment(in), &w, err);
   if (!code) code = quantize_to(w, in, target, progress, ret_n_fallback, err);
