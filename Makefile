@@ -80,7 +80,8 @@ SAN_FLAGS := $(if $(SAN)$(FUZZ),-fsanitize=$(SAN_LIST:%,=%) -fno-sanitize-recove
 # Sanitizers and _FORTIFY_SOURCE watch the same calls; only one of them at a time.
 HARDENING := $(if $(SAN)$(FUZZ)$(DEBUG),,-fstack-protector-strong -D_FORTIFY_SOURCE=2)
 OPTIMIZE := $(if $(DEBUG),-Og,-O2)
-OPTIMIZE_KERNELS := $(if $(DEBUG),-Og,-O3)
+# Under a sanitizer the unrolled tiles take a compiler minutes at -O3.
+OPTIMIZE_KERNELS := $(if $(DEBUG),-Og,$(if $(SAN)$(FUZZ),-O1,-O3))
 ALL_CFLAGS = $(BASE_FLAGS) $(OPTIMIZE) $(HARDENING) $(SAN_FLAGS) $(WARNINGS) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(SAN_FLAGS) -Wl,--as-needed $(LDFLAGS)
 ALL_LIBS = $(DEPS_LIBS) -lm
