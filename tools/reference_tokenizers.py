@@ -7,8 +7,8 @@
     reference_tokenizers.py ranges [--old]                                     prints tests/golden/tokenizer/ranges{,_old}.txt
 
 The reference is rebuilt from the tables of the GGUF file itself: `tokenizers` for byte-level BPE and WordPiece, `sentencepiece` for
-SentencePiece BPE. Needs the packages numpy, gguf, tokenizers and sentencepiece, for
-`check` also llama-cpp-python. The golden files hold one hash for each 1,000 strings, so
+SentencePiece BPE. Needs numpy, gguf 0.19.0, tokenizers 0.23.3 and sentencepiece 0.2.3, for
+`check` also llama-cpp-python 0.3.36. The golden files hold one hash for each 1,000 strings, so
 that the tests need none of this: tests/golden/test_tokenizer.c has the same generator.
 
 Strings with an even number are encoded as untrusted text (nothing in them is a control token), those with an odd number as trusted.
@@ -145,6 +145,8 @@ class File:
 
 
 NFC = ("qwen2", "qwen35")
+# Unicode's White_Space, which `tokenizers` strips after an added token; Python's str.lstrip would take U+001C to U+001F too.
+WHITE_SPACE = "\t\n\v\f\r \x85\xA0\u1680\u2028\u2029\u202F\u205F\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def pretokenizer(pre):
@@ -219,10 +221,19 @@ class ByTokenizers:
 
         self.plain, self.trusted = build(False), build(True)
         self.nfc = file.pre in NFC
+        self.bert = file.model == "bert"
+        self.fast = pre_tokenizers.Punctuation("isolated")
+
+    def isolate(self, char):
+        """Punctuation that came after the fast tokenizer's tables (Unicode 8) stands alone in the slow one's, and so here."""
+        late = ord(char) >= 0x80 and unicodedata.category(char)[0] == "P" and len(self.fast.pre_tokenize_str("a" + char + "a")) == 1
+        return " " + char + " " if late else char
 
     def encode(self, text, trusted):
         if self.nfc:  # as the slow tokenizer of these models does it; the fast one's tables are of Unicode 9
             text = unicodedata.normalize("NFC", text)
+        if self.bert and not text.isascii():
+            text = "".join(map(self.isolate, text))
         return (self.trusted if trusted else self.plain).encode(text, add_special_tokens=False).ids
 
 
@@ -278,7 +289,7 @@ class BySentencePiece:
                 strip = self.rstrip and part not in self.exempt
                 continue
             if strip:
-                part = part.lstrip()
+                part = part.lstrip(WHITE_SPACE)
             strip = False
             if part:
                 ids += self.sp.EncodeAsIds(part)
