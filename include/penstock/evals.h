@@ -200,6 +200,42 @@ typedef struct pst_evals_comparison {
 int pst_evals_compare(const pst_evals_run *a, const pst_evals_run *b, double margin, double confidence,
                       pst_evals_comparison *ret_comparison, pst_error *err);
 
+/* ---- targets and reports (evals/target.c, evals/report.c) -------------------------------------------------------- */
+
+/* The plan that a target's text names: "in-force" (the workload's plan in force), a plan file's path, a kept plan's hash (or 8 or more of its digits),
+ * "model:NAME" (a local model as it is: the workload's first prompt, greedy, no constraint; the plain layout where the model has no template) or
+ * "PROVIDER/MODEL" (the same of a provider; PST_E_DENIED where the workload's privacy does not allow it). PST_E_NOT_FOUND, PST_E_BAD_INPUT. One
+ * reference for the caller. */
+int pst_evals_target_open(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload, const char *text,
+                          pst_gateway_plan **ret_plan, pst_error *err);
+
+typedef struct pst_evals_target {
+  const char *name; /* as given */
+  const pst_gateway_plan *plan;
+  const pst_evals_run *run;
+} pst_evals_target;
+
+typedef struct pst_evals_report {
+  const pst_evals_workload *workload;
+  pst_evals_part part;
+  const pst_evals_target *targets;         /* the last is the reference that the others are compared with */
+  size_t n_targets;                        /* at least 1 */
+  const pst_evals_comparison *comparisons; /* n_targets - 1: target i with the last */
+  double confidence;
+  int64_t n_uses;                /* of the part, this one included */
+  int64_t machine_nusd_per_hour; /* 0: unknown */
+} pst_evals_report;
+typedef enum pst_evals_format { PST_EVALS_TEXT, PST_EVALS_JSON_TEXT, PST_EVALS_HTML } pst_evals_format;
+/* The answer to the question that the report was asked: with two targets or more whether the first is not inferior to the last; with one, whether its
+ * score reaches the goal's quality floor (YES: the whole interval does; NO: none of it). */
+pst_evals_verdict pst_evals_report_verdict(const pst_evals_report *report);
+const char *pst_evals_verdict_name(pst_evals_verdict verdict); /* "yes", "no", "not enough data" */
+/* What the accepted answers of a run cost, nano-dollars per 1,000 of them: the machine's price over the run's wall time, or where a provider answers what
+ * it charged. -1: nothing was accepted, or the price is unknown. */
+int64_t pst_evals_cost_per_1000(const pst_evals_report *report, size_t target);
+/* Appends the report. HTML is one self-contained page. */
+int pst_evals_report_write(const pst_evals_report *report, pst_evals_format format, pst_buf *out, pst_error *err);
+
 #ifdef __cplusplus
 }
 #endif

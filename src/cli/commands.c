@@ -11,6 +11,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_run,
     &pst_cli_chat,
     &pst_cli_import,
+    &pst_cli_eval,
     &pst_cli_bench,
     &pst_cli_optimize,
     &pst_cli_explain,
