@@ -28,7 +28,7 @@ typedef struct pst_optimizer_options {
   const pst_optimizer_model *models; /* local candidates; the first is the reference's where no plan is in force */
   size_t n_models;
   uint64_t seed;
-  double budget_s;  /* wall time for all of it; 0: 420 */
+  double budget_s;  /* wall time for all of it; 0: 360 */
   size_t max_items; /* most items of the parts search and verify to be used; 0: all */
   int threads;      /* most threads a plan may take; 0: pst_cpu_count() */
   int64_t

@@ -173,7 +173,7 @@ static const pst_cli_option options[] = {
      "a model to consider; may be given several times (default: all that were pulled)"},
     {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the plan there"},
     {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write a page with the front, the verdict and the methods"},
-    {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "7", 0.1, 10080, false,
+    {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false,
      "time for calibration, search and verification"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides the order of items"},
     {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},

@@ -5,10 +5,13 @@
 #include <stddef.h>
 
 #define PST_OPTIMIZER_CONSTANT_TABLE(X)                                                                               \
-  X(budget_s, 420, "s", "chosen: with building and pulling, the demo stays within ten minutes on 2 cores")            \
+  X(budget_s, 360, "s", "chosen: with building and pulling, the demo stays within ten minutes on 2 cores")            \
   X(calibration_s, 50, "s", "chosen: all calibrations together; the design allows a minute")                          \
   X(calibration_share, 0.12, "of the budget", "chosen: short budgets calibrate less")                                 \
   X(verify_share, 0.33, "of the budget", "chosen: two plans over the held-back items")                                \
+  X(search_share, 0.30, "of the budget",                                                                              \
+    "chosen: the search gets this much even where calibration took longer than planned")                              \
+  X(finals_share, 0.06, "of the budget", "chosen: kept for asking the finalists more items")                          \
   X(first_block, 16, "items", "chosen: halves the error of the prior on a 50% plan")                                  \
   X(block_growth, 2, "times", "chosen: successive halving's factor (Jamieson and Talwalkar 2016)")                    \
   X(final_items, 64, "items", "chosen: a finalist's standard error is at most 6 points")                              \

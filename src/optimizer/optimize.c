@@ -273,8 +273,10 @@ static int search_and_verify(planning *p, pst_error *err) {
   pst_optimizer_state *s = &p->state;
   int classes[PST_OPTIMIZER_MAX_FINALISTS];
   size_t n = 0;
-  double verify_from = p->in->budget_s * (1 - C(verify_share));
-  int code = pst_optimizer_search(s, verify_from * 0.92, err);
+  /* However long opening and timing the engines took: without some search there is nothing to verify. */
+  double verify_from =
+      fmax(p->in->budget_s * (1 - C(verify_share)), p->calibrated_s + p->in->budget_s * C(search_share));
+  int code = pst_optimizer_search(s, verify_from - p->in->budget_s * C(finals_share), err);
   if (!code) code = pst_optimizer_finalists(s, verify_from, classes, &n, err);
   p->searched_s = elapsed_s(p);
   if (!code) code = order_finalists(p, classes, n, err);
