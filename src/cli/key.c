@@ -44,7 +44,7 @@ static int create(const pst_cli_args *a, pst_store *store, const char *name, pst
 
 static int change(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
   pst_store_key key;
-  pst_store_limits limits;
+  pst_store_limits limits = {0};
   bool limited = pst_cli_given(a, "day") || pst_cli_given(a, "month") || pst_cli_given(a, "total");
   if (!limited && !pst_cli_given(a, "workload"))
     return pst_error_set(err, PST_E_BAD_INPUT, "key", "say what to change: --day, --month, --total or --workload");
