@@ -43,7 +43,8 @@ static int add_text(builder *b, const pst_engine_model *model, pst_str text, int
                     pst_error *err) {
   pst_engine_tokens tokens = {0};
   pst_buf spelled = PST_BUF_INIT;
-  if (leading_space) pst_buf_putc(&spelled, ' ');
+  /* Some SentencePiece vocabularies begin every text with that space already; a second one would be a token of its own. */
+  if (leading_space && !pst_engine_tokenizer_get_info(model->tokenizer)->add_space_prefix) pst_buf_putc(&spelled, ' ');
   pst_buf_append_str(&spelled, text);
   int code = pst_buf_status(&spelled);
   if (!code) code = pst_engine_tokenizer_encode(model->tokenizer, pst_buf_str(&spelled), 0, &tokens, err);
