@@ -38,6 +38,9 @@ typedef struct pst_server_options {
   int max_open;              /* requests being answered before 503; 0: 512 */
   size_t max_body_bytes;     /* 0: 32 MiB */
   int64_t drain_ms;          /* how long requests in flight may take after a drain began; 0: 30,000 */
+  void (*ready)(
+      void *user); /* NULL, or called by pst_server_run when signals are watched and requests will be answered */
+  void *user;
 } pst_server_options;
 
 /* Listens at once, answers from pst_server_run on. store and gateway must outlive the server. A port in use is PST_E_BUSY. Strings are copied. */

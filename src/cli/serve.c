@@ -22,7 +22,7 @@ typedef struct service {
   char *paths[MAX_NAMES]; /* what models[i].name points to */
   char *ids[MAX_NAMES];
   int n_models;
-  pst_buf names; /* of all, for the first line */
+  pst_buf names, hello; /* of all models; the first line */
 } service;
 
 static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory"); }
@@ -131,6 +131,13 @@ static int open_gateway(service *s, const pst_cli_args *a, pst_error *err) {
   return pst_gateway_open(s->store, &options, &s->gateway, err);
 }
 
+/* Who reads the line may send a signal at once: it is printed when signals are watched. */
+static void say_hello(void *user) {
+  const service *s = user;
+  fputs(pst_buf_text(&s->hello), stdout);
+  if (fflush(stdout)) pst_log(PST_LOG_WARN, "event=stdout_failed");
+}
+
 static int open_server(service *s, const pst_cli_args *a, pst_error *err) {
   pst_server_options options = {
       .address = pst_cli_text(a, "host"),
@@ -144,6 +151,8 @@ static int open_server(service *s, const pst_cli_args *a, pst_error *err) {
                                      : NULL,
       .max_open = (int)pst_cli_int(a, "max-open"),
       .drain_ms = pst_cli_int(a, "drain-ms"),
+      .ready = say_hello,
+      .user = s,
   };
   return pst_server_open(s->store, s->gateway, &options, &s->server, err);
 }
@@ -159,7 +168,7 @@ static int add_name(void *user, const char *id, const char *owner) {
   return 0;
 }
 
-static int say_hello(service *s, const pst_cli_args *a, pst_error *err) {
+static int write_hello(service *s, const pst_cli_args *a, pst_error *err) {
   const char *host = pst_cli_text(a, "host");
   bool colon = strchr(host, ':') != NULL, all = !strcmp(host, "0.0.0.0") || !strcmp(host, "::");
   char address[160];
@@ -175,11 +184,12 @@ static int say_hello(service *s, const pst_cli_args *a, pst_error *err) {
                          "there is nothing to serve; say --model M or --plan P, or pull a model first");
   char name[128];
   snprintf(name, sizeof name, "%.*s", (int)strcspn(pst_buf_text(&s->names), ","), pst_buf_text(&s->names));
-  printf("serving %s at %s; try: curl %s/chat/completions%s -d "
-         "'{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n",
-         pst_buf_text(&s->names), address, address,
-         pst_cli_flag(a, "require-key") ? " -H \"Authorization: Bearer $KEY\"" : "", first ? first : name);
-  return fflush(stdout) ? pst_error_set(err, PST_E_IO, "stdout", "cannot write") : 0;
+  pst_buf_printf(&s->hello,
+                 "serving %s at %s; try: curl %s/chat/completions%s -d "
+                 "'{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n",
+                 pst_buf_text(&s->names), address, address,
+                 pst_cli_flag(a, "require-key") ? " -H \"Authorization: Bearer $KEY\"" : "", first ? first : name);
+  return pst_buf_status(&s->hello) ? no_memory(err) : 0;
 }
 
 static void close_all(service *s) {
@@ -196,6 +206,7 @@ static void close_all(service *s) {
   }
   pst_store_close(s->store);
   pst_buf_done(&s->names);
+  pst_buf_done(&s->hello);
 }
 
 static int run_serve(const pst_cli_args *a, pst_error *err) {
@@ -207,7 +218,7 @@ static int run_serve(const pst_cli_args *a, pst_error *err) {
   if (!code) code = open_gateway(&s, a, err);
   if (!code) code = open_server(&s, a, err); /* the port is taken before anything slow or lasting is done */
   if (!code) code = prepare(&s, pst_cli_flag(a, "quiet"), err);
-  if (!code) code = say_hello(&s, a, err);
+  if (!code) code = write_hello(&s, a, err);
   if (!code) code = pst_server_run(s.server, err);
   close_all(&s);
   return code;

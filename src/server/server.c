@@ -175,6 +175,7 @@ int pst_server_run(pst_server *server, pst_error *err) {
   int code = start_workers(server, err);
   if (!code) code = pst_net_loop_on_signal(server->loop, SIGTERM, on_signal, server, err);
   if (!code) code = pst_net_loop_on_signal(server->loop, SIGINT, on_signal, server, err);
+  if (!code && server->options.ready) server->options.ready(server->options.user);
   if (!code) code = pst_net_loop_run(server->loop, err);
   stop_workers(server);
   return code;

@@ -28,7 +28,7 @@ class Served:
         self.hello = self.process.stdout.readline()
         found = re.search(r" at (http://\S+)/v1;", self.hello)
         if not found:
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=300)
             self._reader.join()
             raise AssertionError(f"serve did not start: {self.hello!r} {''.join(self.log)}")
         self.url = found.group(1)
@@ -58,7 +58,7 @@ class Served:
         """A metric's value, summed over its labels."""
         return sum(value for key, value in self.metrics().items() if key == name or key.startswith(name + "{"))
 
-    def until(self, condition, what, seconds=120):
+    def until(self, condition, what, seconds=300):
         """Waits for a condition. The time is only the bound after which the test gives up."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -70,7 +70,7 @@ class Served:
     def stop(self, number=signal.SIGTERM):
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(timeout=180)
+        code = self.process.wait(timeout=300)
         self._reader.join(timeout=10)
         return code
 

@@ -86,14 +86,14 @@ def test_bad_fields_are_named(served, model, change, param):
 
 
 def test_too_large_a_body(served):
-    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as peer:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=300) as peer:
         peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
         answer = peer.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 ") and b'"request_too_large"' in answer
 
 
 def test_not_http(served):
-    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as peer:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=300) as peer:
         peer.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         answer = peer.recv(65536)
     assert answer.startswith(b"HTTP/1.1 400 ") and b'"error"' in answer
@@ -167,7 +167,7 @@ def test_many_go_at_once(served, model):
 
 
 def test_slow_headers_do_not_hold_up_others(served, model):
-    slow = [socket.create_connection(("127.0.0.1", served.port), timeout=60) for _ in range(50)]
+    slow = [socket.create_connection(("127.0.0.1", served.port), timeout=300) for _ in range(50)]
     for peer in slow:
         peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A")
     assert served.request("/v1/chat/completions", {"model": model, "messages": HELLO, "max_tokens": 2})[0] == 200
@@ -205,7 +205,7 @@ def dechunk(answer):
 
 
 def test_keep_alive_and_pipelining(served):
-    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as peer:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=300) as peer:
         peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
         got = b""
         while got.count(b'{"status":"ok"}') < 3:

@@ -88,27 +88,27 @@ def test_as_an_ordinary_user(serve, penstock, smollm2, model, tmp_path):
 
 
 def test_drain_finishes_what_is_in_flight(serve, smollm2, model):
-    one = serve("--model", smollm2, "--drain-ms", 120000)
-    peer = send(one.port, endless(model, max_tokens=60))
-    got = read_some(peer)
-    idle = socket.create_connection(("127.0.0.1", one.port), timeout=60)
-    idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-    read_some(idle)
+    one = serve("--model", smollm2, "--slots", 1, "--drain-ms", 600000)
+    first = send(one.port, endless(model))
+    read_some(first)
+    second = send(one.port, endless(model, max_tokens=5))  # waits for the one slot: it cannot be over before the signal
+    one.until(lambda: one.metric("penstock_engine_queued") == 1, "the second in the queue")
     one.process.send_signal(signal.SIGTERM)
-    one.until(lambda: b'"draining"' in probe(one.port), "the drain seen at /health", 60)
+    one.until(lambda: b'"draining"' in probe(one.port), "the drain seen at /health")
     refused = ask(one, model)
     assert error_of(refused, 503)["code"] == "draining" and int(refused[1]["retry-after"]) > 0
+    first.close()
+    got = b""
     while b"[DONE]" not in got:
-        got += read_some(peer)
+        got += read_some(second)
     assert got.count(b'"finish_reason":"length"') == 1
-    peer.close()
-    idle.close()
-    assert one.process.wait(timeout=60) == 0
+    second.close()
+    assert one.process.wait(timeout=300) == 0
 
 
 def probe(port):
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
+        with socket.create_connection(("127.0.0.1", port), timeout=300) as peer:
             peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             return peer.recv(65536)
     except OSError:
@@ -120,9 +120,9 @@ def test_second_signal_cuts(serve, smollm2, model):
     peer = send(one.port, endless(model))
     read_some(peer)
     one.process.send_signal(signal.SIGTERM)
-    one.until(lambda: b'"draining"' in probe(one.port), "the drain", 60)
+    one.until(lambda: b'"draining"' in probe(one.port), "the drain")
     one.process.send_signal(signal.SIGTERM)
-    assert one.process.wait(timeout=60) == 0
+    assert one.process.wait(timeout=300) == 0
     got = b""
     try:
         while True:
@@ -140,7 +140,7 @@ def test_deadline_cuts(serve, smollm2, model):
     peer = send(one.port, endless(model))
     read_some(peer)
     one.process.send_signal(signal.SIGINT)
-    assert one.process.wait(timeout=60) == 0
+    assert one.process.wait(timeout=300) == 0
     peer.close()
 
 
@@ -248,7 +248,7 @@ def test_reserves_survive_a_kill(serve, cli, smollm2, model):
     key = cli("key", "create", "app", "--total", "1000000").stdout.strip()
     one = serve("--model", smollm2)
     data = json.dumps(endless(model)).encode()
-    peer = socket.create_connection(("127.0.0.1", one.port), timeout=60)
+    peer = socket.create_connection(("127.0.0.1", one.port), timeout=300)
     peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n" % (key.encode(), len(data)) + data)
     read_some(peer)
     one.process.kill()
