@@ -12,6 +12,7 @@
   X(search_share, 0.30, "of the budget",                                                                              \
     "chosen: the search gets this much even where calibration took longer than planned")                              \
   X(finals_share, 0.06, "of the budget", "chosen: kept for asking the finalists more items")                          \
+  X(least_steps, 4, "measurements", "chosen: asked even when the time for the search is over")                        \
   X(first_block, 16, "items", "chosen: halves the error of the prior on a 50% plan")                                  \
   X(block_growth, 2, "times", "chosen: successive halving's factor (Jamieson and Talwalkar 2016)")                    \
   X(final_items, 64, "items", "chosen: a finalist's standard error is at most 6 points")                              \

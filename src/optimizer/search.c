@@ -377,7 +377,9 @@ int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *e
   s->why_stopped = NULL;
   while (!code && !s->why_stopped) {
     tell(s, "search");
-    candidate c = pick(s, deadline_s - (double)s->journal->elapsed_us / 1e6);
+    /* The first few are taken however late it is: a verdict on nothing would be worth nothing. */
+    bool begun = s->n_steps > (size_t)C(least_steps);
+    candidate c = pick(s, begun ? deadline_s - (double)s->journal->elapsed_us / 1e6 : INFINITY);
     if (c.class_index < 0)
       s->why_stopped = (double)s->journal->elapsed_us / 1e6 + 2 > deadline_s ? "the time for the search was spent"
                                                                              : "nothing that fits the time left pays";
