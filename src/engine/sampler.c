@@ -7,6 +7,9 @@
 #include <math.h>
 #include <stdlib.h>
 
+/* Below this temperature a gap of a ten-thousandth decides, and 1 / temperature soon is no float any more: greedy. */
+#define COLDEST 1e-6f
+
 pst_engine_sampling pst_engine_sampling_default(void) {
   pst_engine_sampling s = {0};
   s.temperature = 1.0f;
@@ -103,22 +106,35 @@ static void select_best(pst_engine_candidate *c, int n, int k) {
   }
 }
 
-/* Keeps the smallest head of the sorted list whose probability reaches top_p, and what is at least min_p of the best. */
-static int cut_tail(const pst_engine_sampling *s, const pst_engine_candidate *c, int n) {
-  double best = c[0].logit, total = 0, sum = 0;
-  for (int i = 0; i < n; i++) total += exp((double)c[i].logit - best);
-  int keep = n;
+/* How many of the sorted head c[0..n) of n_all candidates stay: the fewest whose probability reaches top_p, and of those what is at least min_p
+ * of the best. `total`: sum of exp(logit - best) over all of them. -1: the head is too short to tell. */
+static int cut_tail(const pst_engine_sampling *s, const pst_engine_candidate *c, int n, int n_all, double total) {
+  double best = c[0].logit, sum = 0;
+  int keep = n_all;
   if (s->top_p < 1.0f)
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n && keep == n_all; i++) {
       sum += exp((double)c[i].logit - best);
-      if (sum >= (double)s->top_p * total) {
-        keep = i + 1;
-        break;
-      }
+      if (sum >= (double)s->top_p * total) keep = i + 1;
     }
   if (s->min_p > 0)
-    while (keep > 1 && exp((double)c[keep - 1].logit - best) < (double)s->min_p) keep--;
-  return keep;
+    for (int i = 1; i < PST_MIN(n, keep); i++)
+      if (exp((double)c[i].logit - best) < (double)s->min_p) keep = i;
+  return keep <= n ? keep : -1;
+}
+
+/* Sorts as much of the front as the filters keep, and returns how much that is. A vocabulary has a quarter of a million entries and a nucleus
+ * seldom a hundred: the head grows until it is long enough. */
+static int keep_head(const pst_engine_sampling *s, pst_engine_candidate *c, int n_all) {
+  double best = c[0].logit, total = 0;
+  for (int i = 1; i < n_all; i++) best = PST_MAX(best, (double)c[i].logit);
+  for (int i = 0; i < n_all; i++) total += exp((double)c[i].logit - best);
+  for (int n = 256;; n = n > n_all / 8 ? n_all : n * 8) {
+    n = PST_MIN(n, n_all);
+    if (n < n_all) select_best(c, n_all, n);
+    qsort(c, (size_t)n, sizeof *c, by_logit);
+    int keep = cut_tail(s, c, n, n_all, total);
+    if (keep > 0 || n == n_all) return keep > 0 ? keep : n_all;
+  }
 }
 
 int32_t pst_engine_sample(const pst_engine_draw *d, float *logits, int n_vocab, pst_engine_candidate *work) {
@@ -126,23 +142,20 @@ int32_t pst_engine_sample(const pst_engine_draw *d, float *logits, int n_vocab, 
   for (size_t i = 0; i < s->n_bias; i++) logits[s->bias[i].token] += s->bias[i].bias;
   if (has_penalties(s)) apply_penalties(d, logits, work);
   int n = d->allowed ? d->n_allowed : n_vocab;
-  if (s->temperature == 0.0f) return arg_max(logits, d->allowed, n);
+  if (s->temperature < COLDEST) return arg_max(logits, d->allowed, n);
 
   float scale = 1.0f / s->temperature;
   for (int i = 0; i < n; i++) {
     int32_t t = d->allowed ? d->allowed[i] : i;
     work[i] = (pst_engine_candidate){logits[t] * scale, t};
   }
-  bool sorted = s->top_p < 1.0f || s->min_p > 0;
+  bool cut = s->top_p < 1.0f || s->min_p > 0;
   if (s->top_k > 0 && s->top_k < n) {
     select_best(work, n, s->top_k);
     n = s->top_k;
-    sorted = true;
+    qsort(work, (size_t)n, sizeof *work, by_logit); /* also fixes the order of the sums below */
   }
-  if (sorted) {
-    qsort(work, (size_t)n, sizeof *work, by_logit);
-    n = cut_tail(s, work, n);
-  }
+  if (cut) n = keep_head(s, work, n);
   double best = work[0].logit, total = 0, sum = 0;
   for (int i = 1; i < n; i++) best = PST_MAX(best, (double)work[i].logit);
   for (int i = 0; i < n; i++) total += exp((double)work[i].logit - best);
@@ -164,7 +177,7 @@ double pst_engine_log_sum_exp(const float *logits, int n_vocab) {
 
 void pst_engine_top_logprobs(const float *logits, int n_vocab, double log_sum, int n, pst_engine_top *ret_top) {
   int have = 0;
-  for (int i = 0; i < n_vocab; i++) {
+  for (int i = 0; i < n_vocab && n > 0; i++) {
     float x = logits[i];
     if (have == n && !(x > ret_top[n - 1].logprob)) continue;
     int at = have < n ? have++ : n - 1;
