@@ -165,9 +165,10 @@ static int load_attention(loader *l, int i, pst_engine_layer *y) {
 
 static int load_biases(loader *l, int i, bool required, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  int code = layer_row(l, i, "attn_q.bias", (size_t)(f->n_heads * f->head_dim), required, &y->q_bias);
-  if (!code) code = layer_row(l, i, "attn_k.bias", (size_t)(f->n_kv_heads * f->head_dim), required, &y->k_bias);
-  if (!code) code = layer_row(l, i, "attn_v.bias", (size_t)(f->n_kv_heads * f->head_dim), required, &y->v_bias);
+  size_t hd = (size_t)f->head_dim, q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
+  int code = layer_row(l, i, "attn_q.bias", q, required, &y->q_bias);
+  if (!code) code = layer_row(l, i, "attn_k.bias", kv, required, &y->k_bias);
+  if (!code) code = layer_row(l, i, "attn_v.bias", kv, required, &y->v_bias);
   return code;
 }
 
@@ -193,10 +194,10 @@ static int load_post_norms(loader *l, int i, pst_engine_layer *y) {
 
 static int load_head_norms(loader *l, int i, bool whole, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
+  size_t hd = (size_t)f->head_dim;
   y->norm_whole = whole;
-  int code = layer_row(l, i, "attn_q_norm.weight", (size_t)(f->head_dim * (whole ? f->n_heads : 1)), true, &y->q_norm);
-  if (!code)
-    code = layer_row(l, i, "attn_k_norm.weight", (size_t)(f->head_dim * (whole ? f->n_kv_heads : 1)), true, &y->k_norm);
+  int code = layer_row(l, i, "attn_q_norm.weight", whole ? hd * (size_t)f->n_heads : hd, true, &y->q_norm);
+  if (!code) code = layer_row(l, i, "attn_k_norm.weight", whole ? hd * (size_t)f->n_kv_heads : hd, true, &y->k_norm);
   return code;
 }
 

@@ -277,8 +277,8 @@ static void read_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *
   }
   e->prompt_tokens = g->prompt_sum / n;
   e->completion_tokens = g->completion_sum / n;
-  int shared = l->prompt ? l->shared : profile_of(sp, c)->shared;
-  e->cached_tokens = fmin(shared / PAGE * PAGE, e->prompt_tokens - 1);
+  int shared = l->prompt ? l->shared : profile_of(sp, c)->shared, whole_pages = shared - shared % PAGE;
+  e->cached_tokens = fmin(whole_pages, e->prompt_tokens - 1);
   if (decode_us > 0) e->tokens_per_second = decoded / decode_us * 1e6;
   const pst_engine_step_model *m = pst_optimizer_speed_slot((pst_optimizer_speed *)(uintptr_t)sp, c);
   e->error = sqrt(m->relative_error * m->relative_error + C(replay_error) * C(replay_error));
