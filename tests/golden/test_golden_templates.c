@@ -96,7 +96,7 @@ static void real_templates_render_as_transformers_does(void **state) {
     size_t n, n_ok = 0, n_pairs = 0, n_refused = 0;
     char *text = read_template(f, it.key, &n);
     for (pst_json_iter pair = pst_json_iterate(it.value); pst_json_next(&pair); n_pairs++) {
-      char why[1024] = "";
+      char why[1088] = "";
       bool refused = false;
       const pst_json *conversation = pst_json_get_str(pst_json_root(f->conversations), pair.key);
       assert_non_null(conversation);
