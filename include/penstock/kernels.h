@@ -104,12 +104,30 @@ int pst_kernels_matrix_init(uint32_t type, size_t n_rows, size_t n_cols, pst_ker
                             pst_error *err);
 /* Bytes to allocate for `data`: the groups and 64 readable bytes behind them. */
 size_t pst_kernels_matrix_bytes(const pst_kernels_matrix *m);
-/* Packs groups [group_begin, group_end) of `src`, the whole tensor as it stands in the file (row-major), into dst, the memory that will
- * be m->data. Different ranges may run on different threads. */
+/* Packs groups [group_begin, group_end) into dst, the memory that will be m->data. src: the rows of these groups as they stand in the file,
+ * from the first row of group_begin on. Different ranges may run on different threads. */
 void pst_kernels_matrix_pack(const pst_kernels_matrix *m, const void *src, size_t group_begin, size_t group_end,
                              uint8_t *dst);
 /* Row `row` as float32, bit-equal to pst_kernels_dequantize_row of the source row: embedding lookup. */
 void pst_kernels_matrix_row(const pst_kernels_matrix *m, size_t row, float *ret_out);
+
+/* ---- screens (kernels/screen.c) ----------------------------------------------------------------------------------- */
+
+/* A coarse copy of a matrix and a bound: an element of the product with the matrix, as computed, differs from that with `codes` by at most
+ * radius[row] * reach, where reach is the length of the input. Plain data: the caller owns the memory. */
+typedef struct pst_kernels_screen {
+  pst_kernels_matrix codes; /* [n_rows][n_cols] of the matrix, 5 bits a weight */
+  const float *radius;      /* [n_groups * 16] */
+} pst_kernels_screen;
+/* Whether looking for the greatest elements through a screen reads less than the whole product of this matrix. */
+bool pst_kernels_screen_pays(const pst_kernels_matrix *w);
+/* The shape of the screen of `w`, without data. PST_E_BAD_INPUT: as pst_kernels_matrix_init. */
+int pst_kernels_screen_init(const pst_kernels_matrix *w, pst_kernels_screen *ret_screen);
+size_t pst_kernels_screen_radius_bytes(const pst_kernels_screen *s);
+/* Makes groups [group_begin, group_end). src: their rows as in matrix_pack, of the matrix's type; codes: the memory that will be
+ * s->codes.data; radius: s->radius, whole. Different ranges may run on different threads. PST_E_NOMEM. */
+int pst_kernels_screen_pack(const pst_kernels_screen *s, uint32_t type, const void *src, size_t group_begin,
+                            size_t group_end, uint8_t *codes, float *radius);
 
 /* ---- inputs of products ------------------------------------------------------------------------------------------- */
 
@@ -126,6 +144,9 @@ typedef struct pst_kernels_input {
 size_t pst_kernels_input_bytes(size_t max_tokens, size_t n_cols);
 /* Lays an input out in `memory` (64-byte aligned, of input_bytes). n_cols must be a multiple of 32 unless only `x` will be used. */
 void pst_kernels_input_init(pst_kernels_input *input, size_t max_tokens, size_t n_cols, void *memory);
+
+/* The length of a token's quantized row, rounded up: what a screen's radius is multiplied by. */
+float pst_kernels_screen_reach(const pst_kernels_input *input, size_t token);
 
 /* ---- attention ---------------------------------------------------------------------------------------------------- */
 
@@ -192,6 +213,9 @@ typedef struct pst_kernels {
   void (*rope)(float *x, size_t n_heads, size_t head_dim, size_t n_rot, pst_kernels_rope style, const float *cos_sin);
   /* Index of the greatest element, the lowest of equals; n > 0. */
   size_t (*argmax)(const float *x, size_t n);
+  /* Numbers, from `first` on, of the groups of 16 in which some x[i] + radius[i] * reach >= floor, in ascending order; how many. */
+  size_t (*screen_pass)(const float *x, const float *radius, float reach, float floor, size_t n, int32_t first,
+                        int32_t *ret_groups);
   /* Sum of exp(x - max). */
   float (*sum_exp)(const float *x, size_t n, float max);
 

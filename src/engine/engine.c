@@ -344,8 +344,19 @@ static void note_margin(pst_engine_session *s, const float *logits, const int32_
   if (isnan(s->margin) || gap < s->margin) s->margin = gap;
 }
 
-/* Chooses the token behind what the session holds. */
-static pst_engine_finish choose(pst_engine *e, pst_engine_session *s, float *logits, int32_t *ret_token) {
+/* Whether nothing but the greatest logit's token is asked of this session's rows. */
+static bool wants_greatest(pst_engine *e, const pst_engine_session *s) {
+  return s->n_logprobs < 0 && !s->seq.score_prompt && s->max_tokens > 0 &&
+         pst_engine_sampling_is_plain_greedy(&s->sampling) && pst_engine_session_allowed(s, e->model, e->allowed) < 0;
+}
+
+/* Chooses the token behind what the session holds: `greatest` where that is known (else -1), from logits otherwise. */
+static pst_engine_finish choose(pst_engine *e, pst_engine_session *s, float *logits, int32_t greatest,
+                                int32_t *ret_token) {
+  if (greatest >= 0) {
+    *ret_token = greatest;
+    return pst_engine_session_accept(s, e->model, greatest, NULL);
+  }
   size_t vocab = (size_t)e->model->info.n_vocab;
   int n_allowed = pst_engine_session_allowed(s, e->model, e->allowed);
   const float *raw = NULL;
@@ -363,9 +374,9 @@ static pst_engine_finish choose(pst_engine *e, pst_engine_session *s, float *log
   return pst_engine_session_accept(s, e->model, *ret_token, raw);
 }
 
-/* One item's rows, whose logits stand at `logits` in order. Rows of one item may come in several calls: `row` is the first. Returns the finish. */
+/* One row of an item: its logits, or just their greatest's token (else -1). Returns the finish. */
 static pst_engine_finish use_row(pst_engine *e, const pst_engine_step_item *it, int row, float *logits,
-                                 bool *ret_more) {
+                                 int32_t greatest, bool *ret_more) {
   pst_engine_session *s = (pst_engine_session *)it->seq;
   int position = it->first + it->n - it->n_logits + row; /* of the token this row has read */
   *ret_more = true;
@@ -377,10 +388,16 @@ static pst_engine_finish use_row(pst_engine *e, const pst_engine_step_item *it, 
   int32_t token, draft = -1;
   bool drafted = row < it->n_logits - 1 && position >= s->seq.n_prompt - 1;
   if (drafted) draft = s->seq.tokens[s->seq.n_tokens]; /* accept writes the chosen token over it */
-  pst_engine_finish finish = choose(e, s, logits, &token);
+  pst_engine_finish finish = choose(e, s, logits, greatest, &token);
   if (drafted && token == draft) s->n_accepted++;
   *ret_more = drafted && token == draft;
   return finish;
+}
+
+static bool greatest_suffices(pst_engine *e, int first, int n) {
+  for (int r = first; r < first + n; r++)
+    if (!wants_greatest(e, (const pst_engine_session *)e->sched.items[e->rows[r].item].seq)) return false;
+  return true;
 }
 
 static void pick_tokens(pst_engine *e) {
@@ -390,14 +407,21 @@ static void pick_tokens(pst_engine *e) {
   memset(finishes, 0, (size_t)e->sched.n_items * sizeof *finishes);
   while (at < n_rows) {
     int n = PST_MIN(PST_ENGINE_HEAD_ROWS, n_rows - at);
-    int n_groups = needed_groups(e, at, n);
-    pst_engine_forward_logits(e->forward, at, n, n_groups < 0 ? NULL : e->groups, n_groups, e->logits);
+    int32_t greatest[PST_ENGINE_HEAD_ROWS];
+    bool greedy = greatest_suffices(e, at, n);
+    if (greedy) {
+      pst_engine_forward_greedy(e->forward, at, n, e->logits, greatest);
+    } else {
+      int n_groups = needed_groups(e, at, n);
+      pst_engine_forward_logits(e->forward, at, n, n_groups < 0 ? NULL : e->groups, n_groups, e->logits);
+    }
     for (int r = 0; r < n; r++) {
       pst_engine_row row = e->rows[at + r];
       if (row.item == skip_item) continue;
       const pst_engine_step_item *it = &e->sched.items[row.item];
       bool more;
-      finishes[row.item] = use_row(e, it, row.row, e->logits + (size_t)r * (size_t)e->model->info.n_vocab, &more);
+      finishes[row.item] = use_row(e, it, row.row, e->logits + (size_t)r * (size_t)e->model->info.n_vocab,
+                                   greedy ? greatest[r] : -1, &more);
       if (!more || finishes[row.item] != PST_ENGINE_FINISH_NONE) skip_item = row.item;
     }
     at += n;

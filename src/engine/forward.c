@@ -14,12 +14,23 @@
 #include "engine/pool.h"
 
 enum { MAX_STAGES_PER_LAYER = 13, ALONE_TOKENS = 2, ATTEND_TOKENS = 16, SPLIT_TOKENS = 4, SPLIT_BLOCKS = 8 };
+/* Screens of the head: rows at once for which they pay, groups looked through at a time, tokens without a screen after one that let more
+ * than half of the groups pass. */
+enum { SCREEN_ROWS = 4, SCREEN_GROUPS = 256, SCREEN_REST = 32 };
+
+typedef struct pick {
+  float value;
+  int32_t token;
+} pick;
 
 /* What one thread owns. */
 typedef struct lane {
   void *work;                               /* PST_KERNELS_WORK_BYTES */
   float *plain;                             /* [ALONE_TOKENS][n_embd] */
   pst_kernels_input narrow, wide, attended; /* for ALONE_TOKENS tokens */
+  pick picks[PST_ENGINE_HEAD_ROWS];         /* the best of each row among what this thread saw */
+  float floors[PST_ENGINE_HEAD_ROWS];       /* a true logit of each row */
+  int n_passed;                             /* groups that a screen let pass */
 } lane;
 
 struct pst_engine_forward {
@@ -47,6 +58,9 @@ struct pst_engine_forward {
   int head_first, head_n, head_n_groups;
   const int32_t *head_groups;
   float *head_out;
+  float reaches[PST_ENGINE_HEAD_ROWS];
+  bool screened;
+  int screen_rest; /* tokens to go without a screen */
   void *memory;
 };
 
@@ -553,29 +567,34 @@ void pst_engine_forward_run(pst_engine_forward *f, const pst_engine_forward_item
 
 /* ---- the head ---- */
 
-static void finish_logits(const pst_engine_forward *f, size_t from, size_t to) {
+static void finish_logits(const pst_engine_forward *f, int first_row, int n_rows, size_t from, size_t to) {
   float factor = f->model->logit_scale, cap = f->model->logit_softcap;
   if (factor == 1.0f && cap == 0.0f) return;
-  for (int r = 0; r < f->head_n; r++) {
+  for (int r = first_row; r < first_row + n_rows; r++) {
     float *row = f->head_out + (size_t)r * (size_t)f->model->info.n_vocab;
     if (factor != 1.0f) f->k->scale(row + from, factor, to - from, row + from);
     for (size_t i = from; i < to && cap != 0.0f; i++) row[i] = cap * tanhf(row[i] / cap);
   }
 }
 
+/* Logits of states [head_first + row, + n_rows) for groups [from, to), into their rows of head_out. */
+static void head_groups(walk *w, int row, int n_rows, size_t from, size_t to) {
+  pst_engine_forward *f = w->f;
+  size_t vocab = (size_t)f->model->info.n_vocab;
+  f->k->matmul(&f->model->head, &f->in_kept, (size_t)(f->head_first + row), (size_t)n_rows, from, to, false,
+               f->head_out + (size_t)row * vocab, vocab, w->mine->work);
+  finish_logits(f, row, n_rows, from * PST_KERNELS_GROUP, PST_MIN(to * PST_KERNELS_GROUP, vocab));
+}
+
 static void head_thread(void *arg, pst_engine_team *team, int index) {
   pst_engine_forward *f = arg;
   walk w = {f, team, &f->lanes[index], 0};
-  const pst_kernels_matrix *m = &f->model->head;
-  size_t vocab = (size_t)f->model->info.n_vocab;
-  int total = f->head_groups ? f->head_n_groups : (int)m->n_groups;
+  int total = f->head_groups ? f->head_n_groups : (int)f->model->head.n_groups;
   int chunk = f->head_groups ? 1 : PST_MAX(total / (team->n_threads * 16), 1), begin, end;
   while (claim(&w, total, chunk, &begin, &end)) {
     size_t from = f->head_groups ? (size_t)f->head_groups[begin] : (size_t)begin,
            to = f->head_groups ? from + 1 : (size_t)end;
-    f->k->matmul(m, &f->in_kept, (size_t)f->head_first, (size_t)f->head_n, from, to, false, f->head_out, vocab,
-                 w.mine->work);
-    finish_logits(f, from * PST_KERNELS_GROUP, PST_MIN(to * PST_KERNELS_GROUP, vocab));
+    head_groups(&w, 0, f->head_n, from, to);
   }
 }
 
@@ -588,4 +607,105 @@ void pst_engine_forward_logits(pst_engine_forward *f, int first, int n, const in
   f->head_out = logits;
   atomic_store_explicit(&f->claims[0], 0, memory_order_relaxed);
   pst_engine_pool_run(f->n_threads, head_thread, f);
+}
+
+/* ---- the greatest logit only ---- */
+
+static bool beats(pick a, pick b) { return a.value > b.value || (a.value == b.value && a.token < b.token); }
+
+/* Rows [from, to) of the head whose logits stand in row r of head_out. */
+static void pick_among(walk *w, int r, size_t from, size_t to) {
+  const float *x = w->f->head_out + (size_t)r * (size_t)w->f->model->info.n_vocab;
+  size_t best = from + w->f->k->argmax(x + from, to - from);
+  pick found = {x[best], (int32_t)best};
+  if (w->mine->picks[r].token < 0 || beats(found, w->mine->picks[r])) w->mine->picks[r] = found;
+}
+
+/* The true logits of one group, in place of the coarse ones. */
+static void rescore(walk *w, int r, size_t group) {
+  head_groups(w, r, 1, group, group + 1);
+  pick_among(w, r, group * PST_KERNELS_GROUP,
+             PST_MIN((group + 1) * PST_KERNELS_GROUP, (size_t)w->f->model->info.n_vocab));
+}
+
+/* The coarse product everywhere; the true logits of each thread's best; then those of every group that could hold a greater one than these
+ * (kernels/screen.c says why that is exact). */
+static void pick_screened(walk *w) {
+  pst_engine_forward *f = w->f;
+  const pst_kernels_screen *s = &f->model->screen;
+  size_t vocab = (size_t)f->model->info.n_vocab;
+  pick *picks = w->mine->picks;
+  int total = (int)s->codes.n_groups, chunk = PST_MAX(total / (w->team->n_threads * 16), 1), begin, end;
+  while (claim(w, total, chunk, &begin, &end)) {
+    f->k->matmul(&s->codes, &f->in_kept, (size_t)f->head_first, (size_t)f->head_n, (size_t)begin, (size_t)end, false,
+                 f->head_out, vocab, w->mine->work);
+    for (int r = 0; r < f->head_n; r++)
+      pick_among(w, r, (size_t)begin * PST_KERNELS_GROUP, PST_MIN((size_t)end * PST_KERNELS_GROUP, vocab));
+  }
+  next_stage(w);
+  for (int r = 0; r < f->head_n; r++) {
+    if (picks[r].token < 0) continue; /* this thread came too late for any chunk */
+    size_t group = (size_t)picks[r].token / PST_KERNELS_GROUP;
+    picks[r].token = -1;
+    rescore(w, r, group);
+    w->mine->floors[r] = picks[r].value;
+  }
+  next_stage(w);
+  int32_t passed[SCREEN_GROUPS];
+  while (claim(w, total, SCREEN_GROUPS, &begin, &end)) {
+    size_t from = (size_t)begin * PST_KERNELS_GROUP, to = PST_MIN((size_t)end * PST_KERNELS_GROUP, vocab);
+    for (int r = 0; r < f->head_n; r++) {
+      float floor = -INFINITY;
+      for (int t = 0; t < w->team->n_threads; t++) floor = PST_MAX(floor, f->lanes[t].floors[r]);
+      size_t n = f->k->screen_pass(f->head_out + (size_t)r * vocab + from, s->radius + from, f->reaches[r], floor,
+                                   to - from, begin, passed);
+      for (size_t i = 0; i < n; i++) rescore(w, r, (size_t)passed[i]);
+      w->mine->n_passed += (int)n;
+    }
+  }
+}
+
+static void greedy_thread(void *arg, pst_engine_team *team, int index) {
+  pst_engine_forward *f = arg;
+  walk w = {f, team, &f->lanes[index], 0};
+  if (f->screened) {
+    pick_screened(&w);
+    return;
+  }
+  size_t vocab = (size_t)f->model->info.n_vocab;
+  int total = (int)f->model->head.n_groups, chunk = PST_MAX(total / (team->n_threads * 16), 1), begin, end;
+  while (claim(&w, total, chunk, &begin, &end)) {
+    head_groups(&w, 0, f->head_n, (size_t)begin, (size_t)end);
+    for (int r = 0; r < f->head_n; r++)
+      pick_among(&w, r, (size_t)begin * PST_KERNELS_GROUP, PST_MIN((size_t)end * PST_KERNELS_GROUP, vocab));
+  }
+}
+
+void pst_engine_forward_greedy(pst_engine_forward *f, int first, int n, float *scratch, int32_t *ret_tokens) {
+  f->head_first = first;
+  f->head_n = n;
+  f->head_out = scratch;
+  f->screened = f->model->screen.radius && n <= SCREEN_ROWS && f->screen_rest == 0;
+  if (f->screen_rest > 0) f->screen_rest--;
+  for (int r = 0; r < n && f->screened; r++) f->reaches[r] = pst_kernels_screen_reach(&f->in_kept, (size_t)(first + r));
+  for (int stage = 0; stage < 3; stage++) atomic_store_explicit(&f->claims[stage], 0, memory_order_relaxed);
+  for (int t = 0; t < f->n_threads; t++) {
+    f->lanes[t].n_passed = 0;
+    for (int r = 0; r < n; r++) {
+      f->lanes[t].picks[r].token = -1;
+      f->lanes[t].floors[r] = -INFINITY;
+    }
+  }
+  pst_engine_pool_run(f->n_threads, greedy_thread, f);
+  int n_passed = 0;
+  for (int t = 0; t < f->n_threads; t++) n_passed += f->lanes[t].n_passed;
+  if (f->screened && n_passed > n * (int)f->model->head.n_groups / 2) f->screen_rest = SCREEN_REST;
+  for (int r = 0; r < n; r++) {
+    pick best = f->lanes[0].picks[r];
+    for (int t = 1; t < f->n_threads; t++) {
+      pick other = f->lanes[t].picks[r];
+      if (other.token >= 0 && (best.token < 0 || beats(other, best))) best = other;
+    }
+    ret_tokens[r] = best.token;
+  }
 }

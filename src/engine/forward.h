@@ -32,4 +32,8 @@ enum { PST_ENGINE_HEAD_ROWS = 16 };
 void pst_engine_forward_logits(pst_engine_forward *f, int first, int n, const int32_t *groups, int n_groups,
                                float *logits);
 
+/* The greatest logit's token, the lowest of equals, of kept states [first, first + n), n <= PST_ENGINE_HEAD_ROWS: what argmax over
+ * pst_engine_forward_logits gives, with less read where the model has a screen. scratch: [n][n_vocab], overwritten. */
+void pst_engine_forward_greedy(pst_engine_forward *f, int first, int n, float *scratch, int32_t *ret_tokens);
+
 #endif

@@ -19,9 +19,11 @@ typedef struct loader {
   bool *asked; /* per key of the file: something read it */
   size_t n_jobs;
   struct pack_job {
-    pst_kernels_matrix *matrix;
+    const pst_kernels_matrix *matrix; /* of the file */
+    const pst_kernels_screen *screen; /* NULL: the matrix itself is packed; else its screen is made */
     const uint8_t *src;
-    size_t at;
+    uint8_t *dst;
+    float *radius; /* of the screen */
   } * jobs;
   size_t jobs_capacity;
 } loader;
@@ -89,6 +91,13 @@ static size_t take_bytes(loader *l, size_t bytes) {
   return at;
 }
 
+static int add_job(loader *l, struct pack_job job) {
+  if (pst_array_reserve((void **)&l->jobs, &l->jobs_capacity, l->n_jobs + 1, sizeof *l->jobs))
+    return pst_error_set(l->err, PST_E_NOMEM, l->path, "no memory to pack the weights");
+  l->jobs[l->n_jobs++] = job;
+  return 0;
+}
+
 /* Rows [first, first + rows) of a weight matrix of n_rows, required. In the first pass its size is counted; the second sets its memory and queues
  * the packing. */
 static int load_rows(loader *l, const char *name, size_t n_rows, size_t first, size_t rows, size_t cols,
@@ -107,10 +116,8 @@ static int load_rows(loader *l, const char *name, size_t n_rows, size_t first, s
   *ret = matrix;
   if (!l->memory) return 0;
   ret->data = l->memory + at;
-  if (pst_array_reserve((void **)&l->jobs, &l->jobs_capacity, l->n_jobs + 1, sizeof *l->jobs))
-    return pst_error_set(l->err, PST_E_NOMEM, l->path, "no memory to pack the weights");
-  l->jobs[l->n_jobs++] = (struct pack_job){ret, t->data + first * pst_kernels_row_bytes(t->type, cols), at};
-  return 0;
+  const uint8_t *src = t->data + first * pst_kernels_row_bytes(t->type, cols);
+  return add_job(l, (struct pack_job){ret, NULL, src, l->memory + at, NULL});
 }
 
 static int load_matrix(loader *l, const char *name, size_t rows, size_t cols, pst_kernels_matrix *ret) {
@@ -420,6 +427,25 @@ static int read_shape(loader *l) {
   return 0;
 }
 
+/* A screen for the head, where it is large and its products are compared as they are. */
+static int load_screen(loader *l, const char *head_name) {
+  pst_engine_model *m = l->m;
+  enum { ROWS_WORTH_IT = 4096 };
+  m->screen.radius = NULL;
+  bool plain = m->logit_softcap == 0 && m->logit_scale == 1; /* else unequal products could be equal logits */
+  if (m->head.n_rows < ROWS_WORTH_IT || !plain || !pst_kernels_screen_pays(&m->head)) return 0;
+  int code = pst_kernels_screen_init(&m->head, &m->screen);
+  if (code) return code;
+  size_t codes_at = take_bytes(l, pst_kernels_matrix_bytes(&m->screen.codes));
+  size_t radius_at = take_bytes(l, pst_kernels_screen_radius_bytes(&m->screen));
+  if (!l->memory) return 0;
+  float *radius = (float *)(void *)(l->memory + radius_at);
+  m->screen.codes.data = l->memory + codes_at;
+  m->screen.radius = radius;
+  return add_job(
+      l, (struct pack_job){&m->head, &m->screen, find_tensor(l, head_name)->data, l->memory + codes_at, radius});
+}
+
 static int load_table(loader *l, const struct architecture *a) {
   pst_engine_model *m = l->m;
   size_t vocab = (size_t)m->info.n_vocab, embd = (size_t)m->info.n_embd;
@@ -428,10 +454,12 @@ static int load_table(loader *l, const struct architecture *a) {
   int code = a->keys(l);
   if (!code) code = load_matrix(l, "token_embd.weight", vocab, embd, &m->embedding);
   if (!code) code = load_row(l, "output_norm.weight", embd, true, &m->output_norm);
-  if (!code && pst_engine_gguf_find_tensor(m->gguf, "output.weight"))
-    code = load_matrix(l, "output.weight", vocab, embd, &m->head);
+  const char *head_name = pst_engine_gguf_find_tensor(m->gguf, "output.weight") ? "output.weight" : "token_embd.weight";
+  if (!code && strcmp(head_name, "output.weight") == 0)
+    code = load_matrix(l, head_name, vocab, embd, &m->head);
   else
     m->head = m->embedding;
+  if (!code) code = load_screen(l, head_name);
   for (int i = 0; i < m->info.n_layers && !code; i++) {
     memset(&m->layers[i], 0, sizeof m->layers[i]);
     code = a->layer(l, i, &m->layers[i]);
@@ -473,6 +501,7 @@ static int refuse_leftovers(loader *l) {
 typedef struct pack_work {
   const loader *l;
   atomic_size_t next;
+  atomic_bool failed; /* no memory for a row */
 } pack_work;
 
 /* Threads take whole matrices, largest pieces first by nature (the embedding leads), split into runs of groups. */
@@ -491,17 +520,23 @@ static void *pack_thread(void *arg) {
     if (index == w->l->n_jobs) return NULL;
     const struct pack_job *j = &w->l->jobs[index];
     size_t begin = (run - first) * PACK_RUN, end = PST_MIN(begin + PACK_RUN, j->matrix->n_groups);
-    pst_kernels_matrix_pack(j->matrix, j->src, begin, end, w->l->memory + j->at);
+    const uint8_t *src = j->src + begin * PST_KERNELS_GROUP * pst_kernels_row_bytes(j->matrix->type, j->matrix->n_cols);
+    if (!j->screen)
+      pst_kernels_matrix_pack(j->matrix, src, begin, end, j->dst);
+    else if (pst_kernels_screen_pack(j->screen, j->matrix->type, src, begin, end, j->dst, j->radius))
+      atomic_store(&w->failed, true);
   }
 }
 
-static void pack_all(const loader *l, int n_threads) {
-  pack_work w = {l, 0};
+static int pack_all(const loader *l, int n_threads) {
+  pack_work w = {l, 0, false};
   pthread_t threads[64] = {0};
   int n = 0;
   while (n < PST_MIN(n_threads, 64) - 1 && pthread_create(&threads[n], NULL, pack_thread, &w) == 0) n++;
   pack_thread(&w);
   for (int i = 0; i < n; i++) pthread_join(threads[i], NULL);
+  if (!atomic_load(&w.failed)) return 0;
+  return pst_error_set(l->err, PST_E_NOMEM, l->path, "no memory to pack the weights");
 }
 
 /* ---- opening ---- */
@@ -569,8 +604,8 @@ static int load_weights(pst_engine_model *m, const char *path, int n_threads, ps
   l.memory = m->packed;
   code = load_table(&l, a); /* places */
   if (code) goto done;
-  pack_all(&l, n_threads > 0 ? n_threads : pst_cpu_count());
-  if (!pst_engine_gguf_find_tensor(m->gguf, "output.weight")) m->head = m->embedding;
+  code = pack_all(&l, n_threads > 0 ? n_threads : pst_cpu_count());
+  if (code) goto done;
   /* The source pages are not read again: give them back to the system's cache. */
   const pst_map *map = pst_engine_gguf_map(m->gguf);
   (void)madvise((void *)(uintptr_t)map->data, map->n, MADV_DONTNEED);

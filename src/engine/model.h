@@ -53,6 +53,7 @@ struct pst_engine_model {
   int n_ropes;
   pst_kernels_matrix embedding; /* [n_vocab][n_embd] */
   pst_kernels_matrix head;      /* the same memory as embedding when tied */
+  pst_kernels_screen screen;    /* of the head; radius NULL: there is none */
   const float *output_norm;
   float embedding_scale, residual_scale, logit_scale, attention_scale, norm_eps;
   float attention_softcap, logit_softcap; /* 0: none */

@@ -219,7 +219,7 @@ void pst_kernels_matrix_pack(const pst_kernels_matrix *m, const void *src, size_
     else
       memset(group + m->group_bytes - 64, 0, 64);
     for (size_t lane = 0; lane < n_lanes; lane++) {
-      const uint8_t *row = (const uint8_t *)src + (g * PST_LANES + lane) * row_bytes;
+      const uint8_t *row = (const uint8_t *)src + ((g - group_begin) * PST_LANES + lane) * row_bytes;
       if (m->is_float)
         pack_float_row(m, row, lane, group);
       else

@@ -120,6 +120,17 @@ static size_t ref_argmax(const float *x, size_t n) {
   return best;
 }
 
+static size_t ref_screen_pass(const float *x, const float *radius, float reach, float floor, size_t n, int32_t first,
+                              int32_t *ret_groups) {
+  size_t n_groups = 0;
+  for (size_t at = 0; at < n; at += PST_LANES) {
+    bool passes = false;
+    for (size_t i = at; i < PST_MIN(at + PST_LANES, n); i++) passes |= fmaf(radius[i], reach, x[i]) >= floor;
+    if (passes) ret_groups[n_groups++] = first + (int32_t)(at / PST_LANES);
+  }
+  return n_groups;
+}
+
 static float ref_sum_exp(const float *x, size_t n, float max) {
   float lane[16] = {0};
   for (size_t i = 0; i < n; i++) lane[i % 16] += pst_exp(x[i] - max);
@@ -412,6 +423,7 @@ const pst_kernels *pst_kernels_table_scalar(void) {
       .scale = ref_scale,
       .rope = ref_rope,
       .argmax = ref_argmax,
+      .screen_pass = ref_screen_pass,
       .sum_exp = ref_sum_exp,
       .matmul = ref_matmul,
       .store_key = ref_store_key,

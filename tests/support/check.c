@@ -128,7 +128,8 @@ pst_kernels_matrix check_pack(uint32_t type, const uint8_t *tensor, size_t n_row
   assert_int_equal(pst_kernels_matrix_init(type, n_rows, n_cols, &m, &err), 0);
   uint8_t *data = check_alloc(pst_kernels_matrix_bytes(&m), 0);
   size_t cut = check_below(m.n_groups + 1);
-  pst_kernels_matrix_pack(&m, tensor, cut, m.n_groups, data);
+  pst_kernels_matrix_pack(&m, tensor + cut * PST_KERNELS_GROUP * pst_kernels_row_bytes(type, n_cols), cut, m.n_groups,
+                          data);
   pst_kernels_matrix_pack(&m, tensor, 0, cut, data);
   m.data = data;
   return m;

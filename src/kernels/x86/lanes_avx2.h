@@ -97,6 +97,10 @@ PST_INLINE int v16_any_gt(v16 a, v16 b) {
   return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a.l, b.l, _CMP_GT_OQ), _mm256_cmp_ps(a.h, b.h, _CMP_GT_OQ))) !=
          0;
 }
+PST_INLINE int v16_any_ge(v16 a, v16 b) {
+  return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a.l, b.l, _CMP_GE_OQ), _mm256_cmp_ps(a.h, b.h, _CMP_GE_OQ))) !=
+         0;
+}
 PST_INLINE v16 v16_load_half(const uint8_t *p) {
   return v16_of(_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)),
                 _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 16))));

@@ -66,6 +66,7 @@ PST_INLINE float v16_max_all(v16 a) {
   return _mm_cvtss_f32(_mm_max_ss(w, _mm_movehdup_ps(w)));
 }
 PST_INLINE int v16_any_gt(v16 a, v16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+PST_INLINE int v16_any_ge(v16 a, v16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) != 0; }
 PST_INLINE v16 v16_load_half(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 /* Eight halves, zeros above. */
 PST_INLINE v16 v16_load_half8(const uint8_t *p) {

@@ -24,6 +24,8 @@
   void pst_kernels_rope_##isa(float *x, size_t n_heads, size_t head_dim, size_t n_rot, pst_kernels_rope style,         \
                               const float *cos_sin);                                                                   \
   size_t pst_kernels_argmax_##isa(const float *x, size_t n);                                                           \
+  size_t pst_kernels_screen_pass_##isa(const float *x, const float *radius, float reach, float floor, size_t n,        \
+                                       int32_t first, int32_t *ret_groups);                                            \
   float pst_kernels_sum_exp_##isa(const float *x, size_t n, float max);                                                \
   void pst_kernels_store_key_##isa(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);     \
   void pst_kernels_store_value_##isa(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);   \
