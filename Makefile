@@ -90,7 +90,6 @@ AVX2_FLAGS := -mavx2 -mfma -mf16c -mbmi2
 AVX512_FLAGS := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mfma -mf16c -mbmi2
 ISA_FLAGS = $(strip $(if $(filter %_avx2,$(basename $1)),$(AVX2_FLAGS)) $(if $(filter %_avxvnni,$(basename $1)),$(AVX2_FLAGS) -mavxvnni) \
   $(if $(filter %_avx512,$(basename $1)),$(AVX512_FLAGS)) $(if $(filter %_avx512bf16,$(basename $1)),$(AVX512_FLAGS) -mavx512bf16) \
-  $(if $(filter %_amx,$(basename $1)),$(AVX512_FLAGS) -mamx-tile -mamx-int8) \
   $(if $(filter %_dotprod,$(basename $1)),-march=armv8.2-a+dotprod) $(if $(filter %_i8mm,$(basename $1)),-march=armv8.2-a+dotprod+i8mm))
 # All flags of one source file.
 FLAGS_OF = $(ALL_CFLAGS) $(DEPS_CFLAGS) $(if $(filter src/kernels/%,$1),$(OPTIMIZE_KERNELS)) $(call ISA_FLAGS,$1)

@@ -35,7 +35,7 @@ static void choose(void) {
     if (i < PST_ARRAY_LEN(tables))
       last = i;
     else
-      pst_log(PST_LOG_WARN, "what=cpu_mask_ignored PENSTOCK_CPU=%s accepted=scalar,avx2,avx512,amx", wish);
+      pst_log(PST_LOG_WARN, "what=cpu_mask_ignored PENSTOCK_CPU=%s accepted=scalar,avx2,avx512", wish);
   }
   for (size_t i = 0; i <= last; i++) {
     const pst_kernels *k = tables[i].table();

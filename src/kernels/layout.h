@@ -3,7 +3,7 @@
  * A group is 16 rows. A group's columns are cut in blocks of 32; each block of a group is one record, records follow one another (one
  * linear stream of reads). K-quants put a header with the 16 rows' super scales before each 8 records. Inside a record "step" s stands for
  * columns 4s..4s+3 of all 16 rows: 64 bytes, byte 4*row + i. One step is one 512-bit register (or two of 256, or four of 128 bits) whose
- * 32-bit lanes are the rows: the operand of a 4-way dot product against 4 broadcast activations, and one row of an AMX B tile.
+ * 32-bit lanes are the rows: the operand of a 4-way dot product against 4 broadcast activations.
  *
  *   nibbles  256 bytes: vector v (64 bytes): low nibble = step 2v, high nibble = step 2v+1
  *   high1     64 bytes: bit s of a byte = bit 4 of the code of step s
@@ -101,6 +101,5 @@ static inline size_t pst_page_blocks(size_t head_dim) { return (head_dim + PST_B
 const pst_kernels *pst_kernels_table_scalar(void);
 const pst_kernels *pst_kernels_table_avx2(void);
 const pst_kernels *pst_kernels_table_avx512(void);
-const pst_kernels *pst_kernels_table_amx(void);
 
 #endif

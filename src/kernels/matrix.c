@@ -1,7 +1,7 @@
 /* Packed matrices, inputs and pages: shapes, sizes, packing, and reading one row back.
  *
  * Owns the layout that layout.h draws. It does no products. One layout serves every instruction set: a step's 64 bytes are at once an
- * AVX-512 register, two of AVX2, four of NEON and a row of an AMX B tile, so packed weights can be kept in a file and a test can pack once
+ * AVX-512 register, two of AVX2, four of NEON, so packed weights can be kept in a file and a test can pack once
  * and compare all tables. Lanes are rows, hence no kernel ever adds across a register. */
 #include "kernels/layout.h"
 

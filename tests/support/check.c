@@ -161,7 +161,7 @@ void check_input_free(check_input *c) {
 
 const pst_kernels **check_tables(void) {
   static const pst_kernels *tables[8];
-  static const char *const names[] = {"avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};
+  static const char *const names[] = {"avx2", "avx512", "neon", "dotprod", "i8mm"};
   size_t n = 0;
   for (size_t i = 0; i < PST_ARRAY_LEN(names); i++)
     if (pst_kernels_find(names[i])) tables[n++] = pst_kernels_find(names[i]);

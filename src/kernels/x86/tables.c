@@ -1,28 +1,25 @@
 /* Which x86 tables this CPU can run, and the tables themselves.
  *
- * Compiled without any instruction-set flag, so that asking is safe everywhere. The operating system must save the registers too (XGETBV);
- * for AMX it must also be asked for permission, once per process. */
+ * Compiled without any instruction-set flag, so that asking is safe everywhere. The operating system must save the registers too (XGETBV). */
 #include "kernels/x86/x86.h"
 
 #include <cpuid.h>
 #include <pthread.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#define TABLE(isa_name, isa, matmul_isa)                                                                      \
+#define TABLE(isa_name, isa)                                                                                  \
   {                                                                                                           \
     .name = isa_name, .quantize = pst_kernels_quantize_##isa, .rmsnorm = pst_kernels_rmsnorm_##isa,           \
     .rmsnorm_quantize = pst_kernels_rmsnorm_quantize_##isa, .gated = pst_kernels_gated_##isa,                 \
     .gated_quantize = pst_kernels_gated_quantize_##isa, .add = pst_kernels_add_##isa,                         \
     .scale = pst_kernels_scale_##isa, .rope = pst_kernels_rope_##isa, .argmax = pst_kernels_argmax_##isa,     \
     .screen_pass = pst_kernels_screen_pass_##isa, .sum_exp = pst_kernels_sum_exp_##isa,                       \
-    .matmul = pst_kernels_matmul_##matmul_isa, .store_key = pst_kernels_store_key_##isa,                      \
+    .matmul = pst_kernels_matmul_##isa, .store_key = pst_kernels_store_key_##isa,                             \
     .store_value = pst_kernels_store_value_##isa, .attention = pst_kernels_attention_##isa,                   \
     .attention_part = pst_kernels_attention_part_##isa, .attention_merge = pst_kernels_attention_merge_##isa, \
   }
 
 typedef struct cpu_features {
-  bool avx2, avx512, amx;
+  bool avx2, avx512;
 } cpu_features;
 
 static uint64_t saved_registers(void) {
@@ -45,12 +42,6 @@ static void ask(void) {
   bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
   bool vbmi = c & (1u << 1), vnni = c & (1u << 11);
   features.avx512 = features.avx2 && (saved & 0xe6) == 0xe6 && f && dq && bw && vl && vbmi && vnni;
-  bool amx_tile = d & (1u << 24), amx_int8 = d & (1u << 25);
-  if (!features.avx512 || !amx_tile || !amx_int8 || (saved & 0x60000) != 0x60000) return;
-#if defined(__linux__) && defined(SYS_arch_prctl)
-  enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-  features.amx = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-#endif
 }
 
 static const cpu_features *cpu(void) {
@@ -60,11 +51,11 @@ static const cpu_features *cpu(void) {
 }
 
 const pst_kernels *pst_kernels_table_avx2(void) {
-  static const pst_kernels table = TABLE("avx2", avx2, avx2);
+  static const pst_kernels table = TABLE("avx2", avx2);
   return cpu()->avx2 ? &table : NULL;
 }
 
 const pst_kernels *pst_kernels_table_avx512(void) {
-  static const pst_kernels table = TABLE("avx512", avx512, avx512);
+  static const pst_kernels table = TABLE("avx512", avx512);
   return cpu()->avx512 ? &table : NULL;
 }

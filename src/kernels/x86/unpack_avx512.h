@@ -1,4 +1,4 @@
-/* Codes and scales of packed records in 512-bit registers: shared by the VNNI and AMX products. */
+/* Codes and scales of packed records in 512-bit registers: as the VNNI products read them. */
 #ifndef PST_KERNELS_UNPACK_AVX512_H
 #define PST_KERNELS_UNPACK_AVX512_H
 

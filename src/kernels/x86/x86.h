@@ -37,7 +37,5 @@
 
 PST_X86_SLOTS(avx2)
 PST_X86_SLOTS(avx512)
-void pst_kernels_matmul_amx(const pst_kernels_matrix *w, const pst_kernels_input *input, size_t t0, size_t n_tokens,
-                            size_t group_begin, size_t group_end, bool add, float *out, size_t out_stride, void *work);
 
 #endif
