@@ -616,6 +616,18 @@ done:
   return code;
 }
 
+static int64_t matrix_bytes(const pst_kernels_matrix *m) { return (int64_t)(m->n_groups * m->group_bytes); }
+
+static int64_t step_bytes(const pst_engine_model *m) {
+  int64_t bytes = matrix_bytes(m->screen.codes.n_rows ? &m->screen.codes : &m->head);
+  for (int i = 0; i < m->info.n_layers; i++) {
+    const pst_engine_layer *y = &m->layers[i];
+    const pst_kernels_matrix *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
+    for (size_t k = 0; k < PST_ARRAY_LEN(all); k++) bytes += matrix_bytes(all[k]);
+  }
+  return bytes;
+}
+
 static int open_model(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err) {
   pst_error own = PST_ERROR_INIT;
   if (!err) err = &own;
@@ -642,6 +654,7 @@ static int open_model(const char *path, int n_threads, pst_engine_model **ret_mo
     f->n_params += (int64_t)pst_engine_gguf_tensor_at(m->gguf, i)->n_elements;
   f->kv_bytes_per_token_f16 = (int64_t)f->n_layers * f->n_kv_heads * 2 *
                               (int64_t)(pst_kernels_page_bytes(PST_TYPE_F16, (size_t)f->head_dim) / PST_KERNELS_PAGE);
+  f->step_bytes = step_bytes(m);
   uint64_t identity[3] = {map->inode, map->mtime_ns, map->n};
   m->content_key = pst_hash64(identity, sizeof identity, 1);
   *ret_model = m;

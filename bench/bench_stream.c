@@ -1,0 +1,96 @@
+/* How fast this machine reads memory: the limit of a decode step.
+ *
+ *   bench_stream [MEGABYTES [THREADS [RUNS]]]      default: 96 2 15
+ *
+ * "read" adds up 64-byte lines; "matvec" is a bare product of an 8-bit matrix of as many bytes with one vector, whole rows in turn, as simple as a
+ * compiler makes it. Best and median of the runs in GB/s, all threads together; one line of JSON. */
+#include <penstock/base.h>
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_THREADS = 64, COLUMNS = 576 };
+
+typedef struct part {
+  const int8_t *data;
+  size_t n;
+  bool matvec;
+  int64_t sum;
+  pthread_barrier_t *gate;
+} part;
+
+static int8_t vector[COLUMNS];
+
+static void *run_part(void *arg) {
+  part *p = arg;
+  int64_t sum = 0;
+  pthread_barrier_wait(p->gate);
+  if (p->matvec) {
+    for (size_t row = 0; row + COLUMNS <= p->n; row += COLUMNS) {
+      int dot = 0;
+      for (size_t i = 0; i < COLUMNS; i++) dot += p->data[row + i] * vector[i];
+      sum += dot;
+    }
+  } else {
+    for (size_t i = 0; i + 8 <= p->n; i += 64) {
+      int64_t v;
+      memcpy(&v, p->data + i, sizeof v);
+      sum += v;
+    }
+  }
+  p->sum = sum;
+  pthread_barrier_wait(p->gate);
+  return NULL;
+}
+
+static double seconds_of(part *parts, int n_threads, pthread_barrier_t *gate) {
+  pthread_t threads[MAX_THREADS];
+  for (int i = 0; i < n_threads; i++)
+    if (pthread_create(&threads[i], NULL, run_part, &parts[i])) exit(1);
+  pthread_barrier_wait(gate);
+  int64_t start = pst_clock_us();
+  pthread_barrier_wait(gate);
+  int64_t end = pst_clock_us();
+  for (int i = 0; i < n_threads; i++) pthread_join(threads[i], NULL);
+  return (double)PST_MAX(end - start, 1) * 1e-6;
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv) {
+  size_t n = (argc > 1 ? strtoul(argv[1], NULL, 10) : 96) * 1000000;
+  int n_threads = argc > 2 ? atoi(argv[2]) : 2, runs = argc > 3 ? atoi(argv[3]) : 15;
+  if (!n || n_threads < 1 || n_threads > MAX_THREADS || runs < 1 || runs > 1000) {
+    fprintf(stderr, "usage: bench_stream [MEGABYTES [THREADS [RUNS]]]\n");
+    return 2;
+  }
+  int8_t *data = pst_malloc_aligned(n + 64, 64);
+  double *gbs = pst_malloc((size_t)runs * sizeof *gbs);
+  if (!data || !gbs) return 1;
+  memset(data, 1, n + 64);
+  memset(vector, 1, sizeof vector);
+  printf("{\"megabytes\": %zu, \"threads\": %d", n / 1000000, n_threads);
+  for (int matvec = 0; matvec < 2; matvec++) {
+    pthread_barrier_t gate;
+    part parts[MAX_THREADS];
+    pthread_barrier_init(&gate, NULL, (unsigned)n_threads + 1);
+    for (int i = 0; i < n_threads; i++) {
+      size_t share = n / (size_t)n_threads / 64 * 64;
+      parts[i] = (part){data + (size_t)i * share, share, matvec != 0, 0, &gate};
+    }
+    for (int r = 0; r < runs; r++) gbs[r] = (double)n * 1e-9 / seconds_of(parts, n_threads, &gate);
+    qsort(gbs, (size_t)runs, sizeof *gbs, ascending);
+    const char *name = matvec ? "matvec" : "read";
+    printf(", \"%s_gbs\": %.2f, \"%s_best_gbs\": %.2f", name, gbs[runs / 2], name, gbs[runs - 1]);
+    pthread_barrier_destroy(&gate);
+  }
+  printf("}\n");
+  pst_free(data);
+  pst_free(gbs);
+  return 0;
+}
