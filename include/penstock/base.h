@@ -361,9 +361,12 @@ typedef struct pst_progress {
   int64_t done_count;
   int64_t start_us, drawn_us;
   bool bytes; /* counts are bytes */
+  bool timed; /* counts are seconds of a budget */
   bool quiet, terminal, drawn;
 } pst_progress;
 void pst_progress_begin(pst_progress *p, const char *what, int64_t total, bool bytes, bool quiet);
+/* Work that ends by the clock: what is counted is the seconds spent, and what is left of `seconds` is the time left. */
+void pst_progress_begin_timed(pst_progress *p, const char *what, int64_t seconds, bool quiet);
 void pst_progress_update(pst_progress *p, int64_t done_count);
 void pst_progress_note(pst_progress *p, const char *format, ...) PST_PRINTF(2, 3); /* changes `what` */
 void pst_progress_end(pst_progress *p);                                            /* clears or completes the line */

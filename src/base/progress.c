@@ -3,6 +3,7 @@
  * Owns one line of stderr. The caller counts; rate and time left come from the mean since the beginning. */
 #include <penstock/base.h>
 
+#include <math.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -32,6 +33,11 @@ void pst_progress_begin(pst_progress *p, const char *what, int64_t total, bool b
   p->bytes = bytes;
   p->quiet = quiet;
   p->terminal = isatty(STDERR_FILENO) == 1;
+}
+
+void pst_progress_begin_timed(pst_progress *p, const char *what, int64_t seconds, bool quiet) {
+  pst_progress_begin(p, what, seconds, false, quiet);
+  p->timed = true;
 }
 
 static void put_count(pst_buf *line, double count, bool bytes) {
@@ -69,7 +75,30 @@ static void put_bar(pst_buf *line, double part) {
   pst_buf_putc(line, ']');
 }
 
+/* What is done comes last here: it is what a narrow terminal may cut. */
+static void put_timed_line(const pst_progress *p, int64_t now_us, bool last, pst_buf *line) {
+  double part = p->total > 0 ? (double)p->done_count / (double)p->total : 1;
+  part = last || part > 1 ? 1 : part < 0 ? 0 : part;
+  pst_buf_printf(line, "%3d%%", (int)(part * 100));
+  if (p->terminal) put_bar(line, part);
+  pst_buf_putc(line, ' ');
+  if (last) {
+    pst_buf_puts(line, "took ");
+    put_duration(line, fmax((double)(now_us - p->start_us) * 1e-6, (double)p->done_count));
+  } else if (p->total > p->done_count) {
+    put_duration(line, (double)(p->total - p->done_count));
+    pst_buf_puts(line, " left");
+  } else {
+    pst_buf_puts(line, "nearly there");
+  }
+  pst_buf_printf(line, "  %s", p->what);
+}
+
 static void put_line(const pst_progress *p, int64_t now_us, bool last, pst_buf *line) {
+  if (p->timed) {
+    put_timed_line(p, now_us, last, line);
+    return;
+  }
   double seconds = (double)(now_us - p->start_us) * 1e-6;
   double rate = seconds > 0 ? (double)p->done_count / seconds : 0;
   pst_buf_puts(line, p->what);

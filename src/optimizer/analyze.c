@@ -197,9 +197,11 @@ static int write_measured(sums *s, const measured *m, const expected *x, pst_buf
 
 /* Calls in flight kept at `depth` for `seconds`; *ret_rate: answers per second of that time. */
 static int saturate(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan *plan, played *calls, size_t n,
-                    int depth, double seconds, double *ret_rate, size_t *ret_sent, pst_error *err) {
+                    int depth, double seconds, pst_progress *progress, double *ret_rate, size_t *ret_sent,
+                    pst_error *err) {
   player *owner = calls[0].owner;
   int64_t start = pst_clock_us(), end = start + (int64_t)(seconds * 1e6);
+  int64_t before = progress->done_count;
   size_t sent = 0;
   int code = 0;
   while (sent < n && pst_clock_us() < end && !code) {
@@ -208,6 +210,7 @@ static int saturate(pst_gateway *g, const pst_evals_info *info, pst_gateway_plan
     pthread_mutex_unlock(&owner->lock);
     calls[sent].owner = owner;
     code = submit(g, info, plan, &calls[sent++], err);
+    pst_progress_update(progress, before + (pst_clock_us() - start) / 1000000);
   }
   pthread_mutex_lock(&owner->lock); /* half-done work at the end stands for the slow filling at the beginning */
   size_t finished = sent - owner->n_open;
@@ -278,7 +281,7 @@ static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload,
   pst_progress progress;
   int64_t start = pst_clock_us();
   int code = warm_up(gateway, info, plan, calls, m.n, &owner, err);
-  pst_progress_begin(&progress, "play the trace", (int64_t)seconds, false, o->quiet);
+  pst_progress_begin_timed(&progress, "play the trace", (int64_t)seconds, o->quiet);
   if (!code) code = play(gateway, info, plan, calls, m.n, &progress, &owner, err);
   if (!code) code = add_up(workload, calls, m.n, true, s, err);
   if (!code && !remote) {
@@ -287,7 +290,8 @@ static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload,
     int slots = plan->n_engines ? plan->engines[0].options.slots : 8;
     more[0].owner = &owner;
     pst_progress_note(&progress, "flat out");
-    code = saturate(gateway, info, plan, more, n_more, 2 * slots, seconds / 3, &m.saturated, &m.n_saturated, err);
+    code = saturate(gateway, info, plan, more, n_more, 2 * slots, seconds / 3, &progress, &m.saturated, &m.n_saturated,
+                    err);
     if (!code) code = add_up(workload, more, m.n_saturated, false, s, err);
   }
   pst_progress_end(&progress);

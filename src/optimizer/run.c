@@ -237,7 +237,7 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
   r->in.n_targets = r->n_targets;
   r->in.examples_index = r->examples_index;
   r->in.reference_plan = r->reference_plan;
-  pst_progress_begin(&live.progress, "optimize", (int64_t)r->in.budget_s, false, o->quiet || o->replay_run > 0);
+  pst_progress_begin_timed(&live.progress, "optimize", (int64_t)r->in.budget_s, o->quiet || o->replay_run > 0);
   pst_optimizer_world world = pst_optimizer_live_world(&live);
   if (!code)
     code = pst_optimizer_plan_search(&r->in, &world, &journal, &res->verdict, &res->plan_json, &res->evidence,

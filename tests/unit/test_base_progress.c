@@ -137,6 +137,29 @@ static void test_bytes_unknown_totals_and_odd_values(void **state) {
   assert_int_equal(fclose(file), 0);
 }
 
+/* Work that ends by the clock: time left is what the budget has left, not what a rate says. */
+static void test_timed(void **state) {
+  (void)state;
+  FILE *file = tmpfile();
+  assert_non_null(file);
+  redirect(fileno(file));
+  pst_progress p;
+  pst_progress_begin_timed(&p, "optimize", 420, false);
+  pass_seconds(&p, 30);
+  pst_progress_update(&p, 3); /* a run taken up again has spent other seconds than this process */
+  assert_string_equal(content(file), "  0% 6 min 57 s left  optimize\n");
+  pass_seconds(&p, 11);
+  pst_progress_note(&p, "search");
+  assert_non_null(strstr(content(file), "  0% 6 min 57 s left  search\n"));
+  pass_seconds(&p, 11);
+  pst_progress_update(&p, 500); /* past its time */
+  assert_non_null(strstr(content(file), "100% nearly there  search\n"));
+  pst_progress_end(&p);
+  assert_non_null(strstr(content(file), "100% took 8 min 20 s  search\n"));
+  assert_int_equal(restore(NULL), 0);
+  assert_int_equal(fclose(file), 0);
+}
+
 static void test_on_a_terminal(void **state) {
   (void)state;
   int master = posix_openpt(O_RDWR | O_NOCTTY);
@@ -192,6 +215,7 @@ int main(void) {
       cmocka_unit_test_teardown(test_plain_lines, restore),
       cmocka_unit_test_teardown(test_quiet_and_short_work_say_nothing, restore),
       cmocka_unit_test_teardown(test_bytes_unknown_totals_and_odd_values, restore),
+      cmocka_unit_test_teardown(test_timed, restore),
       cmocka_unit_test_teardown(test_on_a_terminal, restore),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
