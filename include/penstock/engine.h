@@ -129,6 +129,7 @@ typedef struct pst_engine_event {
   /* With the last event: */
   int n_prompt, n_cached, n_completion; /* tokens; n_cached of the prompt came from shared pages */
   int n_drafted, n_accepted, n_steps;   /* speculation: drafted, accepted; forward steps that served the request */
+  int n_token_steps; /* of the steps those that gave it tokens: fewer than n_completion where drafts were accepted or a constraint left no choice */
   int64_t queued_us, first_token_us, total_us; /* since submit: until admitted, until the first token, until the end */
   int64_t busy_us; /* of the time of the steps that served it, the share that its tokens have of all tokens in them */
   double margin;   /* log-probability gap of best and second best choice (constraint) or mean top-2 gap; NAN unknown */
@@ -223,6 +224,7 @@ typedef struct pst_engine_replay_item {
   int n_shared;   /* leading prompt tokens equal to those of items of the same group */
   uint32_t group; /* prefix group; 0: shares with nobody */
   double accept;  /* tokens gained per speculative step beyond the first; 0: none */
+  double drafted; /* tokens drafted per such step; 0: as many as may be */
 } pst_engine_replay_item;
 typedef struct pst_engine_replay_result {
   int64_t queued_us, first_token_us, finish_us; /* since arrival */
@@ -231,6 +233,11 @@ typedef struct pst_engine_replay_result {
 int pst_engine_replay(const pst_engine_options *options, const pst_engine_step_model *model,
                       const pst_engine_replay_item *items, size_t n, pst_engine_replay_result *ret_results,
                       int64_t *ret_makespan_us, pst_error *err);
+
+/* What prompt lookup would have made of a known answer. tokens: the prompt's n_prompt, then the answer's; n in all. *ret_steps: steps that would have given the
+ * answer's tokens; *ret_drafted: tokens drafted on the way. Pure. */
+void pst_engine_lookup_replay(const int32_t *tokens, size_t n_prompt, size_t n, int64_t *ret_steps,
+                              int64_t *ret_drafted);
 
 #ifdef __cplusplus
 }

@@ -168,9 +168,9 @@ typedef struct pst_gateway_event {
   int64_t prompt_tokens, cached_tokens, completion_tokens; /* of all stages; the prompt counts once for n answers */
   int64_t ttft_us, total_us, queued_us;
   int64_t cost_nusd;
-  double margin; /* NAN: unknown */
-  int n_stages;  /* how many stages of a cascade answered */
-  int n_drafted, n_accepted;
+  double margin;                            /* NAN: unknown */
+  int n_stages;                             /* how many stages of a cascade answered */
+  int n_drafted, n_accepted, n_token_steps; /* the last: forward steps that gave tokens */
 } pst_gateway_event;
 typedef void (*pst_gateway_callback)(void *user, const pst_gateway_event *event);
 

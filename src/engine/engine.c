@@ -430,6 +430,7 @@ static void pick_tokens(pst_engine *e) {
     pst_engine_session *s = (pst_engine_session *)e->sched.items[i].seq;
     if (e->sched.items[i].n_logits == 0) continue;
     s->n_drafted += s->seq.n_draft;
+    s->n_token_steps += !s->seq.score_prompt;
     if (finishes[i] == PST_ENGINE_FINISH_NONE && !s->seq.score_prompt) finishes[i] = force(e, s);
     if (s->seq.n_stored >= s->seq.n_prompt) pst_engine_sched_settle(&e->sched, &s->seq);
   }

@@ -281,6 +281,7 @@ void pst_engine_session_end(pst_engine_session *s, pst_engine_finish finish, con
   e.n_drafted = s->n_drafted;
   e.n_accepted = s->n_accepted;
   e.n_steps = s->n_steps;
+  e.n_token_steps = s->n_token_steps;
   e.queued_us = (s->admit_us ? s->admit_us : now) - s->submit_us;
   e.first_token_us = (s->first_us ? s->first_us : now) - s->submit_us;
   e.total_us = now - s->submit_us;

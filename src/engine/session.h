@@ -31,7 +31,7 @@ typedef struct pst_engine_session {
   pst_buf text;       /* decoded, not yet sent: may begin a stop string */
   int n_prompt_given; /* tokens of the prompt as submitted (healing takes some away) */
   int n_healed;
-  int n_completion, n_drafted, n_accepted, n_steps, max_tokens;
+  int n_completion, n_drafted, n_accepted, n_steps, n_token_steps, max_tokens;
   int64_t submit_us, admit_us, first_us;
   double busy_us; /* its share of the steps' time */
   double margin;

@@ -161,7 +161,9 @@ typedef struct ghost {
   pst_engine_seq seq;
   const pst_engine_replay_item *item;
   pst_engine_replay_result *result;
-  double owed; /* fractions of accepted drafts */
+  double owed;    /* fractions of accepted drafts */
+  double drafted; /* of drafts made */
+  int n_draft;    /* in this step */
   int n_answer;
 } ghost;
 
@@ -199,7 +201,7 @@ static int advance(pst_engine_sched *s, int64_t now) {
       g->result->first_token_us = now - g->item->arrival_us;
     else
       g->owed += g->item->accept;
-    int more = 1 + PST_MIN((int)g->owed, PST_ENGINE_MAX_DRAFT);
+    int more = 1 + PST_MIN((int)g->owed, g->n_draft);
     g->owed -= more - 1;
     more = PST_MIN(more, g->seq.n_max - g->seq.n_tokens);
     g->n_answer += more;
@@ -222,9 +224,12 @@ static int advance(pst_engine_sched *s, int64_t now) {
 static void draft(pst_engine_sched *s) {
   for (int i = 0; i < s->n_running; i++) {
     ghost *g = (ghost *)s->running[i];
-    bool decoding = g->seq.n_stored >= g->seq.n_prompt;
-    g->seq.n_draft =
-        decoding && g->item->accept > 0 ? PST_MIN(g->seq.n_max - g->seq.n_tokens - 1, PST_ENGINE_MAX_DRAFT) : 0;
+    int room = PST_MIN(g->seq.n_max - g->seq.n_tokens - 1, PST_ENGINE_MAX_DRAFT);
+    g->seq.n_draft = g->n_draft = 0;
+    if (!(g->item->accept > 0) || g->seq.n_stored < g->seq.n_prompt || room <= 0) continue;
+    g->drafted += g->item->drafted > 0 ? g->item->drafted : PST_ENGINE_MAX_DRAFT;
+    g->seq.n_draft = g->n_draft = PST_MIN((int)g->drafted, room);
+    g->drafted -= (int)g->drafted;
   }
 }
 

@@ -398,6 +398,7 @@ static int keep_answer(runner *r, slot *s, pst_error *err) {
   a->cost_nusd = e->cost_nusd;
   a->margin = e->margin;
   a->n_stages = e->n_stages;
+  a->n_steps = e->n_token_steps;
   a->n_drafted = e->n_drafted;
   a->n_accepted = e->n_accepted;
   if (s->error.code) {

@@ -393,6 +393,7 @@ void pst_gateway_live_end(pst_gateway_live *live, const pst_error *error) {
                                      .margin = live->margin,
                                      .n_stages = live->stage,
                                      .n_drafted = live->n_drafted,
+                                     .n_token_steps = live->n_token_steps,
                                      .n_accepted = live->n_accepted});
   /* The call's own reference first: once nothing is open the gateway may be closed. */
   pthread_mutex_lock(&g->lock);

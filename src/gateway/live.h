@@ -181,7 +181,7 @@ struct pst_gateway_live {
 
   /* sums over stages, for the last event and the books */
   int64_t prompt_tokens_sum, cached_sum, completion_sum, cost_nusd, queued_us, ttft_us;
-  int n_drafted, n_accepted, http_status, retry_after_s;
+  int n_drafted, n_accepted, n_token_steps, http_status, retry_after_s;
   double margin;
   const char *target, *model;
 

@@ -139,6 +139,7 @@ static bool count_locked(pst_gateway_live *live, const pst_engine_event *e) {
   if (isnan(live->stage_margin) || e->margin < live->stage_margin) live->stage_margin = e->margin;
   live->n_drafted += e->n_drafted;
   live->n_accepted += e->n_accepted;
+  live->n_token_steps += e->n_token_steps;
   pst_error error = PST_ERROR_INIT;
   if (e->finish == PST_ENGINE_FINISH_ERROR) {
     if (e->error)

@@ -105,6 +105,7 @@ typedef struct answer {
   int n;
   int32_t tokens[32];
   float logprobs[32];
+  int n_token_steps, n_drafted;
   bool done;
 } answer;
 
@@ -116,10 +117,16 @@ static void on_event(void *user, const pst_engine_event *e) {
     a->tokens[a->n++] = e->token;
   }
   if (e->finish != PST_ENGINE_FINISH_NONE) {
+    a->n_token_steps = e->n_token_steps;
+    a->n_drafted = e->n_drafted;
     a->done = true;
     pthread_cond_signal(&a->ended);
   }
   pthread_mutex_unlock(&a->lock);
+}
+
+static void make_prompt(int32_t prompt[150]) {
+  for (int i = 0; i < 150; i++) prompt[i] = 97 + i * i % 23;
 }
 
 static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *a) {
@@ -127,7 +134,7 @@ static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *
   pst_engine_request q = {0};
   int32_t prompt[150];
   uint64_t id;
-  for (int i = 0; i < 150; i++) prompt[i] = 97 + i * i % 23;
+  make_prompt(prompt);
   *a = (answer){.lock = PTHREAD_MUTEX_INITIALIZER, .ended = PTHREAD_COND_INITIALIZER};
   q.prompt = prompt;
   q.n_prompt = 150;
@@ -143,6 +150,17 @@ static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *
   pthread_mutex_lock(&a->lock);
   while (!a->done) pthread_cond_wait(&a->ended, &a->lock);
   pthread_mutex_unlock(&a->lock);
+}
+
+/* The replay of lookup over the finished answer counts what the engine did. */
+static void check_steps(const answer *a, bool speculates) {
+  int32_t tokens[150 + 32];
+  int64_t steps = 32, drafted = 0;
+  make_prompt(tokens);
+  memcpy(tokens + 150, a->tokens, sizeof a->tokens);
+  if (speculates) pst_engine_lookup_replay(tokens, 150, 150 + 32, &steps, &drafted);
+  assert_int_equal(a->n_token_steps, steps);
+  assert_int_equal(a->n_drafted, drafted);
 }
 
 /* The same answer to the bit on every thread count and chunk, with reuse and drafts. */
@@ -178,6 +196,7 @@ static void test_answers(void **state) {
         assert_int_equal(again.n, 32);
         assert_memory_equal(again.tokens, first.tokens, sizeof first.tokens);
         assert_memory_equal(again.logprobs, first.logprobs, sizeof first.logprobs);
+        check_steps(&again, round > 0);
       }
       pst_engine_free(engine);
     }
