@@ -203,7 +203,7 @@ int pst_evals_compare(const pst_evals_run *a, const pst_evals_run *b, double mar
 /* ---- targets and reports (evals/target.c, evals/report.c) -------------------------------------------------------- */
 
 /* The plan that a target's text names: "in-force" (the workload's plan in force), a plan file's path, a kept plan's hash (or 8 or more of its digits),
- * "model:NAME" (a local model as it is: the workload's first prompt, greedy, no constraint; the plain layout where the model has no template) or
+ * "model:NAME" or just NAME (a local model as it is: the workload's first prompt, greedy, no constraint; the plain layout where the model has no template) or
  * "PROVIDER/MODEL" (the same of a provider; PST_E_DENIED where the workload's privacy does not allow it). PST_E_NOT_FOUND, PST_E_BAD_INPUT. One
  * reference for the caller. */
 int pst_evals_target_open(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload, const char *text,

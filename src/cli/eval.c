@@ -97,8 +97,9 @@ static int open_targets(eval *e, pst_error *err) {
   const char *const *texts = NULL;
   e->n_targets = pst_cli_many(e->args, "target", &texts);
   if (!e->n_targets)
-    return pst_error_set(err, PST_E_BAD_INPUT, "target",
-                         "name what to ask: --target PLAN.json, a plan's hash, in-force, model:NAME or PROVIDER/MODEL");
+    return pst_error_set(
+        err, PST_E_BAD_INPUT, "target",
+        "name what to ask: --target PLAN.json, a plan's hash, in-force, a model's name or PROVIDER/MODEL");
   if (e->n_targets > TARGETS_MAX)
     return pst_error_set(err, PST_E_BAD_INPUT, "target", "at most %d targets", TARGETS_MAX);
   for (int i = 0; i < e->n_targets; i++) {
@@ -275,7 +276,7 @@ static int run_eval(const pst_cli_args *a, pst_error *err) {
 
 static const pst_cli_option options[] = {
     {"target", 'T', PST_CLI_TEXT, "TARGET", NULL, 0, 0, true,
-     "plan file, plan hash, in-force, model:NAME or PROVIDER/MODEL"},
+     "plan file, plan hash, in-force, a pulled model's name or PROVIDER/MODEL"},
     {"part", 0, PST_CLI_TEXT, "PART", "verify", 0, 0, false, "items asked: examples, search, verify or sealed"},
     {"limit", 'n', PST_CLI_INT, "N", "0", 0, 1e7, false,
      "at most so many of them, drawn by a hash of their ids (0: all)"},

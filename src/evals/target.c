@@ -175,6 +175,10 @@ int pst_evals_target_open(pst_gateway *gateway, pst_store *store, const pst_eval
   }
   size_t slash = pst_str_find(s, PST_STR("/"), 0);
   if (slash != SIZE_MAX && slash > 0 && slash + 1 < s.n) return remote_plan(store, workload, s, slash, ret_plan, err);
-  return pst_error_set(err, PST_E_BAD_INPUT, text,
-                       "names no target: a plan file, a plan's hash, in-force, model:NAME or PROVIDER/MODEL is wanted");
+  int code = slash == SIZE_MAX ? local_plan(gateway, workload, s, ret_plan, err) : PST_E_NOT_FOUND;
+  if (code == PST_E_NOT_FOUND)
+    code = pst_error_set(err, PST_E_BAD_INPUT, text,
+                         "names no target: a plan file, a plan's hash, in-force, a model that was pulled or "
+                         "PROVIDER/MODEL is wanted");
+  return code;
 }
