@@ -35,6 +35,7 @@ typedef struct walk {
   const char *home;
   bool catalogue; /* first those of the catalogue, in its order; then the others */
   const char *entry;
+  size_t n_damaged;
   pst_error *err;
 } walk;
 
@@ -46,6 +47,11 @@ static bool listed(const model_list *list, const char *name) {
 
 static int on_file(void *user, const pst_models_file *file, bool intact) {
   walk *w = user;
+  if (!intact && !w->catalogue) {
+    w->n_damaged++;
+    fprintf(stderr, "penstock: %s is missing or changed since it was pulled, and is left out (penstock models)\n",
+            file->name);
+  }
   if (!intact || listed(w->list, file->name) || (w->catalogue && strcmp(file->name, w->entry) != 0)) return 0;
   return add_model(w->list, w->home, file->name, w->err);
 }
@@ -61,10 +67,14 @@ static int list_models(const pst_cli_args *a, const char *home, model_list *list
   int n = pst_cli_many(a, "model", &names), code = 0;
   for (int i = 0; i < n && !code; i++) code = add_model(list, home, names[i], err);
   if (n || code) return code;
-  walk w = {list, home, true, NULL, err};
+  walk w = {list, home, true, NULL, 0, err};
   code = pst_models_catalogue_each(on_entry, &w, err);
   w.catalogue = false;
-  return code ? code : pst_models_each(home, on_file, &w, err);
+  if (!code) code = pst_models_each(home, on_file, &w, err);
+  if (!code && !list->n && w.n_damaged)
+    code = pst_error_set(err, PST_E_NOT_FOUND, home,
+                         "no model here is as it was pulled: 'penstock pull NAME' replaces it");
+  return code;
 }
 
 static int write_report(const char *path, const char *evidence, pst_error *err) {
@@ -169,8 +179,7 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
 }
 
 static const pst_cli_option options[] = {
-    {"model", 'm', PST_CLI_TEXT, "NAME", NULL, 0, 0, true,
-     "a model to consider; may be given several times (default: all that were pulled)"},
+    {"model", 'm', PST_CLI_TEXT, "NAME", NULL, 0, 0, true, "a model to consider (default: all that were pulled)"},
     {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the plan there"},
     {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write a page with the front, the verdict and the methods"},
     {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false,

@@ -18,7 +18,7 @@ typedef struct played {
   pst_buf text;
   bool done;
   int code;
-  int64_t ttft_us, total_us, prompt, cached, completion, cost_nusd;
+  int64_t ttft_us, total_us, prompt, cached, completion, steps, cost_nusd;
 } played;
 
 struct player {
@@ -37,6 +37,7 @@ static void on_event(void *user, const pst_gateway_event *e) {
   p->prompt = e->prompt_tokens;
   p->cached = e->cached_tokens;
   p->completion = e->completion_tokens;
+  p->steps = e->n_token_steps;
   p->cost_nusd = e->cost_nusd;
   pthread_mutex_lock(&p->owner->lock);
   p->done = true;
@@ -86,8 +87,9 @@ static void sleep_until(int64_t at_us) {
   }
 }
 
-/* Arrivals of the trace at `load` requests a second for at most `seconds`; without a trace, Poisson over the search items. Returns how many. */
-static size_t arrivals(const pst_evals_info *info, double load, double seconds, size_t most, uint64_t seed,
+/* Arrivals of the trace from its `from`th on, at `load` requests a second for at most `seconds`; without a trace, Poisson over the search items, each once before
+ * any comes again: a prompt asked twice is found in the prefix cache, and users do not repeat each other. Returns how many. */
+static size_t arrivals(const pst_evals_info *info, double load, double seconds, size_t from, size_t most, uint64_t seed,
                        played *ret) {
   size_t n = 0, n_search = 0;
   for (size_t i = 0; i < info->n_items; i++) n_search += info->items[i].part == PST_EVALS_SEARCH;
@@ -95,11 +97,11 @@ static size_t arrivals(const pst_evals_info *info, double load, double seconds, 
   int64_t span = trace ? PST_MAX(info->trace[info->n_trace - 1].arrival_us - info->trace[0].arrival_us, 1) : 1;
   double stretch = trace ? (double)info->n_trace / ((double)span / 1e6) / load : 1, now = 0;
   for (size_t i = 0; n < most && (!trace || i < info->n_trace) && (trace || n_search); i++) {
-    played p = {.item = trace ? info->trace[i].item : 0};
+    played p = {.item = trace ? info->trace[(from + i) % info->n_trace].item : 0};
     p.at_s = trace ? (double)(info->trace[i].arrival_us - info->trace[0].arrival_us) / 1e6 * stretch : now;
     now += -log(1 - pst_random_unit(seed, 0x616e, i)) / load;
     if (p.at_s > seconds) break;
-    size_t pick = (size_t)(pst_random_unit(seed, 0x616f, i) * (double)n_search);
+    size_t pick = trace ? 0 : (from + i) % n_search;
     for (size_t k = 0; !trace && k < info->n_items; k++)
       if (info->items[k].part == PST_EVALS_SEARCH && pick-- == 0) {
         p.item = k;
@@ -154,9 +156,9 @@ static int add_up(const pst_evals_workload *workload, const played *calls, size_
     if (!timed) continue;
     s->ttft[s->n_timed] = (double)p->ttft_us / 1e3;
     s->total[s->n_timed++] = (double)p->total_us / 1e3;
-    if (p->completion > 1) {
+    if (p->steps > 1) { /* a remote does not say, and an answer that took one step has no pace */
       s->decode_us += (double)(p->total_us - p->ttft_us);
-      s->decoded += (double)(p->completion - 1);
+      s->decoded += (double)p->completion * (double)(p->steps - 1) / (double)p->steps;
     }
   }
   return code;
@@ -272,7 +274,7 @@ static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload,
   double seconds = o->seconds > 0 ? o->seconds : 30;
   measured m = {.load = x->load > 0 && !remote ? x->load : 1, .remote = remote};
   size_t most = o->max_items ? PST_MIN(o->max_items, (size_t)MOST_CALLS / 2) : MOST_CALLS / 2;
-  m.n = arrivals(info, m.load, seconds * 2 / 3, most, o->seed, calls);
+  m.n = arrivals(info, m.load, seconds * 2 / 3, 0, most, o->seed, calls);
   if (m.n < 8)
     return pst_error_set(err, PST_E_NO_DATA, "seconds",
                          "only %zu requests arrive in %.0f s at %.2f a second: give it longer", m.n, seconds * 2 / 3,
@@ -286,7 +288,7 @@ static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload,
   if (!code) code = add_up(workload, calls, m.n, true, s, err);
   if (!code && !remote) {
     played *more = calls + m.n;
-    size_t n_more = arrivals(info, 1, 1e9, MOST_CALLS - m.n, o->seed + 1, more);
+    size_t n_more = arrivals(info, 1, 1e9, m.n, MOST_CALLS - m.n, o->seed + 1, more);
     int slots = plan->n_engines ? plan->engines[0].options.slots : 8;
     more[0].owner = &owner;
     pst_progress_note(&progress, "flat out");

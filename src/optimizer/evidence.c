@@ -87,10 +87,11 @@ static void put_estimate(pst_json_writer *w, const char *key, const pst_optimize
 }
 
 /* Cost of 1,000 accepted answers, with the extremes of speed and quality together. */
+static double per_1000(double request_nusd, double q) { return q > 0 ? 1000 * request_nusd / q : INFINITY; }
+
 static void put_cost(pst_json_writer *w, const pst_optimizer_estimate *e, pst_evals_interval q) {
-  pst_evals_interval cost = {1000 * e->request_nusd / fmax(q.estimate, 1e-6),
-                             1000 * e->request_nusd / (1 + e->error) / fmax(q.high, 1e-6),
-                             1000 * e->request_nusd * (1 + e->error) / fmax(q.low, 1e-6)};
+  pst_evals_interval cost = {per_1000(e->request_nusd, q.estimate), per_1000(e->request_nusd / (1 + e->error), q.high),
+                             per_1000(e->request_nusd * (1 + e->error), q.low)};
   put_interval(w, "nusd_per_1000_accepted", cost);
 }
 
@@ -265,7 +266,7 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_begin_object(w);
   put_int(w, "n", v->n_items);
   put_int(w, "available", (int64_t)s->n_verify);
-  put_int(w, "uses", v->uses);
+  put_int(w, "asked_before", v->uses);
   put_number(w, "confidence", C(confidence));
   put_answers(w, "reference", &s->verify[s->reference]);
   pst_json_key(w, "finalists");
@@ -283,6 +284,7 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     put_bool(w, "asked", t->asked);
     if (t->asked) {
       put_comparison(w, &t->comparison);
+      put_bool(w, "same_answers", t->same_answers);
       put_bool(w, "floor_holds", t->floor_holds);
       put_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
       put_bool(w, "ceiling_holds", t->ceiling_holds);
@@ -400,7 +402,8 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_key(w, "plan");
   pst_json_begin_object(w);
   put_text(w, "hash", o->plan_hash);
-  put_bool(w, "is_reference", o->chosen == s->reference);
+  put_bool(w, "is_reference", !strcmp(o->plan_hash, s->reference_hash));
+  put_bool(w, "same_answers", o->chosen == s->reference);
   if (!outside) put_choice(w, s->space, &o->choice);
   if (!outside) put_estimate(w, "estimate", &o->estimate);
   const pst_optimizer_answers *best = s->verify[o->chosen].n ? &s->verify[o->chosen] : &s->search[o->chosen];

@@ -77,7 +77,7 @@ static void put_leaf(tree *t, const char *stem, const char *what, double estimat
   put_figure(t->out, estimate);
   if (t->measured) {
     put_figure(t->out, measured);
-    put_figure(t->out, estimate / measured);
+    put_figure(t->out, estimate == 0 && measured == 0 ? 1 : estimate / measured);
   }
   pst_buf_putc(t->out, '\n');
 }
@@ -145,7 +145,8 @@ static void put_tree(tree *t, const pst_json *e) {
     put_leaf_of(t, "│  ├─ ", "   time to first token, p95 ms", "ttft_p95_ms");
     put_leaf_of(t, "│  ├─ ", "   whole answer, p50 ms", "total_p50_ms");
     put_leaf_of(t, "│  ├─ ", "   whole answer, p95 ms", "total_p95_ms");
-    put_leaf_of(t, "│  └─ ", "   tokens/s of one stream", "tokens_per_second");
+    double pace = number(t->estimate, "tokens_per_second"), paced = number(t->measured, "tokens_per_second");
+    put_leaf(t, "│  └─ ", "   tokens/s of one stream", pace > 0 ? pace : NAN, paced > 0 ? paced : NAN);
   }
   pst_buf_puts(out, "├─ prompt ");
   put_str(out, choice, "prompt");
@@ -216,6 +217,8 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
       put_tree(&t, e);
     else
       pst_buf_puts(out, "the plan in force, outside the space that was searched: no estimates\n");
+    if (at(e, "plan.choice") && !(number(t.estimate, "tokens_per_second") > 0) && at(e, "plan.choice.slots"))
+      pst_buf_puts(out, "\nanswers come whole with their first token: they have no pace in tokens/s\n");
     if (t.measured)
       pst_buf_printf(
           out,
@@ -235,7 +238,11 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
 
 static void put_verdict(pst_buf *out, const pst_json *e) {
   put_str(out, e, "workload.name");
-  if (is(e, "verdict", "found"))
+  if (is(e, "verdict", "found") && pst_json_bool(at(e, "plan.is_reference"), false))
+    pst_buf_puts(out, ": the reference plan is already the best, and holds on held-back items\n");
+  else if (is(e, "verdict", "found") && pst_json_bool(at(e, "plan.same_answers"), false))
+    pst_buf_puts(out, ": the reference plan's answers are the best; settings that serve them better were found\n");
+  else if (is(e, "verdict", "found"))
     pst_buf_puts(out, ": a plan was found and verified\n");
   else if (is(e, "verdict", "none"))
     pst_buf_puts(out, ": no plan passed; the reference plan stays\n");
@@ -256,6 +263,17 @@ static void put_verdict(pst_buf *out, const pst_json *e) {
   pst_buf_puts(out, " per 1,000 requests of one month\n");
 }
 
+static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {
+  pst_buf_printf(out, " against %.1f%% of the reference: ", 100 * bound(f, "comparison.reference", 0));
+  pst_buf_printf(out, "%+.1f points [%+.1f, %+.1f], ", 100 * bound(f, "comparison.difference", 0),
+                 100 * bound(f, "comparison.difference", 1), 100 * bound(f, "comparison.difference", 2));
+  const char *how = is(f, "comparison.non_inferior", "yes")  ? "not inferior"
+                    : is(f, "comparison.non_inferior", "no") ? "inferior"
+                                                             : "undecided";
+  pst_buf_printf(out, "%s at a margin of %.1f (mid-p %.3g)\n", how, 100 * number(e, "goal.margin"),
+                 number(f, "comparison.mcnemar_mid_p"));
+}
+
 static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int rank) {
   static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
   pst_buf_printf(out, "  %d. ", rank);
@@ -269,14 +287,9 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
   }
   pst_buf_puts(out, "\n     quality ");
   put_percent(out, f, "comparison.plan");
-  pst_buf_printf(out, " against %.1f%% of the reference: ", 100 * bound(f, "comparison.reference", 0));
-  pst_buf_printf(out, "%+.1f points [%+.1f, %+.1f], ", 100 * bound(f, "comparison.difference", 0),
-                 100 * bound(f, "comparison.difference", 1), 100 * bound(f, "comparison.difference", 2));
-  const char *how = is(f, "comparison.non_inferior", "yes")  ? "not inferior"
-                    : is(f, "comparison.non_inferior", "no") ? "inferior"
-                                                             : "undecided";
-  pst_buf_printf(out, "%s at a margin of %.1f (mid-p %.3g)\n", how, 100 * number(e, "goal.margin"),
-                 number(f, "comparison.mcnemar_mid_p"));
+  bool same = pst_json_bool(at(f, "same_answers"), false);
+  if (same) pst_buf_puts(out, ", the reference's own answers\n");
+  if (!same) put_difference(out, e, f);
   pst_buf_printf(out, "     floor of %.0f%% %s%s; ", 100 * number(e, "goal.quality_floor"),
                  pst_json_bool(at(f, "floor_holds"), false) ? "holds" : "is missed",
                  !pst_json_bool(at(f, "floor_holds"), false) ? ""
@@ -320,11 +333,14 @@ int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
   const pst_json *e = pst_json_root(doc);
   put_verdict(out, e);
   int rank = 1;
-  double uses = number(e, "verification.uses");
-  pst_buf_printf(
-      out,
-      "\nFinalists, in the order fixed before the held-back items were asked (%.0f of %.0f items; look number %.0f at them)\n",
-      number(e, "verification.n"), number(e, "verification.available"), uses);
+  double before = number(e, "verification.asked_before");
+  pst_buf_printf(out, "\nFinalists, in the order fixed before the held-back items were asked (%.0f of %.0f items; ",
+                 number(e, "verification.n"), number(e, "verification.available"));
+  if (before > 0)
+    pst_buf_printf(out, "%.0f plan%s had been asked them before, which wears them out)\n", before,
+                   before == 1 ? "" : "s");
+  else
+    pst_buf_puts(out, "never asked before)\n");
   for (pst_json_iter it = pst_json_iterate(at(e, "verification.finalists")); pst_json_next(&it);)
     put_trial(out, e, it.value, rank++);
   put_front(out, e);

@@ -61,6 +61,40 @@ static double label_tokens(const pst_optimizer_live *l, const pst_engine_model *
   return n ? PST_MAX(sum / (double)n, 1) : 1;
 }
 
+typedef struct label_texts {
+  pst_engine_tokens *tokens;
+  size_t n;
+} label_texts;
+
+/* Mean number of a label's tokens where another label, equal so far, goes on differently: the others are forced, and take no step. */
+static double branching_steps(const label_texts *l) {
+  size_t steps = 0;
+  for (size_t i = 0; i < l->n; i++)
+    for (size_t at = 0; at <= l->tokens[i].n; at++) { /* its end is a token too */
+      const pst_engine_tokens *own = &l->tokens[i];
+      bool branches = false;
+      for (size_t k = 0; k < l->n && !branches; k++) {
+        const pst_engine_tokens *other = &l->tokens[k];
+        if (other->n < at || memcmp(other->ids, own->ids, at * sizeof *own->ids) != 0) continue;
+        bool ends = at == own->n, other_ends = at == other->n;
+        branches = ends || other_ends ? ends != other_ends : other->ids[at] != own->ids[at];
+      }
+      steps += branches;
+    }
+  return l->n ? PST_MAX((double)steps / (double)l->n, 1) : 0;
+}
+
+static double label_steps(const pst_optimizer_live *l, const pst_engine_model *model) {
+  label_texts texts = {pst_calloc(PST_MAX(l->info->n_labels, 1), sizeof *texts.tokens), 0};
+  int code = texts.tokens ? 0 : PST_E_NOMEM;
+  for (; texts.n < l->info->n_labels && !code; texts.n += !code)
+    code = pst_engine_tokenize(model, l->info->labels[texts.n], false, false, &texts.tokens[texts.n], NULL);
+  double steps = code ? 0 : branching_steps(&texts);
+  for (size_t i = 0; texts.tokens && i < l->info->n_labels; i++) pst_engine_tokens_done(&texts.tokens[i]);
+  pst_free(texts.tokens);
+  return steps;
+}
+
 static int describe(void *state, const char *name, const char *sha256, pst_buf *out, pst_error *err) {
   pst_optimizer_live *l = state;
   /* The smallest plan that names the model, on the engine that everything is measured with. */
@@ -86,6 +120,7 @@ static int describe(void *state, const char *name, const char *sha256, pst_buf *
     pst_json_put_bool(&w, info->has_template);
     put_int(&w, "n_ctx", info->n_ctx_train);
     put_number(&w, "label_tokens", label_tokens(l, model));
+    put_number(&w, "label_steps", label_steps(l, model));
     pst_json_end_object(&w);
     pst_gateway_engine_release(l->gateway, engine);
   }
@@ -212,7 +247,43 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
 
 /* ---- quality ---- */
 
-static void put_run(const pst_evals_run *r, pst_buf *out) {
+/* What prompt lookup would have made of a run's answers. */
+typedef struct looked {
+  int64_t tokens, steps, drafted;
+} looked;
+
+/* Replayed over the recorded answers, no model asked. Not where a constraint stands: its choices leave nothing to draft. */
+static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const pst_evals_run *r, looked *ret,
+                   pst_error *err) {
+  const pst_gateway_node *node = &plan->root;
+  pst_engine_tokens tokens = {0};
+  pst_engine *engine = NULL;
+  looked sum = {0, 0, 0};
+  if (node->op != PST_GATEWAY_OP_LOCAL || node->constraint != PST_GATEWAY_FREE) return 0;
+  int code = pst_gateway_engine_acquire(l->gateway, plan, 0, &engine, err);
+  if (code) return code;
+  for (size_t i = 0; i < PST_MIN(r->n, (size_t)C(lookup_items)) && !code; i++) {
+    const pst_evals_answer *a = &r->answers[i];
+    const pst_evals_item *item = &l->info->items[a->item];
+    int64_t steps = 0, drafted = 0;
+    if (!a->done) continue;
+    tokens.n = 0;
+    code = pst_gateway_render(l->gateway, plan, node, item->input, &item->id, 1, &tokens, NULL, err);
+    size_t n_prompt = tokens.n;
+    if (!code) code = pst_engine_tokenize(pst_engine_get_model(engine), a->text, false, false, &tokens, err);
+    if (code) break;
+    pst_engine_lookup_replay(tokens.ids, n_prompt, tokens.n, &steps, &drafted);
+    sum.tokens += (int64_t)(tokens.n - n_prompt);
+    sum.steps += steps;
+    sum.drafted += drafted;
+  }
+  pst_gateway_engine_release(l->gateway, engine);
+  pst_engine_tokens_done(&tokens);
+  if (!code) *ret = sum;
+  return code;
+}
+
+static void put_run(const pst_evals_run *r, const looked *look, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_buf right = PST_BUF_INIT;
   int64_t steps = 0, drafted = 0, accepted = 0;
@@ -239,6 +310,14 @@ static void put_run(const pst_evals_run *r, pst_buf *out) {
   put_int(&w, "steps", steps);
   put_int(&w, "drafted", drafted);
   put_int(&w, "accepted", accepted);
+  if (look->steps) {
+    pst_json_key(&w, "lookup");
+    pst_json_begin_object(&w);
+    put_int(&w, "tokens", look->tokens);
+    put_int(&w, "steps", look->steps);
+    put_int(&w, "drafted", look->drafted);
+    pst_json_end_object(&w);
+  }
   put_int(&w, "failed", r->n_failed);
   put_int(&w, "wall_us", r->wall_us);
   put_int(&w, "cost_nusd", r->cost_nusd);
@@ -269,7 +348,9 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
     code = pst_error_set(err, first ? first : PST_E_INTERNAL, NULL,
                          "every one of %zu answers of a candidate failed: %s", n, pst_error_text(first));
   }
-  if (!code) put_run(&run, out);
+  looked look = {0, 0, 0};
+  if (!code && !verify) code = look_up(l, plan, &run, &look, err);
+  if (!code) put_run(&run, &look, out);
   pst_evals_run_done(&run);
   pst_gateway_plan_unref(plan);
   show(l);
@@ -278,16 +359,8 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
 
 static int count_use(void *state, pst_buf *out, pst_error *err) {
   pst_optimizer_live *l = state;
-  char name[128], *text = NULL;
-  snprintf(name, sizeof name, "optimizer.uses.verify.%s", l->info->fingerprint);
-  int64_t uses = 0;
-  int code = pst_store_setting_get(l->store, pst_str_from(name), &text, err);
-  if (!code) (void)pst_parse_i64(pst_str_from(text), 0, INT64_MAX - 1, &uses);
-  if (code == PST_E_NOT_FOUND) code = 0;
-  pst_free(text);
-  char number[24];
-  snprintf(number, sizeof number, "%lld", (long long)++uses);
-  if (!code) code = pst_store_setting_set(l->store, pst_str_from(name), pst_str_from(number), err);
+  int64_t uses = 0; /* by evals too, and whatever the goal was: they wear out by being looked at */
+  int code = pst_evals_uses(l->store, l->workload, PST_EVALS_VERIFY, &uses, err);
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
   put_int(&w, "uses", uses);

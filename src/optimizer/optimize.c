@@ -77,6 +77,7 @@ static int describe_targets(planning *p, pst_error *err) {
     t->has_template = pst_json_bool(pst_json_get(v, "has_template"), false);
     t->n_ctx = (int)pst_json_int(pst_json_get(v, "n_ctx"), 0);
     t->label_tokens = pst_json_double(pst_json_get(v, "label_tokens"), 2);
+    t->label_steps = pst_json_double(pst_json_get(v, "label_steps"), 0);
   }
   return code;
 }
@@ -316,9 +317,7 @@ static int explain_lossy(planning *p, int chosen, pst_optimizer_field *f, pst_er
     pst_evals_interval b = pst_optimizer_belief_interval(s->beliefs[f->class_index], C(confidence));
     f->difference = (pst_evals_interval){a.estimate - b.estimate, a.low - b.high, a.high - b.low};
   }
-  pst_optimizer_lengths l = {0};
-  if (without->n > 0) l.completion = without->completion / without->n;
-  return pst_optimizer_speed_replay(&p->speed, &c, &l, &f->without, err);
+  return pst_optimizer_replay_class(s, f->class_index, &c, &f->without, err);
 }
 
 static int explain_fields(planning *p, int chosen, pst_error *err) {
@@ -337,9 +336,7 @@ static int explain_fields(planning *p, int chosen, pst_error *err) {
     }
     pst_optimizer_choice c = *plan;
     c.v[a] = p->reference_choice.v[a];
-    pst_optimizer_lengths l = {0};
-    l.completion = s->search[chosen].completion / PST_MAX(s->search[chosen].n, 1);
-    code = pst_optimizer_speed_replay(&p->speed, &c, &l, &f->without, err);
+    code = pst_optimizer_replay_class(s, chosen, &c, &f->without, err);
   }
   return code;
 }
@@ -360,9 +357,7 @@ static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char *
                              .reference_in_force = p->in->reference_plan != NULL,
                              .threads = p->in->threads};
   bool inside = (size_t)s->reference < p->space.n_classes;
-  pst_optimizer_lengths l = {0};
-  if (s->search[s->reference].n) l.completion = s->search[s->reference].completion / s->search[s->reference].n;
-  if (inside) code = pst_optimizer_speed_replay(&p->speed, &p->reference_choice, &l, &o.reference_estimate, err);
+  if (inside) code = pst_optimizer_replay_class(s, s->reference, &p->reference_choice, &o.reference_estimate, err);
   if (v->taken >= 0) {
     o.choice = s->best_exact[chosen];
     o.estimate = s->estimates[chosen];

@@ -107,6 +107,11 @@ static int add_answers(pst_optimizer_answers *a, size_t n_part, int n, const pst
   a->prompt += sum_of(pst_json_get(value, "prompt"));
   a->cached += sum_of(pst_json_get(value, "cached"));
   a->completion += sum_of(pst_json_get(value, "completion"));
+  a->steps += pst_json_double(pst_json_get(value, "steps"), 0);
+  const pst_json *looked = pst_json_get(value, "lookup");
+  a->looked_tokens += pst_json_double(pst_json_get(looked, "tokens"), 0);
+  a->looked_steps += pst_json_double(pst_json_get(looked, "steps"), 0);
+  a->looked_drafted += pst_json_double(pst_json_get(looked, "drafted"), 0);
   a->busy_ms += sum_of(pst_json_get(value, "total_ms"));
   a->wall_us += pst_json_double(pst_json_get(value, "wall_us"), 0);
   a->cost_nusd += pst_json_int(pst_json_get(value, "cost_nusd"), 0);
@@ -166,7 +171,15 @@ int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, 
 
 static pst_optimizer_lengths lengths_of(const pst_optimizer_state *s, size_t i) {
   pst_optimizer_lengths l = {0};
-  if (s->search[i].n > 0) l.completion = s->search[i].completion / s->search[i].n;
+  const pst_optimizer_answers *a = &s->search[i];
+  if (a->n > 0) {
+    l.completion = a->completion / a->n;
+    l.steps = a->steps / a->n;
+  }
+  if (a->looked_steps > 0) {
+    l.accept = fmax(a->looked_tokens / a->looked_steps - 1, 0);
+    l.drafted = a->looked_drafted / a->looked_steps;
+  }
   return l;
 }
 
@@ -463,6 +476,17 @@ static int trace_lengths(pst_optimizer_state *s, int class_index, int **ret_prom
   *ret_prompt = prompt;
   *ret_shared = (int)pst_json_int(pst_json_get(value, "shared"), 0);
   return 0;
+}
+
+int pst_optimizer_replay_class(pst_optimizer_state *s, int class_index, const pst_optimizer_choice *choice,
+                               pst_optimizer_estimate *ret, pst_error *err) {
+  pst_optimizer_lengths l = lengths_of(s, (size_t)class_index);
+  int *prompt = NULL, code = 0;
+  if (!pst_optimizer_is_remote(s->space, choice)) code = trace_lengths(s, class_index, &prompt, &l.shared, err);
+  l.prompt = prompt;
+  if (!code) code = pst_optimizer_speed_replay(s->speed, choice, &l, ret, err);
+  pst_free(prompt);
+  return code;
 }
 
 int pst_optimizer_choose_exact(pst_optimizer_state *s, int class_index, pst_error *err) {

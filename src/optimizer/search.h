@@ -11,8 +11,10 @@
 typedef struct pst_optimizer_answers {
   uint8_t *right; /* one per item of the part; valid up to n */
   int n, k;
-  double prompt, cached, completion; /* sums */
-  double wall_us, busy_ms;           /* busy_ms: sum of the answers' own times */
+  double prompt, cached, completion;                  /* sums */
+  double steps;                                       /* sum of the steps that gave tokens; 0: not known */
+  double looked_tokens, looked_steps, looked_drafted; /* what prompt lookup would have made of them; 0: not looked at */
+  double wall_us, busy_ms;                            /* busy_ms: sum of the answers' own times */
   int64_t cost_nusd, n_failed;
 } pst_optimizer_answers;
 
@@ -70,6 +72,9 @@ int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *e
 int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_classes, size_t *ret_n, pst_error *err);
 /* Chooses a class's exact fields by replay of the trace, and keeps choice and estimate in the state. */
 int pst_optimizer_choose_exact(pst_optimizer_state *s, int class_index, pst_error *err);
+/* The exact choice's replay over the trace, with prompts as they are rendered. What the class has answered says how long answers are. */
+int pst_optimizer_replay_class(pst_optimizer_state *s, int class_index, const pst_optimizer_choice *choice,
+                               pst_optimizer_estimate *ret_estimate, pst_error *err);
 /* Seconds that asking a class n items is expected to take. */
 double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int n);
 /* A choice with the exact fields everything is measured with. */

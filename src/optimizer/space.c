@@ -131,10 +131,13 @@ int pst_optimizer_space_init(pst_optimizer_space *s, const pst_evals_info *workl
   s->arena = pst_arena_create();
   if (!s->arena) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the candidates");
   if (n_targets == 0 || n_targets > PST_OPTIMIZER_MAX_VALUES)
-    return pst_error_set(err, n_targets ? PST_E_LIMIT : PST_E_NOT_FOUND, NULL,
-                         n_targets ? "more than %d models to choose from: name those to consider"
-                                   : "there is no model to plan with: pull one, or name a file (at most %d)",
-                         PST_OPTIMIZER_MAX_VALUES);
+    return n_targets
+               ? pst_error_set(err, PST_E_LIMIT, NULL,
+                               "more than %d models to choose from: name those to consider with --model",
+                               PST_OPTIMIZER_MAX_VALUES)
+               : pst_error_set(err, PST_E_NOT_FOUND, NULL,
+                               "there is no model to plan with: 'penstock pull NAME' takes one in, or name a file "
+                               "with --model");
   snprintf(s->examples_index, sizeof s->examples_index, "%s", examples_index ? examples_index : "");
   name_axes(s);
   for (size_t i = 0; i < n_targets; i++) {

@@ -45,6 +45,7 @@ typedef struct pst_optimizer_target {
   int n_ctx;
   char weights[16];    /* as shipped */
   double label_tokens; /* mean length of the workload's expected answers, end included */
+  double label_steps;  /* mean number of their tokens that leave a choice among the labels; 0: not known */
 } pst_optimizer_target;
 
 typedef struct pst_optimizer_space {

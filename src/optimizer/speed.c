@@ -163,6 +163,17 @@ static double completion_of(const pst_optimizer_speed *sp, const pst_optimizer_c
   return PST_MAX(1, C(free_answer_share) * sp->space->workload->max_tokens);
 }
 
+static bool constrained(const pst_optimizer_speed *sp, const pst_optimizer_choice *c) {
+  return sp->space->axes[PST_OPTIMIZER_CONSTRAINT].number[c->v[PST_OPTIMIZER_CONSTRAINT]] != PST_GATEWAY_FREE;
+}
+
+/* Steps of an answer: where a label leaves no choice, its tokens come without one. */
+static double steps_of(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, const pst_optimizer_lengths *l) {
+  if (l->steps > 0) return l->steps;
+  double tokens = completion_of(sp, c, l), label = sp->space->targets[c->v[PST_OPTIMIZER_MODEL]].label_steps;
+  return constrained(sp, c) && label > 0 ? fmin(label, tokens) : tokens;
+}
+
 static void price(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, pst_optimizer_estimate *e) {
   const pst_optimizer_target *t = &sp->space->targets[c->v[PST_OPTIMIZER_MODEL]];
   if (t->provider)
@@ -189,7 +200,7 @@ pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *sp, cons
   const pst_engine_step_model *m = pst_optimizer_speed_slot(sp, c);
   pst_engine_options o = pst_optimizer_engine_options(sp->space, c);
   e.cached_tokens = fmin(floor(p->shared / (double)PAGE) * PAGE, e.prompt_tokens - 1);
-  double fresh = e.prompt_tokens - e.cached_tokens, out = e.completion_tokens;
+  double fresh = e.prompt_tokens - e.cached_tokens, out = steps_of(sp, c, l); /* answers count by their steps */
   double context = (fresh * (e.cached_tokens + fresh / 2) + out * e.prompt_tokens) / 1000;
   double own_us = (fresh + out) * m->token_us + out * m->head_us + context * m->context_us;
   double slots = o.slots, steps = fmax(slots * fresh / o.chunk + 1, out); /* of a whole batch */
@@ -210,7 +221,7 @@ typedef struct ghosts {
   pst_engine_replay_item *items;
   pst_engine_replay_result *results;
   double *values;
-  double prompt_sum, completion_sum;
+  double prompt_sum;
 } ghosts;
 
 static int ghosts_make(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, const pst_optimizer_lengths *l,
@@ -222,19 +233,19 @@ static int ghosts_make(const pst_optimizer_speed *sp, const pst_optimizer_choice
   g->results = pst_calloc(n, sizeof *g->results);
   g->values = pst_calloc(n, sizeof *g->values);
   if (!g->items || !g->results || !g->values) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a replay");
-  double mean = completion_of(sp, c, l), owed = 0;
+  double mean = steps_of(sp, c, l), owed = 0;
   bool speculates =
       sp->space->axes[PST_OPTIMIZER_SPECULATION].number[c->v[PST_OPTIMIZER_SPECULATION]] != PST_ENGINE_SPEC_NONE;
   for (size_t i = 0; i < n; i++) {
     owed += mean; /* whole tokens whose mean is right, spread evenly */
     int out = PST_MAX((int)owed, 1);
     owed -= out;
-    g->items[i] =
-        (pst_engine_replay_item){0,   PST_MAX(l->prompt ? l->prompt[i] : p->n ? p->lengths[i % (size_t)p->n] : 1, 1),
-                                 out, l->prompt ? l->shared : p->shared,
-                                 1,   speculates ? l->accept : 0};
+    g->items[i] = (pst_engine_replay_item){
+        0,         PST_MAX(l->prompt ? l->prompt[i] : p->n ? p->lengths[i % (size_t)p->n] : 1, 1),
+        out,       l->prompt ? l->shared : p->shared,
+        1,         speculates ? l->accept : 0,
+        l->drafted};
     g->prompt_sum += g->items[i].n_prompt;
-    g->completion_sum += out;
   }
   return 0;
 }
@@ -266,6 +277,7 @@ static int play(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, gh
 static void read_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, const pst_optimizer_lengths *l,
                      ghosts *g, pst_optimizer_estimate *e) {
   double n = (double)sp->n_arrivals, decode_us = 0, decoded = 0;
+  double per_step = completion_of(sp, c, l) / fmax(steps_of(sp, c, l), 1);
   e->ttft_p50_ms = quantile_ms(sp, g, true, 0.5);
   e->ttft_p95_ms = quantile_ms(sp, g, true, 0.95);
   e->total_p50_ms = quantile_ms(sp, g, false, 0.5);
@@ -273,13 +285,14 @@ static void read_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *
   for (size_t i = 0; i < sp->n_arrivals; i++) {
     if (g->items[i].n_completion < 2) continue;
     decode_us += (double)(g->results[i].finish_us - g->results[i].first_token_us);
-    decoded += g->items[i].n_completion - 1;
+    decoded += (g->items[i].n_completion - 1) * per_step;
   }
   e->prompt_tokens = g->prompt_sum / n;
-  e->completion_tokens = g->completion_sum / n;
+  e->completion_tokens = completion_of(sp, c, l);
   int shared = l->prompt ? l->shared : profile_of(sp, c)->shared, whole_pages = shared - shared % PAGE;
   e->cached_tokens = fmin(whole_pages, e->prompt_tokens - 1);
-  if (decode_us > 0) e->tokens_per_second = decoded / decode_us * 1e6;
+  e->tokens_per_second =
+      decode_us > 0 ? decoded / decode_us * 1e6 : 0; /* 0: answers come whole with their first token */
   const pst_engine_step_model *m = pst_optimizer_speed_slot((pst_optimizer_speed *)(uintptr_t)sp, c);
   e->error = sqrt(m->relative_error * m->relative_error + C(replay_error) * C(replay_error));
   e->replayed = true;

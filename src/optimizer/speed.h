@@ -42,8 +42,10 @@ typedef struct pst_optimizer_estimate {
 typedef struct pst_optimizer_lengths {
   const int *prompt; /* one per arrival, or NULL: from the profile */
   int shared;        /* with prompt */
-  double completion; /* mean tokens of an answer */
-  double accept;     /* tokens gained per speculative step beyond the first */
+  double completion; /* mean tokens of an answer; 0: not known */
+  double steps;      /* mean steps that give them: fewer where a constraint leaves no choice; 0: not known */
+  double accept;     /* by prompt lookup: tokens gained per step beyond the first */
+  double drafted;    /* and tokens drafted per such step */
 } pst_optimizer_lengths;
 
 int pst_optimizer_speed_init(pst_optimizer_speed *speed, const pst_optimizer_space *space, uint64_t seed,

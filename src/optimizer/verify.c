@@ -1,5 +1,5 @@
 /* Verification (verify.h). The number of items is fixed by the time left before the first answer comes, and never by what answers say: looking and stopping
- * would spoil the interval. A second look at the same part is no longer a first one, so each run that looks is counted. */
+ * would spoil the interval. A second look at the same part is no longer a first one, so those before are counted. */
 #include "optimizer/verify.h"
 
 #include <string.h>
@@ -29,7 +29,8 @@ void pst_optimizer_pair(const pst_optimizer_answers *a, const pst_optimizer_answ
   ret->b = pst_evals_wilson(b_right, n, confidence);
   ret->difference = pst_evals_tango(ret->n11, ret->n10, ret->n01, ret->n00, confidence);
   ret->mid_p = pst_evals_mcnemar_mid_p(ret->n10, ret->n01);
-  ret->detectable = n ? pst_evals_detectable(n, (double)(ret->n10 + ret->n01) / (double)n, 1 - confidence, 0.8) : 1;
+  double discordant = (double)(ret->n10 + ret->n01 + 1) / (double)(n + 2); /* as in pst_evals_compare */
+  ret->detectable = pst_evals_detectable(n, discordant, 1 - confidence, 0.8);
   ret->non_inferior = ret->difference.low > -margin    ? PST_EVALS_YES
                       : ret->difference.high < -margin ? PST_EVALS_NO
                                                        : PST_EVALS_NOT_ENOUGH_DATA;
@@ -56,7 +57,7 @@ static int count_use(pst_optimizer_state *s, int64_t *ret_uses, pst_error *err) 
     if (!code) code = pst_optimizer_journal_put(s->journal, "use of verify", &answer, &value, err);
   }
   pst_buf_done(&answer);
-  if (!code) *ret_uses = pst_json_int(pst_json_get(value, "uses"), 1);
+  if (!code) *ret_uses = pst_json_int(pst_json_get(value, "uses"), 0);
   return code;
 }
 
@@ -65,6 +66,12 @@ static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t) {
   const pst_optimizer_estimate *e = &s->estimates[t->class_index];
   double q = t->comparison.a.estimate;
   t->asked = true;
+  t->same_answers = t->class_index == s->reference;
+  if (t->same_answers) { /* token for token: no matter how few the items are, it is not worse */
+    t->comparison.difference = (pst_evals_interval){0, 0, 0};
+    t->comparison.detectable = 0;
+    t->comparison.non_inferior = PST_EVALS_YES;
+  }
   t->floor_holds = q >= s->goal.quality_floor;
   t->ceiling_holds =
       s->goal.cost_ceiling_nusd <= 0 || (q > 0 && 1000 * e->request_nusd / q <= (double)s->goal.cost_ceiling_nusd);

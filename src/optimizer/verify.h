@@ -9,6 +9,7 @@ enum { PST_OPTIMIZER_MAX_FINALISTS = 8 };
 typedef struct pst_optimizer_trial {
   int class_index;
   bool asked;
+  bool same_answers; /* as the reference: nothing but exact fields differs, so there is nothing to compare */
   pst_evals_comparison comparison; /* a: finalist, b: reference */
   bool floor_holds;                /* by the point estimate */
   bool ceiling_holds;              /* cost per accepted answer, with the quality found here */
@@ -19,7 +20,7 @@ typedef struct pst_optimizer_verification {
   pst_optimizer_trial trials[PST_OPTIMIZER_MAX_FINALISTS];
   size_t n_trials;
   int n_items;  /* fixed before the first answer */
-  int64_t uses; /* how often this part was looked at by now, this run included */
+  int64_t uses; /* how many plans were asked these items before this run */
   int taken;    /* trial that passed; -1: none */
   pst_optimizer_verdict verdict;
 } pst_optimizer_verification;

@@ -16,13 +16,13 @@ typedef struct pst_optimizer_world {
   int (*calibrate)(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *choice, int budget_ms,
                    pst_buf *out, pst_error *err);
   /* Asks a plan the items, in order: {"right": "0110...", "prompt": [...], "cached": [...], "completion": [...], "total_ms": [...], "steps", "drafted",
-   * "accepted", "failed", "wall_us", "cost_nusd", "run"}. */
+   * "accepted", "lookup": {"tokens", "steps", "drafted"}, "failed", "wall_us", "cost_nusd", "run"}. */
   int (*measure)(void *state, pst_str plan_json, bool verify, const size_t *items, size_t n, pst_buf *out,
                  pst_error *err);
   /* Prompt lengths of a choice for items: {"lengths": [...], "shared": N}. */
   int (*lengths)(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *choice, const size_t *items,
                  size_t n, pst_buf *out, pst_error *err);
-  /* One more look at a held-back part: {"uses": N}, this one included. */
+  /* How many plans were asked the held-back items before: {"uses": N}. */
   int (*count_use)(void *state, pst_buf *out, pst_error *err);
   /* Where a run stands, for a person: phase, best so far. NULL: nobody listens. */
   void (*note)(void *state, const char *text);
