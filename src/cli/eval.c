@@ -208,7 +208,7 @@ static int64_t machine_price(const eval *e) {
 }
 
 static int write_page(const eval *e, const pst_evals_report *report, pst_error *err) {
-  const char *path = pst_cli_text(e->args, "html");
+  const char *path = pst_cli_text(e->args, "report");
   pst_buf page = PST_BUF_INIT;
   if (!path) return 0;
   int code = pst_evals_report_write(report, PST_EVALS_HTML, &page, err);
@@ -237,7 +237,7 @@ static int finish(eval *e, pst_evals_verdict *ret_verdict, pst_error *err) {
     code = pst_store_run_end(e->store, e->comparison_run, PST_STORE_RUN_DONE, pst_buf_str(&json), pst_clock_unix_ms(),
                              err);
   if (!code) fputs(pst_buf_text(as_json ? &json : &shown), stdout);
-  if (!code && !as_json && pst_cli_text(e->args, "html")) printf("page: %s\n", pst_cli_text(e->args, "html"));
+  if (!code && !as_json && pst_cli_text(e->args, "report")) printf("page: %s\n", pst_cli_text(e->args, "html"));
   if (!code) *ret_verdict = pst_evals_report_verdict(&report);
   pst_buf_done(&shown);
   pst_buf_done(&json);
@@ -286,7 +286,7 @@ static const pst_cli_option options[] = {
     {"warm", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false,
      "keep prefix caches; without it each run begins with empty ones"},
     {"fresh", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "do not take up an unfinished eval"},
-    {"html", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the report as one page, too"},
+    {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the report as one page, too"},
     PST_CLI_HOME,
     PST_CLI_QUIET,
     PST_CLI_JSON,

@@ -125,7 +125,7 @@ def desk_plan(smollm2, root, tmp_path_factory):
 def test_eval_compares_and_counts_uses(penstock, root, home, tmp_path, desk_plan):
     desk, a, b = root / "examples/support-desk", desk_plan("short", "Intent?"), desk_plan("long", "What is the intent of the message?")
     page = tmp_path / "report.html"
-    code, out, err = run(penstock, "eval", desk, "--target", a, "--target", b, "--limit", 24, "--json", "--html", page, home=home)
+    code, out, err = run(penstock, "eval", desk, "--target", a, "--target", b, "--limit", 24, "--json", "--report", page, home=home)
     report = json.loads(out)
     assert code == {"yes": 0, "no": 1, "not enough data": 3}[report["verdict"]], err
     assert report["uses_of_part"] == 2 and [t["n"] for t in report["targets"]] == [24, 24]
