@@ -237,7 +237,7 @@ static int finish(eval *e, pst_evals_verdict *ret_verdict, pst_error *err) {
     code = pst_store_run_end(e->store, e->comparison_run, PST_STORE_RUN_DONE, pst_buf_str(&json), pst_clock_unix_ms(),
                              err);
   if (!code) fputs(pst_buf_text(as_json ? &json : &shown), stdout);
-  if (!code && !as_json && pst_cli_text(e->args, "report")) printf("page: %s\n", pst_cli_text(e->args, "html"));
+  if (!code && !as_json && pst_cli_text(e->args, "report")) printf("report: %s\n", pst_cli_text(e->args, "report"));
   if (!code) *ret_verdict = pst_evals_report_verdict(&report);
   pst_buf_done(&shown);
   pst_buf_done(&json);
