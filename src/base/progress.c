@@ -89,7 +89,8 @@ static void put_timed_line(const pst_progress *p, int64_t now_us, bool last, pst
     put_duration(line, (double)(p->total - p->done_count));
     pst_buf_puts(line, " left");
   } else {
-    pst_buf_puts(line, "nearly there");
+    put_duration(line, (double)(p->done_count - p->total));
+    pst_buf_puts(line, " over");
   }
   pst_buf_printf(line, "  %s", p->what);
 }

@@ -287,6 +287,7 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
       put_bool(w, "same_answers", t->same_answers);
       put_bool(w, "floor_holds", t->floor_holds);
       put_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
+      put_bool(w, "floor_missed_by_interval", t->comparison.a.high < s->goal.quality_floor);
       put_bool(w, "ceiling_holds", t->ceiling_holds);
     }
     put_bool(w, "passed", t->passed);

@@ -292,7 +292,9 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
   if (!same) put_difference(out, e, f);
   pst_buf_printf(out, "     floor of %.0f%% %s%s; ", 100 * number(e, "goal.quality_floor"),
                  pst_json_bool(at(f, "floor_holds"), false) ? "holds" : "is missed",
-                 !pst_json_bool(at(f, "floor_holds"), false) ? ""
+                 !pst_json_bool(at(f, "floor_holds"), false) ? pst_json_bool(at(f, "floor_missed_by_interval"), false)
+                                                                   ? ", by the whole interval"
+                                                                   : " by the point estimate, not by the whole interval"
                  : pst_json_bool(at(f, "floor_holds_by_interval"), false)
                      ? ", by the whole interval"
                      : " by the point estimate, not by the whole interval");

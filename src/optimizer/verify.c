@@ -78,6 +78,12 @@ static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t) {
   t->passed = t->floor_holds && t->ceiling_holds && t->comparison.non_inferior == PST_EVALS_YES;
 }
 
+/* More items might let it pass: neither its difference nor its distance to the floor is settled against it. */
+static bool undecided(const pst_optimizer_state *s, const pst_optimizer_trial *t) {
+  return t->ceiling_holds && t->comparison.a.high >= s->goal.quality_floor &&
+         t->comparison.non_inferior != PST_EVALS_NO;
+}
+
 int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_finalists,
                          pst_optimizer_verification *ret, pst_error *err) {
   pst_optimizer_verification v;
@@ -98,7 +104,7 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
     code = pst_optimizer_measure(s, v.trials[i].class_index, true, v.n_items, err);
     if (code) break;
     judge(s, &v.trials[i]);
-    inconclusive |= v.trials[i].floor_holds && v.trials[i].comparison.non_inferior == PST_EVALS_NOT_ENOUGH_DATA;
+    inconclusive |= undecided(s, &v.trials[i]);
     if (v.trials[i].passed) v.taken = (int)i;
   }
   v.verdict = v.taken >= 0 ? PST_OPTIMIZER_FOUND : inconclusive ? PST_OPTIMIZER_NOT_ENOUGH_DATA : PST_OPTIMIZER_NONE;
