@@ -296,8 +296,8 @@ const pst_cli_command pst_cli_eval = {
     "WORKLOAD",
     "ask targets a workload's items, and compare them",
     "The last target is the reference that the others are compared with, item by item. Exit: 0 the first is not inferior to it at the\n"
-    "goal's margin (with one target: it reaches the quality floor), 1 it is inferior, 3 the items are too few to tell. An eval that\n"
-    "was stopped is taken up by the same command.",
+    "goal's margin (with one target: it reaches the quality floor), 1 it is inferior, 3 the items are too few to tell, or the eval did\n"
+    "not come to its end; the same command takes it up.",
     1,
     1,
     options,

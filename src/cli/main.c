@@ -201,7 +201,9 @@ int pst_cli_many(const pst_cli_args *a, const char *name, const char *const **re
 
 /* ---- main ---- */
 
-static int exit_code_of(int code) {
+/* Where 1 is an answer ("no"), whatever kept an answer from coming is not 1. */
+static int exit_code_of(const pst_cli_command *c, int code) {
+  bool answers = c == &pst_cli_eval || c == &pst_cli_optimize;
   switch (code) {
   case PST_E_BAD_INPUT:
   case PST_E_UNSUPPORTED:
@@ -213,7 +215,7 @@ static int exit_code_of(int code) {
   case PST_E_NO_SPACE:
   case PST_E_DENIED: return PST_CLI_BAD_INPUT;
   case PST_E_NO_DATA: return PST_CLI_NO_DATA;
-  default: return PST_CLI_FAILED;
+  default: return answers ? PST_CLI_NO_DATA : PST_CLI_FAILED;
   }
 }
 
@@ -244,5 +246,5 @@ int main(int argc, char **argv) {
   char text[1100];
   if (!err.code) pst_error_set(&err, code, c->name, "%s", pst_error_text(code));
   fprintf(stderr, "penstock: %s\n", pst_error_format(&err, text, sizeof text));
-  return exit_code_of(code);
+  return exit_code_of(c, code);
 }

@@ -199,7 +199,8 @@ const pst_cli_command pst_cli_optimize = {
     "optimize",
     "WORKLOAD",
     "find the plan that serves a workload best",
-    "WORKLOAD is a folder. Exit: 0 a plan passed on held-back items, 1 none did, 3 there is not enough data.",
+    "WORKLOAD is a folder. Exit: 0 a plan passed on held-back items, 1 none did, 3 there is not enough data, or the run did\n"
+    "not come to its end; the same command goes on with what was measured.",
     1,
     1,
     options,

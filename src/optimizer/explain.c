@@ -222,7 +222,7 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
     if (t.measured)
       pst_buf_printf(
           out,
-          "\nmeasured: %.0f arrivals of the trace at %.2f requests/s, then %.0f flat out, %.0f s in all, every answer graded;\n"
+          "\nmeasured: %.0f arrivals at %.2f requests/s, then %.0f flat out, %.0f s in all, every answer graded;\n"
           "ratio: estimated / measured; the measured highest load is the estimate by the ratio found flat out\n",
           number(t.measured, "n"), number(t.measured, "load_rps"), number(t.measured, "n_saturated"),
           number(t.measured, "seconds"));

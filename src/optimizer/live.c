@@ -348,6 +348,10 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
     code = pst_error_set(err, first ? first : PST_E_INTERNAL, NULL,
                          "every one of %zu answers of a candidate failed: %s", n, pst_error_text(first));
   }
+  if (code == PST_E_UPSTREAM || code == PST_E_TIMEOUT)
+    pst_error_prefix(err,
+                     "a candidate could not be asked (the same command goes on from here; \"remote\": false in the "
+                     "workload's privacy leaves providers out)");
   looked look = {0, 0, 0};
   if (!code && !verify) code = look_up(l, plan, &run, &look, err);
   if (!code) put_run(&run, &look, out);
