@@ -64,7 +64,8 @@ static int parse_line(importer *m, pst_str text, uint32_t line, const pst_json *
   if (code == PST_E_NOMEM) return no_memory(m);
   if (code) {
     const char *column = strrchr(inner.place, ':');
-    return fail_line(m, line, "column %s: %s", column ? column + 1 : "1", inner.message);
+    return fail_line(m, line, "column %s: %s%s", column ? column + 1 : "1", inner.message,
+                     line == 1 ? "; each line is to be a JSON object, as {\"text\": ..., \"label\": ...}" : "");
   }
   m->docs[m->n_docs++] = doc;
   *ret_root = pst_json_root(doc);
@@ -79,6 +80,19 @@ static pst_str find_field(const pst_json *object, const char *const *names) {
   return (pst_str){NULL, 0};
 }
 
+/* "id, columns, text" */
+static void list_fields(const pst_json *object, char *ret_text, size_t size) {
+  size_t n = 0;
+  ret_text[0] = '\0';
+  pst_json_iter it = pst_json_iterate(object);
+  while (pst_json_next(&it) && n + 1 < size) {
+    int wrote =
+        snprintf(ret_text + n, size - n, "%s%.*s", n ? ", " : "", (int)PST_MIN(it.key.n, (size_t)40), it.key.data);
+    n += wrote > 0 ? (size_t)wrote : 0;
+  }
+  if (!n) snprintf(ret_text, size, "none");
+}
+
 static int find_fields(importer *m, const pst_json *first, uint32_t line) {
   static const char *const texts[] = {"text",    "input", "question", "prompt",    "message",
                                       "content", "query", "sentence", "utterance", NULL};
@@ -87,13 +101,12 @@ static int find_fields(importer *m, const pst_json *first, uint32_t line) {
   const pst_evals_import_options *o = m->options;
   m->text_field = o->text_field ? pst_str_from(o->text_field) : find_field(first, texts);
   m->answer_field = o->answer_field ? pst_str_from(o->answer_field) : find_field(first, answers);
-  if (!m->text_field.n)
-    return fail_line(m, line,
-                     "no field holds the text (looked for text, input, question, ...); name it with --text FIELD");
-  if (!m->answer_field.n)
-    return fail_line(m, line,
-                     "no field holds the answer (looked for label, target, answer, ...); name it with --answer FIELD");
-  return 0;
+  const char *what = !m->text_field.n ? "text" : !m->answer_field.n ? "answer" : NULL;
+  if (!what) return 0;
+  char fields[200];
+  list_fields(first, fields, sizeof fields);
+  return fail_line(m, line, "no field holds the %s (looked for %s); name it with --%s FIELD: there are %s", what,
+                   !m->text_field.n ? "text, input, question, ..." : "label, target, answer, ...", what, fields);
 }
 
 static int add_entry(importer *m, const pst_json *object, uint32_t line) {
@@ -123,6 +136,8 @@ static int add_entry(importer *m, const pst_json *object, uint32_t line) {
 static int read_lines(importer *m, pst_str text) {
   uint32_t line = 0;
   int code = 0;
+  if (pst_str_starts(text, PST_STR("\x1f\x8b")))
+    return pst_error_set(m->err, PST_E_BAD_INPUT, m->path, "is compressed: unpack it first (gunzip)");
   if (pst_str_starts(text, PST_STR("\xef\xbb\xbf"))) text = (pst_str){text.data + 3, text.n - 3};
   while (text.n && !code) {
     size_t end = PST_MIN(pst_str_find(text, PST_STR("\n"), 0), text.n), used = PST_MIN(end + 1, text.n);

@@ -82,6 +82,7 @@ def test_import_mistakes_leave_nothing(penstock, source, tmp_path):
     cases = [('{"text": "a", "label": "x"}\n{"text": ', [], "bad.jsonl:2"), ('{"txt": "a", "label": "x"}\n', [], "--text"),
              ('{"text": "a", "lbl": "x"}\n', [], "--answer"), ('{"text": "a", "label": "x"}\n', [], "too few"),
              ('{"text": "a", "label": "x"}\n{"text": "b"}\n', [], "bad.jsonl:2"), ('{"text": "", "label": "x"}\n', [], "bad.jsonl:1"),
+             ('{"txt": "a", "lbl": "x"}\n', [], "there are txt, lbl"), ('text,label\na,b\n', [], "JSON object"),
              ('[1]\n', [], "object"), ('{"text": "a", "label": "x"}\n' * 20, [], "too alike"),
              ('{"text": "a", "label": "x"}\n', ["--shares", "1,2"], "--shares")]
     for text, options, message in cases:
