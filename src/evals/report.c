@@ -272,8 +272,8 @@ static int write_text(const pst_evals_report *r, pst_buf *out) {
   int width = 6, code = 0;
   for (size_t i = 0; i < r->n_targets; i++)
     width = PST_MAX(width, (int)PST_MIN(strlen(r->targets[i].name), (size_t)48));
-  pst_buf_printf(out, "%s, part %s: %zu items, grader %s\n\n", info->name, pst_evals_part_name(r->part),
-                 r->targets[0].run->n, pst_evals_grader_name(info->grader));
+  pst_buf_printf(out, "%s, part %s: %zu item%s, grader %s\n\n", info->name, pst_evals_part_name(r->part),
+                 r->targets[0].run->n, r->targets[0].run->n == 1 ? "" : "s", pst_evals_grader_name(info->grader));
   pst_buf_printf(out, "   %-*s %14s %7s  %15s%9s%9s%9s%9s%12s\n", width, "target", "accepted", "share", "interval",
                  "p50 ms", "p95 ms", "p99 ms", "first", "$/1000 acc.");
   for (size_t i = 0; i < r->n_targets && !code; i++) code = put_target_row(r, i, width, out);
