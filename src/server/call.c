@@ -1,7 +1,8 @@
 /* One HTTP request: its copy, its way to a worker and back, its answer where it is a plain one, its line in the log and its end. What the endpoints mean
  * is route.c's and completion.c's.
  *
- * Invariant "freed once": a call lives until it has no exchange, its worker has handed it back, and all gateway calls it began have ended. */
+ * Invariant "freed once": a call lives until it has no exchange, its worker has handed it back, and all gateway calls it began have ended,
+ * and no task of it is in the loop's list. */
 #include "server/server.h"
 
 #include <inttypes.h>

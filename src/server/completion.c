@@ -492,7 +492,8 @@ static void on_inbox(void *arg) {
   pst_server_completion *c = arg;
   pst_server_call *call = c->call;
   if (!call->worked) return;
-  if (c->paused && call->x) { /* woken by an overflow */
+  if (c->paused && call->x) { /* woken by an overflow, or before it was paused: then the drain goes on with it */
+    if (!pst_server_inbox_has_overflowed(&c->inbox)) return;
     too_slow(c);
   }
   process(c);
@@ -524,7 +525,9 @@ void pst_server_completion_gone(pst_server_call *call) {
 
 /* ---- the end --------------------------------------------------------------------------------------------------------------- */
 
-bool pst_server_completion_over(const pst_server_completion *c) { return c->n_ended == c->n_started; }
+bool pst_server_completion_over(pst_server_completion *c) {
+  return c->n_ended == c->n_started && !(c->has_inbox && pst_server_inbox_is_posted(&c->inbox));
+}
 
 const char *pst_server_completion_id(const pst_server_completion *c) { return c->id; }
 

@@ -21,10 +21,20 @@ typedef struct tail { /* with last */
   int64_t prompt_tokens, cached_tokens, completion_tokens, ttft_us, total_us, queued_us, cost_nusd;
 } tail;
 
+static void run_task(void *arg) {
+  pst_server_inbox *inbox = arg;
+  pthread_mutex_lock(&inbox->lock);
+  inbox->posted = false;
+  pthread_mutex_unlock(&inbox->lock);
+  inbox->fn(inbox->arg);
+}
+
 int pst_server_inbox_init(pst_server_inbox *inbox, pst_net_loop *loop, pst_net_fn fn, void *arg) {
   memset(inbox, 0, sizeof *inbox);
   inbox->loop = loop;
-  inbox->task = (pst_net_task){.fn = fn, .arg = arg};
+  inbox->task = (pst_net_task){.fn = run_task, .arg = inbox};
+  inbox->fn = fn;
+  inbox->arg = arg;
   if (pst_buf_reserve(&inbox->waiting, 1024)) return PST_E_NOMEM; /* the bare end always fits */
   if (!pthread_mutex_init(&inbox->lock, NULL)) return 0;
   pst_buf_done(&inbox->waiting);
@@ -134,7 +144,20 @@ bool pst_server_inbox_take(pst_server_inbox *inbox, pst_buf *ret_taken) {
   pst_buf other = *ret_taken;
   *ret_taken = inbox->waiting;
   inbox->waiting = other;
-  inbox->posted = false;
+  bool overflow = inbox->overflow;
+  pthread_mutex_unlock(&inbox->lock);
+  return overflow;
+}
+
+bool pst_server_inbox_is_posted(pst_server_inbox *inbox) {
+  pthread_mutex_lock(&inbox->lock);
+  bool posted = inbox->posted;
+  pthread_mutex_unlock(&inbox->lock);
+  return posted;
+}
+
+bool pst_server_inbox_has_overflowed(pst_server_inbox *inbox) {
+  pthread_mutex_lock(&inbox->lock);
   bool overflow = inbox->overflow;
   pthread_mutex_unlock(&inbox->lock);
   return overflow;

@@ -11,9 +11,13 @@ enum {
   PST_SERVER_MAX_TOP = 20,
 };
 
+/* Invariant "posted once": the task is in the loop's list exactly while `posted` is true, whoever takes the events meanwhile. Until then the inbox must
+ * neither post it again nor be freed. */
 typedef struct pst_server_inbox {
   pst_net_loop *loop;
-  pst_net_task task; /* its fn takes the events, on the loop's thread */
+  pst_net_task task; /* clears `posted`, then calls fn */
+  pst_net_fn fn;     /* takes the events, on the loop's thread; may free the inbox */
+  void *arg;
   pthread_mutex_t lock;
   /* under the lock: */
   pst_buf waiting;
@@ -29,6 +33,9 @@ void pst_server_inbox_done(pst_server_inbox *inbox);
 void pst_server_inbox_put(pst_server_inbox *inbox, uint32_t part, const pst_gateway_event *event);
 /* Loop: swaps what waits into *ret_taken (emptied before). Returns whether something was dropped. */
 bool pst_server_inbox_take(pst_server_inbox *inbox, pst_buf *ret_taken);
+/* Loop: the task has still to come: what it points to must stay. */
+bool pst_server_inbox_is_posted(pst_server_inbox *inbox);
+bool pst_server_inbox_has_overflowed(pst_server_inbox *inbox);
 /* Loop: wanted again, or not. Un-pausing wakes it if something waits. */
 void pst_server_inbox_pause(pst_server_inbox *inbox, bool paused);
 

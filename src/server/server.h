@@ -92,8 +92,9 @@ const pst_server_endpoint *pst_server_route(pst_str method, pst_str path, const 
 void pst_server_chat_work(pst_server_call *call);
 void pst_server_text_work(pst_server_call *call);
 void pst_server_completion_reply(pst_server_call *call);
-void pst_server_completion_gone(pst_server_call *call);                        /* loop: the client is gone */
-bool pst_server_completion_over(const pst_server_completion *completion);      /* every started part has ended */
+void pst_server_completion_gone(pst_server_call *call); /* loop: the client is gone */
+/* Every started part has ended, and no task of it is on its way to the loop. */
+bool pst_server_completion_over(pst_server_completion *completion);
 const char *pst_server_completion_id(const pst_server_completion *completion); /* "" before the first event */
 void pst_server_completion_free(pst_server_completion *completion);
 /* What the log says of it, beginning with a space. */

@@ -1,4 +1,5 @@
 """`penstock serve` as a process: starting, ports, draining, overload, keys, budgets, being killed."""
+import http.client
 import json
 import os
 import pwd
@@ -240,6 +241,41 @@ def test_budget(serve, cli, smollm2, model):
     one.stop()
     (row,) = json.loads(cli("key", "list", "--json").stdout)
     assert 0 < float(row["spent_total_usd"]) < 100 and row["open_reservations"] == 0
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_a_hammered_budget_holds(serve, cli, smollm2, model, tmp_path, where):
+    """Many callers at once share one small budget: each is answered or told so, the sum stays below the limit, and the server lives."""
+    if where == "remote":
+        far_home = tmp_path / "far"
+        far_home.mkdir()
+        cli("settings", "provider", "far", serve("--model", smollm2, home=far_home).url + "/v1")
+        cli("settings", "price", "far", "*", "--input", "1", "--output", "10")
+    cli("settings", "machine", "3600")
+    one = serve("--model", smollm2)
+    name, limit = ("far/" + model, "0.003") if where == "remote" else (model, "10")
+    key = cli("key", "create", "app", "--total", limit).stdout.strip()
+    seen = []
+
+    def caller(i):
+        connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=300)
+        for k in range(12):
+            body = {"model": name, "messages": HELLO, "max_tokens": 4, "temperature": 0, "stream": (i + k) % 2 == 0}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"authorization": "Bearer " + key})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            seen.append((answer.status, "insufficient_quota" in text))
+
+    callers = [threading.Thread(target=caller, args=(i,)) for i in range(16)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    assert len(seen) == 16 * 12 and set(seen) == {(200, False), (429, True)}, set(seen)
+    one.until(lambda: one.metric("penstock_open_calls") == 0, "rest")
+    assert one.stop() == 0
+    (row,) = json.loads(cli("key", "list", "--json").stdout)
+    assert 0 < float(row["spent_total_usd"]) <= float(limit) and row["open_reservations"] == 0
 
 
 def test_reserves_survive_a_kill(serve, cli, smollm2, model):

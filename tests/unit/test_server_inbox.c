@@ -18,6 +18,7 @@ typedef struct fixture {
 
 static void on_wake(void *arg) { ((fixture *)arg)->n_wakes++; }
 static void nothing(void *arg) { (void)arg; }
+static void count_one(void *arg) { ++*(int *)arg; }
 
 static void open_fixture(fixture *f) {
   memset(f, 0, sizeof *f);
@@ -111,6 +112,33 @@ static void a_paused_loop_is_left_alone(void **state) {
   close_fixture(&f);
 }
 
+/* A drain or a worker's return takes what waits without being woken for it. */
+static void events_taken_by_others_post_no_task_twice(void **state) {
+  (void)state;
+  fixture f;
+  memset(&f, 0, sizeof f);
+  int n_others = 0;
+  pst_gateway_event e = {.text = PST_STR("x")};
+  pst_buf taken = PST_BUF_INIT;
+  assert_int_equal(pst_net_loop_create(&f.loop, NULL), 0);
+  assert_int_equal(pst_server_inbox_init(&f.inbox, f.loop, on_wake, &f), 0);
+  pst_server_inbox_put(&f.inbox, 0, &e);
+  assert_false(pst_server_inbox_take(&f.inbox, &taken));
+  assert_true(pst_server_inbox_is_posted(&f.inbox)); /* nobody may free it yet */
+  assert_int_equal(pst_net_loop_post(f.loop, count_one, &n_others), 0);
+  pst_server_inbox_put(&f.inbox, 0, &e);
+  assert_int_equal(pst_net_loop_start(f.loop, NULL), 0);
+  settle(&f);
+  assert_int_equal(n_others, 1);
+  assert_int_equal(f.n_wakes, 1);
+  assert_false(pst_server_inbox_is_posted(&f.inbox));
+  pst_server_inbox_put(&f.inbox, 0, &e);
+  settle(&f);
+  assert_int_equal(f.n_wakes, 2);
+  pst_buf_done(&taken);
+  close_fixture(&f);
+}
+
 static void it_is_bounded_but_for_the_end(void **state) {
   (void)state;
   fixture f;
@@ -123,6 +151,7 @@ static void it_is_bounded_but_for_the_end(void **state) {
   for (int i = 0; i < 1000; i++) pst_server_inbox_put(&f.inbox, 0, &e);
   settle(&f);
   assert_int_equal(f.n_wakes, 1); /* told once that it overflows */
+  assert_true(pst_server_inbox_has_overflowed(&f.inbox));
   assert_true(f.inbox.waiting.n < PST_SERVER_MAX_WAITING + 2 * sizeof text);
   pst_server_inbox_put(&f.inbox, 0, &last);
   pst_buf taken = PST_BUF_INIT;
@@ -162,6 +191,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(everything_comes_through),
       cmocka_unit_test(a_paused_loop_is_left_alone),
+      cmocka_unit_test(events_taken_by_others_post_no_task_twice),
       cmocka_unit_test(it_is_bounded_but_for_the_end),
       cmocka_unit_test(the_end_comes_without_memory),
   };
