@@ -67,8 +67,8 @@ int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool specia
 /* Tokens to bytes, appended; control tokens are left out unless `special`. */
 int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, size_t n, bool special, pst_buf *out);
 
-/* A conversation through the model's chat template, to tokens (replaces *tokens). Special tokens in user text are never control tokens. Without a
- * template: PST_E_UNSUPPORTED. `ret_text` (NULL: not wanted) gets the rendered text. */
+/* A conversation through the model's chat template, to tokens (replaces *tokens). Special tokens in user text are never control tokens. Parts that are
+ * texts are joined where the template knows strings only. Without a template, and for parts that are not text: PST_E_UNSUPPORTED. `ret_text` (NULL: not wanted) gets the rendered text. */
 int pst_engine_render_chat(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
                            pst_buf *ret_text, pst_error *err);
 

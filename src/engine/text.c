@@ -41,11 +41,10 @@ static int encode_output(const pst_engine_model *model, const pst_engine_templat
   return code;
 }
 
-int pst_engine_render_chat(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
-                           pst_buf *ret_text, pst_error *err) {
-  if (!model->chat_template)
-    return pst_error_set(err, PST_E_UNSUPPORTED, "messages",
-                         "this model has no chat template; use /v1/completions, or a plan with the plain layout");
+/* ---- conversations ---- */
+
+static int render(const pst_engine_model *model, const pst_chat *chat, pst_engine_template_output *out,
+                  pst_error *err) {
   const pst_engine_tokenizer_info *t = pst_engine_tokenizer_get_info(model->tokenizer);
   const struct {
     const char *name;
@@ -61,10 +60,85 @@ int pst_engine_render_chat(const pst_engine_model *model, const pst_chat *chat, 
   input.chat = chat;
   input.tokens = variables;
   input.n_tokens = n;
+  return pst_engine_template_render(model->chat_template, &input, out, err);
+}
+
+/* Whether the template writes the texts of a list of parts itself. Most know strings only: they fail on a list, or print it as Python shows it. */
+static bool takes_parts(const pst_engine_model *model) {
+  static const pst_chat_part parts[] = {{PST_CHAT_PART_TEXT, {"part one", 8}, NULL},
+                                        {PST_CHAT_PART_TEXT, {"part two", 8}, NULL}};
+  const pst_chat_message message = {
+      .role = PST_CHAT_USER, .has_content = true, .parts = parts, .n_parts = PST_ARRAY_LEN(parts)};
+  const pst_chat chat = {.messages = &message, .n_messages = 1, .add_generation_prompt = true};
   pst_engine_template_output out = PST_ENGINE_TEMPLATE_OUTPUT_INIT;
-  int code = pst_engine_template_render(model->chat_template, &input, &out, err);
+  pst_error ignored = PST_ERROR_INIT;
+  if (render(model, &chat, &out, &ignored)) return false;
+  pst_str text = pst_buf_str(&out.text);
+  bool takes = pst_str_find(text, PST_STR("part one"), 0) != SIZE_MAX &&
+               pst_str_find(text, PST_STR("part two"), 0) != SIZE_MAX &&
+               pst_str_find(text, PST_STR("'type'"), 0) == SIZE_MAX;
+  pst_engine_template_output_done(&out);
+  return takes;
+}
+
+static bool join_parts(pst_chat_message *m, pst_arena *arena) {
+  size_t n = 0, at = 0;
+  for (size_t i = 0; i < m->n_parts; i++) n += m->parts[i].text.n;
+  char *joined = pst_arena_alloc(arena, n + 1);
+  if (!joined) return false;
+  for (size_t i = 0; i < m->n_parts; i++) {
+    if (m->parts[i].text.n) memcpy(joined + at, m->parts[i].text.data, m->parts[i].text.n);
+    at += m->parts[i].text.n;
+  }
+  m->content = (pst_str){joined, n};
+  m->parts = NULL;
+  m->n_parts = 0;
+  return true;
+}
+
+/* The conversation as this model's template can write it: *ret_chat is `chat`, or a copy in the arena with texts in the place of lists of parts. */
+static int fit_parts(const pst_engine_model *model, const pst_chat *chat, pst_arena *arena, pst_chat *ret_chat,
+                     pst_error *err) {
+  bool any = false;
+  *ret_chat = *chat;
+  for (size_t i = 0; i < chat->n_messages; i++)
+    for (size_t k = 0; k < chat->messages[i].n_parts; k++) {
+      any = true;
+      if (chat->messages[i].parts[k].kind != PST_CHAT_PART_TEXT)
+        return pst_error_set(err, PST_E_UNSUPPORTED, "messages",
+                             "message %zu has a part that is not text; this model reads text only", i);
+    }
+  if (!any || takes_parts(model)) return 0;
+  pst_chat_message *messages = pst_arena_calloc(arena, chat->n_messages, sizeof *messages);
+  if (!messages) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the prompt");
+  memcpy(messages, chat->messages, chat->n_messages * sizeof *messages);
+  for (size_t i = 0; i < chat->n_messages; i++)
+    if (messages[i].n_parts && !join_parts(&messages[i], arena))
+      return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the prompt");
+  ret_chat->messages = messages;
+  return 0;
+}
+
+int pst_engine_render_chat(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
+                           pst_buf *ret_text, pst_error *err) {
+  if (!model->chat_template)
+    return pst_error_set(err, PST_E_UNSUPPORTED, "messages",
+                         "this model has no chat template; use /v1/completions, or a plan with the plain layout");
+  pst_arena *arena = pst_arena_create();
+  if (!arena) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the prompt");
+  pst_chat fitting;
+  pst_engine_template_output out = PST_ENGINE_TEMPLATE_OUTPUT_INIT;
+  int code = fit_parts(model, chat, arena, &fitting, err);
+  if (!code) {
+    pst_error why = PST_ERROR_INIT;
+    code = render(model, &fitting, &out, &why);
+    if (code)
+      pst_error_set(err, code, "messages", "the model's chat template cannot write this conversation: %s (%s)",
+                    why.message, why.place);
+  }
   if (!code) code = encode_output(model, &out, tokens, err);
   if (!code && ret_text) pst_buf_append_str(ret_text, pst_buf_str(&out.text));
   pst_engine_template_output_done(&out);
+  pst_arena_free(arena);
   return code;
 }
