@@ -278,12 +278,13 @@ static int resolve_record(const char *home, const char *name, pst_models_file *r
   int code = pst_models_record_read(home, name, &file, &intact, err);
   if (code) return code;
   if (!intact) {
-    code = pst_file_exists(file.path)
-               ? pst_error_set(
-                     err, PST_E_CORRUPT, file.path,
-                     "this file of %s was changed since it was pulled; check it with: penstock inspect --verify %s",
-                     name, name)
-               : pst_error_set(err, PST_E_CORRUPT, file.path, "the file of %s is gone; pull it again", name);
+    code =
+        pst_file_exists(file.path)
+            ? pst_error_set(
+                  err, PST_E_CORRUPT, file.path,
+                  "this file of %s was changed or copied since it was pulled; check it with: penstock models --verify %s",
+                  name, name)
+            : pst_error_set(err, PST_E_CORRUPT, file.path, "the file of %s is gone; pull it again", name);
     pst_models_file_done(&file);
     return code;
   }
