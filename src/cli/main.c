@@ -29,7 +29,8 @@ static void print_help(FILE *out) {
 }
 
 static void print_command_help(const pst_cli_command *c, FILE *out) {
-  fprintf(out, "%s\n\nusage: penstock %s %s%s\n", c->summary, c->name, c->words, c->n_options ? " [OPTIONS]" : "");
+  fprintf(out, "%s\n\nusage: penstock %s%s%s%s\n", c->summary, c->name, *c->words ? " " : "", c->words,
+          c->n_options ? " [OPTIONS]" : "");
   if (c->details) fprintf(out, "\n%s\n", c->details);
   if (c->n_options) fputs("\noptions:\n", out);
   for (int i = 0; i < c->n_options; i++) {
@@ -154,8 +155,12 @@ static int run_command(const pst_cli_command *c, int argc, char **argv, pst_erro
       words[a.n_words++] = argv[i];
   }
   a.words = words;
-  if (!code && (a.n_words < c->min_words || (c->max_words >= 0 && a.n_words > c->max_words)))
-    code = pst_error_set(err, PST_E_BAD_INPUT, c->name, "usage: penstock %s %s", c->name, c->words);
+  const char *gap = *c->words ? " " : "";
+  if (!code && c->max_words >= 0 && a.n_words > c->max_words)
+    code = pst_error_set(err, PST_E_BAD_INPUT, c->name, "unexpected '%.100s'; usage: penstock %s%s%s [OPTIONS]",
+                         words[c->max_words], c->name, gap, c->words);
+  else if (!code && a.n_words < c->min_words)
+    code = pst_error_set(err, PST_E_BAD_INPUT, c->name, "usage: penstock %s%s%s [OPTIONS]", c->name, gap, c->words);
   if (!code) code = c->run(&a, err);
 done:
   pst_arena_free(arena);
