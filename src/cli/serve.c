@@ -168,6 +168,15 @@ static int add_name(void *user, const char *id, const char *owner) {
   return 0;
 }
 
+/* A provider whose price holds for all its models. */
+static int add_provider(void *user, pst_str provider, pst_str model, pst_store_price price) {
+  (void)price;
+  service *s = user;
+  if (pst_str_is(model, "*"))
+    pst_buf_printf(&s->names, "%s%.*s/*", s->names.n ? ", " : "", (int)provider.n, provider.data);
+  return 0;
+}
+
 static int write_hello(service *s, const pst_cli_args *a, pst_error *err) {
   const char *host = pst_cli_text(a, "host");
   bool colon = strchr(host, ':') != NULL, all = !strcmp(host, "0.0.0.0") || !strcmp(host, "::");
@@ -178,12 +187,16 @@ static int write_hello(service *s, const pst_cli_args *a, pst_error *err) {
   for (int i = 0; i < s->n_models; i++) pst_buf_printf(&s->names, "%s%s", s->names.n ? ", " : "", s->models[i].id);
   const char *first = s->n_plans ? s->workloads[0] : s->n_models ? s->models[0].id : NULL;
   int code = pst_gateway_models_each(s->gateway, add_name, s, err);
+  if (!code) code = pst_store_price_each(s->store, add_provider, s, err);
   if (code) return code;
   if (s->names.n == 0)
-    return pst_error_set(err, PST_E_NOT_FOUND, "serve",
-                         "there is nothing to serve; say --model M or --plan P, or pull a model first");
+    return pst_error_set(
+        err, PST_E_NOT_FOUND, "serve",
+        "there is nothing to serve; say --model M or --plan P, pull a model, or name a provider and its price");
   char name[128];
-  snprintf(name, sizeof name, "%.*s", (int)strcspn(pst_buf_text(&s->names), ","), pst_buf_text(&s->names));
+  int n_name = (int)strcspn(pst_buf_text(&s->names), ",*"); /* up to a star, where the caller says which */
+  bool any = pst_buf_text(&s->names)[n_name] == '*';
+  snprintf(name, sizeof name, "%.*s%s", n_name, pst_buf_text(&s->names), any ? "MODEL" : "");
   pst_buf_printf(&s->hello,
                  "serving %s at %s; try: curl %s/chat/completions%s -d "
                  "'{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n",
@@ -252,7 +265,8 @@ const pst_cli_command pst_cli_serve = {
     "serve plans and models over the OpenAI API",
     "A request's `model` is a workload with a plan in force, a pulled model, provider/model, or \"default\": the first --plan, else the\n"
     "first --model. A name that is none of these goes to the workload of the caller's API key, if it has one.\n"
-    "Callers from other machines need an API key ('penstock key'). SIGTERM drains; a second one cuts what is open.",
+    "Callers from other machines need an API key ('penstock key'), also through a proxy or a web page on this one. SIGTERM drains; a\n"
+    "second one cuts what is open.",
     0,
     0,
     options,
