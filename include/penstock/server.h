@@ -7,8 +7,10 @@
  * pst_server_options.default_model says). A name that is none of these goes to the default workload of the caller's API key, if it has one; else it is
  * 404 model_not_found. Paths of this machine are never taken from a request.
  *
- * Keys: a request over the loopback interface needs none unless require_key is set; all others need one. A key that is sent and begins as ours do
- * ("pst-") must be right in any case; other texts are what clients send that insist on a key, and are ignored where none is needed. */
+ * Keys: a request over the loopback interface needs none unless require_key is set; all others need one, and so do those that come over loopback for
+ * somebody else: with a proxy's header (Forwarded, X-Forwarded-For, X-Real-IP), or with an Origin that is not on loopback, which is a page of another site
+ * in a browser on this machine. A key that is sent and begins as ours do ("pst-") must be right in any case; other texts are what clients send that insist
+ * on a key, and are ignored where none is needed. */
 #ifndef PENSTOCK_SERVER_H
 #define PENSTOCK_SERVER_H
 
@@ -47,7 +49,7 @@ typedef struct pst_server_options {
 int pst_server_open(pst_store *store, pst_gateway *gateway, const pst_server_options *options, pst_server **ret_server,
                     pst_error *err);
 int pst_server_port(const pst_server *server);
-/* Serves in the calling thread until it has drained. The first SIGTERM or SIGINT begins the drain, a second one cuts what is open, a third kills. */
+/* Serves in the calling thread until it has drained. The first SIGTERM, SIGINT or (unless it is ignored) SIGHUP begins the drain, a second one cuts what is open, a third kills. */
 int pst_server_run(pst_server *server, pst_error *err);
 /* Any thread: as the first, or with `cut` the second signal. Requests in flight are finished, new ones get 503. */
 void pst_server_drain(pst_server *server, bool cut);

@@ -74,7 +74,7 @@ static void fill_overrides(const pst_wire_request *q, pst_arena *arena, pst_gate
       .has_stop = q->has_stop,
       .has_penalties = q->has_presence_penalty || q->has_frequency_penalty || q->has_repetition_penalty,
       .temperature = (float)q->temperature,
-      .top_p = (float)q->top_p,
+      .top_p = PST_MAX((float)q->top_p, 1e-6f), /* 0, which the API allows: the likeliest token alone */
       .min_p = (float)q->min_p,
       .repetition_penalty = q->has_repetition_penalty ? (float)q->repetition_penalty : 1.0f,
       .frequency_penalty = (float)q->frequency_penalty,

@@ -11,7 +11,7 @@ enum { MAX_OPEN = 512, DRAIN_MS = 30000 };
 /* Who is calling? 0, or the call has failed. */
 static int check_key(pst_server_call *call) {
   const pst_server *server = call->server;
-  bool needed = !call->endpoint->open && (server->options.require_key || !call->loopback);
+  bool needed = !call->endpoint->open && (server->options.require_key || !call->from_here);
   pst_str secret = pst_str_trim(call->authorization);
   if (pst_str_starts(secret, PST_STR("Bearer ")) || pst_str_starts(secret, PST_STR("bearer ")))
     secret = pst_str_trim((pst_str){secret.data + 7, secret.n - 7});
@@ -175,6 +175,10 @@ int pst_server_run(pst_server *server, pst_error *err) {
   int code = start_workers(server, err);
   if (!code) code = pst_net_loop_on_signal(server->loop, SIGTERM, on_signal, server, err);
   if (!code) code = pst_net_loop_on_signal(server->loop, SIGINT, on_signal, server, err);
+  /* A terminal that closes ends the server as SIGTERM does; under nohup it is ignored. */
+  struct sigaction hang_up;
+  bool watched = sigaction(SIGHUP, NULL, &hang_up) == 0 && hang_up.sa_handler != SIG_IGN;
+  if (!code && watched) code = pst_net_loop_on_signal(server->loop, SIGHUP, on_signal, server, err);
   if (!code && server->options.ready) server->options.ready(server->options.user);
   if (!code) code = pst_net_loop_run(server->loop, err);
   stop_workers(server);

@@ -39,7 +39,7 @@ struct pst_server_call {
   /* Copied from the request: it outlives the exchange. */
   pst_arena *arena; /* whoever has the call */
   pst_str path, body, authorization;
-  bool head_only, loopback;
+  bool head_only, from_here; /* from_here: needs no key unless all do */
   char peer[64];
   int64_t received_us;
 

@@ -86,6 +86,31 @@ def test_stop(client, model):
         assert text == free[: free.index(stop)] and finish == "stop"
 
 
+def test_parts_of_text_are_text(client, model):
+    def ask(content):
+        return client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=12)
+
+    whole = ask("What is the capital of France?")
+    parts = ask([{"type": "text", "text": "What is the capital"}, {"type": "text", "text": " of France?"}])
+    assert parts.choices[0].message.content == whole.choices[0].message.content
+    assert parts.usage.prompt_tokens == whole.usage.prompt_tokens
+
+
+def test_what_the_template_cannot_write_is_refused(client, model):
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    history = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "42"}]
+    for messages, word in ((picture, "not text"), (history, "chat template")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model=model, messages=messages, max_tokens=4)
+        assert caught.value.param == "messages" and word in caught.value.message
+
+
+def test_top_p_of_nothing_is_the_likeliest_token(client, model):
+    greedy, narrow = (client.chat.completions.create(model=model, messages=HELLO, max_tokens=12, **more) for more in ({"temperature": 0}, {"temperature": 1, "top_p": 0}))
+    assert narrow.choices[0].message.content == greedy.choices[0].message.content
+
+
 def test_length(client, model):
     answer = client.chat.completions.create(model=model, messages=HELLO, temperature=0, max_tokens=2)
     assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 2

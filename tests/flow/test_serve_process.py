@@ -145,6 +145,19 @@ def test_deadline_cuts(serve, smollm2, model):
     peer.close()
 
 
+def test_a_closed_terminal_drains(serve, smollm2, model):
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        pytest.skip("SIGHUP is ignored here (nohup)")
+    one = serve("--model", smollm2)
+    peer = send(one.port, endless(model, max_tokens=40))
+    read_some(peer)
+    assert one.stop(signal.SIGHUP) == 0
+    text = b""
+    while more := peer.recv(65536):
+        text += more
+    assert b"[DONE]" in text
+
+
 def test_an_idle_server_ends_at_once(serve, smollm2):
     one = serve("--model", smollm2, "--drain-ms", 600000)
     assert one.stop() == 0
@@ -224,6 +237,22 @@ def test_loopback_needs_no_key_but_a_wrong_one_of_ours_is_refused(serve, cli, sm
     one = serve("--model", smollm2)
     assert ask(one, model)[0] == 200 and ask(one, model, key="sk-dummy")[0] == 200 and ask(one, model, key=key)[0] == 200
     assert ask(one, model, key="pst-" + "0" * 65)[0] == 401
+
+
+def test_loopback_on_behalf_of_others_needs_a_key(serve, cli, smollm2, model):
+    """A proxy on this machine, or a page of another site in a browser on it, is not a caller from here."""
+    key = cli("key", "create", "app").stdout.strip()
+    one = serve("--model", smollm2)
+
+    def status(headers):
+        body = {"model": model, "messages": HELLO, "max_tokens": 1}
+        return one.request("/v1/chat/completions", body, headers={"content-type": "text/plain", **headers})[0]
+
+    for headers in ({"origin": "https://example.com"}, {"origin": "null"}, {"origin": "http://localhost.example.com"}, {"x-forwarded-for": "203.0.113.9"}, {"forwarded": "for=203.0.113.9"}):
+        assert status(headers) == 401, headers
+        assert status({**headers, "authorization": "Bearer " + key}) == 200, headers
+    for origin in ("http://localhost:3000", "http://127.0.0.1", "https://[::1]:8443"):
+        assert status({"origin": origin}) == 200, origin
 
 
 def test_budget(serve, cli, smollm2, model):
@@ -417,3 +446,16 @@ def test_provider_behind_the_server(serve, cli, smollm2, model, tmp_path):
     far.until(lambda: far.metric("penstock_engine_running") == 0, "the provider's work stopped too")
     assert far.stop() == 0
     assert error_of(ask(near, "far/" + model), 502)["type"] == "upstream_error"
+
+
+def test_a_provider_alone_can_be_served(serve, cli, smollm2, model, tmp_path):
+    """No model of its own, and one price for all of a provider's models."""
+    far_home = tmp_path / "far"
+    far_home.mkdir()
+    far = serve("--model", smollm2, home=far_home)
+    cli("settings", "provider", "far", far.url + "/v1")
+    cli("settings", "price", "far", "*", "--input", "1", "--output", "10")
+    near = serve()
+    assert near.hello.startswith("serving far/* at ") and '"model":"far/MODEL"' in near.hello
+    assert ask(near, "far/" + model)[0] == 200
+    assert error_of(ask(near, "far/no-such-model"), 404)
