@@ -116,7 +116,8 @@ typedef struct pst_gateway_options {
   int max_queue; /* calls waiting per engine before PST_E_BUSY; 0: 512 */
   const pst_engine_options
       *engine; /* for models called by name, outside any plan; NULL: the engine's defaults; copied */
-  int upstream_connect_ms, upstream_total_ms, upstream_retries; /* 0: 5,000, 120,000, 2 */
+  int upstream_connect_ms, upstream_total_ms, upstream_retries; /* 0: 5,000, 600,000, 2 */
+  int upstream_idle_ms;                                         /* a stream may be silent for so long; 0: 120,000 */
 } pst_gateway_options;
 int pst_gateway_open(pst_store *store, const pst_gateway_options *options, pst_gateway **ret_gateway, pst_error *err);
 void pst_gateway_close(pst_gateway *gateway); /* cancels what is open and waits for the last events */

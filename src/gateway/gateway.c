@@ -66,7 +66,8 @@ int pst_gateway_open(pst_store *store, const pst_gateway_options *options, pst_g
   g->generation = -1;
   g->engine_options = options->engine ? *options->engine : pst_engine_options_default();
   g->upstream_connect_ms = options->upstream_connect_ms > 0 ? options->upstream_connect_ms : 5000;
-  g->upstream_total_ms = options->upstream_total_ms > 0 ? options->upstream_total_ms : 120000;
+  g->upstream_total_ms = options->upstream_total_ms > 0 ? options->upstream_total_ms : 600000;
+  g->upstream_idle_ms = options->upstream_idle_ms > 0 ? options->upstream_idle_ms : 120000;
   g->upstream_retries = options->upstream_retries > 0 ? options->upstream_retries : 2;
   int64_t memory = options->memory_bytes > 0 ? options->memory_bytes : default_memory();
   int max_queue = options->max_queue > 0 ? options->max_queue : 512;

@@ -39,7 +39,7 @@ struct pst_gateway {
   pst_store *store;
   char *home;
   pst_engine_options engine_options; /* of models called by name */
-  int upstream_connect_ms, upstream_total_ms, upstream_retries;
+  int upstream_connect_ms, upstream_total_ms, upstream_idle_ms, upstream_retries;
   pst_net_loop *loop;
   pst_net_client *client; /* the loop's */
   pst_gateway_engines *engines;

@@ -99,7 +99,8 @@ int pst_gateway_provider_get(pst_store *store, pst_str name, pst_gateway_provide
   int code = setting_name(name, &setting) ? no_memory(err) : 0;
   if (!code) code = pst_store_setting_get(store, pst_buf_str(&setting), &value, err);
   if (code == PST_E_NOT_FOUND)
-    code = pst_error_set(err, code, "provider", "there is no provider \"%.*s\"; add it first (penstock provider)",
+    code = pst_error_set(err, code, "provider",
+                         "there is no provider \"%.*s\"; add it first (penstock settings provider NAME URL)",
                          (int)PST_MIN(name.n, 80u), name.data);
   if (code) goto done;
   if ((code = pst_json_parse(value, strlen(value), "provider", &doc, err))) goto done;

@@ -436,6 +436,9 @@ static void start_attempt(void *arg) {
   o.body = pst_buf_str(&u->body);
   o.connect_timeout_ms = g->upstream_connect_ms;
   o.total_timeout_ms = PST_MAX(time_left_ms(u), 1);
+  if (u->stream)
+    o.first_byte_timeout_ms = o.idle_timeout_ms =
+        g->upstream_idle_ms; /* a whole answer is silent while it is written */
   o.on_head = on_head;
   o.on_body = on_body;
   o.on_done = on_done;

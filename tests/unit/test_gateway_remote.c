@@ -15,7 +15,7 @@
 typedef struct peer {
   const char *scripts[4];
   int n_scripts, n_requests;
-  int hang_ms; /* before the answer */
+  int hang_ms, hang_after_ms; /* before the answer, after it */
   char request[16384];
 } peer;
 
@@ -28,6 +28,7 @@ static void play(int fd, void *user) {
     p->n_requests++;
     if (p->hang_ms) usleep((useconds_t)p->hang_ms * 1000);
     (void)raw_try_send(fd, script, strlen(script));
+    if (p->hang_after_ms) usleep((useconds_t)p->hang_after_ms * 1000);
   }
   pst_buf_done(&in);
 }
@@ -59,7 +60,7 @@ typedef struct stage {
 } stage;
 
 static const pst_gateway_options QUICK = {
-    .upstream_connect_ms = 2000, .upstream_total_ms = 1500, .upstream_retries = 2};
+    .upstream_connect_ms = 2000, .upstream_total_ms = 1500, .upstream_idle_ms = 1000, .upstream_retries = 2};
 
 /* One provider "acme" with the peer behind it, $1 and $10 per million tokens, and a key that may spend a dollar. */
 static void set_up(stage *s, const char *first, const char *second) {
@@ -256,6 +257,23 @@ static void silence_is_a_time_out(void **state) {
   assert_int_equal(s.p.n_requests, 1); /* and so is not asked again */
 }
 
+/* A stream that has begun and says nothing more does not last as long as a whole answer may. */
+static void a_silent_stream_is_a_time_out(void **state) {
+  (void)state;
+  stage s;
+  set_up(&s, SSE_200 CHUNK("{\"content\":\"Bon\"}", "null"), NULL);
+  s.p.hang_after_ms = 2500;
+  pst_gateway_call call = call_of(&s);
+  call.stream = true;
+  run(&s, &call);
+  assert_int_equal(s.a.error.code, PST_E_TIMEOUT);
+  assert_non_null(strstr(s.a.error.message, "stopped"));
+  assert_string_equal(test_answer_text(&s.a, 0), "Bon");
+  assert_int_equal(s.p.n_requests, 1);
+  assert_true(spent(&s) > 0);
+  tear_down(&s);
+}
+
 static void nobody_there_is_tried_again_and_free(void **state) {
   (void)state;
   stage s;
@@ -422,6 +440,7 @@ int main(void) {
       cmocka_unit_test(a_bad_answer_is_charged_at_the_bound),
       cmocka_unit_test(silence_is_a_time_out),
       cmocka_unit_test(nobody_there_is_tried_again_and_free),
+      cmocka_unit_test(a_silent_stream_is_a_time_out),
       cmocka_unit_test(cancelled_while_it_hangs),
       cmocka_unit_test(what_has_no_price_or_key_is_refused),
       cmocka_unit_test(an_image_cannot_be_bounded),
