@@ -211,6 +211,11 @@ static int run_bench(const pst_cli_args *a, pst_error *err) {
   if (!code) code = parse_list("threads", pst_cli_text(a, "threads"), 0, 64, l.threads, &l.n_threads, err);
   if (!code && strcmp(pst_cli_text(a, "kv"), "f16") != 0 && strcmp(pst_cli_text(a, "kv"), "q8_0") != 0)
     code = pst_error_set(err, PST_E_BAD_INPUT, "kv", "--kv takes f16 or q8_0");
+  bool any = false;
+  for (int i = 0; !code && i < l.n_prompt; i++) any |= l.prompt[i] > 0;
+  for (int i = 0; !code && i < l.n_gen; i++) any |= l.gen[i] > 0;
+  if (!code && !any)
+    code = pst_error_set(err, PST_E_BAD_INPUT, "bench", "nothing to measure: --n-prompt and --n-gen are 0");
   char *path = NULL;
   if (!code) code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &path, err);
   if (!code) code = pst_engine_model_open(path, 0, &model, err);

@@ -61,6 +61,19 @@ static int distance(const char *a, const char *b) {
   return row[n];
 }
 
+static void print_unknown_command(const char *word) {
+  const char *near = NULL;
+  int best = 3;
+  for (size_t i = 0; i < pst_cli_n_commands; i++) {
+    int d = distance(word, pst_cli_commands[i]->name);
+    if (d < best) best = d, near = pst_cli_commands[i]->name;
+  }
+  if (near)
+    fprintf(stderr, "penstock: unknown command '%.60s'; did you mean '%s'?\n", word, near);
+  else
+    fprintf(stderr, "penstock: unknown command '%.60s'; 'penstock --help' lists the commands\n", word);
+}
+
 static int unknown_option(const pst_cli_command *c, const char *word, pst_error *err) {
   const char *near = NULL;
   int best = 3;
@@ -241,7 +254,7 @@ int main(int argc, char **argv) {
   }
   const pst_cli_command *c = find_command(argv[1]);
   if (!c) {
-    fprintf(stderr, "penstock: unknown command '%.60s'; 'penstock --help' lists the commands\n", argv[1]);
+    print_unknown_command(argv[1]);
     return PST_CLI_BAD_INPUT;
   }
   pst_error err = PST_ERROR_INIT;

@@ -2,7 +2,10 @@
 
 Everything runs as the user of the tests, and when that is root, as `nobody` too.
 """
+import hashlib
+import json
 import os
+import pathlib
 import resource
 import shutil
 import subprocess
@@ -138,6 +141,32 @@ def test_paths(place):
     os.chmod(secret, 0)
     if place.user == "nobody":
         place.refused("run", secret, "hello", says=[secret, "ermission"])
+
+
+def test_wrong_words(place):
+    place.refused("servee", says=["servee", "did you mean 'serve'"])
+    place.refused("frobnicate", says=["frobnicate", "--help"])
+    place.refused("serve", "extra", says=["extra", "usage: penstock serve [OPTIONS]"])
+    place.refused("run", says="usage: penstock run MODEL [TEXT]")
+    place.refused("models", "--catalog", says=["--catalog", "did you mean --catalogue"])
+    model = place.write("tiny.gguf", gguf_file.build()[1])
+    place.refused("bench", model, "-p", "0", "-n", "0", says="nothing to measure")
+
+
+def test_a_model_of_a_copied_home(place, smollm2):
+    """The record knows the file by inode and time: a copy is refused with the command that takes it back."""
+    home = place.home
+    digest = hashlib.sha256(pathlib.Path(smollm2).read_bytes()).hexdigest()
+    if place.user == "nobody":
+        pytest.skip("the same for every user")
+    os.makedirs(os.path.join(home, "models", "blobs"))
+    shutil.copy(smollm2, os.path.join(home, "models", "blobs", digest))
+    record = {"name": "smollm2-135m", "licence": "Apache-2.0", "sha256": digest, "bytes": os.path.getsize(smollm2), "inode": "1", "mtime_ns": "1"}
+    pathlib.Path(home, "models", "smollm2-135m.json").write_text(json.dumps(record))
+    place.refused("inspect", "smollm2-135m", home=home, says="penstock models --verify smollm2-135m")
+    done = place.run("models", "--verify", "smollm2-135m", home=home)
+    assert done.returncode == 0, done.stderr
+    assert place.run("inspect", "smollm2-135m", home=home).returncode == 0
 
 
 def test_homes(place):
