@@ -76,6 +76,9 @@ typedef struct pst_wire_request {
   int n_logprobs; /* -1: none; 0: the chosen token's alone; up to 20 */
   bool stream, include_usage;
   pst_str user; /* empty: none */
+  bool
+      newer_max_tokens; /* CHAT: was called max_completion_tokens, the only name that reasoning models of providers take */
+  pst_str reasoning_effort; /* CHAT: for providers; empty: none */
   pst_wire_format format;
   pst_str schema_name;    /* with JSON_SCHEMA */
   const pst_json *schema; /* with JSON_SCHEMA: the schema itself */

@@ -122,6 +122,7 @@ static int read_max_tokens(const pst_wire_reader *r, pst_wire_request *q) {
   if (!rc && q->kind == PST_WIRE_CHAT)
     rc = pst_wire_read_int(r, "max_completion_tokens", min, INT32_MAX, &newer, &value);
   if (rc) return rc;
+  q->newer_max_tokens = newer;
   q->has_max_tokens = q->has_max_tokens || newer; /* where both are given the newer name wins */
   q->max_tokens = (int32_t)value;
   return 0;
@@ -200,6 +201,7 @@ static int read_chat(const pst_wire_reader *r, pst_wire_request *q) {
   if (!rc) rc = pst_wire_read_tools(r, q);
   if (!rc) rc = read_chat_logprobs(r, q);
   if (!rc) rc = read_format(r, q);
+  if (!rc) rc = pst_wire_read_str(r, "reasoning_effort", 32, &q->reasoning_effort);
   if (!rc) rc = refuse_chat_extras(r);
   if (rc) return rc;
   const pst_json *variables = pst_wire_get(r, "chat_template_kwargs");

@@ -108,7 +108,7 @@ static void put_integer(pst_json_writer *w, const char *key, bool has, int64_t v
 }
 
 static void put_sampling(pst_json_writer *w, const pst_wire_request *q) {
-  put_integer(w, "max_tokens", q->has_max_tokens, q->max_tokens);
+  put_integer(w, q->newer_max_tokens ? "max_completion_tokens" : "max_tokens", q->has_max_tokens, q->max_tokens);
   put_number(w, "temperature", q->has_temperature, q->temperature);
   put_number(w, "top_p", q->has_top_p, q->top_p);
   put_number(w, "min_p", q->has_min_p, q->min_p);
@@ -138,6 +138,10 @@ static void put_sampling(pst_json_writer *w, const pst_wire_request *q) {
   if (q->user.n) {
     pst_json_key(w, "user");
     pst_json_put_str(w, q->user);
+  }
+  if (q->reasoning_effort.n) {
+    pst_json_key(w, "reasoning_effort");
+    pst_json_put_str(w, q->reasoning_effort);
   }
 }
 

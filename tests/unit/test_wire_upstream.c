@@ -66,6 +66,11 @@ static void test_write(void **state) {
       "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"required\",\"parallel_tool_calls\":false,\"user\":\"u\","
       "\"top_p\":1,\"min_p\":0,\"presence_penalty\":1,\"frequency_penalty\":1,\"repetition_penalty\":1}",
       true, chat, PST_ARRAY_LEN(chat));
+  static const char *const newer[] = {"\"max_completion_tokens\":9", "\"reasoning_effort\":\"low\""};
+  round_trip(PST_WIRE_CHAT,
+             "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"t\"}],\"max_tokens\":7,"
+             "\"max_completion_tokens\":9,\"reasoning_effort\":\"low\"}",
+             false, newer, PST_ARRAY_LEN(newer));
   static const char *const schema[] = {
       "\"json_schema\":{\"name\":\"s\",\"strict\":false,\"schema\":{\"type\":\"object\"}}",
       "\"tool_choice\":{\"type\":\"function\""};
