@@ -136,13 +136,13 @@ static void consider(const pst_engine_tokenizer *t, tokenizer_encoder *e, int32_
 }
 
 /* Turns the bytes into a list of symbols in e->symbols, merged as far as the table goes; e->n_symbols 0: there are none. A byte that no
- * token covers becomes the unknown token, or, in a vocabulary without one, nothing: its neighbours then touch, as in the reference. */
+ * token covers becomes nothing: its neighbours then touch, as in the reference. The file's unknown token has no part in that: it is what
+ * the model's makers put there for want of one, often the end of text, which no text may form. */
 static int merge_bytes(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str bytes) {
   if (pst_engine_tokenizer_reserve(e, bytes.n) < 0) return PST_E_NOMEM;
   int32_t n = 0;
   for (size_t i = 0; i < bytes.n; i++) {
     int32_t id = t->byte_ids[(unsigned char)bytes.data[i]];
-    if (id < 0) id = t->info.unk;
     if (id < 0) continue;
     e->symbols[n] = (merge_symbol){.id = id, .previous = n - 1, .next = n + 1};
     n++;
