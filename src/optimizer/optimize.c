@@ -213,7 +213,7 @@ static int check_goal(const planning *p, pst_error *err) {
   }
   return pst_error_set(
       err, PST_E_BAD_INPUT, "goal.latency_p95_ms",
-      "%.0f ms cannot be kept: the fastest of %zu kinds of plan takes about %.0f ms alone on this machine; raise "
+      "%.6g ms cannot be kept: the fastest of %zu kinds of plan takes about %.3g ms alone on this machine; raise "
       "it, or offer a smaller model",
       p->in->workload->goal.latency_p95_ms, p->space.n_classes, fastest);
 }
