@@ -10,7 +10,8 @@
 #include <string.h>
 
 #define STEPS_MAX 20000000
-#define DEPTH_MAX 2000 /* schemas inside schemas; about 400 bytes of stack each */
+/* Schemas inside schemas; about 800 bytes of stack each, and a thread may have no more than 1 MiB in all. */
+#define DEPTH_MAX 1000
 
 /* Resources that evaluation has entered, innermost first. */
 typedef struct scope {
@@ -24,6 +25,15 @@ typedef struct marks {
   size_t n;
 } marks;
 
+/* A value for a message: short, one line. */
+typedef struct shown {
+  char text[120];
+} shown;
+
+typedef struct listed {
+  char text[400];
+} listed;
+
 typedef struct run {
   const pst_schema *s;
   int64_t n_steps;
@@ -33,6 +43,9 @@ typedef struct run {
   int err_depth;  /* of the failure in err; -1: none yet */
   int quiet;      /* above 0: failures here are no failures of the whole */
   const char *source;
+  shown values[2]; /* texts for a message: here and not on the stack, which is deep enough */
+  int n_shown;
+  listed list;
 } run;
 
 typedef struct spot { /* where the run stands */
@@ -47,9 +60,11 @@ static bool eval(run *r, const pst_schema_node *node, spot at, marks *marks);
 
 static int depth_of(const pst_schema_path *path) { return path ? path->depth : 0; }
 
+static bool is_told(const run *r) { return r->err && !r->quiet; }
+
 static bool fail(run *r, const pst_schema_path *path, const char *format, ...) PST_PRINTF(3, 4);
 static bool fail(run *r, const pst_schema_path *path, const char *format, ...) {
-  if (!r->err || r->quiet || depth_of(path) <= r->err_depth) return false;
+  if (!is_told(r) || depth_of(path) <= r->err_depth) return false;
   char place[256], message[700];
   pst_buf pointer = PST_BUF_INIT;
   va_list args;
@@ -69,12 +84,10 @@ static bool stop(run *r, int code) {
   return false;
 }
 
-/* A value for a message: short, one line. */
-typedef struct shown {
-  char text[120];
-} shown;
-static shown show(const pst_json *v) {
-  shown out;
+/* Good until the next but one is shown. */
+static const char *show(run *r, const pst_json *v) {
+  if (!is_told(r)) return "";
+  shown *out = &r->values[r->n_shown++ % 2];
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_put_value(&w, v);
@@ -82,14 +95,11 @@ static shown show(const pst_json *v) {
   bool long_text = s.n > 80;
   if (long_text) s.n = 80;
   if (long_text) s.n -= pst_utf8_incomplete_tail(s);
-  (void)snprintf(out.text, sizeof out.text, "%.*s%s", (int)s.n, s.data ? s.data : "", long_text ? "..." : "");
+  (void)snprintf(out->text, sizeof out->text, "%.*s%s", (int)s.n, s.data ? s.data : "", long_text ? "..." : "");
   pst_buf_done(&text);
-  return out;
+  return out->text;
 }
 
-typedef struct listed {
-  char text[400];
-} listed;
 static void list_add(listed *l, const char *text, int n) {
   size_t used = strlen(l->text);
   if (used + (size_t)n + 8 < sizeof l->text)
@@ -160,15 +170,15 @@ static bool is_multiple(const pst_json *v, const pst_json *of) {
 static bool check_number(run *r, const pst_schema_node *n, spot at) {
   const pst_json *v = at.value;
   if (n->minimum && compare_numbers(v, n->minimum) < 0)
-    return fail(r, at.path, "%s is below the minimum of %s", show(v).text, show(n->minimum).text);
+    return fail(r, at.path, "%s is below the minimum of %s", show(r, v), show(r, n->minimum));
   if (n->maximum && compare_numbers(v, n->maximum) > 0)
-    return fail(r, at.path, "%s is above the maximum of %s", show(v).text, show(n->maximum).text);
+    return fail(r, at.path, "%s is above the maximum of %s", show(r, v), show(r, n->maximum));
   if (n->exclusive_minimum && compare_numbers(v, n->exclusive_minimum) <= 0)
-    return fail(r, at.path, "%s must be above %s", show(v).text, show(n->exclusive_minimum).text);
+    return fail(r, at.path, "%s must be above %s", show(r, v), show(r, n->exclusive_minimum));
   if (n->exclusive_maximum && compare_numbers(v, n->exclusive_maximum) >= 0)
-    return fail(r, at.path, "%s must be below %s", show(v).text, show(n->exclusive_maximum).text);
+    return fail(r, at.path, "%s must be below %s", show(r, v), show(r, n->exclusive_maximum));
   if (n->multiple_of && !is_multiple(v, n->multiple_of))
-    return fail(r, at.path, "%s is no multiple of %s", show(v).text, show(n->multiple_of).text);
+    return fail(r, at.path, "%s is no multiple of %s", show(r, v), show(r, n->multiple_of));
   return true;
 }
 
@@ -190,7 +200,7 @@ static bool check_string(run *r, const pst_schema_node *n, spot at) {
       return fail(r, at.path, "the text is longer than %lld characters", (long long)n->max_length);
   }
   if (n->pattern_regex && !matches(r, n->pattern_regex, text))
-    return fail(r, at.path, "%s does not match the pattern %.*s", show(at.value).text,
+    return fail(r, at.path, "%s does not match the pattern %.*s", show(r, at.value),
                 (int)PST_MIN(n->pattern.n, (size_t)200), n->pattern.data);
   return true;
 }
@@ -211,19 +221,19 @@ static unsigned type_of(const pst_json *v) {
 static bool fail_type(run *r, const pst_schema_node *n, spot at) {
   static const char *const names[] = {"null",     "true or false", "a whole number", "a number",
                                       "a string", "a list",        "an object"};
-  listed l = {""};
+  r->list.text[0] = '\0';
   for (size_t i = 0; i < PST_ARRAY_LEN(names); i++)
-    if (n->types >> i & 1) list_add(&l, names[i], (int)strlen(names[i]));
-  return fail(r, at.path, "%s is not accepted here; accepted: %s", show(at.value).text, l.text);
+    if (n->types >> i & 1) list_add(&r->list, names[i], (int)strlen(names[i]));
+  return fail(r, at.path, "%s is not accepted here; accepted: %s", show(r, at.value), r->list.text);
 }
 
 static bool fail_enum(run *r, const pst_schema_node *n, spot at) {
-  listed l = {""};
+  r->list.text[0] = '\0';
   for (pst_json_iter it = pst_json_iterate(n->enumerated); pst_json_next(&it);) {
-    shown s = show(it.value);
-    list_add(&l, s.text, (int)strlen(s.text));
+    const char *text = show(r, it.value);
+    list_add(&r->list, text, (int)strlen(text));
   }
-  return fail(r, at.path, "%s is not accepted here; accepted: %s", show(at.value).text, l.text);
+  return fail(r, at.path, "%s is not accepted here; accepted: %s", show(r, at.value), r->list.text);
 }
 
 static bool check_enum(run *r, const pst_schema_node *n, spot at) {
@@ -315,7 +325,7 @@ static bool check_unique(run *r, spot at) {
     for (size_t k = i + 1; k < n && all[k].hash == all[i].hash && !twin; k++, r->n_steps++)
       if (pst_json_equal(all[i].value, all[k].value)) twin = all[i].value;
   pst_free(all);
-  return twin ? fail(r, at.path, "%s stands in the list twice", show(twin).text) : true;
+  return twin ? fail(r, at.path, "%s stands in the list twice", show(r, twin)) : true;
 }
 
 static bool check_contains(run *r, const pst_schema_node *n, spot at, marks *m) {
@@ -384,12 +394,13 @@ static const pst_schema_node *find_property(const pst_schema_node *n, pst_str na
 }
 
 static bool fail_unknown(run *r, const pst_schema_node *n, spot at, pst_str key) {
-  listed l = {""};
+  r->list.text[0] = '\0';
   for (size_t i = 0; i < n->n_properties; i++)
     if (!n->properties_in_order[i].node->never)
-      list_add(&l, n->properties_in_order[i].name.data, (int)PST_MIN(n->properties_in_order[i].name.n, (size_t)60));
+      list_add(&r->list, n->properties_in_order[i].name.data,
+               (int)PST_MIN(n->properties_in_order[i].name.n, (size_t)60));
   return fail(r, at.path, "\"%.*s\" is not a known field here%s%s", (int)PST_MIN(key.n, (size_t)100), key.data,
-              *l.text ? "; known: " : "", l.text);
+              *r->list.text ? "; known: " : "", r->list.text);
 }
 
 /* One member: under its name's rule, those of matching patterns, and the rest's when there is none of them. */
@@ -496,11 +507,11 @@ static const pst_schema_node *dynamic_target(const pst_schema_node *n, const sco
 /* None of some alternatives holds. What is told is the failure inside one of them, if one lies deeper than the value itself. */
 static bool fail_alternatives(run *r, const pst_schema_nodes *nodes, spot at) {
   int before = r->err_depth, floor = PST_MAX(before, depth_of(at.path));
-  if (!r->err || r->quiet) return false;
+  if (!is_told(r)) return false;
   r->err_depth = floor;
   for (size_t i = 0; i < nodes->n && !r->code; i++) (void)eval(r, nodes->at[i], at, NULL);
   if (r->err_depth == floor) r->err_depth = before;
-  return fail(r, at.path, "%s has none of the %zu forms accepted here", show(at.value).text, nodes->n);
+  return fail(r, at.path, "%s has none of the %zu forms accepted here", show(r, at.value), nodes->n);
 }
 
 static bool check_any_of(run *r, const pst_schema_node *n, spot at, marks *m) {
@@ -515,8 +526,7 @@ static bool check_one_of(run *r, const pst_schema_node *n, spot at, marks *m) {
   size_t found = 0;
   for (size_t i = 0; i < n->one_of.n && found < 2 && !r->code; i++) found += eval_quietly(r, n->one_of.at[i], at, m);
   if (r->code) return false;
-  if (found > 1)
-    return fail(r, at.path, "%s has more than one of the forms of which one is asked", show(at.value).text);
+  if (found > 1) return fail(r, at.path, "%s has more than one of the forms of which one is asked", show(r, at.value));
   return found == 1 || fail_alternatives(r, &n->one_of, at);
 }
 
@@ -530,7 +540,7 @@ static bool check_in_place(run *r, const pst_schema_node *n, spot at, marks *m) 
   if (n->not_node) {
     bool valid = eval_quietly(r, n->not_node, at, NULL);
     if (r->code) return false;
-    if (valid) return fail(r, at.path, "%s has the form that is ruled out here", show(at.value).text);
+    if (valid) return fail(r, at.path, "%s has the form that is ruled out here", show(r, at.value));
   }
   if (n->if_node) {
     bool holds = eval_quietly(r, n->if_node, at, m);
@@ -548,10 +558,10 @@ static bool check_value(run *r, const pst_schema_node *n, spot at, marks *m) {
   /* In draft 4 a number with a fraction is no integer, 1.0 included. */
   if (r->s->resources[n->resource].draft == PST_SCHEMA_DRAFT_4 && pst_json_is_real(at.value))
     type &= ~(unsigned)PST_SCHEMA_INTEGER;
-  if (n->never) return fail(r, at.path, "%s is not accepted here; nothing is", show(at.value).text);
+  if (n->never) return fail(r, at.path, "%s is not accepted here; nothing is", show(r, at.value));
   if (n->types && !(n->types & type)) return r->err ? fail_type(r, n, at) : false;
   if (n->constant && !pst_json_equal(n->constant, at.value))
-    return fail(r, at.path, "%s is not accepted here; accepted: %s", show(at.value).text, show(n->constant).text);
+    return fail(r, at.path, "%s is not accepted here; accepted: %s", show(r, at.value), show(r, n->constant));
   if (n->enumerated && !check_enum(r, n, at)) return false;
   if (type & PST_SCHEMA_NUMBER && !check_number(r, n, at)) return false;
   if (type & PST_SCHEMA_STRING && !check_string(r, n, at)) return false;
