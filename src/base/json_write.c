@@ -1,8 +1,8 @@
 /* JSON: writing, number text and the canonical form (RFC 8785).
  *
  * Text goes straight into a buffer; nothing is built in between. Numbers are written as ECMAScript writes them, from the
- * shortest digits that read back as the same double, so that the plain writer and the canonical form agree. yyjson's
- * writer finds the digits (closest among the shortest). */
+ * shortest digits that read back as the same double, so that the plain writer and the canonical form agree (but for what a
+ * reader of whole numbers would misread). yyjson's writer finds the digits (closest among the shortest). */
 #include "base/internal.h"
 
 #include <math.h>
@@ -235,14 +235,26 @@ void pst_json_put_int(pst_json_writer *w, int64_t i) {
   pst_buf_printf(w->out, "%lld", (long long)i);
 }
 
+/* Beyond 2^53 the shortest digits of a double may be those of another whole number, and would be read as that: 234567890123456768 is
+ * written 234567890123456770. From 2^64 on nothing is read as a whole number. */
+static bool reads_as_another(double d, const char *text) {
+  double size = fabs(d);
+  if (!(size > 9007199254740992.0 && size < 18446744073709551616.0)) return false;
+  return strtoull(text + (d < 0), NULL, 10) != (uint64_t)size;
+}
+
 void pst_json_put_double(pst_json_writer *w, double d) {
   char text[40];
-  if (!isfinite(d))
+  if (!isfinite(d)) {
     pst_json_put_null(w);
-  else if (d == 0 && signbit(d))
+  } else if (d == 0 && signbit(d)) {
     pst_json_put_raw(w, PST_STR("-0.0")); /* ECMAScript's "0" would not read back */
-  else
-    pst_json_put_raw(w, (pst_str){text, pst_double_text(d, text)});
+  } else {
+    size_t n = pst_double_text(d, text);
+    text[n] = '\0';
+    if (reads_as_another(d, text)) n += (size_t)snprintf(text + n, sizeof text - n, ".0");
+    pst_json_put_raw(w, (pst_str){text, n});
+  }
 }
 
 void pst_json_put_bool(pst_json_writer *w, bool b) { pst_json_put_raw(w, b ? PST_STR("true") : PST_STR("false")); }

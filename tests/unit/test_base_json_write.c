@@ -147,6 +147,9 @@ static void test_doubles(void **state) {
               {0x3ff8000000000000, "1.5"},
               {0x4059000000000000, "100"}};
   for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) expect_double(double_of(rows[i].bits), rows[i].want);
+  /* Shortest digits that a reader of whole numbers would take for another number, as ours is: ...768 it is. */
+  expect_double(double_of(0x438a0ad206b42c08), "234567890123456770.0");
+  expect_double(double_of(0xc38a0ad206b42c08), "-234567890123456770.0");
   expect_double(-0.0, "-0.0"); /* reads back as the same double; the canonical form below says 0 */
   expect_double(INFINITY, "null");
   expect_double(-INFINITY, "null");
@@ -169,7 +172,7 @@ static void test_doubles(void **state) {
 static void test_values_are_copied(void **state) {
   (void)state;
   static const char *const same[] = {
-      "[18446744073709551615,-9223372036854775808,0,1.5,-0.0,\"\\u0000\",true,false,null,{\"b\":[],\"a\":{}}]",
+      "[18446744073709551615,-9223372036854775808,0,1.5,-0.0,234567890123456780,234567890123456770.0,\"\\u0000\",true,false,null,{\"b\":[],\"a\":{}}]",
       "{\"z\":1,\"a\":[[[]]],\"\":\"\"}", "\"x\"", "3"};
   for (size_t i = 0; i < PST_ARRAY_LEN(same); i++) {
     pst_json_doc *doc = NULL;
