@@ -9,6 +9,8 @@
   X(calibration_s, 50, "s", "chosen: all calibrations together; the design allows a minute")                          \
   X(calibration_share, 0.12, "of the budget", "chosen: short budgets calibrate less")                                 \
   X(verify_share, 0.33, "of the budget", "chosen: two plans over the held-back items")                                \
+  X(verify_overrun, 1.2, "of the budget",                                                                             \
+    "chosen: a further finalist is asked only where the run then ends below this")                                    \
   X(search_share, 0.30, "of the budget",                                                                              \
     "chosen: the search gets this much even where calibration took longer than planned")                              \
   X(finals_share, 0.06, "of the budget", "chosen: kept for asking the finalists more items")                          \

@@ -282,6 +282,7 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
              t->asked ? t->comparison.a
                       : pst_evals_wilson(s->search[t->class_index].k, s->search[t->class_index].n, C(confidence)));
     put_bool(w, "asked", t->asked);
+    put_text(w, "not_asked", t->why_not);
     if (t->asked) {
       put_comparison(w, &t->comparison);
       put_bool(w, "same_answers", t->same_answers);

@@ -282,7 +282,9 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
     put_str(out, at(f, "choice"), names[i]);
   }
   if (!pst_json_bool(at(f, "asked"), false)) {
-    pst_buf_puts(out, "\n     not needed\n");
+    pst_buf_puts(out, "\n     not asked: ");
+    put_str(out, f, "not_asked");
+    pst_buf_putc(out, '\n');
     return;
   }
   pst_buf_puts(out, "\n     quality ");

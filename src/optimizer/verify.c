@@ -84,6 +84,16 @@ static bool undecided(const pst_optimizer_state *s, const pst_optimizer_trial *t
          t->comparison.non_inferior != PST_EVALS_NO;
 }
 
+static const char *const no_time = "the time was spent";
+
+/* Why a further finalist is not asked; NULL: it is. The first is always asked: a verdict rests on it. */
+static const char *why_not(const pst_optimizer_state *s, int class_index, int n) {
+  double spent = (double)s->journal->elapsed_us / 1e6, needed = pst_optimizer_seconds(s, class_index, n);
+  if (pst_optimizer_belief_interval(s->beliefs[class_index], C(confidence)).high < s->goal.quality_floor)
+    return "by its search items it does not reach the floor";
+  return spent + needed > C(verify_overrun) * s->budget_s ? no_time : NULL;
+}
+
 int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_finalists,
                          pst_optimizer_verification *ret, pst_error *err) {
   pst_optimizer_verification v;
@@ -99,7 +109,10 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
     if (!code && s->world->note) s->world->note(s->world->state, "verify: the reference plan on held-back items");
     if (!code) code = pst_optimizer_measure(s, s->reference, true, v.n_items, err);
   }
-  for (size_t i = 0; i < v.n_trials && !code && v.taken < 0; i++) {
+  for (size_t i = 0; i < v.n_trials && !code; i++) {
+    v.trials[i].why_not = v.taken >= 0 ? "not needed" : i ? why_not(s, v.trials[i].class_index, v.n_items) : NULL;
+    inconclusive |= v.trials[i].why_not == no_time;
+    if (v.trials[i].why_not) continue;
     if (s->world->note) s->world->note(s->world->state, i ? "verify: the next finalist" : "verify: the first finalist");
     code = pst_optimizer_measure(s, v.trials[i].class_index, true, v.n_items, err);
     if (code) break;

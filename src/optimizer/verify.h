@@ -9,6 +9,7 @@ enum { PST_OPTIMIZER_MAX_FINALISTS = 8 };
 typedef struct pst_optimizer_trial {
   int class_index;
   bool asked;
+  const char *why_not; /* asked, in words; NULL: it was */
   bool same_answers; /* as the reference: nothing but exact fields differs, so there is nothing to compare */
   pst_evals_comparison comparison; /* a: finalist, b: reference */
   bool floor_holds;                /* by the point estimate */
