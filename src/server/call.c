@@ -54,9 +54,10 @@ void pst_server_answered(pst_server_call *call, int status) {
   pst_log_level level = call->endpoint->work == NULL || !strcmp(path, "/metrics") ? PST_LOG_DEBUG : PST_LOG_INFO;
   if (!pst_log_enabled(level)) return;
   pst_buf more = PST_BUF_INIT;
-  if (call->completion) pst_server_completion_describe(call->completion, &more);
+  bool ours = call->worked; /* until then key and completion are the worker's */
+  if (ours && call->completion) pst_server_completion_describe(call->completion, &more);
   pst_log(level, "%s%speer=%s path=%s status=%d ms=%.1f key=%" PRId64, pst_buf_text(&more), more.n ? " " : "",
-          call->peer, path, status, (double)us / 1e3, call->key.id);
+          call->peer, path, status, (double)us / 1e3, ours ? call->key.id : 0);
   pst_buf_done(&more);
 }
 
@@ -104,7 +105,7 @@ static void on_gone(void *arg) {
   atomic_store(&call->gone, true);
   call->server->metrics.n_cancelled++;
   pst_server_answered(call, 499);
-  if (call->completion && call->worked) pst_server_completion_gone(call);
+  if (call->worked && call->completion) pst_server_completion_gone(call);
   pst_server_call_unref(call);
 }
 
