@@ -6,12 +6,18 @@ U32, F32, STR, ARRAY, I32 = 4, 6, 8, 9, 5
 EMBD, FF, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 1
 
 
+class Raw(bytes):
+    """A value as it stands in the file, type and all."""
+
+
 def _string(s):
     b = s.encode() if isinstance(s, str) else s
     return struct.pack("<Q", len(b)) + b
 
 
 def _value(v):
+    if isinstance(v, Raw):
+        return v
     if isinstance(v, bool):
         return struct.pack("<IB", 7, v)
     if isinstance(v, int):
@@ -76,12 +82,13 @@ def tensors():
     return shapes
 
 
-def build(metadata=None, shapes=None, version=3, magic=b"GGUF", type_of=None):
-    """The file's bytes. type_of: {tensor: number written in its place}."""
-    metadata, shapes = metadata or keys(), shapes or tensors()
+def build(metadata=None, shapes=None, version=3, magic=b"GGUF", type_of=None, empty=False):
+    """The bytes before the tensor data, and the file's. type_of: {tensor: number written in its type's place}; empty: all weights 0."""
+    metadata, shapes = keys() if metadata is None else metadata, tensors() if shapes is None else shapes
     out = bytearray(magic + struct.pack("<IQQ", version, len(shapes), len(metadata)))
     for name, value in metadata.items():
         out += _string(name) + _value(value)
+    align = metadata.get("general.alignment", 32)
     at, rng, data = 0, random.Random(1), bytearray()
     for name, shape in shapes.items():
         n = 1
@@ -89,8 +96,8 @@ def build(metadata=None, shapes=None, version=3, magic=b"GGUF", type_of=None):
             n *= d
         out += _string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
         out += struct.pack("<IQ", (type_of or {}).get(name, 0), at)
-        data += struct.pack(f"<{n}f", *(rng.uniform(-0.2, 0.2) for _ in range(n)))
-        data += bytes(-len(data) % 32)
+        data += struct.pack(f"<{n}f", *(0 if empty else rng.uniform(-0.2, 0.2) for _ in range(n)))
+        data += bytes(-len(data) % align)
         at = len(data)
-    out += bytes(-len(out) % 32)
+    out += bytes(-len(out) % align)
     return bytes(out), bytes(out + data)

@@ -1,79 +1,16 @@
 """Bad files, homes and disks on the command line: each is one clear line with place and remedy, the right exit code, and leaves nothing behind.
 
-Everything runs as the user of the tests, and when that is root, as `nobody` too.
+Everything runs as the user of the tests, and when that is root, as `nobody` too (conftest.py).
 """
 import hashlib
 import json
 import os
 import pathlib
-import resource
 import shutil
 import subprocess
-import tempfile
 
 import gguf_file
 import pytest
-
-USERS = ["self", "nobody"]
-
-
-class Place:
-    """A directory that both users may write to, and commands run there."""
-
-    def __init__(self, path, user, penstock):
-        self.path, self.user, self.penstock = path, user, penstock
-        self.home = os.path.join(path, "home")
-
-    def write(self, name, data):
-        path = os.path.join(self.path, name)
-        with open(path, "wb") as f:
-            f.write(data)
-        os.chmod(path, 0o644)
-        return path
-
-    def run(self, *words, limit=None, home=None):
-        def before():
-            if limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-        prefix = ["runuser", "-u", "nobody", "--"] if self.user == "nobody" else []
-        env = {"PATH": os.environ["PATH"], "PENSTOCK_HOME": home or self.home, "HOME": self.path}
-        return subprocess.run([*prefix, self.penstock, *words], capture_output=True, cwd=self.path, env=env, preexec_fn=before,
-                              timeout=120, check=False, stdin=subprocess.DEVNULL)
-
-    def refused(self, *words, says=(), status=2, **how):
-        before = sorted(self.listing())
-        done = self.run(*words, **how)
-        text = done.stderr.decode()
-        lines = text.strip().splitlines()
-        assert done.returncode == status, (words, done.returncode, text)
-        assert 1 <= len(lines) <= 2 and lines[0].startswith("penstock: "), text
-        assert done.stdout == b"", done.stdout
-        for part in [says] if isinstance(says, str) else says:
-            assert part in text, (part, text)
-        assert sorted(self.listing()) == before
-        return text
-
-    def listing(self):
-        """Every file but the empty ones that locks are taken on: those stay by design."""
-        return [os.path.join(d, f) for d, _, files in os.walk(self.path) for f in files if os.path.basename(d) != "locks"]
-
-
-@pytest.fixture(params=USERS)
-def place(request, penstock):
-    if request.param == "nobody" and (os.geteuid() != 0 or not shutil.which("runuser")):
-        pytest.skip("only root can become another user")
-    path = tempfile.mkdtemp(prefix="penstock-bad-")
-    os.chmod(path, 0o777)
-    program = penstock
-    if request.param == "nobody":  # the tree may lie where nobody may not go
-        program = os.path.join(path, "program")
-        shutil.copy(penstock, program)
-        os.chmod(program, 0o755)
-    os.mkdir(os.path.join(path, "home"))
-    os.chmod(os.path.join(path, "home"), 0o777)
-    yield Place(path, request.param, program)
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def test_the_tiny_model_is_sound(place):
@@ -234,6 +171,5 @@ def test_output_that_cannot_be_written(place):
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")
     with open("/dev/full", "wb") as full:
-        prefix = ["runuser", "-u", "nobody", "--"] if place.user == "nobody" else []
-        done = subprocess.run([*prefix, place.penstock, "inspect", path], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = subprocess.run([place.penstock, "inspect", path], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode in (1, 2) and b"stdout" in done.stderr, done.stderr

@@ -77,11 +77,11 @@ class Served:
 
 @pytest.fixture
 def serve(penstock, home):
-    """serve(*arguments, home=..., user=...) -> Served; all are stopped at the end, and must then end well."""
+    """serve(*arguments, home=..., user=..., program=...) -> Served; all are stopped at the end, and must then end well."""
     running = []
 
-    def start(*arguments, home=home, user=None):
-        running.append(Served(penstock, home, [str(a) for a in arguments], user))
+    def start(*arguments, home=home, user=None, program=penstock):
+        running.append(Served(program, home, [str(a) for a in arguments], user))
         return running[-1]
 
     yield start

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 
 import pytest
@@ -64,25 +65,26 @@ def test_home_that_is_a_file(penstock, tmp_path, smollm2):
     assert done.returncode == 2 and str(tmp_path / "file") in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_as_an_ordinary_user(serve, penstock, smollm2, model, tmp_path):
+def test_as_an_ordinary_user(serve, penstock, smollm2, model):
     if os.geteuid() != 0:
         pytest.skip("not root: every other test here runs as an ordinary user")
-    if subprocess.run(["runuser", "-u", "nobody", "--", "test", "-x", penstock]).returncode:
-        pytest.skip("the user nobody cannot run the program where it lies")
-    if subprocess.run(["runuser", "-u", "nobody", "--", "test", "-r", smollm2]).returncode:
-        pytest.skip("the user nobody cannot read the model where it lies")
-    home = f"/tmp/penstock-test-{os.getpid()}"
-    os.mkdir(home, 0o700)
     nobody = pwd.getpwnam("nobody")
-    os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    place = tempfile.mkdtemp(prefix="penstock-nobody-")  # program and models may lie where nobody may not go
     try:
-        one = serve("--model", smollm2, home=home, user="nobody")
+        os.chmod(place, 0o755)
+        program, file, home = os.path.join(place, "penstock"), os.path.join(place, model + ".gguf"), os.path.join(place, "home")
+        for source, copy, mode in ((penstock, program, 0o755), (smollm2, file, 0o644)):
+            shutil.copyfile(source, copy)
+            os.chmod(copy, mode)
+        os.mkdir(home, 0o700)
+        os.chown(home, nobody.pw_uid, nobody.pw_gid)
+        one = serve("--model", file, home=home, user="nobody", program=program)
         assert ask(one, model)[0] == 200
         database = os.stat(os.path.join(home, "penstock.db"))
         assert database.st_uid == nobody.pw_uid and stat.S_IMODE(database.st_mode) == 0o600
         assert one.stop() == 0
     finally:
-        shutil.rmtree(home)
+        shutil.rmtree(place)
 
 
 # ---- the end ----
