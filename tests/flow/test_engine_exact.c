@@ -118,8 +118,10 @@ static void make_prompts(fixture *f) {
   pst_buf_done(&text);
 }
 
+static int n_prompts(void) { return test_scale(N_PROMPTS, 4, N_PROMPTS); }
+
 static void expect_alone(fixture *f) {
-  for (int i = 0; i < N_PROMPTS; i++)
+  for (int i = 0; i < n_prompts(); i++)
     for (int sampled = 0; sampled < 2; sampled++) {
       pst_engine *engine = open_engine(f, 1, 512, 1, false);
       waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
@@ -143,7 +145,7 @@ static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
   seat seats[8];
   int prompt[8], sampled[8];
   for (int i = 0; i < n; i++) {
-    prompt[i] = (int)pst_random_below(r, N_PROMPTS);
+    prompt[i] = (int)pst_random_below(r, (uint64_t)n_prompts());
     sampled[i] = pst_random_below(r, 3) == 0;
     seats[i] = (seat){&w, {0}};
     submit(engine, f, prompt[i], sampled[i] != 0, pst_random_below(r, 2) != 0, &seats[i]);
@@ -232,7 +234,7 @@ static void test_llama_mixes(void **state) {
 
 static void test_gemma3_mixes(void **state) {
   (void)state;
-  run_model("PENSTOCK_TEST_GEMMA3", test_scale(20, 2, 100));
+  run_model("PENSTOCK_TEST_GEMMA3", test_scale(10, 2, 100));
 }
 
 int main(void) {

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "engine/sampler.h"
+#include "support/scale.h"
 
 enum { VOCAB = 5000 };
 static float logits[VOCAB], copy[VOCAB];
@@ -67,7 +68,7 @@ static void draws_follow_the_definition(void **state) {
       {.temperature = 1, .top_p = 1e-6f, .repetition_penalty = 1},
   };
   static double p[VOCAB];
-  enum { N = 4000 };
+  const int n = test_scale(1000, 200, 20000);
   for (size_t r = 0; r < PST_ARRAY_LEN(rows); r++)
     for (int flat = 0; flat < 2; flat++) {
       double expected = 0, variance = 0, seen = 0;
@@ -76,12 +77,12 @@ static void draws_follow_the_definition(void **state) {
       /* Statistic: the mean probability of what is drawn, sum p^2 by expectation. */
       for (int i = 0; i < VOCAB; i++) expected += p[i] * p[i], variance += p[i] * p[i] * p[i];
       variance -= expected * expected;
-      for (int k = 0; k < N; k++) {
+      for (int k = 0; k < n; k++) {
         int32_t t = draw(&rows[r], k, NULL, 0);
         if (!(p[t] > 0)) fail_msg("row %zu: token %d was drawn and is filtered out", r, t);
-        seen += p[t] / N;
+        seen += p[t] / n;
       }
-      if (!(fabs(seen - expected) <= 5 * sqrt(PST_MAX(variance, 0) / N) + 1e-12))
+      if (!(fabs(seen - expected) <= 5 * sqrt(PST_MAX(variance, 0) / n) + 1e-12))
         fail_msg("row %zu: mean probability %g, %g expected", r, seen, expected);
     }
 }
