@@ -165,7 +165,10 @@ $(B)/bench/%.o: bench/%.c $(B)/flags
 	$(Q)$(CC) $(TEST_FLAGS) -MMD -MP -c $< -o $@
 $(BENCHES): $(B)/bench/%: $(B)/bench/%.o $(LIBRARY)
 	$(if $(SHOW),@echo '  LD    $@')
-	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(ALL_LIBS) -o $@
+	$(Q)$(CC) $(ALL_LDFLAGS) $(filter %.o,$^) $(LIBRARY) $(ALL_LIBS) -o $@
+
+# Shares the tests' way to the logits.
+$(B)/bench/bench_logits: $(B)/tests/support/forced.o
 
 -include $(patsubst %.c,$(B)/%.d,$(SOURCES) $(MAIN) $(TEST_SOURCES) $(TEST_SUPPORT) $(FUZZ_SOURCES) $(BENCH_SOURCES))
 
