@@ -3,6 +3,7 @@
 #include "optimizer/evidence.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
 
@@ -144,7 +145,9 @@ static void put_setting(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_begin_object(w);
   put_text(w, "name", info->name);
   put_text(w, "description", info->description);
-  put_text(w, "folder", info->folder);
+  char *folder = realpath(info->folder, NULL); /* explain finds it from anywhere */
+  put_text(w, "folder", folder ? folder : info->folder);
+  free(folder);
   put_text(w, "fingerprint", info->fingerprint);
   for (int i = 0; i < PST_EVALS_PART_COUNT; i++) put_int(w, pst_evals_part_name((pst_evals_part)i), (int64_t)parts[i]);
   put_int(w, "labels", (int64_t)info->n_labels);

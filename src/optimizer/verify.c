@@ -110,7 +110,9 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
     if (!code) code = pst_optimizer_measure(s, s->reference, true, v.n_items, err);
   }
   for (size_t i = 0; i < v.n_trials && !code; i++) {
-    v.trials[i].why_not = v.taken >= 0 ? "not needed" : i ? why_not(s, v.trials[i].class_index, v.n_items) : NULL;
+    v.trials[i].why_not = v.taken >= 0 ? "an earlier one passed"
+                          : i          ? why_not(s, v.trials[i].class_index, v.n_items)
+                                       : NULL;
     inconclusive |= v.trials[i].why_not == no_time;
     if (v.trials[i].why_not) continue;
     if (s->world->note) s->world->note(s->world->state, i ? "verify: the next finalist" : "verify: the first finalist");
