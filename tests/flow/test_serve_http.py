@@ -240,7 +240,7 @@ def test_health(served):
 def test_metrics_add_up(served, model):
     before = served.metrics()
     answers = [json.loads(served.request("/v1/chat/completions", {"model": model, "messages": HELLO, "max_tokens": 9, "ignored": i})[2]) for i in range(3)]
-    stream = served.request("/v1/chat/completions", {"model": model, "messages": HELLO, "max_tokens": 9, "stream": True, "stream_options": {"include_usage": True}})[2]
+    stream = served.request("/v1/chat/completions", {"model": model, "messages": HELLO, "max_tokens": 9, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}})[2]
     usages = [a["usage"] for a in answers] + [json.loads(stream.strip().split("\n\n")[-2][6:])["usage"]]
     after = served.metrics()
 

@@ -170,8 +170,10 @@ def test_an_idle_server_ends_at_once(serve, smollm2):
 
 def test_queue_full_is_429(serve, smollm2, model):
     one = serve("--model", smollm2, "--slots", 1, "--queue", 1)
-    peers = [send(one.port, endless(model, seed=i)) for i in range(2)]
-    one.until(lambda: one.metric("penstock_engine_running") + one.metric("penstock_engine_queued") == 2, "one running, one waiting")
+    peers = [send(one.port, endless(model, seed=0))]
+    one.until(lambda: one.metric("penstock_engine_running") == 1, "one running") # until then it fills the queue itself
+    peers.append(send(one.port, endless(model, seed=1)))
+    one.until(lambda: one.metric("penstock_engine_queued") == 1, "one waiting")
     answer = ask(one, model)
     error = error_of(answer, 429)
     assert error["code"] == "rate_limit_exceeded" and error["type"] == "rate_limit_error" and int(answer[1]["retry-after"]) >= 1
