@@ -133,8 +133,8 @@ static continuation *read_continuations(const fixture *f) {
   return all;
 }
 
-/* All prompts at once through the engine, as a server would run them. */
-static void continue_all(pst_engine_model *model, continuation *all) {
+/* The first n prompts at once through the engine, as a server would run them. */
+static void continue_all(pst_engine_model *model, continuation *all, int n) {
   pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
   pst_engine *engine = NULL;
@@ -145,7 +145,7 @@ static void continue_all(pst_engine_model *model, continuation *all) {
   o.slots = N_PROMPTS;
   o.n_ctx = 2048;
   if (pst_engine_create(model, &o, &engine, &err)) fail_msg("%s", err.message);
-  for (int i = 0; i < N_PROMPTS; i++) {
+  for (int i = 0; i < n; i++) {
     pst_engine_request q = {0};
     uint64_t id;
     all[i].lock = &lock;
@@ -163,7 +163,7 @@ static void continue_all(pst_engine_model *model, continuation *all) {
     if (pst_engine_submit(engine, &q, &id, &err)) fail_msg("%s", err.message);
   }
   pthread_mutex_lock(&lock);
-  while (n_ended < N_PROMPTS) pthread_cond_wait(&ended, &lock);
+  while (n_ended < n) pthread_cond_wait(&ended, &lock);
   pthread_mutex_unlock(&lock);
   pst_engine_free(engine);
 }
@@ -171,9 +171,9 @@ static void continue_all(pst_engine_model *model, continuation *all) {
 static void check_continuations(const char *variable, const char *golden) {
   fixture f = fixture_open(variable, golden);
   continuation *all = read_continuations(&f);
-  int n_whole = 0, n_steps = 0, n_literal = 0, n_wrong = 0;
-  continue_all(f.model, all);
-  for (int i = 0; i < N_PROMPTS; i++) {
+  int n_whole = 0, n_steps = 0, n_literal = 0, n_wrong = 0, n = test_scale(N_PROMPTS, 3, N_PROMPTS);
+  continue_all(f.model, all, n);
+  for (int i = 0; i < n; i++) {
     continuation *c = &all[i];
     int same = 0, until = PST_MIN(c->near_tie, c->exact_near_tie);
     assert_false(c->failed);
@@ -189,7 +189,7 @@ static void check_continuations(const char *variable, const char *golden) {
   }
   print_message(
       "%d of %d continuations agree up to the first near-tie (%d tokens), %d up to llama.cpp's own, %d to the end\n",
-      N_PROMPTS - n_wrong, N_PROMPTS, n_steps, n_literal, n_whole);
+      n - n_wrong, n, n_steps, n_literal, n_whole);
   pst_free(all);
   fixture_close(&f);
   assert_int_equal(n_wrong, 0);
@@ -201,8 +201,8 @@ static void check_choices(const char *variable, const char *golden) {
   continuation *all = read_continuations(&f);
   test_forced *forced = open_forced(f.model, MAX_PROMPT + N_TOKENS);
   const pst_kernels *k = pst_kernels_get();
-  int n_clear = 0, n_same = 0, n_wrong = 0;
-  for (int i = 0; i < test_scale(N_PROMPTS, 2, N_PROMPTS); i++) {
+  int n_clear = 0, n_same = 0, n_wrong = 0, n = test_scale(N_PROMPTS, 3, N_PROMPTS);
+  for (int i = 0; i < n; i++) {
     continuation *c = &all[i];
     memcpy(c->prompt + c->n_prompt, c->tokens, sizeof c->tokens);
     test_forced_run(forced, c->prompt, (int)c->n_prompt + N_TOKENS - 1);
@@ -222,7 +222,7 @@ static void check_choices(const char *variable, const char *golden) {
   test_forced_close(forced);
   pst_free(all);
   fixture_close(&f);
-  assert_true(n_clear > 100);
+  assert_true(n_clear > n * N_TOKENS / 2);
   assert_int_equal(n_wrong, 0);
 }
 
