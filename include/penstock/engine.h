@@ -29,7 +29,7 @@ typedef struct pst_engine_model_info {
   int bos, eos; /* token ids; -1: none */
   bool has_template;
   int64_t kv_bytes_per_token_f16; /* all layers, K and V */
-  int64_t step_bytes;             /* weights that a step for one greedy token reads: a head's screen in place of the head */
+  int64_t step_bytes; /* weights that a step for one greedy token reads: a head's screen in place of the head */
 } pst_engine_model_info;
 
 /* Opens, checks and packs a GGUF file. Packing uses n_threads (0: pst_cpu_count()). Errors: PST_E_IO, PST_E_BAD_INPUT (malformed, with the

@@ -124,7 +124,8 @@ static void put_row(output *o, const pst_engine_model_info *info, const bench_ca
   pst_json_key(w, "isa");
   pst_json_put_cstr(w, info->isa);
   pst_json_key(w, "bytes_per_step"); /* of one decoded token of every sequence: weights, keys and values */
-  pst_json_put_int(w, info->step_bytes + (int64_t)c->n_seq * (c->n_depth + c->n_gen / 2) * info->kv_bytes_per_token_f16);
+  pst_json_put_int(w,
+                   info->step_bytes + (int64_t)c->n_seq * (c->n_depth + c->n_gen / 2) * info->kv_bytes_per_token_f16);
   pst_json_key(w, "tokens_per_second");
   pst_json_begin_array(w);
   for (int i = 0; i < n; i++) pst_json_put_double(w, rates[i]);

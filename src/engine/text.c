@@ -96,6 +96,16 @@ static bool join_parts(pst_chat_message *m, pst_arena *arena) {
   return true;
 }
 
+/* A template may show an image by its name; the model would never see it, and answer as if it had. */
+static int refuse_part(const pst_chat_part *part, size_t message, size_t index, pst_error *err) {
+  char place[80];
+  pst_str type = pst_json_str(pst_json_get(part->json, "type"));
+  (void)snprintf(place, sizeof place, "messages[%zu].content[%zu].type", message, index);
+  return pst_error_set(err, PST_E_UNSUPPORTED, place,
+                       "a model on this machine reads text only; leave the '%.*s' out, or ask a provider's model",
+                       (int)PST_MIN(type.n, 40u), type.data ? type.data : "");
+}
+
 /* The conversation as this model's template can write it: *ret_chat is `chat`, or a copy in the arena with texts in the place of lists of parts. */
 static int fit_parts(const pst_engine_model *model, const pst_chat *chat, pst_arena *arena, pst_chat *ret_chat,
                      pst_error *err) {
@@ -105,8 +115,7 @@ static int fit_parts(const pst_engine_model *model, const pst_chat *chat, pst_ar
     for (size_t k = 0; k < chat->messages[i].n_parts; k++) {
       any = true;
       if (chat->messages[i].parts[k].kind != PST_CHAT_PART_TEXT)
-        return pst_error_set(err, PST_E_UNSUPPORTED, "messages",
-                             "message %zu has a part that is not text; this model reads text only", i);
+        return refuse_part(&chat->messages[i].parts[k], i, k, err);
     }
   if (!any || takes_parts(model)) return 0;
   pst_chat_message *messages = pst_arena_calloc(arena, chat->n_messages, sizeof *messages);

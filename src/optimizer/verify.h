@@ -10,7 +10,7 @@ typedef struct pst_optimizer_trial {
   int class_index;
   bool asked;
   const char *why_not; /* asked, in words; NULL: it was */
-  bool same_answers; /* as the reference: nothing but exact fields differs, so there is nothing to compare */
+  bool same_answers;   /* as the reference: nothing but exact fields differs, so there is nothing to compare */
   pst_evals_comparison comparison; /* a: finalist, b: reference */
   bool floor_holds;                /* by the point estimate */
   bool ceiling_holds;              /* cost per accepted answer, with the quality found here */
