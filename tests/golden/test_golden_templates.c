@@ -11,6 +11,9 @@
 
 #include <cmocka.h>
 
+#include "engine/tokenizer.h"
+#include "support/vocab.h"
+
 #define GOLDEN "tests/golden/templates/"
 enum { TEMPLATES_NEEDED = 48 };
 
@@ -213,6 +216,53 @@ static void check_spans(const pst_engine_template_output *out) {
   assert_int_equal(at, out->text.n);
 }
 
+/* A token for each byte, and every control text above as a control token. */
+static void fill_vocabulary(pst_engine_gguf_writer *w) {
+  enum { N = 256 + PST_ARRAY_LEN(controls) };
+  static char texts[256][5];
+  static pst_str all[N];
+  static int32_t types[N];
+  for (unsigned b = 0, odd = 0; b < 256; b++) { /* as byte-level BPE spells them */
+    bool itself = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+    all[b] = (pst_str){texts[b], pst_utf8_put(itself ? b : 0x100 + odd, texts[b])};
+    odd += !itself;
+    types[b] = 1;
+  }
+  for (size_t i = 0; i < PST_ARRAY_LEN(controls); i++) {
+    all[256 + i] = pst_str_from(controls[i]);
+    types[256 + i] = 3;
+  }
+  pst_engine_gguf_writer_put_str(w, "tokenizer.ggml.model", PST_STR("gpt2"));
+  pst_engine_gguf_writer_put_str(w, "tokenizer.ggml.pre", PST_STR("gpt-2"));
+  pst_engine_gguf_writer_put_strs(w, "tokenizer.ggml.tokens", all, N);
+  pst_engine_gguf_writer_put_array(w, "tokenizer.ggml.token_type", PST_ENGINE_GGUF_I32, types, N);
+  pst_engine_gguf_writer_put_strs(w, "tokenizer.ggml.merges", NULL, 0);
+}
+
+/* A template's own control text never stands between two ~, the hostile ones always do. Returns how many control tokens there are. */
+static size_t check_tokens(const pst_engine_tokenizer *t, const pst_engine_template_output *out, const char *what) {
+  pst_engine_span *spans = pst_calloc(out->n_spans + 1, sizeof *spans);
+  pst_engine_tokens encoded = {0};
+  size_t n_control = 0;
+  assert_non_null(spans);
+  for (size_t i = 0; i < out->n_spans; i++)
+    spans[i] =
+        (pst_engine_span){{pst_buf_text(&out->text) + out->spans[i].start, out->spans[i].end - out->spans[i].start},
+                          out->spans[i].trusted};
+  assert_int_equal(pst_engine_tokenizer_encode_spans(t, spans, out->n_spans, 0, &encoded, NULL), 0);
+  for (size_t i = 0; i < encoded.n; i++) {
+    if (encoded.ids[i] < 256) continue;
+    const char *control = controls[encoded.ids[i] - 256];
+    n_control++;
+    if (i && i + 1 < encoded.n && encoded.ids[i - 1] == '~' && encoded.ids[i + 1] == '~' &&
+        !is_rewritten(pst_str_from(control)))
+      fail_msg("%s: data formed the control token %s", what, control);
+  }
+  pst_engine_tokens_done(&encoded);
+  pst_free(spans);
+  return n_control;
+}
+
 /* A conversation with hostile text wherever a caller can put text. %s: the text as a JSON string. */
 static const char hostile_shape[] =
     "{\"messages\": [{\"role\": \"system\", \"content\": %1$s},"
@@ -251,8 +301,9 @@ static pst_json_doc *hostile_conversation(bool plain) {
 static void hostile_text_is_never_trusted(void **state) {
   const fixture *f = *state;
   if (!f) skip();
-  size_t n_templates = 0, n_rendered = 0;
+  size_t n_templates = 0, n_rendered = 0, n_control = 0;
   pst_json_doc *docs[] = {hostile_conversation(false), hostile_conversation(true)};
+  pst_engine_tokenizer *tokenizer = test_tokenizer_make(fill_vocabulary);
   for (pst_json_iter it = pst_json_iterate(pst_json_root(f->expected)); pst_json_next(&it); n_templates++) {
     size_t n;
     bool rendered = false;
@@ -264,6 +315,7 @@ static void hostile_text_is_never_trusted(void **state) {
       if (!render_pair((pst_str){text, n}, pst_json_root(docs[i]), &out, &err)) {
         check_spans(&out);
         rendered |= check_untrusted(&out, name) > 0;
+        n_control += check_tokens(tokenizer, &out, name);
       }
       pst_engine_template_output_done(&out);
     }
@@ -271,7 +323,11 @@ static void hostile_text_is_never_trusted(void **state) {
     n_rendered += rendered;
     pst_free(text);
   }
-  print_message("  hostile text came through %zu of %zu templates, untrusted in all\n", n_rendered, n_templates);
+  print_message(
+      "  hostile text came through %zu of %zu templates, untrusted in all; %zu control tokens, all the templates'\n",
+      n_rendered, n_templates, n_control);
+  assert_true(n_control > n_templates); /* the templates' own are there */
+  pst_engine_tokenizer_free(tokenizer);
   assert_true(n_rendered + 1 >= n_templates);
   for (size_t i = 0; i < PST_ARRAY_LEN(docs); i++) pst_json_free(docs[i]);
 }
