@@ -166,7 +166,7 @@ def test_bad_requests(server):
              ({**chat, "logit_bias": {"1": 1000}}, 400, "logit_bias", ""), ({**chat, "logit_bias": {"99999999": 1}}, 400, "logit_bias", ""),
              ({**chat, "response_format": {"type": "yaml"}}, 400, "response_format.type", "json_schema"), ({**chat, "tools": {}}, 400, "tools", ""),
              ({**chat, "messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "robot"),
-             ({**chat, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "messages", "reads text only")]
+             ({**chat, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "messages[0].content[0].type", "image_url")]
     for body, status, param, says in cases:
         got, answer = ask(address, body)
         error = answer.get("error", {})

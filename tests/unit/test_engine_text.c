@@ -71,7 +71,7 @@ static void what_cannot_be_written_is_refused(void **state) {
   pst_buf text = PST_BUF_INIT;
   pst_error err = PST_ERROR_INIT;
   assert_int_equal(render(strings, &with_picture, &text, &err), PST_E_UNSUPPORTED);
-  assert_string_equal(err.place, "messages");
+  assert_string_equal(err.place, "messages[0].content[0].type");
   assert_non_null(strstr(err.message, "reads text only"));
   assert_int_equal(render(strings, &without, &text, &err), PST_E_BAD_INPUT);
   assert_string_equal(err.place, "messages");
