@@ -68,7 +68,7 @@ static void draws_follow_the_definition(void **state) {
       {.temperature = 1, .top_p = 1e-6f, .repetition_penalty = 1},
   };
   static double p[VOCAB];
-  const int n = test_scale(1000, 200, 20000);
+  const int n = test_scale(1000, 200, 4000);
   for (size_t r = 0; r < PST_ARRAY_LEN(rows); r++)
     for (int flat = 0; flat < 2; flat++) {
       double expected = 0, variance = 0, seen = 0;
