@@ -24,12 +24,13 @@ void pst_engine_lookup_replay(const int32_t *tokens, size_t n_prompt, size_t n, 
                               int64_t *ret_drafted) {
   int64_t steps = 0, drafted = 0;
   for (size_t at = n_prompt; at < n; steps++) {
-    int32_t draft[PST_ENGINE_MAX_DRAFT];
-    int most = PST_MIN((int)(n - at - 1), PST_ENGINE_MAX_DRAFT), n_draft = 0, n_right = 0;
-    if (at > n_prompt && most > 0) n_draft = pst_engine_draft_lookup(tokens, (int)at, most, draft);
-    while (n_right < n_draft && draft[n_right] == tokens[at + (size_t)n_right]) n_right++;
+    int32_t draft[PST_ENGINE_MAX_DRAFT] = {0};
+    int most = PST_MIN((int)(n - at - 1), PST_ENGINE_MAX_DRAFT);
+    int n_draft = at > n_prompt && most > 0 ? pst_engine_draft_lookup(tokens, (int)at, most, draft) : 0;
+    size_t n_right = 0;
+    while (n_right < (size_t)n_draft && draft[n_right] == tokens[at + n_right]) n_right++;
     drafted += n_draft;
-    at += (size_t)n_right + 1;
+    at += n_right + 1;
   }
   *ret_steps = steps;
   *ret_drafted = drafted;
