@@ -581,7 +581,7 @@ static void finish_logits(const pst_engine_forward *f, int first_row, int n_rows
 static void head_groups(walk *w, int row, int n_rows, size_t from, size_t to) {
   pst_engine_forward *f = w->f;
   size_t vocab = (size_t)f->model->info.n_vocab;
-  f->k->matmul(&f->model->head, &f->in_kept, (size_t)(f->head_first + row), (size_t)n_rows, from, to, false,
+  f->k->matmul(&f->model->head, &f->in_kept, (size_t)f->head_first + (size_t)row, (size_t)n_rows, from, to, false,
                f->head_out + (size_t)row * vocab, vocab, w->mine->work);
   finish_logits(f, row, n_rows, from * PST_KERNELS_GROUP, PST_MIN(to * PST_KERNELS_GROUP, vocab));
 }
@@ -687,7 +687,8 @@ void pst_engine_forward_greedy(pst_engine_forward *f, int first, int n, float *s
   f->head_out = scratch;
   f->screened = f->model->screen.radius && n <= SCREEN_ROWS && f->screen_rest == 0;
   if (f->screen_rest > 0) f->screen_rest--;
-  for (int r = 0; r < n && f->screened; r++) f->reaches[r] = pst_kernels_screen_reach(&f->in_kept, (size_t)(first + r));
+  for (int r = 0; r < n && f->screened; r++)
+    f->reaches[r] = pst_kernels_screen_reach(&f->in_kept, (size_t)first + (size_t)r);
   for (int stage = 0; stage < 3; stage++) atomic_store_explicit(&f->claims[stage], 0, memory_order_relaxed);
   for (int t = 0; t < f->n_threads; t++) {
     f->lanes[t].n_passed = 0;

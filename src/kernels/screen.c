@@ -70,7 +70,8 @@ static int screen_row(const float *x, size_t n, uint8_t *coded, float *y, float 
   for (size_t b = 0; b < n / PST_BLOCK; b++) code_block(x + b * PST_BLOCK, coded + b * CODED_BYTES);
   int code = pst_kernels_dequantize_row(SCREEN_TYPE, coded, n, y);
   /* Two chains of at most two steps a block, their scales, and the few operations of the comparison. */
-  double rounding = (2.0 * (double)(n / PST_BLOCK) + 16) * 0x1p-24;
+  size_t n_steps = 2 * (n / PST_BLOCK) + 16;
+  double rounding = (double)n_steps * 0x1p-24;
   double missed = sqrt(square_sum(x, y, n)), norm = sqrt(square_sum(x, NULL, n));
   *ret_radius = (float)((missed * (1 + rounding) + 2 * rounding * norm) * (1 + 0x1p-20));
   return code;
