@@ -49,8 +49,9 @@ static void parts_reach_every_template(void **state) {
       "{% for m in messages %}[{{ m.content }}]{% endfor %}",           /* would print it */
       "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}",    /* the same, through a filter */
       "{% for m in messages %}[{{ m.content | length }}]{% endfor %}",  /* would count the list */
-      "{% for m in messages %}[{% if m.content is string %}string {{ m.content }}{% else %}"
-      "{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %}]{% endfor %}", /* writes parts in its own way */
+      /* writes parts in its own way */
+      ("{% for m in messages %}[{% if m.content is string %}string {{ m.content }}{% else %}"
+       "{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %}]{% endfor %}"),
   };
   static const char *const expected[] = {"[one two]", "[one two]", "[one two]", "[7]", "[<one ><two>]"};
   pst_buf text = PST_BUF_INIT;
