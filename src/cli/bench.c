@@ -202,7 +202,7 @@ static int run_all(pst_engine_model *model, const bench_lists *l, const pst_cli_
 }
 
 static int run_bench(const pst_cli_args *a, pst_error *err) {
-  bench_lists l;
+  bench_lists l = {0};
   output o = {pst_cli_flag(a, "json"), PST_BUF_INIT, {0}};
   pst_engine_model *model = NULL;
   int code = parse_list("n-prompt", pst_cli_text(a, "n-prompt"), 0, 1 << 20, l.prompt, &l.n_prompt, err);

@@ -237,8 +237,8 @@ static pst_engine_session *find_live(pst_engine *e, uint64_t id) {
   return s;
 }
 
-/* Takes in what other threads want; sleeps when there is nothing to do. False: stop. */
-static bool take_in(pst_engine *e) {
+/* What other threads see of the engine. A request is counted from the moment it is submitted: in the inbox, then here. */
+static void publish(pst_engine *e) {
   pthread_mutex_lock(&e->lock);
   e->counts.n_running = e->sched.n_running;
   e->counts.n_queued = e->sched.n_waiting;
@@ -246,12 +246,20 @@ static bool take_in(pst_engine *e) {
   e->counts.kv_pages_cached = pst_engine_pages_cached(e->sched.pages);
   e->counts.kv_pages_used = e->counts.kv_pages - pst_engine_pages_available(e->sched.pages);
   e->stats = e->counts;
+  pthread_mutex_unlock(&e->lock);
+}
+
+/* Takes in what other threads want; sleeps when there is nothing to do. False: stop. */
+static bool take_in(pst_engine *e) {
+  publish(e);
+  pthread_mutex_lock(&e->lock);
   while (!e->inbox && !e->live && !e->stopping && !e->clear_wanted) {
     e->n_cancels = 0;
     pthread_cond_wait(&e->changed, &e->lock);
   }
   pst_engine_session *arrived = e->inbox;
   e->inbox = e->inbox_last = NULL;
+  e->stats.n_queued += e->n_inbox;
   e->n_inbox = 0;
   uint64_t *cancels = e->cancels;
   size_t n_cancels = e->n_cancels;
@@ -470,6 +478,7 @@ static void *engine_thread(void *arg) {
     int64_t start = pst_clock_us();
     make_drafts(e);
     if (pst_engine_sched_plan(&e->sched) == 0) continue;
+    publish(e);
     run_forward(e);
     pst_engine_sched_commit(&e->sched);
     pick_tokens(e);
