@@ -111,7 +111,9 @@ static int version_of(pst_store_conn *conn, int64_t *ret_version, pst_error *err
 
 int pst_store_migrate(pst_store_conn *conn, pst_error *err) {
   int64_t version = 0;
-  int code = version_of(conn, &version, err);
+  int code = execute(conn, "BEGIN", err); /* one view of the file, whoever else prepares it meanwhile */
+  if (!code) code = version_of(conn, &version, err);
+  if (!sqlite3_get_autocommit(conn->db)) (void)sqlite3_exec(conn->db, "ROLLBACK", NULL, NULL, NULL);
   if (code || version == (int64_t)PST_ARRAY_LEN(STEPS)) return code;
   code = execute(conn, "BEGIN IMMEDIATE", err);
   if (code) return code;
