@@ -188,6 +188,7 @@ VENV_PYTHON := build/venv/bin/python
 MODEL_PATHS := build/models.env
 export PENSTOCK_HOME PENSTOCK_TEST_DATA
 export PENSTOCK_BIN := $(CURDIR)/$(PROGRAM)
+export PENSTOCK_PACKED ?= $(CURDIR)/build/packed
 export ASAN_OPTIONS ?= detect_leaks=1:abort_on_error=0:detect_stack_use_after_return=1:allocator_may_return_null=1
 export UBSAN_OPTIONS ?= print_stacktrace=1:halt_on_error=1
 export TSAN_OPTIONS ?= halt_on_error=1:second_deadlock_stack=1

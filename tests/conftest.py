@@ -11,6 +11,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("LANGSMITH_TRACING", "false")
 os.environ.setdefault("LANGCHAIN_TRACING_V2", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PENSTOCK_PACKED", str(ROOT / "build" / "packed")) # once for the homes of all tests
 
 
 def pytest_configure(config):

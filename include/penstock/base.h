@@ -158,6 +158,8 @@ int pst_parse_double(pst_str text, double *ret_value);
 int pst_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *ret_n, pst_error *err);
 /* Writes beside `path`, fsyncs, renames over it: whole or not at all; the temporary is removed on failure. */
 int pst_file_write_atomic(const char *path, const void *data, size_t n, pst_error *err);
+/* The same for a content that lies in pieces. */
+int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n_parts, pst_error *err);
 int pst_dir_make(const char *path, pst_error *err); /* with parents, mode 0700 for new ones; fine if there */
 bool pst_file_exists(const char *path);
 bool pst_dir_exists(const char *path);

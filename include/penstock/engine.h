@@ -35,6 +35,10 @@ typedef struct pst_engine_model_info {
 /* Opens, checks and packs a GGUF file. Packing uses n_threads (0: pst_cpu_count()). Errors: PST_E_IO, PST_E_BAD_INPUT (malformed, with the
  * place), PST_E_UNSUPPORTED (architecture, type or key, by name), PST_E_NOMEM. Counted: one reference for the caller. */
 int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err);
+/* The same, and what was packed is kept in the directory `packed_dir` (made when missing), where the next open of the same file maps it: opening
+ * takes milliseconds, and processes share the memory. Files there may be deleted at any time. Whatever is wrong there is logged, never an error. */
+int pst_engine_model_open_kept(const char *path, const char *packed_dir, int n_threads, pst_engine_model **ret_model,
+                               pst_error *err);
 pst_engine_model *pst_engine_model_ref(pst_engine_model *model);
 void pst_engine_model_unref(pst_engine_model *model); /* NULL is fine */
 const pst_engine_model_info *pst_engine_model_get_info(const pst_engine_model *model);

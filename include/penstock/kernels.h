@@ -95,8 +95,8 @@ typedef struct pst_kernels_matrix {
   const uint8_t *data; /* n_groups * group_bytes, 64-byte aligned, readable 64 bytes past its end */
 } pst_kernels_matrix;
 
-/* Version of the packed layout: part of the name of a file that keeps packed weights. */
-#define PST_KERNELS_LAYOUT 1
+/* Tells one packed layout from another, for whoever keeps packed weights in a file. 0: no memory. Source: kernels/layout_id.c. */
+uint64_t pst_kernels_layout_id(void);
 
 /* Checks type and shape and fills everything but `data` (NULL). PST_E_UNSUPPORTED: the type has no packed form. PST_E_BAD_INPUT: a
  * dimension is zero, or n_cols no multiple of 32 (of 256 for K-quants; of 1 for float types). PST_E_LIMIT: too large. */

@@ -67,14 +67,18 @@ int pst_models_resolve(const char *home, const char *what, pst_models_file *ret_
 int pst_models_each(const char *home, int (*fn)(void *user, const pst_models_file *file, bool intact), void *user,
                     pst_error *err);
 /* Reads the whole file of a name again and compares its SHA-256 with the record. When it is right, the record's inode and time are brought up to
- * date (a copied data directory). PST_E_CORRUPT otherwise. progress: begun by the caller, counts bytes; may be NULL. */
+ * date (a copied data directory). What was packed from it is dropped either way, to be made anew. PST_E_CORRUPT otherwise. progress: begun by the caller, counts bytes; may be NULL. */
 int pst_models_verify(const char *home, const char *name, pst_progress *progress, pst_error *err);
-/* Forgets a name, its notices and partial files, and its blob unless another name has it too. PST_E_NOT_FOUND. */
+/* Forgets a name, its notices and partial files, and, unless another name has it too, its blob and what was made from that: re-quantized copies and
+ * packed weights. PST_E_NOT_FOUND. */
 int pst_models_remove(const char *home, const char *name, pst_error *err);
 /* Gives a finished file (a quantized copy, a download of the user's own) a name: moves it in (or, from another file system, copies it),
  * hashes it, writes its record. PST_E_EXISTS when the name stands for another content; PST_E_BAD_INPUT for a bad name. licence: may be NULL. */
 int pst_models_adopt(const char *home, const char *path, const char *name, const char *licence,
                      pst_models_file *ret_file, pst_error *err);
+/* Where packed weights are kept (pst_engine_model_open_kept): $PENSTOCK_PACKED, else HOME/packed; NULL when that is "off", and without memory.
+ * pst_free. */
+char *pst_models_packed_dir(const char *home);
 /* SHA-256 of any file, remembered by path, inode, size and time. */
 int pst_models_hash(const char *home, const char *path, pst_progress *progress, char ret_sha256[65], pst_error *err);
 

@@ -131,14 +131,23 @@ static void sync_parent(const char *path) {
 }
 
 int pst_file_write_atomic(const char *path, const void *data, size_t n, pst_error *err) {
+  return pst_file_write_parts_atomic(path, &(pst_str){data, n}, 1, err);
+}
+
+int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n_parts, pst_error *err) {
   char *temporary = NULL;
+  size_t n = 0;
   int fd = -1;
   int rc = open_temporary(path, &temporary, &fd, err);
   if (rc != 0) return rc;
   struct stat old;
   if (stat(path, &old) == 0 && S_ISREG(old.st_mode))
     (void)fchmod(fd, old.st_mode & 07777); /* best effort: a replaced file keeps its permissions */
-  int reason = write_all(fd, data, n);
+  int reason = 0;
+  for (size_t i = 0; i < n_parts && reason == 0; i++) {
+    reason = write_all(fd, parts[i].data, parts[i].n);
+    n += parts[i].n;
+  }
   if (reason == 0 && fsync(fd) != 0) reason = errno;
   if (close(fd) != 0 && reason == 0) reason = errno;
   if (reason == 0 && rename(temporary, path) != 0) reason = errno;

@@ -217,9 +217,7 @@ static int run_bench(const pst_cli_args *a, pst_error *err) {
   for (int i = 0; !code && i < l.n_gen; i++) any |= l.gen[i] > 0;
   if (!code && !any)
     code = pst_error_set(err, PST_E_BAD_INPUT, "bench", "nothing to measure: --n-prompt and --n-gen are 0");
-  char *path = NULL;
-  if (!code) code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &path, err);
-  if (!code) code = pst_engine_model_open(path, 0, &model, err);
+  if (!code) code = pst_cli_model_open(a, a->words[0], 0, &model, err);
   if (!code) {
     if (o.json) {
       o.w = pst_json_writer_on(&o.text, true);
@@ -236,7 +234,6 @@ static int run_bench(const pst_cli_args *a, pst_error *err) {
   }
   pst_engine_model_unref(model);
   pst_buf_done(&o.text);
-  pst_free(path);
   return code;
 }
 

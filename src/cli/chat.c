@@ -251,7 +251,7 @@ static int run_chat(const pst_cli_args *a, pst_error *err) {
   pst_engine_model *model = NULL;
   conversation c = {.args = a, .terminal = isatty(STDIN_FILENO) != 0};
   struct sigaction action = {.sa_handler = on_interrupt};
-  int code = pst_cli_model_open(a, a->words[0], &model, err);
+  int code = pst_cli_model_open(a, a->words[0], (int)pst_cli_int(a, "threads"), &model, err);
   sigemptyset(&action.sa_mask);
   sigemptyset(&c.signals);
   sigaddset(&c.signals, SIGINT);

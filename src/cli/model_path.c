@@ -22,10 +22,14 @@ int pst_cli_model_path(const char *home_option, const char *name, char **ret_pat
   return code;
 }
 
-int pst_cli_model_open(const pst_cli_args *a, const char *name, pst_engine_model **ret_model, pst_error *err) {
-  char *path = NULL;
+int pst_cli_model_open(const pst_cli_args *a, const char *name, int n_threads, pst_engine_model **ret_model,
+                       pst_error *err) {
+  char *path = NULL, *home = NULL, *packed = NULL;
   int code = pst_cli_model_path(pst_cli_text(a, "home"), name, &path, err);
-  if (!code) code = pst_engine_model_open(path, (int)pst_cli_int(a, "threads"), ret_model, err);
+  if (!code && !pst_home_open(pst_cli_text(a, "home"), &home, NULL)) packed = pst_models_packed_dir(home);
+  if (!code) code = pst_engine_model_open_kept(path, packed, n_threads, ret_model, err);
+  pst_free(packed);
+  pst_free(home);
   pst_free(path);
   return code;
 }

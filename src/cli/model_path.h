@@ -9,7 +9,8 @@
 
 /* *ret_path: pst_free. home NULL: the default data directory. */
 int pst_cli_model_path(const char *home, const char *name, char **ret_path, pst_error *err);
-/* With the command's own --home and --threads. */
-int pst_cli_model_open(const pst_cli_args *a, const char *name, pst_engine_model **ret_model, pst_error *err);
+/* With the command's own --home; a home that cannot be used only costs the packed weights. n_threads: to pack with, 0: all. */
+int pst_cli_model_open(const pst_cli_args *a, const char *name, int n_threads, pst_engine_model **ret_model,
+                       pst_error *err);
 
 #endif

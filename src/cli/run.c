@@ -38,7 +38,7 @@ static int run_run(const pst_cli_args *a, pst_error *err) {
     pst_buf_puts(&input, a->words[1]);
   else
     code = read_stdin(&input, err);
-  if (!code) code = pst_cli_model_open(a, a->words[0], &model, err);
+  if (!code) code = pst_cli_model_open(a, a->words[0], (int)pst_cli_int(a, "threads"), &model, err);
   if (!code) code = make_prompt(model, a, pst_buf_str(&input), &prompt, err);
   if (!code) code = pst_cli_engine_open(a, model, &engine, err);
   if (!code) code = pst_cli_generate(a, engine, &prompt, &how, &answer, &last, err);

@@ -8,15 +8,19 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "engine/packed.h"
+
 typedef struct loader {
   pst_engine_model *m;
   const char *path;
   pst_error *err;
   const char *arch; /* key prefix */
   uint8_t *memory;  /* NULL in the measuring pass */
+  bool filled;      /* the memory holds what it should already: it is mapped, read-only */
   size_t used;
-  bool *taken; /* per tensor: some part of the table named it */
-  bool *asked; /* per key of the file: something read it */
+  uint64_t table; /* hash of what lies where */
+  bool *taken;    /* per tensor: some part of the table named it */
+  bool *asked;    /* per key of the file: something read it */
   size_t n_jobs;
   struct pack_job {
     const pst_kernels_matrix *matrix; /* of the file */
@@ -85,13 +89,17 @@ static int check_shape(loader *l, const pst_engine_gguf_tensor *t, const char *n
                        (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], rows, cols);
 }
 
-static size_t take_bytes(loader *l, size_t bytes) {
+/* Room for what is made of a tensor's bytes, which begin at `src`. */
+static size_t take_bytes(loader *l, const uint8_t *src, size_t bytes) {
+  uint64_t what[] = {(uint64_t)(src - pst_engine_gguf_map(l->m->gguf)->data), l->used, bytes};
   size_t at = l->used;
+  l->table = pst_hash64(what, sizeof what, l->table);
   l->used += (bytes + 63) & ~(size_t)63;
   return at;
 }
 
 static int add_job(loader *l, struct pack_job job) {
+  if (l->filled) return 0;
   if (pst_array_reserve((void **)&l->jobs, &l->jobs_capacity, l->n_jobs + 1, sizeof *l->jobs))
     return pst_error_set(l->err, PST_E_NOMEM, l->path, "no memory to pack the weights");
   l->jobs[l->n_jobs++] = job;
@@ -112,11 +120,11 @@ static int load_rows(loader *l, const char *name, size_t n_rows, size_t first, s
     if (l->err) snprintf(l->err->place, sizeof l->err->place, "%s", l->path);
     return code;
   }
-  size_t at = take_bytes(l, pst_kernels_matrix_bytes(&matrix));
+  const uint8_t *src = t->data + first * pst_kernels_row_bytes(t->type, cols);
+  size_t at = take_bytes(l, src, pst_kernels_matrix_bytes(&matrix));
   *ret = matrix;
   if (!l->memory) return 0;
   ret->data = l->memory + at;
-  const uint8_t *src = t->data + first * pst_kernels_row_bytes(t->type, cols);
   return add_job(l, (struct pack_job){ret, NULL, src, l->memory + at, NULL});
 }
 
@@ -135,14 +143,15 @@ static int load_row(loader *l, const char *name, size_t n, bool required, const 
     return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
                          "tensor '%s' has type %s; norms and biases must be F32, F16 or BF16", name,
                          pst_kernels_type_info(t->type)->name);
-  size_t at = take_bytes(l, n * sizeof(float));
+  size_t at = take_bytes(l, t->data, n * sizeof(float));
   if (!l->memory) return 0;
   float *row = (float *)(void *)(l->memory + at);
+  *ret = row;
+  if (l->filled) return 0;
   code = pst_kernels_dequantize_row(t->type, t->data, n, row);
   for (size_t i = 0; i < n && !code; i++)
     if (!isfinite(row[i])) code = PST_E_BAD_INPUT;
   if (code) return pst_error_set(l->err, code, l->path, "tensor '%s' holds a value that is not finite", name);
-  *ret = row;
   return 0;
 }
 
@@ -436,20 +445,21 @@ static int load_screen(loader *l, const char *head_name) {
   if (m->head.n_rows < ROWS_WORTH_IT || !plain || !pst_kernels_screen_pays(&m->head)) return 0;
   int code = pst_kernels_screen_init(&m->head, &m->screen);
   if (code) return code;
-  size_t codes_at = take_bytes(l, pst_kernels_matrix_bytes(&m->screen.codes));
-  size_t radius_at = take_bytes(l, pst_kernels_screen_radius_bytes(&m->screen));
+  const uint8_t *src = find_tensor(l, head_name)->data;
+  size_t codes_at = take_bytes(l, src, pst_kernels_matrix_bytes(&m->screen.codes));
+  size_t radius_at = take_bytes(l, src, pst_kernels_screen_radius_bytes(&m->screen));
   if (!l->memory) return 0;
   float *radius = (float *)(void *)(l->memory + radius_at);
   m->screen.codes.data = l->memory + codes_at;
   m->screen.radius = radius;
-  return add_job(
-      l, (struct pack_job){&m->head, &m->screen, find_tensor(l, head_name)->data, l->memory + codes_at, radius});
+  return add_job(l, (struct pack_job){&m->head, &m->screen, src, l->memory + codes_at, radius});
 }
 
 static int load_table(loader *l, const struct architecture *a) {
   pst_engine_model *m = l->m;
   size_t vocab = (size_t)m->info.n_vocab, embd = (size_t)m->info.n_embd;
   l->used = 0;
+  l->table = 0;
   l->n_jobs = 0;
   int code = a->keys(l);
   if (!code) code = load_matrix(l, "token_embd.weight", vocab, embd, &m->embedding);
@@ -572,8 +582,41 @@ static int open_text_side(pst_engine_model *m, const char *path, pst_error *err)
   return code;
 }
 
+static int pack(loader *l, const struct architecture *a, int n_threads) {
+  pst_engine_model *m = l->m;
+  l->memory = m->packed = pst_malloc_aligned(m->packed_bytes, 2u << 20);
+  if (!m->packed)
+    return pst_error_set(l->err, PST_E_NOMEM, l->path, "no memory for %.0f MB of packed weights",
+                         (double)m->packed_bytes / 1e6);
+  (void)madvise(m->packed, m->packed_bytes, MADV_HUGEPAGE);
+  int code = load_table(l, a); /* places */
+  return code ? code : pack_all(l, n_threads > 0 ? n_threads : pst_cpu_count());
+}
+
+/* The packed block: mapped when it was kept in `packed_dir`, else made and kept there. That it cannot be kept is no error. */
+static int fill(loader *l, const struct architecture *a, int n_threads, const char *packed_dir) {
+  pst_engine_model *m = l->m;
+  const pst_map *map = pst_engine_gguf_map(m->gguf);
+  pst_engine_packed_id id = {map->inode, map->mtime_ns, map->n, 0, l->table, m->packed_bytes};
+  char *kept = NULL;
+  int code;
+  if (packed_dir && (id.layout = pst_kernels_layout_id())) kept = pst_engine_packed_path(packed_dir, l->path);
+  l->filled = kept && pst_engine_packed_map(kept, &id, &m->packed_map, &l->memory);
+  if (l->filled) {
+    code = load_table(l, a);
+  } else if (!(code = pack(l, a, n_threads)) && kept) {
+    pst_error error = PST_ERROR_INIT;
+    if (pst_engine_packed_write(kept, &id, m->packed, &error))
+      pst_log(PST_LOG_INFO, "event=packed_weights_not_kept file=\"%s\" reason=\"%s\"", kept, error.message);
+  }
+  pst_free(kept);
+  /* The source pages are not read again: give them back to the system's cache. */
+  (void)madvise((void *)(uintptr_t)map->data, map->n, MADV_DONTNEED);
+  return code;
+}
+
 /* n_threads < 0: everything is checked, nothing packed. */
-static int load_weights(pst_engine_model *m, const char *path, int n_threads, pst_error *err) {
+static int load_weights(pst_engine_model *m, const char *path, int n_threads, const char *packed_dir, pst_error *err) {
   loader l = {0};
   l.m = m;
   l.path = path;
@@ -593,22 +636,7 @@ static int load_weights(pst_engine_model *m, const char *path, int n_threads, ps
   if (!code) code = refuse_leftovers(&l);
   if (code) goto done;
   m->packed_bytes = l.used + 64;
-  if (n_threads < 0) goto done;
-  m->packed = pst_malloc_aligned(m->packed_bytes, 2u << 20);
-  if (!m->packed) {
-    code =
-        pst_error_set(err, PST_E_NOMEM, path, "no memory for %.0f MB of packed weights", (double)m->packed_bytes / 1e6);
-    goto done;
-  }
-  (void)madvise(m->packed, m->packed_bytes, MADV_HUGEPAGE);
-  l.memory = m->packed;
-  code = load_table(&l, a); /* places */
-  if (code) goto done;
-  code = pack_all(&l, n_threads > 0 ? n_threads : pst_cpu_count());
-  if (code) goto done;
-  /* The source pages are not read again: give them back to the system's cache. */
-  const pst_map *map = pst_engine_gguf_map(m->gguf);
-  (void)madvise((void *)(uintptr_t)map->data, map->n, MADV_DONTNEED);
+  if (n_threads >= 0) code = fill(&l, a, n_threads, packed_dir);
 done:
   pst_free(l.taken);
   pst_free(l.asked);
@@ -628,7 +656,8 @@ static int64_t step_bytes(const pst_engine_model *m) {
   return bytes;
 }
 
-static int open_model(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err) {
+static int open_model(const char *path, int n_threads, const char *packed_dir, pst_engine_model **ret_model,
+                      pst_error *err) {
   pst_error own = PST_ERROR_INIT;
   if (!err) err = &own;
   pst_engine_model *m = pst_calloc(1, sizeof *m);
@@ -637,7 +666,7 @@ static int open_model(const char *path, int n_threads, pst_engine_model **ret_mo
   m->kernels = pst_kernels_get();
   int code = pst_engine_gguf_open(path, &m->gguf, err);
   if (!code) code = open_text_side(m, path, err);
-  if (!code) code = load_weights(m, path, n_threads, err);
+  if (!code) code = load_weights(m, path, n_threads, packed_dir, err);
   if (code) {
     pst_engine_model_unref(m);
     return code;
@@ -662,11 +691,16 @@ static int open_model(const char *path, int n_threads, pst_engine_model **ret_mo
 }
 
 int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **ret_model, pst_error *err) {
-  return open_model(path, PST_MAX(n_threads, 0), ret_model, err);
+  return open_model(path, PST_MAX(n_threads, 0), NULL, ret_model, err);
+}
+
+int pst_engine_model_open_kept(const char *path, const char *packed_dir, int n_threads, pst_engine_model **ret_model,
+                               pst_error *err) {
+  return open_model(path, PST_MAX(n_threads, 0), packed_dir, ret_model, err);
 }
 
 int pst_engine_model_examine(const char *path, pst_engine_model **ret_model, pst_error *err) {
-  return open_model(path, -1, ret_model, err);
+  return open_model(path, -1, NULL, ret_model, err);
 }
 
 pst_engine_model *pst_engine_model_ref(pst_engine_model *m) {
@@ -681,6 +715,7 @@ void pst_engine_model_unref(pst_engine_model *m) {
   pst_engine_gguf_close(m->gguf);
   pst_free(m->layers);
   pst_free(m->packed);
+  if (m->packed_map.data) pst_map_close(&m->packed_map);
   pst_free(m);
 }
 

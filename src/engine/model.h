@@ -58,8 +58,9 @@ struct pst_engine_model {
   float embedding_scale, residual_scale, logit_scale, attention_scale, norm_eps;
   float attention_softcap, logit_softcap; /* 0: none */
   pst_kernels_gate gate;
-  void *packed; /* one block behind all packed matrices and norms */
+  void *packed; /* one block behind all packed matrices and norms; NULL: it is mapped */
   size_t packed_bytes;
+  pst_map packed_map;   /* data NULL: it was packed here */
   uint64_t content_key; /* root of prefix keys: file identity */
 };
 

@@ -7,6 +7,8 @@
  * ending a use closes nothing: room is made only where room is needed, by the thread that loads. */
 #include "gateway/engines.h"
 
+#include <penstock/models.h>
+
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -212,7 +214,7 @@ static pst_engine_model *share_model(pst_gateway_engines *e, const file_key *fil
 }
 
 static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progress, pst_error *err) {
-  char *path = NULL;
+  char *path = NULL, *packed = NULL;
   pst_engine_model *model = NULL;
   pst_engine_options options = s->spec.options;
   int64_t start = pst_clock_us();
@@ -223,7 +225,8 @@ static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progre
   bool shared = model != NULL;
   if (!shared) {
     if ((code = make_room(e, s->spec.model, 0, (int64_t)s->file.bytes, err))) goto done;
-    if ((code = pst_engine_model_open(path, 0, &model, err))) goto done;
+    packed = pst_models_packed_dir(e->home);
+    if ((code = pst_engine_model_open_kept(path, packed, 0, &model, err))) goto done;
   }
   const pst_engine_model_info *info = pst_engine_model_get_info(model);
   s->model_bytes = PST_MAX(info->packed_bytes, info->file_bytes);
@@ -238,6 +241,7 @@ static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progre
           s->spec.weights, options.slots, (double)(pst_clock_us() - start) / 1e6);
 done:
   pst_engine_model_unref(model);
+  pst_free(packed);
   pst_free(path);
   return code;
 }

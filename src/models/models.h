@@ -27,6 +27,8 @@ int pst_models_hash_file(const char *path, pst_progress *progress, char ret_sha2
 int pst_models_sync(const char *path, bool directory, pst_error *err);
 /* Removes a directory and what is in it; what is not there is fine. */
 void pst_models_remove_tree(const char *path);
+/* Every file of a directory whose name begins so; what cannot be removed stays. */
+void pst_models_remove_prefixed(const char *dir, const char *prefix);
 /* Bytes of all regular files below. */
 int64_t pst_models_tree_bytes(const char *path);
 /* PST_E_NO_SPACE when the file system of `dir` has not that much room. */

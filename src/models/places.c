@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -71,6 +72,20 @@ int pst_models_sync(const char *path, bool directory, pst_error *err) {
   if (fd < 0 || fsync(fd)) code = pst_error_set_errno(err, errno, path, "cannot be brought to the disk");
   if (fd >= 0) (void)close(fd);
   return code;
+}
+
+char *pst_models_packed_dir(const char *home) {
+  const char *chosen = getenv("PENSTOCK_PACKED");
+  if (!chosen || !*chosen) return pst_path_join(home, "packed");
+  return strcmp(chosen, "off") == 0 ? NULL : pst_strdup(chosen);
+}
+
+void pst_models_remove_prefixed(const char *dir, const char *prefix) {
+  DIR *d = opendir(dir);
+  if (!d) return;
+  for (struct dirent *e; (e = readdir(d));)
+    if (strncmp(e->d_name, prefix, strlen(prefix)) == 0) (void)unlinkat(dirfd(d), e->d_name, 0);
+  (void)closedir(d);
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw) {

@@ -316,6 +316,32 @@ int pst_models_resolve(const char *home, const char *what, pst_models_file *ret_
 
 /* ---- changing ---- */
 
+typedef struct sharer_search {
+  const char *name, *sha256;
+  bool found, intact; /* some other name has this content; the file of one such is as it was recorded */
+} sharer_search;
+
+static int match_sharer(void *user, const pst_models_file *file, bool intact) {
+  sharer_search *s = user;
+  if (strcmp(file->name, s->name) == 0 || strcmp(file->sha256, s->sha256) != 0) return 0;
+  s->found = true;
+  s->intact |= intact;
+  return 0;
+}
+
+/* A file that another name has already stays as it is: its record tells it by its inode. */
+static int put_blob(const char *home, const char *name, const char *path, const char *sha256, const char *blob,
+                    pst_error *err) {
+  sharer_search sharer = {name, sha256, false, false};
+  if (strcmp(path, blob) == 0) return 0;
+  int code = pst_models_each(home, match_sharer, &sharer, err);
+  if (!code && sharer.intact)
+    (void)unlink(path);
+  else if (!code && rename(path, blob))
+    code = pst_error_set_errno(err, errno, path, "the file cannot be moved to its place");
+  return code;
+}
+
 int pst_models_commit(const char *home, const char *name, const char *licence, const char *path, const char *sha256,
                       int64_t bytes, char **ret_path, pst_error *err) {
   char *dir = pst_models_place(home, "blobs", NULL), *blob = pst_models_place(home, "blobs", sha256);
@@ -324,8 +350,7 @@ int pst_models_commit(const char *home, const char *name, const char *licence, c
   if (!code && chmod(path, 0444)) code = pst_error_set_errno(err, errno, path, "the file cannot be made read-only");
   if (!code) code = pst_models_sync(path, false, err);
   if (!code) code = pst_models_lock(home, REGISTRY_LOCK, NULL, &lock, err);
-  if (!code && strcmp(path, blob) != 0 && rename(path, blob))
-    code = pst_error_set_errno(err, errno, path, "the file cannot be moved to its place");
+  if (!code) code = put_blob(home, name, path, sha256, blob, err);
   if (!code) code = pst_models_sync(dir, true, err);
   struct stat st;
   if (!code && (stat(blob, &st) || (int64_t)st.st_size != bytes))
@@ -341,6 +366,20 @@ int pst_models_commit(const char *home, const char *name, const char *licence, c
   return 0;
 }
 
+/* What was made from a blob; its files' names begin with the hash. */
+static void remove_packed(const char *home, const char *sha256) {
+  char *packed = pst_models_packed_dir(home);
+  if (packed && sha256[0]) pst_models_remove_prefixed(packed, sha256);
+  pst_free(packed);
+}
+
+static void remove_derived(const char *home, const char *sha256) {
+  char *copies = pst_path_join(home, "quantized");
+  if (copies && sha256[0]) pst_models_remove_prefixed(copies, sha256);
+  pst_free(copies);
+  remove_packed(home, sha256);
+}
+
 int pst_models_verify(const char *home, const char *name, pst_progress *progress, pst_error *err) {
   pst_models_file file;
   bool intact = false;
@@ -351,6 +390,7 @@ int pst_models_verify(const char *home, const char *name, pst_progress *progress
   if (code == PST_E_NOT_FOUND) return not_found(home, name, err);
   if (code) return code;
   code = pst_models_lock(home, name, NULL, &lock, err);
+  if (!code) remove_packed(home, file.sha256);
   if (!code) code = pst_models_hash_file(file.path, progress, sha256, NULL, err);
   if (!code && strcmp(sha256, file.sha256) != 0)
     code = pst_error_set(
@@ -363,21 +403,9 @@ int pst_models_verify(const char *home, const char *name, pst_progress *progress
   return code;
 }
 
-typedef struct sharer_search {
-  const char *name, *sha256;
-  bool found;
-} sharer_search;
-
-static int match_sharer(void *user, const pst_models_file *file, bool intact) {
-  (void)intact;
-  sharer_search *s = user;
-  if (strcmp(file->name, s->name) != 0 && strcmp(file->sha256, s->sha256) == 0) s->found = true;
-  return 0;
-}
-
 /* Record first: from then on the name is gone, and what a crash leaves behind is only unused. */
 static int remove_locked(const char *home, const char *name, const pst_models_file *file, pst_error *err) {
-  sharer_search sharer = {name, file->sha256, false};
+  sharer_search sharer = {name, file->sha256, false, false};
   char *record = record_path(home, name), *notices = pst_models_place(home, "notices", name),
        *partial = pst_models_place(home, "partial", name);
   int code = record && notices && partial ? 0 : no_memory(err);
@@ -390,6 +418,7 @@ static int remove_locked(const char *home, const char *name, const pst_models_fi
   }
   if (!code && file->path && !sharer.found && unlink(file->path) && errno != ENOENT)
     code = pst_error_set_errno(err, errno, file->path, "the model file cannot be removed");
+  if (!code && file->path && !sharer.found) remove_derived(home, file->sha256);
   pst_free(record);
   pst_free(notices);
   pst_free(partial);

@@ -132,6 +132,46 @@ static void blob_of_two_names_stays(void **state) {
   pst_models_file_done(&file);
 }
 
+/* A file of HOME/dir whose name is the model's hash and an ending. */
+static char *write_derived(const char *home, const pst_models_file *file, const char *sub, const char *ending) {
+  char name[128];
+  snprintf(name, sizeof name, "%s/%s", home, sub);
+  assert_int_equal(pst_dir_make(name, &err), 0);
+  snprintf(name, sizeof name, "%s/%s-%s", sub, file->sha256, ending);
+  char *path = pst_path_join(home, name);
+  assert_non_null(path);
+  test_temp_write(path, "x", 1);
+  return path;
+}
+
+static void what_was_made_from_a_blob_goes_with_it(void **state) {
+  const char *home = *state;
+  assert_int_equal(unsetenv("PENSTOCK_PACKED"), 0);
+  must_adopt(home, "one", "same");
+  must_adopt(home, "two", "same");
+  must_adopt(home, "other", "another");
+  pst_models_file file, other;
+  assert_int_equal(pst_models_resolve(home, "one", &file, &err), 0);
+  assert_int_equal(pst_models_resolve(home, "other", &other, &err), 0);
+  char *copy = write_derived(home, &file, "quantized", "Q4_0.gguf");
+  char *packed = write_derived(home, &file, "packed", "1.packed");
+  char *of_other = write_derived(home, &other, "packed", "1.packed");
+  assert_int_equal(pst_models_remove(home, "one", &err), 0);
+  assert_true(pst_file_exists(copy) && pst_file_exists(packed)); /* "two" has the blob too */
+  if (pst_models_verify(home, "two", NULL, &err)) fail_msg("%s: %s", err.place, err.message);
+  assert_true(pst_file_exists(copy));
+  assert_false(pst_file_exists(packed));
+  test_temp_write(packed, "x", 1);
+  assert_int_equal(pst_models_remove(home, "two", &err), 0);
+  assert_false(pst_file_exists(copy) || pst_file_exists(packed));
+  assert_true(pst_file_exists(of_other));
+  pst_models_file_done(&file);
+  pst_models_file_done(&other);
+  pst_free(copy);
+  pst_free(packed);
+  pst_free(of_other);
+}
+
 static void changed_file_is_noticed_and_verified(void **state) {
   const char *home = *state;
   must_adopt(home, "m", "content");
@@ -230,6 +270,7 @@ int main(void) {
       T(bad_names),
       T(name_that_is_taken),
       T(blob_of_two_names_stays),
+      T(what_was_made_from_a_blob_goes_with_it),
       T(changed_file_is_noticed_and_verified),
       T(damaged_records),
       T(hashes_are_remembered),
