@@ -13,10 +13,11 @@ typedef struct pst_engine_team {
   int n_threads;
   atomic_int arrived;
   atomic_uint phase;
+  _Atomic(int64_t) stalled_us; /* time that threads waited for others which were not running */
 } pst_engine_team;
 
-/* Runs fn(arg, team, index) on n_threads threads at once (at most PST_ENGINE_MAX_THREADS; fewer when threads cannot be made: team->n_threads says how many) and
- * returns when all are through. Any thread; callers wait for each other. */
+/* Runs fn(arg, team, index) on n_threads threads at once (at most PST_ENGINE_MAX_THREADS; fewer when threads cannot be made, or when other programs hold the cores so that fewer are faster:
+ * team->n_threads says how many) and returns when all are through. Any thread; callers wait for each other. */
 void pst_engine_pool_run(int n_threads, void (*fn)(void *arg, pst_engine_team *team, int index), void *arg);
 
 /* All threads of the team meet. What was written before is seen by all after. */
