@@ -141,7 +141,25 @@ typedef struct pst_engine_event {
 /* On the engine's thread; must not block and must not call into the engine other than cancel. */
 typedef void (*pst_engine_callback)(void *user, const pst_engine_event *event);
 
-typedef enum pst_engine_speculation { PST_ENGINE_SPEC_NONE, PST_ENGINE_SPEC_LOOKUP } pst_engine_speculation;
+/* Where guesses at the next tokens come from; what they are worth and what verifying them costs is measured as the engine runs, and decides how many
+ * are verified, zero included. Exact: the answer is the same with any of them. */
+typedef enum pst_engine_speculation {
+  PST_ENGINE_SPEC_NONE,
+  PST_ENGINE_SPEC_LOOKUP,  /* the request's own prompt and answer */
+  PST_ENGINE_SPEC_ANSWERS, /* these, and a corpus of past answers */
+} pst_engine_speculation;
+
+/* Past answers as a suffix automaton (engine/corpus.c). Immutable, counted, shared by engines and threads. At most 56 bytes a token. */
+typedef struct pst_engine_corpus pst_engine_corpus;
+/* Most tokens of a corpus, one added for each answer. */
+#define PST_ENGINE_CORPUS_TOKENS 2097152
+/* tokens: n answers of lengths[i] tokens, one behind the other; what ends them (end token, stop string) is worth keeping. Linear time. Errors: PST_E_LIMIT,
+ * PST_E_BAD_INPUT (a negative token), PST_E_NOMEM. One reference for the caller. */
+int pst_engine_corpus_create(const int32_t *tokens, const size_t *lengths, size_t n, pst_engine_corpus **ret_corpus,
+                             pst_error *err);
+pst_engine_corpus *pst_engine_corpus_ref(pst_engine_corpus *corpus);
+void pst_engine_corpus_unref(pst_engine_corpus *corpus); /* NULL is fine */
+size_t pst_engine_corpus_bytes(const pst_engine_corpus *corpus);
 
 typedef struct pst_engine_request {
   const int32_t *prompt; /* copied by submit; at least 1 token */
@@ -154,7 +172,8 @@ typedef struct pst_engine_request {
   bool ignore_end;             /* go on past end tokens (benchmarks) */
   pst_engine_choices *choices; /* NULL: free text; referenced */
   pst_engine_speculation speculation;
-  int n_logprobs;    /* -1: none; 0: the chosen token's; up to 20 alternatives */
+  pst_engine_corpus *corpus; /* with SPEC_ANSWERS; referenced */
+  int n_logprobs;            /* -1: none; 0: the chosen token's; up to 20 alternatives */
   bool score_prompt; /* an event for every prompt token after the first, with its log-probability (teacher forcing) */
   uint64_t prefix_salt; /* prompts with different salts share no pages (isolation of API keys); 0: the common one */
   int priority;         /* lower first; same priority in order of arrival */
@@ -168,13 +187,14 @@ typedef enum pst_engine_kv { PST_ENGINE_KV_F16, PST_ENGINE_KV_Q8_0 } pst_engine_
 
 typedef struct pst_engine_options {
   pst_engine_kv kv;
-  int slots;     /* sequences decoded together, 1 to 256 */
-  int chunk;     /* prefill tokens per step, 16 to 2048 */
-  int threads;   /* 0: pst_cpu_count() */
-  int n_ctx;     /* longest sequence, 0: the lesser of the model's and 8192 */
-  int kv_tokens; /* positions in the page pool, 0: enough for slots x 1024 and for one of n_ctx */
-  int max_queue; /* waiting requests before PST_E_BUSY */
-  bool no_reuse; /* do not share prefix pages */
+  int slots;         /* sequences decoded together, 1 to 256 */
+  int chunk;         /* prefill tokens per step, 16 to 2048 */
+  int threads;       /* 0: pst_cpu_count() */
+  int n_ctx;         /* longest sequence, 0: the lesser of the model's and 8192 */
+  int kv_tokens;     /* positions in the page pool, 0: enough for slots x 1024 and for one of n_ctx */
+  int max_queue;     /* waiting requests before PST_E_BUSY */
+  bool no_reuse;     /* do not share prefix pages */
+  bool draft_always; /* verify every guess, whatever the cost rule says: for tests and for measuring the rule */
 } pst_engine_options;
 pst_engine_options pst_engine_options_default(void);
 
@@ -238,10 +258,17 @@ int pst_engine_replay(const pst_engine_options *options, const pst_engine_step_m
                       const pst_engine_replay_item *items, size_t n, pst_engine_replay_result *ret_results,
                       int64_t *ret_makespan_us, pst_error *err);
 
-/* What prompt lookup would have made of a known answer. tokens: the prompt's n_prompt, then the answer's; n in all. *ret_steps: steps that would have given the
- * answer's tokens; *ret_drafted: tokens drafted on the way. Pure. */
-void pst_engine_lookup_replay(const int32_t *tokens, size_t n_prompt, size_t n, int64_t *ret_steps,
-                              int64_t *ret_drafted);
+/* What speculation would have made of known answers, asked one after the other, by the engine's own drafts and cost rule; what one teaches about the worth of
+ * guesses serves the next. corpus NULL: PST_ENGINE_SPEC_LOOKUP; else referenced. model: what steps cost; NULL: every guess is verified. Owned by
+ * one thread. PST_E_NOMEM. */
+typedef struct pst_engine_draft_replay pst_engine_draft_replay;
+int pst_engine_draft_replay_create(pst_engine_corpus *corpus, const pst_engine_step_model *model,
+                                   pst_engine_draft_replay **ret_replay, pst_error *err);
+void pst_engine_draft_replay_free(pst_engine_draft_replay *replay); /* NULL is fine */
+/* An answer of n tokens, the first n_prompt the prompt's. *ret_steps: steps that would have given the others, the first with the prompt; *ret_drafted: guesses
+ * verified on the way. PST_E_NOMEM. */
+int pst_engine_draft_replay_answer(pst_engine_draft_replay *replay, const int32_t *tokens, size_t n_prompt, size_t n,
+                                   int64_t *ret_steps, int64_t *ret_drafted, pst_error *err);
 
 #ifdef __cplusplus
 }

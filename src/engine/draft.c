@@ -1,37 +1,122 @@
-/* Prompt-lookup drafts. A scan from the end: at 8,192 tokens it costs two microseconds, a thousandth of a step, so no index is kept. */
+/* Guesses from the own text and from past answers, and the counts that say what they are worth. */
 #include "engine/draft.h"
 
-#include "engine/engine.h"
+/* A cell's counts are halved at this many guesses; the weight of what is believed before any; how many shorter ends of an answer are looked at
+ * beside the longest; the least chance of a whole draft. */
+enum { FADE_AT = 512, PRIOR_WEIGHT = 4, SHORTER_ENDS = 4 };
+#define LEAST_CHANCE 0.05f
 
-int pst_engine_draft_lookup(const int32_t *tokens, int n_tokens, int most, int32_t *ret_draft) {
-  for (int gram = 3; gram >= 2; gram--) {
-    if (n_tokens <= gram) continue;
-    const int32_t *tail = tokens + n_tokens - gram;
-    for (int i = n_tokens - gram - 1; i >= 0; i--) {
-      int same = 0;
-      while (same < gram && tokens[i + same] == tail[same]) same++;
-      if (same < gram) continue;
-      int n = 0;
-      for (int j = i + gram; j < n_tokens && n < most; j++) ret_draft[n++] = tokens[j];
-      return n;
-    }
+int pst_engine_draft_find(const int32_t *tokens, int n_tokens, int *ret_next) {
+  int longest = 0;
+  int32_t last = n_tokens > 0 ? tokens[n_tokens - 1] : 0;
+  for (int i = n_tokens - 2; i >= longest && longest < PST_ENGINE_OWN_LONGEST; i--) {
+    if (tokens[i] != last) continue;
+    int same = 1;
+    while (same <= i && same < PST_ENGINE_OWN_LONGEST && tokens[i - same] == tokens[n_tokens - 1 - same]) same++;
+    if (same <= longest) continue;
+    longest = same;
+    *ret_next = i + 1;
   }
-  return 0;
+  return longest;
 }
 
-/* As make_drafts and pick_tokens in engine.c: the first token comes with the prompt; a step gives the drafts that are right and one token more. */
-void pst_engine_lookup_replay(const int32_t *tokens, size_t n_prompt, size_t n, int64_t *ret_steps,
-                              int64_t *ret_drafted) {
-  int64_t steps = 0, drafted = 0;
-  for (size_t at = n_prompt; at < n; steps++) {
-    int32_t draft[PST_ENGINE_MAX_DRAFT] = {0};
-    int most = PST_MIN((int)(n - at - 1), PST_ENGINE_MAX_DRAFT);
-    int n_draft = at > n_prompt && most > 0 ? pst_engine_draft_lookup(tokens, (int)at, most, draft) : 0;
-    size_t n_right = 0;
-    while (n_right < (size_t)n_draft && draft[n_right] == tokens[at + n_right]) n_right++;
-    drafted += n_draft;
-    at += n_right + 1;
+/* ---- cells ---- */
+
+static int length_class(uint32_t length) {
+  return length <= 1 ? 0 : length <= 2 ? 1 : length <= 4 ? 2 : length <= 8 ? 3 : length <= 16 ? 4 : 5;
+}
+
+static int own_cell(int length) {
+  return length <= 4 ? length - 1 : length <= 6 ? 4 : length <= 9 ? 5 : length < 16 ? 6 : 7;
+}
+
+static float share_of(const pst_engine_corpus_next *n) { return (float)n->count / ((float)n->total + 0.5f); }
+
+static int corpus_cell(const pst_engine_corpus_next *n) {
+  float share = (float)n->count / (float)n->total;
+  int one_sided = share < 0.4f ? 0 : share < 0.7f ? 1 : share < 0.9f ? 2 : share < 0.99f ? 3 : 4;
+  int often = n->total < 2 ? 0 : n->total < 8 ? 1 : 2;
+  return PST_ENGINE_OWN_CELLS + (length_class(n->length) * 5 + one_sided) * 3 + often;
+}
+
+/* The mean of a beta distribution around what is believed before the first guess. */
+static float chance_of(const pst_engine_acceptance *a, int cell, float before) {
+  return (a->n_right[cell] + before * PRIOR_WEIGHT) / (a->n_guesses[cell] + PRIOR_WEIGHT);
+}
+
+static void count(pst_engine_acceptance *a, int cell, bool right) {
+  a->n_guesses[cell] += 1;
+  a->n_right[cell] += right;
+  if (a->n_guesses[cell] < FADE_AT) return;
+  a->n_guesses[cell] /= 2;
+  a->n_right[cell] /= 2;
+}
+
+/* ---- guesses ---- */
+
+void pst_engine_drafter_init(pst_engine_drafter *d, const pst_engine_corpus *corpus) {
+  *d = (pst_engine_drafter){.corpus = corpus};
+  if (corpus) d->place = pst_engine_corpus_begin(corpus);
+}
+
+/* The likeliest token by the corpus: of the longest end and a few shorter ones, whichever is right most often. Returns its chance. */
+static float ask_corpus(const pst_engine_corpus *corpus, const pst_engine_acceptance *a, pst_engine_corpus_place place,
+                        pst_engine_guess *g) {
+  float best = 0;
+  for (int i = 0; i <= SHORTER_ENDS; i++) {
+    pst_engine_corpus_next next = pst_engine_corpus_best(corpus, place);
+    if (next.token >= 0) {
+      int cell = corpus_cell(&next);
+      float chance = chance_of(a, cell, share_of(&next));
+      if (chance > best) {
+        best = chance;
+        g->by_corpus = next.token;
+        g->corpus_cell = (uint8_t)cell;
+      }
+    }
+    if (!pst_engine_corpus_shorten(corpus, &place)) break;
   }
-  *ret_steps = steps;
-  *ret_drafted = drafted;
+  return best;
+}
+
+void pst_engine_drafter_guess(pst_engine_drafter *d, const pst_engine_acceptance *a, int32_t *tokens, int n_prompt,
+                              int n_tokens, int most) {
+  for (; d->corpus && d->n_walked < n_tokens - n_prompt; d->n_walked++)
+    pst_engine_corpus_walk(d->corpus, &d->place, tokens[n_prompt + d->n_walked]);
+  pst_engine_corpus_place place = d->place;
+  int next = 0, length = pst_engine_draft_find(tokens, n_tokens, &next);
+  float whole = 1;
+  d->n_guesses = 0;
+  for (int i = 0; i < most; i++) {
+    pst_engine_guess g = {-1, 0, -1, -1, 0, 0};
+    float own = 0, corpus = d->corpus ? ask_corpus(d->corpus, a, place, &g) : 0;
+    if (length) {
+      int cell = own_cell(length);
+      g.by_own = tokens[next];
+      g.own_cell = (uint8_t)cell;
+      own = chance_of(a, cell, (float)length / (float)(length + 3));
+    }
+    g.token = own > corpus ? g.by_own : g.by_corpus;
+    g.chance = PST_MAX(own, corpus);
+    whole *= g.chance;
+    if (g.token < 0 || (i > 0 && whole < LEAST_CHANCE)) break; /* the first is kept, to learn from it */
+    d->guesses[d->n_guesses++] = g;
+    tokens[n_tokens + i] = g.token;
+    if (d->corpus) pst_engine_corpus_walk(d->corpus, &place, g.token);
+    if (g.by_own == g.token) {
+      next++;
+      length = PST_MIN(length + 1, PST_ENGINE_OWN_LONGEST);
+    } else {
+      length = pst_engine_draft_find(tokens, n_tokens + i + 1, &next);
+    }
+  }
+}
+
+void pst_engine_drafter_learn(const pst_engine_drafter *d, pst_engine_acceptance *a, const int32_t *came, int n) {
+  for (int i = 0; i < PST_MIN(n, d->n_guesses); i++) {
+    const pst_engine_guess *g = &d->guesses[i];
+    if (g->by_own >= 0) count(a, g->own_cell, g->by_own == came[i]);
+    if (g->by_corpus >= 0) count(a, g->corpus_cell, g->by_corpus == came[i]);
+    if (g->token != came[i]) return;
+  }
 }

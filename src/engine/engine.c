@@ -6,7 +6,6 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "engine/draft.h"
 #include "engine/engine.h"
 
 static pst_engine_kv const kv_default = PST_ENGINE_KV_F16;
@@ -89,8 +88,10 @@ int pst_engine_create(pst_engine_model *model, const pst_engine_options *options
   e->group_marks = pst_calloc(vocab / PST_KERNELS_GROUP + 1, 1);
   e->items = pst_calloc((size_t)o->slots, sizeof *e->items);
   e->rows = pst_calloc((size_t)o->chunk + (size_t)drafts, sizeof *e->rows);
-  bool fits =
-      e->pages && e->logits && e->raw && e->work && e->allowed && e->groups && e->group_marks && e->items && e->rows;
+  e->offers = pst_calloc((size_t)o->slots, sizeof *e->offers);
+  e->offerers = pst_calloc((size_t)o->slots, sizeof *e->offerers);
+  bool fits = e->pages && e->logits && e->raw && e->work && e->allowed && e->groups && e->group_marks && e->items &&
+              e->rows && e->offers && e->offerers;
   code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, !o->no_reuse) : PST_E_NOMEM;
   if (code)
     pst_error_set(err, code, NULL, "no memory for %.0f MB of keys and values",
@@ -133,6 +134,8 @@ void pst_engine_free(pst_engine *e) {
   pst_free(e->group_marks);
   pst_free(e->items);
   pst_free(e->rows);
+  pst_free(e->offers);
+  pst_free(e->offerers);
   pst_free(e->cancels);
   pst_free(e);
 }
@@ -216,10 +219,27 @@ static pst_engine_finish force(pst_engine *e, pst_engine_session *s) {
   return finish;
 }
 
+/* Shared by all requests that draft from the same corpus: one of them alone is too short to learn from. */
+static pst_engine_acceptance *experience_of(pst_engine *e, const pst_engine_session *s) {
+  uint64_t key = s->corpus ? pst_engine_corpus_key(s->corpus) : 0;
+  pst_engine_experience *oldest = &e->experiences[1];
+  for (int i = key != 0; i < PST_ENGINE_EXPERIENCES; i++) { /* the first is that of no corpus */
+    pst_engine_experience *x = &e->experiences[i];
+    if (x->corpus_key == key) {
+      x->used_at = e->counts.n_requests;
+      return &x->acceptance;
+    }
+    if (x->used_at < oldest->used_at) oldest = x;
+  }
+  *oldest = (pst_engine_experience){.corpus_key = key, .used_at = e->counts.n_requests};
+  return &oldest->acceptance;
+}
+
 static void admit(pst_engine *e, pst_engine_session *s) {
   s->next = e->live;
   e->live = s;
   e->counts.n_requests++;
+  s->acceptance = experience_of(e, s);
   if (s->max_tokens == 0 && !s->seq.score_prompt) {
     finish_session(e, s, PST_ENGINE_FINISH_LENGTH, NULL);
     return;
@@ -284,16 +304,40 @@ static bool take_in(pst_engine *e) {
   return !stopping;
 }
 
+/* Rows of the next step without drafts, at most: prompts to compute, and the next token of every answer. */
+static int rows_ahead(const pst_engine *e) {
+  const pst_engine_sched *sched = &e->sched;
+  int n_answer = 0, n_prompt = sched->waiting && sched->n_running < sched->slots ? sched->chunk : 0;
+  for (int i = 0; i < sched->n_running; i++) {
+    const pst_engine_seq *q = sched->running[i];
+    int n = q->n_tokens - q->n_stored;
+    if (q->n_stored < q->n_prompt)
+      n_prompt = PST_MIN(n_prompt + n, sched->chunk);
+    else
+      n_answer += PST_MIN(n, PST_ENGINE_MAX_RUN);
+  }
+  return n_answer + n_prompt;
+}
+
+/* Guesses at the next tokens of the answers that want them, and the choice of how many the step verifies. */
 static void make_drafts(pst_engine *e) {
+  int n = 0;
   for (int i = 0; i < e->sched.n_running; i++) {
     pst_engine_session *s = (pst_engine_session *)e->sched.running[i];
     pst_engine_seq *q = &s->seq;
-    q->n_draft = 0;
+    q->n_draft = s->drafter.n_guesses = 0;
     if (s->speculation == PST_ENGINE_SPEC_NONE || s->choices || s->n_heal || q->n_stored < q->n_prompt) continue;
     int room = PST_MIN(q->n_max - q->n_tokens - 1, s->max_tokens - s->n_completion - 1);
-    q->n_draft =
-        pst_engine_draft_lookup(q->tokens, q->n_tokens, PST_MIN(room, PST_ENGINE_MAX_DRAFT), q->tokens + q->n_tokens);
+    pst_engine_drafter_guess(&s->drafter, s->acceptance, q->tokens, q->n_prompt, q->n_tokens,
+                             PST_MIN(room, PST_ENGINE_MAX_DRAFT));
+    if (s->drafter.n_guesses == 0) continue;
+    q->n_draft = s->drafter.n_guesses;
+    e->offers[n] = (pst_engine_offer){s->drafter.guesses, s->drafter.n_guesses, 0};
+    e->offerers[n++] = s;
   }
+  if (n == 0 || e->options.draft_always) return;
+  pst_engine_speculation_choose(&e->curve, rows_ahead(e), e->offers, n);
+  for (int i = 0; i < n; i++) e->offerers[i]->seq.n_draft = e->offers[i].n_chosen;
 }
 
 static void run_forward(pst_engine *e) {
@@ -438,6 +482,8 @@ static void pick_tokens(pst_engine *e) {
     pst_engine_session *s = (pst_engine_session *)e->sched.items[i].seq;
     if (e->sched.items[i].n_logits == 0) continue;
     s->n_drafted += s->seq.n_draft;
+    int known = e->sched.items[i].first + e->sched.items[i].n - s->seq.n_draft; /* before the step */
+    pst_engine_drafter_learn(&s->drafter, s->acceptance, s->seq.tokens + known, s->seq.n_tokens - known);
     s->n_token_steps += !s->seq.score_prompt;
     if (finishes[i] == PST_ENGINE_FINISH_NONE && !s->seq.score_prompt) finishes[i] = force(e, s);
     if (s->seq.n_stored >= s->seq.n_prompt) pst_engine_sched_settle(&e->sched, &s->seq);
@@ -451,7 +497,24 @@ static void end_finished(pst_engine *e) {
       finish_session(e, (pst_engine_session *)e->sched.items[i].seq, e->finishes[i], NULL);
 }
 
+/* Only steps of whole answers, whose every row has logits, are alike but for their rows. What attending adds is taken out by the bytes it reads: keys and
+ * values beside weights. */
+static void note_curve(pst_engine *e, int64_t us) {
+  const pst_engine_model_info *m = &e->model->info;
+  double attended = 0;
+  int rows = 0;
+  for (int i = 0; i < e->sched.n_items; i++) {
+    const pst_engine_step_item *it = &e->sched.items[i];
+    if (it->n_logits < it->n) return;
+    attended += it->first;
+    rows += it->n;
+  }
+  attended *= (double)m->kv_bytes_per_token_f16 / (double)PST_MAX(m->step_bytes, 1);
+  pst_engine_curve_note(&e->curve, rows, (double)us / (1 + attended));
+}
+
 static void note_step(pst_engine *e, int64_t us) {
+  note_curve(e, us);
   pst_engine_step_sample sample = {0};
   sample.us = (double)PST_MAX(us, 1);
   for (int i = 0; i < e->sched.n_items; i++) {

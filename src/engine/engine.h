@@ -5,6 +5,7 @@
 #include "engine/forward.h"
 #include "engine/pool.h"
 #include "engine/session.h"
+#include "engine/speculation.h"
 
 /* A kept hidden state: its step item, and which of the item's. */
 typedef struct pst_engine_row {
@@ -18,6 +19,14 @@ typedef struct pst_engine_step_sample {
   double us;
 } pst_engine_step_sample;
 enum { PST_ENGINE_STEP_SAMPLES = 1024 };
+
+/* What guesses from one corpus, or from none, were worth. */
+typedef struct pst_engine_experience {
+  uint64_t corpus_key; /* 0: none */
+  int64_t used_at;     /* n_requests of the last that used it */
+  pst_engine_acceptance acceptance;
+} pst_engine_experience;
+enum { PST_ENGINE_EXPERIENCES = 8 };
 
 struct pst_engine {
   pst_engine_model *model;
@@ -41,7 +50,11 @@ struct pst_engine {
   pst_engine_forward *forward;
   pst_engine_session *live;
   pst_engine_stats counts;
-  uint8_t *pages; /* page i at i * page_bytes */
+  pst_engine_step_curve curve;
+  pst_engine_experience experiences[PST_ENGINE_EXPERIENCES]; /* the least lately used makes room */
+  pst_engine_offer *offers;                                  /* [slots] */
+  pst_engine_session **offerers;                             /* [slots]: whose they are */
+  uint8_t *pages;                                            /* page i at i * page_bytes */
   size_t page_bytes;
   pst_engine_forward_item *items; /* [slots] */
   pst_engine_row *rows;

@@ -20,6 +20,8 @@ static int check(const pst_engine_model *m, const pst_engine_request *r, int n_c
   if (r->max_tokens < 0) return pst_error_set(err, PST_E_BAD_INPUT, "max_tokens", "max_tokens must be 0 or more");
   if (r->n_logprobs > PST_ENGINE_MAX_TOP)
     return pst_error_set(err, PST_E_BAD_INPUT, "top_logprobs", "at most %d alternatives", PST_ENGINE_MAX_TOP);
+  if (r->speculation == PST_ENGINE_SPEC_ANSWERS && !r->corpus)
+    return pst_error_set(err, PST_E_BAD_INPUT, "speculation", "drafts from past answers need their corpus");
   return pst_engine_sampling_check(&r->sampling, m->info.n_vocab, err);
 }
 
@@ -108,6 +110,8 @@ int pst_engine_session_create(const pst_engine_model *m, const pst_engine_reques
   s->strip_space = r->choices != NULL;
   s->ignore_end = r->ignore_end;
   s->speculation = r->speculation;
+  if (r->speculation == PST_ENGINE_SPEC_ANSWERS) s->corpus = pst_engine_corpus_ref(r->corpus);
+  pst_engine_drafter_init(&s->drafter, s->corpus);
   s->n_logprobs = r->n_logprobs;
   s->callback = r->callback;
   s->user = r->user;
@@ -126,6 +130,7 @@ done:
 void pst_engine_session_free(pst_engine_session *s) {
   if (!s) return;
   pst_engine_choices_unref(s->choices);
+  pst_engine_corpus_unref(s->corpus);
   pst_buf_done(&s->text);
   pst_free(s->seq.tokens);
   pst_free(s->seq.pages);

@@ -3,6 +3,7 @@
 #define PST_ENGINE_SESSION_H
 
 #include "engine/choices.h"
+#include "engine/draft.h"
 #include "engine/model.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -23,6 +24,9 @@ typedef struct pst_engine_session {
   size_t n_heal;
   bool ignore_end, strip_space;
   pst_engine_speculation speculation;
+  pst_engine_corpus *corpus;
+  pst_engine_drafter drafter;
+  pst_engine_acceptance *acceptance; /* the engine's, of its corpus */
   int n_logprobs;
   pst_engine_callback callback;
   void *user;

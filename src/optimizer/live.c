@@ -228,6 +228,7 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
   int64_t ready = pst_clock_us();
   if (!code) {
     code = pst_engine_calibrate(engine, budget_ms, &m, err);
+    if (!code) l->steps = m;
     pst_gateway_engine_release(l->gateway, engine);
   }
   pst_gateway_plan_unref(plan);
@@ -258,10 +259,12 @@ static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const ps
   const pst_gateway_node *node = &plan->root;
   pst_engine_tokens tokens = {0};
   pst_engine *engine = NULL;
+  pst_engine_draft_replay *replay = NULL;
   looked sum = {0, 0, 0};
   if (node->op != PST_GATEWAY_OP_LOCAL || node->constraint != PST_GATEWAY_FREE) return 0;
   int code = pst_gateway_engine_acquire(l->gateway, plan, 0, &engine, err);
   if (code) return code;
+  code = pst_engine_draft_replay_create(NULL, l->steps.fixed_us > 0 ? &l->steps : NULL, &replay, err);
   for (size_t i = 0; i < PST_MIN(r->n, (size_t)C(lookup_items)) && !code; i++) {
     const pst_evals_answer *a = &r->answers[i];
     const pst_evals_item *item = &l->info->items[a->item];
@@ -271,12 +274,13 @@ static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const ps
     code = pst_gateway_render(l->gateway, plan, node, item->input, &item->id, 1, &tokens, NULL, err);
     size_t n_prompt = tokens.n;
     if (!code) code = pst_engine_tokenize(pst_engine_get_model(engine), a->text, false, false, &tokens, err);
+    if (!code) code = pst_engine_draft_replay_answer(replay, tokens.ids, n_prompt, tokens.n, &steps, &drafted, err);
     if (code) break;
-    pst_engine_lookup_replay(tokens.ids, n_prompt, tokens.n, &steps, &drafted);
     sum.tokens += (int64_t)(tokens.n - n_prompt);
     sum.steps += steps;
     sum.drafted += drafted;
   }
+  pst_engine_draft_replay_free(replay);
   pst_gateway_engine_release(l->gateway, engine);
   pst_engine_tokens_done(&tokens);
   if (!code) *ret = sum;

@@ -34,6 +34,7 @@ typedef struct pst_optimizer_live {
   const pst_evals_info *info;
   pst_optimizer_journal *journal;
   int threads;
+  pst_engine_step_model steps; /* of the engine calibrated last; fixed_us 0: none yet */
   pst_progress progress;
   bool (*cancelled)(void *user);
   void *user;

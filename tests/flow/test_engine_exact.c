@@ -1,4 +1,4 @@
-/* A request's log-probabilities are the same bits alone, in any batch, chunking, thread count, with or without prefix reuse and prompt-lookup drafts.
+/* A request's log-probabilities are the same bits alone, in any batch, chunking, thread count, with or without prefix reuse and drafts.
  *
  * Runs on the real models named by PENSTOCK_TEST_SMOLLM2 and PENSTOCK_TEST_GEMMA3: 1,000 random mixes of the first and 100 of the second in make
  * test-full, fewer otherwise. PENSTOCK_TEST_MIXES: how many of each; PENSTOCK_TEST_SEED: their seed. */
@@ -39,6 +39,7 @@ typedef struct fixture {
   pst_engine_model *model;
   pst_engine_tokens prompts[N_PROMPTS];
   answer expected[N_PROMPTS][2]; /* greedy, sampled */
+  pst_engine_corpus *corpus;     /* of these, some tokens exchanged */
 } fixture;
 
 static void on_event(void *user, const pst_engine_event *e) {
@@ -60,7 +61,8 @@ static void on_event(void *user, const pst_engine_event *e) {
   pthread_mutex_unlock(&s->w->lock);
 }
 
-static void submit(pst_engine *engine, const fixture *f, int prompt, bool sampled, bool lookup, seat *s) {
+static void submit(pst_engine *engine, const fixture *f, int prompt, bool sampled, pst_engine_speculation speculation,
+                   seat *s) {
   pst_error err = PST_ERROR_INIT;
   pst_engine_request q = {0};
   uint64_t id;
@@ -71,7 +73,8 @@ static void submit(pst_engine *engine, const fixture *f, int prompt, bool sample
   q.sampling.temperature = sampled ? 0.8f : 0.0f;
   q.sampling.seed = 42;
   q.ignore_end = true;
-  q.speculation = lookup ? PST_ENGINE_SPEC_LOOKUP : PST_ENGINE_SPEC_NONE;
+  q.speculation = speculation;
+  q.corpus = f->corpus;
   q.n_logprobs = N_TOP;
   q.callback = on_event;
   q.user = s;
@@ -84,7 +87,8 @@ static void wait_for(waiter *w, int n) {
   pthread_mutex_unlock(&w->lock);
 }
 
-static pst_engine *open_engine_for(const fixture *f, int n_ctx, int slots, int chunk, int threads, bool reuse) {
+static pst_engine *open_engine_for(const fixture *f, int n_ctx, int slots, int chunk, int threads, bool reuse,
+                                   bool always) {
   pst_error err = PST_ERROR_INIT;
   pst_engine *engine = NULL;
   pst_engine_options o = pst_engine_options_default();
@@ -94,12 +98,13 @@ static pst_engine *open_engine_for(const fixture *f, int n_ctx, int slots, int c
   o.n_ctx = n_ctx;
   o.kv_tokens = 4096;
   o.no_reuse = !reuse;
+  o.draft_always = always;
   if (pst_engine_create(f->model, &o, &engine, &err)) fail_msg("%s", err.message);
   return engine;
 }
 
-static pst_engine *open_engine(const fixture *f, int slots, int chunk, int threads, bool reuse) {
-  return open_engine_for(f, 512, slots, chunk, threads, reuse);
+static pst_engine *open_engine(const fixture *f, int slots, int chunk, int threads, bool reuse, bool always) {
+  return open_engine_for(f, 512, slots, chunk, threads, reuse, always);
 }
 
 /* Prompts that share beginnings of several lengths, repeat themselves, and end anywhere. */
@@ -123,10 +128,10 @@ static int n_prompts(void) { return test_scale(N_PROMPTS, 4, N_PROMPTS); }
 static void expect_alone(fixture *f) {
   for (int i = 0; i < n_prompts(); i++)
     for (int sampled = 0; sampled < 2; sampled++) {
-      pst_engine *engine = open_engine(f, 1, 512, 1, false);
+      pst_engine *engine = open_engine(f, 1, 512, 1, false, false);
       waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
       seat s = {&w, {0}};
-      submit(engine, f, i, sampled, false, &s);
+      submit(engine, f, i, sampled, PST_ENGINE_SPEC_NONE, &s);
       wait_for(&w, 1);
       pst_engine_free(engine);
       assert_false(s.a.failed);
@@ -135,12 +140,25 @@ static void expect_alone(fixture *f) {
     }
 }
 
+/* Drafts from it are right at first and then wrong, or the other way round. */
+static void make_corpus(fixture *f) {
+  pst_error err = PST_ERROR_INIT;
+  int32_t tokens[2 * N_PROMPTS * MAX_ANSWER];
+  size_t lengths[2 * N_PROMPTS], n = 0;
+  for (int i = 0; i < 2 * n_prompts(); i++) {
+    const answer *a = &f->expected[i / 2][i % 2];
+    lengths[i] = MAX_ANSWER;
+    for (int k = 0; k < MAX_ANSWER; k++, n++) tokens[n] = (i + k) % 5 == 4 ? a->tokens[0] : a->tokens[k];
+  }
+  if (pst_engine_corpus_create(tokens, lengths, 2 * (size_t)n_prompts(), &f->corpus, &err)) fail_msg("%s", err.message);
+}
+
 static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
   int slots = 1 + (int)pst_random_below(r, 6), chunk = 16 + (int)pst_random_below(r, 240),
       threads = 1 + (int)pst_random_below(r, 3);
-  bool reuse = pst_random_below(r, 4) != 0;
+  bool reuse = pst_random_below(r, 4) != 0, always = pst_random_below(r, 3) != 0; /* else the cost rule decides */
   int n = 1 + (int)pst_random_below(r, 7);
-  pst_engine *engine = open_engine(f, slots, chunk, threads, reuse);
+  pst_engine *engine = open_engine(f, slots, chunk, threads, reuse, always);
   waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
   seat seats[8];
   int prompt[8], sampled[8];
@@ -148,7 +166,7 @@ static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
     prompt[i] = (int)pst_random_below(r, (uint64_t)n_prompts());
     sampled[i] = pst_random_below(r, 3) == 0;
     seats[i] = (seat){&w, {0}};
-    submit(engine, f, prompt[i], sampled[i] != 0, pst_random_below(r, 2) != 0, &seats[i]);
+    submit(engine, f, prompt[i], sampled[i] != 0, (pst_engine_speculation)pst_random_below(r, 3), &seats[i]);
     if (pst_random_below(r, 4) == 0) wait_for(&w, 1 + (int)pst_random_below(r, (uint64_t)i + 1)); /* some come late */
   }
   wait_for(&w, n);
@@ -156,8 +174,8 @@ static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
   for (int i = 0; i < n; i++)
     if (memcmp(&seats[i].a, &f->expected[prompt[i]][sampled[i]], sizeof(answer)))
       fail_msg(
-          "mix %llu: slots %d, chunk %d, threads %d, reuse %d: request %d (prompt %d, sampled %d) differs from the same alone",
-          (unsigned long long)mix, slots, chunk, threads, reuse, i, prompt[i], sampled[i]);
+          "mix %llu: slots %d, chunk %d, threads %d, reuse %d, always %d: request %d (prompt %d, sampled %d) differs from the same alone",
+          (unsigned long long)mix, slots, chunk, threads, reuse, always, i, prompt[i], sampled[i]);
 }
 
 static void run_model(const char *variable, int default_mixes) {
@@ -171,6 +189,7 @@ static void run_model(const char *variable, int default_mixes) {
   if (pst_engine_model_open(path, 0, &f.model, &err)) fail_msg("%s", err.message);
   make_prompts(&f);
   expect_alone(&f);
+  make_corpus(&f);
   int n = mixes ? atoi(mixes) : default_mixes;
   uint64_t start = seed ? strtoull(seed, NULL, 10) : 1;
   print_message("seed %llu, %d mixes\n", (unsigned long long)start, n);
@@ -179,6 +198,7 @@ static void run_model(const char *variable, int default_mixes) {
     run_mix(&f, &r, (uint64_t)i);
   }
   for (int i = 0; i < N_PROMPTS; i++) pst_engine_tokens_done(&f.prompts[i]);
+  pst_engine_corpus_unref(f.corpus);
   pst_engine_model_unref(f.model);
 }
 
@@ -202,12 +222,13 @@ static void run_long(const char *variable) {
   /* Under a sanitizer only what several threads share. */
   const int n_first = test_scale(1, 2, 1);
   for (int threads = n_first; threads <= test_scale(4, 2, 4); threads++) {
-    pst_engine *engine = open_engine_for(&f, N_CTX, 2, 512, threads, true);
+    pst_engine *engine = open_engine_for(&f, N_CTX, 2, 512, threads, true, true);
     waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
     seat seats[2] = {{&w, {0}}, {&w, {0}}};
-    submit(engine, &f, 0, false, false, &seats[0]); /* alone, then again over its shared pages, with drafts */
+    submit(engine, &f, 0, false, PST_ENGINE_SPEC_NONE,
+           &seats[0]); /* alone, then again over its shared pages, with drafts */
     wait_for(&w, 1);
-    submit(engine, &f, 0, false, true, &seats[1]);
+    submit(engine, &f, 0, false, PST_ENGINE_SPEC_LOOKUP, &seats[1]);
     wait_for(&w, 2);
     pst_engine_free(engine);
     if (threads == n_first) first = seats[0].a;

@@ -105,7 +105,7 @@ typedef struct answer {
   int n;
   int32_t tokens[32];
   float logprobs[32];
-  int n_token_steps, n_drafted;
+  int n_token_steps, n_drafted, n_accepted;
   bool done;
 } answer;
 
@@ -119,6 +119,7 @@ static void on_event(void *user, const pst_engine_event *e) {
   if (e->finish != PST_ENGINE_FINISH_NONE) {
     a->n_token_steps = e->n_token_steps;
     a->n_drafted = e->n_drafted;
+    a->n_accepted = e->n_accepted;
     a->done = true;
     pthread_cond_signal(&a->ended);
   }
@@ -129,7 +130,7 @@ static void make_prompt(int32_t prompt[150]) {
   for (int i = 0; i < 150; i++) prompt[i] = 97 + i * i % 23;
 }
 
-static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *a) {
+static void ask(pst_engine *engine, pst_engine_speculation speculation, pst_engine_corpus *corpus, answer *a) {
   pst_error err = PST_ERROR_INIT;
   pst_engine_request q = {0};
   int32_t prompt[150];
@@ -143,6 +144,7 @@ static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *
   q.sampling.temperature = 0;
   q.ignore_end = true;
   q.speculation = speculation;
+  q.corpus = corpus;
   q.n_logprobs = 0;
   q.callback = on_event;
   q.user = a;
@@ -152,18 +154,25 @@ static void ask(pst_engine *engine, pst_engine_speculation speculation, answer *
   pthread_mutex_unlock(&a->lock);
 }
 
-/* The replay of lookup over the finished answer counts what the engine did. */
+/* Every token comes by a step or by a draft that was right. */
 static void check_steps(const answer *a, bool speculates) {
-  int32_t tokens[150 + 32];
-  int64_t steps = 32, drafted = 0;
-  make_prompt(tokens);
-  memcpy(tokens + 150, a->tokens, sizeof a->tokens);
-  if (speculates) pst_engine_lookup_replay(tokens, 150, 150 + 32, &steps, &drafted);
-  assert_int_equal(a->n_token_steps, steps);
-  assert_int_equal(a->n_drafted, drafted);
+  assert_int_equal(a->n_token_steps + a->n_accepted, 32);
+  assert_true(a->n_accepted <= a->n_drafted);
+  if (!speculates) assert_int_equal(a->n_drafted, 0);
 }
 
-/* The same answer to the bit on every thread count and chunk, with reuse and drafts. */
+/* The answer with some of its tokens exchanged, so that drafts from it are right in part. */
+static pst_engine_corpus *make_corpus(const answer *a) {
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_corpus *corpus = NULL;
+  int32_t tokens[64];
+  const size_t lengths[] = {32, 32};
+  for (int i = 0; i < 64; i++) tokens[i] = i % 11 == 10 ? 98 : a->tokens[i % 32];
+  if (pst_engine_corpus_create(tokens, lengths, 2, &corpus, &err)) fail_msg("%s", err.message);
+  return corpus;
+}
+
+/* The same answer to the bit on every thread count and chunk, with reuse and drafts of either kind. */
 static void test_answers(void **state) {
   (void)state;
   static const test_tiny models[] = {
@@ -181,6 +190,7 @@ static void test_answers(void **state) {
     const char *path = test_temp_path(dir, "model.gguf");
     pst_error err = PST_ERROR_INIT;
     pst_engine_model *model = NULL;
+    pst_engine_corpus *corpus = NULL;
     answer first, again;
     test_tiny_write(path, &models[i]);
     if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s: %s", err.place, err.message);
@@ -189,17 +199,23 @@ static void test_answers(void **state) {
       pst_engine *engine = NULL;
       o.threads = 1 + k % 3;
       o.chunk = k < 3 ? 16 : 200;
+      o.draft_always = k % 2 == 1; /* else as the cost rule says */
       if (pst_engine_create(model, &o, &engine, &err)) fail_msg("%s", err.message);
-      for (int round = 0; round < 2; round++) {
-        ask(engine, round ? PST_ENGINE_SPEC_LOOKUP : PST_ENGINE_SPEC_NONE, &again);
-        if (k == 0 && round == 0) first = again;
+      for (int round = 0; round < 6; round++) { /* without drafts, from its own text, from a corpus, and again */
+        ask(engine, (pst_engine_speculation)(round % 3), corpus, &again);
+        if (k == 0 && round == 0) {
+          first = again;
+          corpus = make_corpus(&first);
+        }
         assert_int_equal(again.n, 32);
         assert_memory_equal(again.tokens, first.tokens, sizeof first.tokens);
         assert_memory_equal(again.logprobs, first.logprobs, sizeof first.logprobs);
-        check_steps(&again, round > 0);
+        check_steps(&again, round % 3 > 0);
+        if (round % 3 == 2 && o.draft_always) assert_true(again.n_accepted > 0);
       }
       pst_engine_free(engine);
     }
+    pst_engine_corpus_unref(corpus);
     pst_engine_model_unref(model);
   }
 }

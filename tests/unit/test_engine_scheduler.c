@@ -1,4 +1,4 @@
-/* The scheduler and its pages, driven at random for thousands of steps with every invariant looked at after each; and prompt-lookup drafts. */
+/* The scheduler and its pages, driven at random for thousands of steps with every invariant looked at after each. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/draft.h"
 #include "engine/scheduler.h"
 
 enum { PAGE = PST_ENGINE_PAGE, MAX_TOKENS = 640, MAX_PAGES = MAX_TOKENS / PAGE + 1, MAX_SEQS = 24 };
@@ -234,27 +233,8 @@ static void priorities(void **state) {
   pst_engine_sched_done(&s);
 }
 
-static void drafts(void **state) {
-  (void)state;
-  int32_t out[8];
-  static const int32_t a[] = {1, 2, 3, 4, 5, 9, 1, 2, 3};
-  assert_int_equal(pst_engine_draft_lookup(a, 9, 8, out), 6);
-  assert_int_equal(out[0], 4);
-  assert_int_equal(out[5], 3);
-  assert_int_equal(pst_engine_draft_lookup(a, 9, 2, out), 2);
-  static const int32_t newest[] = {1, 2, 7, 1, 2, 8, 1, 2}; /* the last place counts */
-  assert_int_equal(pst_engine_draft_lookup(newest, 8, 1, out), 1);
-  assert_int_equal(out[0], 8);
-  static const int32_t none[] = {1, 2, 3, 4, 5};
-  assert_int_equal(pst_engine_draft_lookup(none, 5, 8, out), 0);
-  for (int n = 0; n < 3; n++) assert_int_equal(pst_engine_draft_lookup(none, n, 8, out), 0);
-  static const int32_t same[] = {4, 4, 4, 4, 4, 4}; /* a run: what follows the place before */
-  assert_int_equal(pst_engine_draft_lookup(same, 6, 8, out), 1);
-  assert_int_equal(out[0], 4);
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(random_load), cmocka_unit_test(equal_prompts_in_flight),
-                                     cmocka_unit_test(priorities), cmocka_unit_test(drafts)};
+                                     cmocka_unit_test(priorities)};
   return cmocka_run_group_tests_name("engine scheduler", tests, NULL, NULL);
 }
