@@ -65,6 +65,7 @@ typedef struct pst_gateway_node {
   bool examples_fixed; /* the first n of the index instead of the nearest */
   pst_gateway_constraint constraint;
   pst_engine_speculation speculation;
+  const char *answers; /* LOCAL, with SPEC_ANSWERS: SHA-256 of the file of past answers in the store; NULL: none */
   pst_engine_sampling sampling;
   int max_tokens;
   double threshold;                /* CASCADE: go on to the next input below this margin */
@@ -104,6 +105,15 @@ typedef struct pst_gateway_example {
 /* Writes an index of labelled examples into the store, by content hash: the same examples give the same file and the same ranking everywhere. */
 int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *examples, size_t n, char ret_hash[65],
                                pst_error *err);
+
+/* ---- past answers (gateway/answers.c) --------------------------------------------------------------------------- */
+
+/* Writes answers into the store as a file that a plan's speculation may draft from, by content hash: the same answers in any order give the same file.
+ * PST_E_LIMIT: more than 2,000,000 bytes, three more counted for each. */
+int pst_gateway_answers_build(pst_store *store, const pst_str *answers, size_t n, char ret_hash[65], pst_error *err);
+/* The same of the answers that were recorded with their text (serve --keep-content) when users called a workload: the newest that fit. *ret_n (NULL: not wanted): how
+ * many. PST_E_NO_DATA when there are none. */
+int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_hash[65], size_t *ret_n, pst_error *err);
 
 /* ---- the gateway (gateway/gateway.c) ---------------------------------------------------------------------------- */
 

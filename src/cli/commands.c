@@ -20,6 +20,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_settings,
     &pst_cli_requests,
     &pst_cli_feedback,
+    &pst_cli_answers,
 };
 /* clang-format on */
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);

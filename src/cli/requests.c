@@ -1,10 +1,12 @@
-/* penstock requests, penstock feedback: what the books hold of the answers given and of what people thought of them. */
+/* penstock requests, penstock feedback, penstock answers: what the books hold of the answers given and of what people thought of them. */
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
 #include "cli/commands.h"
 #include "cli/open.h"
+
+#include <penstock/gateway.h>
 
 enum { COST_BYTES = 32 };
 
@@ -187,3 +189,33 @@ static const pst_cli_option feedback_options[] = {
 const pst_cli_command pst_cli_feedback = {
     "feedback", "[COMPLETION_ID]", "what people thought of answers", NULL,        0,
     1,          feedback_options,  PST_ARRAY_LEN(feedback_options),  run_feedback};
+
+/* ---- answers --------------------------------------------------------------------------------------------------------------- */
+
+static int run_answers(const pst_cli_args *a, pst_error *err) {
+  pst_store *store = NULL;
+  char hash[65];
+  size_t n = 0;
+  int code = pst_cli_store_open(a, &store, err);
+  if (!code) code = pst_gateway_answers_collect(store, pst_str_from(a->words[0]), hash, &n, err);
+  if (!code && pst_cli_flag(a, "json"))
+    printf("{\"answers\": \"%s\", \"n\": %zu}\n", hash, n);
+  else if (!code)
+    printf("%zu answers kept; a plan drafts from them by \"speculation\": \"answers\", \"answers\": \"%s\"\n", n, hash);
+  pst_store_close(store);
+  return code;
+}
+
+static const pst_cli_option answers_options[] = {
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+};
+const pst_cli_command pst_cli_answers = {"answers",
+                                         "WORKLOAD",
+                                         "keep a workload's recorded answers as a file to draft from",
+                                         NULL,
+                                         1,
+                                         1,
+                                         answers_options,
+                                         PST_ARRAY_LEN(answers_options),
+                                         run_answers};

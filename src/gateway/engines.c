@@ -13,7 +13,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { MAX_KEPT_CHOICES = 256 };
+#include "gateway/answers.h"
+
+enum { MAX_KEPT_CHOICES = 256, MAX_KEPT_CORPORA = 4 };
 
 typedef enum slot_phase { SLOT_LOADING, SLOT_READY, SLOT_FAILED } slot_phase;
 
@@ -26,6 +28,12 @@ typedef struct kept_choices {
   uint8_t key[32]; /* SHA-256 over the labels and leading_space */
   pst_engine_choices *choices;
 } kept_choices;
+
+typedef struct kept_corpus {
+  char hash[65];
+  bool leading_space;
+  pst_engine_corpus *corpus; /* NULL: free */
+} kept_corpus;
 
 typedef struct pst_gateway_slot_state {
   pst_gateway_slot slot;
@@ -42,6 +50,8 @@ typedef struct pst_gateway_slot_state {
   pst_gateway_engine_spec spec;
   pthread_mutex_t choices_lock;
   kept_choices *choices; /* most recently used first; under choices_lock */
+  pthread_mutex_t corpora_lock;
+  kept_corpus corpora[MAX_KEPT_CORPORA]; /* most recently opened first; under corpora_lock */
 } slot_state;
 
 struct pst_gateway_engines {
@@ -100,6 +110,7 @@ static slot_state *state_create(const pst_gateway_engine_spec *spec, const char 
     return NULL;
   }
   pthread_mutex_init(&s->choices_lock, NULL);
+  pthread_mutex_init(&s->corpora_lock, NULL);
   return s;
 }
 
@@ -111,8 +122,10 @@ static void state_free(slot_state *s) {
     pst_free(s->choices);
     s->choices = next;
   }
+  for (int i = 0; i < MAX_KEPT_CORPORA; i++) pst_engine_corpus_unref(s->corpora[i].corpus);
   pst_engine_model_unref(s->slot.model);
   pthread_mutex_destroy(&s->choices_lock);
+  pthread_mutex_destroy(&s->corpora_lock);
   pst_arena_free(s->arena);
   pst_free(s);
 }
@@ -507,6 +520,31 @@ int pst_gateway_slot_choices(pst_gateway_slot *slot, const pst_str *labels, size
     *ret_choices = choices;
   }
   pthread_mutex_unlock(&s->choices_lock);
+  return code;
+}
+
+/* ---- past answers ------------------------------------------------------------------------------------------------------------- */
+
+int pst_gateway_slot_corpus(pst_gateway_slot *slot, pst_store *store, const char *hash, bool leading_space,
+                            pst_engine_corpus **ret_corpus, pst_error *err) {
+  slot_state *s = slot->state;
+  int code = 0;
+  pthread_mutex_lock(&s->corpora_lock);
+  kept_corpus *k = s->corpora, *last = &s->corpora[MAX_KEPT_CORPORA - 1];
+  while (k <= last && !(k->corpus && k->leading_space == leading_space && !strcmp(k->hash, hash))) k++;
+  if (k > last) {
+    pst_engine_corpus *opened = NULL;
+    code = pst_gateway_answers_open(store, pst_str_from(hash), slot->model, leading_space, &opened, err);
+    if (!code) {
+      k = s->corpora;
+      pst_engine_corpus_unref(last->corpus);
+      memmove(k + 1, k, (MAX_KEPT_CORPORA - 1) * sizeof *k);
+      *k = (kept_corpus){.leading_space = leading_space, .corpus = opened};
+      (void)snprintf(k->hash, sizeof k->hash, "%s", hash);
+    }
+  }
+  if (!code) *ret_corpus = pst_engine_corpus_ref(k->corpus);
+  pthread_mutex_unlock(&s->corpora_lock);
   return code;
 }
 

@@ -52,6 +52,10 @@ void pst_gateway_engines_stats(pst_gateway_engines *engines, int *ret_n_engines,
 int pst_gateway_slot_choices(pst_gateway_slot *slot, const pst_str *labels, size_t n, bool leading_space,
                              pst_engine_choices **ret_choices, pst_error *err);
 
+/* The past answers of a file in this engine's tokens (answers.h), kept with the slot. One reference for the caller. */
+int pst_gateway_slot_corpus(pst_gateway_slot *slot, pst_store *store, const char *hash, bool leading_space,
+                            pst_engine_corpus **ret_corpus, pst_error *err);
+
 /* The file behind a spec: its path, after re-quantizing where the spec asks for it (kept as HOME/quantized/SHA256-TYPE.gguf, made by one process
  * at a time, whole or not at all). *ret_path: pst_free. progress NULL: silent. */
 int pst_gateway_weights_find(const char *home, const pst_gateway_engine_spec *spec, pst_progress *progress,

@@ -341,6 +341,7 @@ typedef struct listing {
   void *user;
   pst_buf names; /* workloads seen, each with a zero byte */
   pst_error *err;
+  pst_gateway_slot **slots; /* of the plan's engines */
 } listing;
 
 pst_gateway_engine_spec pst_gateway_plain_spec(const pst_gateway *g, const char *model) {
@@ -381,14 +382,25 @@ static int open_index(void *user, const pst_gateway_node *leaf) {
   return code;
 }
 
+static int open_answers(void *user, const pst_gateway_node *leaf) {
+  listing *l = user;
+  pst_engine_corpus *corpus;
+  if (!leaf->answers) return 0;
+  int code = pst_gateway_slot_corpus(l->slots[leaf->engine], l->gateway->store, leaf->answers,
+                                     leaf->layout == PST_GATEWAY_LAYOUT_PLAIN, &corpus, l->err);
+  if (!code) pst_engine_corpus_unref(corpus);
+  return code;
+}
+
 /* All uses are kept until the last engine is there: engines of one plan that do not fit together are an error, not a pair that takes turns in memory. */
 int pst_gateway_prepare(pst_gateway *g, const pst_gateway_plan *plan, pst_progress *progress, pst_error *err) {
   pst_gateway_slot **slots = pst_calloc((size_t)plan->n_engines, sizeof(pst_gateway_slot *));
   if (!slots) return no_memory(err);
-  listing l = {.gateway = g, .err = err};
+  listing l = {.gateway = g, .err = err, .slots = slots};
   int n = 0, code = pst_gateway_each_leaf(&plan->root, open_index, &l);
   for (; n < plan->n_engines && !code; n += !code)
     code = pst_gateway_engines_take_now(g->engines, &plan->engines[n], progress, &slots[n], err);
+  if (!code) code = pst_gateway_each_leaf(&plan->root, open_answers, &l);
   for (int i = 0; i < n; i++) pst_gateway_engines_give(g->engines, slots[i]);
   pst_free(slots);
   return code;
@@ -482,7 +494,7 @@ static int list_price(void *user, pst_str provider, pst_str model, pst_store_pri
 
 int pst_gateway_models_each(pst_gateway *g, int (*fn)(void *user, const char *id, const char *owner), void *user,
                             pst_error *err) {
-  listing l = {g, fn, user, PST_BUF_INIT, err};
+  listing l = {.gateway = g, .fn = fn, .user = user, .names = PST_BUF_INIT, .err = err};
   int code = pst_store_plan_history(g->store, (pst_str){NULL, 0}, note_workload, &l, err);
   for (size_t at = 0; !code && at < l.names.n; at += strlen(l.names.data + at) + 1) {
     const char *name = l.names.data + at;

@@ -168,6 +168,7 @@ struct pst_gateway_live {
   pst_gateway_index *index;
   pst_engine_tokens prompt_tokens;
   pst_engine_choices *constraint;
+  pst_engine_corpus *corpus; /* of the leaf's past answers */
   pst_gateway_upstream *upstream;
   int max_tokens;
   int64_t machine_nusd_per_hour; /* local */

@@ -103,6 +103,9 @@ static int ready(pst_gateway_live *live, pst_error *err) {
   if (live->has_prompt && live->prompt.n_labels)
     code = pst_gateway_slot_choices(live->slot, live->prompt.labels, live->prompt.n_labels, live->prompt.leading_space,
                                     &live->constraint, err);
+  if (!code && live->leaf && live->leaf->answers)
+    code = pst_gateway_slot_corpus(live->slot, live->gateway->store, live->leaf->answers,
+                                   live->leaf->layout == PST_GATEWAY_LAYOUT_PLAIN, &live->corpus, err);
   if (!code) code = find_bound(live, err);
   return code ? code : pst_gateway_stage_reserve(live, err);
 }
@@ -183,6 +186,7 @@ static pst_engine_request request_of(const pst_gateway_live *live, const pst_str
       .n_stop = n_stop,
       .choices = live->constraint,
       .speculation = live->leaf ? live->leaf->speculation : PST_ENGINE_SPEC_NONE,
+      .corpus = live->corpus,
       .n_logprobs = live->set.n_logprobs,
       .prefix_salt = live->purpose == PST_STORE_PURPOSE_USER ? (uint64_t)live->key_id : 0,
       .priority = priority_of(live->purpose),

@@ -84,7 +84,7 @@ static int read_word(const pst_json *object, const char *key, const char *const 
 }
 
 static const char *const kv_words[] = {"f16", "q8_0"};
-static const char *const speculation_words[] = {"none", "lookup"};
+static const char *const speculation_words[] = {"none", "lookup", "answers"};
 static const char *const op_words[] = {"local", "remote", "cascade"};
 
 static int read_int(const pst_json *object, const char *key, int fallback) {
@@ -194,6 +194,16 @@ static int check_constraint(reader *r, const char *path, const pst_gateway_node 
   return 0;
 }
 
+static int check_speculation(reader *r, const char *path, const pst_gateway_node *n) {
+  bool drafts = n->speculation == PST_ENGINE_SPEC_ANSWERS;
+  char where[160];
+  if (drafts == (n->answers != NULL)) return 0;
+  (void)snprintf(where, sizeof where, "%s/%s", path, drafts ? "speculation" : "answers");
+  return fail(r, where,
+              drafts ? "the node names no file of past answers; give it \"answers\", or the speculation \"lookup\""
+                     : "nothing drafts from these; give the node the speculation \"answers\"");
+}
+
 /* A node that answers: LOCAL or REMOTE. */
 static int read_leaf(reader *r, const pst_json *v, const char *path, pst_gateway_node *n) {
   const char *words[PST_GATEWAY_LAYOUT_COUNT], *constraints[PST_GATEWAY_CONSTRAINT_COUNT];
@@ -203,7 +213,8 @@ static int read_leaf(reader *r, const pst_json *v, const char *path, pst_gateway
     constraints[i] = pst_gateway_constraint_name((pst_gateway_constraint)i);
   n->layout = (pst_gateway_layout)read_word(v, "layout", words, PST_GATEWAY_LAYOUT_COUNT);
   n->constraint = (pst_gateway_constraint)read_word(v, "constraint", constraints, PST_GATEWAY_CONSTRAINT_COUNT);
-  n->speculation = (pst_engine_speculation)read_word(v, "speculation", speculation_words, 2);
+  n->speculation =
+      (pst_engine_speculation)read_word(v, "speculation", speculation_words, (int)PST_ARRAY_LEN(speculation_words));
   n->max_tokens = read_int(v, "max_tokens", MAX_TOKENS);
   n->n_examples = read_int(examples, "k", 0);
   n->examples_fixed = pst_json_bool(pst_json_get(examples, "fixed"), false);
@@ -212,7 +223,9 @@ static int read_leaf(reader *r, const pst_json *v, const char *path, pst_gateway
   if (!code) code = read_text(r, v, "provider", &n->provider);
   if (!code) code = read_text(r, v, "model", &n->model);
   if (!code) code = read_text(r, examples, "index", &n->examples_index);
+  if (!code) code = read_text(r, v, "answers", &n->answers);
   if (!code) code = read_prompt(r, pst_json_get(v, "prompt"), n);
+  if (!code) code = check_speculation(r, path, n);
   return code ? code : check_constraint(r, path, n);
 }
 
@@ -401,6 +414,7 @@ static void put_leaf(pst_json_writer *w, const pst_gateway_plan *plan, const pst
   if (n->op == PST_GATEWAY_OP_LOCAL) {
     put_text(w, "engine", plan->engines[n->engine].name);
     put_text(w, "speculation", speculation_words[n->speculation]);
+    put_optional(w, "answers", n->answers);
   } else {
     put_text(w, "provider", n->provider);
     put_text(w, "model", n->model);

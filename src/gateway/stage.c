@@ -122,6 +122,8 @@ void pst_gateway_stage_clean(pst_gateway_live *live) {
   live->upstream = NULL;
   pst_engine_choices_unref(live->constraint);
   live->constraint = NULL;
+  pst_engine_corpus_unref(live->corpus);
+  live->corpus = NULL;
   pst_engine_tokens_done(&live->prompt_tokens);
   live->prompt_tokens = (pst_engine_tokens){NULL, 0, 0};
   if (live->has_prompt) pst_gateway_prompt_done(&live->prompt);

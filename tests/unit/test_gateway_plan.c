@@ -44,6 +44,9 @@ static void the_documented_example_is_read(void **state) {
   assert_int_equal(root->inputs[0].engine, 1);
   assert_int_equal(root->inputs[0].n_examples, 4);
   assert_int_equal(root->inputs[0].constraint, PST_GATEWAY_EXAMPLE_LABELS);
+  assert_int_equal(root->inputs[0].speculation, PST_ENGINE_SPEC_ANSWERS);
+  assert_int_equal(strlen(root->inputs[0].answers), 64);
+  assert_null(root->inputs[1].answers);
   assert_null(root->inputs[0].input_key);
   assert_int_equal(root->inputs[1].layout, PST_GATEWAY_LAYOUT_PLAIN);
   assert_int_equal(root->inputs[1].speculation, PST_ENGINE_SPEC_LOOKUP);
@@ -144,6 +147,7 @@ static void refused(const char *json, int code, const char *place, const char *w
 }
 
 #define ENGINES "\"schema\":1,\"engines\":{\"e1\":{\"model\":\"m\"}},"
+#define HASH "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
 #define LEAF "\"op\":\"local\",\"engine\":\"e1\""
 
 static void mistakes_are_named_with_their_place(void **state) {
@@ -166,6 +170,11 @@ static void mistakes_are_named_with_their_place(void **state) {
   refused("{" ENGINES "\"root\":{" LEAF ",\"constraint\":\"labels\"}}", bad, "p.json#/root/constraint", "no labels");
   refused("{" ENGINES "\"labels\":[\"a\",\"b\"],\"root\":{" LEAF ",\"constraint\":\"example_labels\"}}", bad,
           "p.json#/root/constraint", "examples");
+  refused("{" ENGINES "\"root\":{" LEAF ",\"speculation\":\"answers\"}}", bad, "p.json#/root/speculation", "no file");
+  refused("{" ENGINES "\"root\":{" LEAF ",\"speculation\":\"lookup\",\"answers\":\"" HASH "\"}}", bad,
+          "p.json#/root/answers", "nothing drafts");
+  refused("{" ENGINES "\"root\":{" LEAF ",\"speculation\":\"answers\",\"answers\":\"x\"}}", bad, "p.json#/root/answers",
+          "pattern");
   refused("{" ENGINES "\"labels\":[\"a\",\"b \"],\"root\":{" LEAF "}}", bad, "p.json#/labels/1", "pattern");
   refused("{" ENGINES "\"labels\":[\"a\",\"a\"],\"root\":{" LEAF "}}", bad, "p.json#/labels", "twice");
   refused("{" ENGINES "\"input_pattern\":\"(\",\"root\":{" LEAF "}}", bad, "p.json#/input_pattern",
