@@ -1,9 +1,8 @@
 /* Guesses from the own text and from past answers, and the counts that say what they are worth. */
 #include "engine/draft.h"
 
-/* A cell's counts are halved at this many guesses; the weight of what is believed before any; how many shorter ends of an answer are looked at
- * beside the longest; the least chance of a whole draft. */
-enum { FADE_AT = 512, PRIOR_WEIGHT = 4, SHORTER_ENDS = 4 };
+/* A cell's counts are halved at this many guesses; the weight of what is believed before any; the least chance of a whole draft. */
+enum { FADE_AT = 512, PRIOR_WEIGHT = 4 };
 #define LEAST_CHANCE 0.05f
 
 int pst_engine_draft_find(const int32_t *tokens, int n_tokens, int *ret_next) {
@@ -36,7 +35,7 @@ static int corpus_cell(const pst_engine_corpus_next *n) {
   float share = (float)n->count / (float)n->total;
   int one_sided = share < 0.4f ? 0 : share < 0.7f ? 1 : share < 0.9f ? 2 : share < 0.99f ? 3 : 4;
   int often = n->total < 2 ? 0 : n->total < 8 ? 1 : 2;
-  return PST_ENGINE_OWN_CELLS + (length_class(n->length) * 5 + one_sided) * 3 + often;
+  return PST_ENGINE_FIRST_CORPUS_CELL + (length_class(n->length) * 5 + one_sided) * 3 + often;
 }
 
 /* The mean of a beta distribution around what is believed before the first guess. */
@@ -59,24 +58,41 @@ void pst_engine_drafter_init(pst_engine_drafter *d, const pst_engine_corpus *cor
   if (corpus) d->place = pst_engine_corpus_begin(corpus);
 }
 
-/* The likeliest token by the corpus: of the longest end and a few shorter ones, whichever is right most often. Returns its chance. */
+/* What followed the longest end of the answer that something follows. Returns its chance. Shorter ends, where more places speak, were tried beside it: what they
+ * say otherwise is wrong more often than right (docs/notes/speculation.md). */
 static float ask_corpus(const pst_engine_corpus *corpus, const pst_engine_acceptance *a, pst_engine_corpus_place place,
                         pst_engine_guess *g) {
-  float best = 0;
-  for (int i = 0; i <= SHORTER_ENDS; i++) {
-    pst_engine_corpus_next next = pst_engine_corpus_best(corpus, place);
-    if (next.token >= 0) {
-      int cell = corpus_cell(&next);
-      float chance = chance_of(a, cell, share_of(&next));
-      if (chance > best) {
-        best = chance;
-        g->by_corpus = next.token;
-        g->corpus_cell = (uint8_t)cell;
-      }
-    }
-    if (!pst_engine_corpus_shorten(corpus, &place)) break;
+  pst_engine_corpus_next next = pst_engine_corpus_best(corpus, place);
+  while (next.token < 0) {
+    if (!pst_engine_corpus_shorten(corpus, &place)) return 0;
+    next = pst_engine_corpus_best(corpus, place);
   }
-  return best;
+  int cell = corpus_cell(&next);
+  g->by_corpus = next.token;
+  g->corpus_cell = (int16_t)cell;
+  return chance_of(a, cell, share_of(&next));
+}
+
+static float ask_own(const pst_engine_acceptance *a, int32_t token, int length, pst_engine_guess *g) {
+  g->by_own = token;
+  g->own_cell = (int16_t)own_cell(length);
+  return chance_of(a, g->own_cell, (float)length / (float)(length + 3));
+}
+
+/* Two opinions are worth more than each alone: what agreeing and differing tell is counted too, and each alone is what is believed before. */
+static void choose(const pst_engine_acceptance *a, float own, float corpus, pst_engine_guess *g) {
+  if (g->by_own >= 0 && g->by_corpus >= 0) {
+    g->pair = (int16_t)(g->own_cell * 30 + (g->corpus_cell - PST_ENGINE_FIRST_CORPUS_CELL) / 3);
+    if (g->by_own == g->by_corpus) {
+      own = chance_of(a, PST_ENGINE_FIRST_AGREED_CELL + g->pair, PST_MAX(own, corpus));
+      corpus = 0;
+    } else {
+      own = chance_of(a, PST_ENGINE_FIRST_OWN_DENIED_CELL + g->pair, own);
+      corpus = chance_of(a, PST_ENGINE_FIRST_CORPUS_DENIED_CELL + g->pair, corpus);
+    }
+  }
+  g->token = own > corpus ? g->by_own : g->by_corpus;
+  g->chance = PST_MAX(own, corpus);
 }
 
 void pst_engine_drafter_guess(pst_engine_drafter *d, const pst_engine_acceptance *a, int32_t *tokens, int n_prompt,
@@ -88,16 +104,10 @@ void pst_engine_drafter_guess(pst_engine_drafter *d, const pst_engine_acceptance
   float whole = 1;
   d->n_guesses = 0;
   for (int i = 0; i < most; i++) {
-    pst_engine_guess g = {-1, 0, -1, -1, 0, 0};
-    float own = 0, corpus = d->corpus ? ask_corpus(d->corpus, a, place, &g) : 0;
-    if (length) {
-      int cell = own_cell(length);
-      g.by_own = tokens[next];
-      g.own_cell = (uint8_t)cell;
-      own = chance_of(a, cell, (float)length / (float)(length + 3));
-    }
-    g.token = own > corpus ? g.by_own : g.by_corpus;
-    g.chance = PST_MAX(own, corpus);
+    pst_engine_guess g = {.token = -1, .by_own = -1, .by_corpus = -1};
+    float own = length ? ask_own(a, tokens[next], length, &g) : 0;
+    float corpus = d->corpus ? ask_corpus(d->corpus, a, place, &g) : 0;
+    choose(a, own, corpus, &g);
     whole *= g.chance;
     if (g.token < 0 || (i > 0 && whole < LEAST_CHANCE)) break; /* the first is kept, to learn from it */
     d->guesses[d->n_guesses++] = g;
@@ -115,8 +125,15 @@ void pst_engine_drafter_guess(pst_engine_drafter *d, const pst_engine_acceptance
 void pst_engine_drafter_learn(const pst_engine_drafter *d, pst_engine_acceptance *a, const int32_t *came, int n) {
   for (int i = 0; i < PST_MIN(n, d->n_guesses); i++) {
     const pst_engine_guess *g = &d->guesses[i];
-    if (g->by_own >= 0) count(a, g->own_cell, g->by_own == came[i]);
-    if (g->by_corpus >= 0) count(a, g->corpus_cell, g->by_corpus == came[i]);
+    bool own = g->by_own == came[i], corpus = g->by_corpus == came[i];
+    if (g->by_own >= 0) count(a, g->own_cell, own);
+    if (g->by_corpus >= 0) count(a, g->corpus_cell, corpus);
+    if (g->by_own >= 0 && g->by_corpus == g->by_own) {
+      count(a, PST_ENGINE_FIRST_AGREED_CELL + g->pair, own);
+    } else if (g->by_own >= 0 && g->by_corpus >= 0) {
+      count(a, PST_ENGINE_FIRST_OWN_DENIED_CELL + g->pair, own);
+      count(a, PST_ENGINE_FIRST_CORPUS_DENIED_CELL + g->pair, corpus);
+    }
     if (g->token != came[i]) return;
   }
 }

@@ -9,10 +9,16 @@
 #include "engine/corpus.h"
 #include "engine/scheduler.h"
 
+/* Cells: of one source alone; of both, where they agree, and for each where they do not. */
 enum {
   PST_ENGINE_OWN_CELLS = 8,            /* by length of the match */
   PST_ENGINE_CORPUS_CELLS = 6 * 5 * 3, /* by length, share of the best token, number of places */
-  PST_ENGINE_CELLS = PST_ENGINE_OWN_CELLS + PST_ENGINE_CORPUS_CELLS,
+  PST_ENGINE_PAIR_CELLS = 8 * (6 * 5), /* by both lengths and the share */
+  PST_ENGINE_FIRST_CORPUS_CELL = PST_ENGINE_OWN_CELLS,
+  PST_ENGINE_FIRST_AGREED_CELL = PST_ENGINE_FIRST_CORPUS_CELL + PST_ENGINE_CORPUS_CELLS,
+  PST_ENGINE_FIRST_OWN_DENIED_CELL = PST_ENGINE_FIRST_AGREED_CELL + PST_ENGINE_PAIR_CELLS,
+  PST_ENGINE_FIRST_CORPUS_DENIED_CELL = PST_ENGINE_FIRST_OWN_DENIED_CELL + PST_ENGINE_PAIR_CELLS,
+  PST_ENGINE_CELLS = PST_ENGINE_FIRST_CORPUS_DENIED_CELL + PST_ENGINE_PAIR_CELLS,
 };
 
 /* How often guesses were right, by cell: counts that fade, so that the last few hundred matter. All 0 at the beginning. */
@@ -22,10 +28,10 @@ typedef struct pst_engine_acceptance {
 
 /* What the sources say of one position. */
 typedef struct pst_engine_guess {
-  int32_t token;             /* the likelier of the two */
-  float chance;              /* that it is right, if those before it are */
-  int32_t by_own, by_corpus; /* -1: nothing */
-  uint8_t own_cell, corpus_cell;
+  int32_t token;                       /* the likelier of the two */
+  float chance;                        /* that it is right, if those before it are */
+  int32_t by_own, by_corpus;           /* -1: nothing */
+  int16_t own_cell, corpus_cell, pair; /* of those that say something; pair: of both together */
 } pst_engine_guess;
 
 typedef struct pst_engine_drafter {

@@ -168,7 +168,7 @@ static void test_choice_together(void **state) {
       reached[i][0] = 0;
       double whole = 1;
       for (int k = 0; k < DEEP; k++) {
-        guesses[i][k].chance = (float)(0.05 + 0.95 * pst_random_unit(9, round, (uint64_t)(i * DEEP + k)));
+        guesses[i][k].chance = (float)(0.05 + 0.95 * pst_random_unit(9, round, (uint64_t)i * DEEP + (uint64_t)k));
         whole *= (double)guesses[i][k].chance;
         reached[i][k + 1] = reached[i][k] + whole;
       }
