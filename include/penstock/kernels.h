@@ -173,6 +173,7 @@ typedef struct pst_kernels_attend {
   size_t out_stride;
   const uint8_t *const *pages; /* [block]; entries outside every token's window are not read */
   size_t k_offset, v_offset;   /* bytes from pages[block] to this head's key page and value page */
+  const float *sinks;          /* [n_heads] or NULL: a score that takes part in the softmax and has no value */
 } pst_kernels_attend;
 
 /* Floats of one (block, token, head) of a partial result: maximum, sum, 14 unused, then head_dim outputs. */
@@ -183,7 +184,11 @@ typedef struct pst_kernels_attend {
 
 /* ---- the table ---------------------------------------------------------------------------------------------------- */
 
-typedef enum pst_kernels_gate { PST_KERNELS_SILU, PST_KERNELS_GELU_TANH } pst_kernels_gate;
+typedef enum pst_kernels_gate {
+  PST_KERNELS_SILU,
+  PST_KERNELS_GELU_TANH,
+  PST_KERNELS_SWIGLU_CLAMPED, /* g = min(gate, 7), u = clamp(up, -7, 7): g * sigmoid(1.702 g) * (u + 1) (gpt-oss) */
+} pst_kernels_gate;
 typedef enum pst_kernels_rope {
   PST_KERNELS_ROPE_PAIRS,  /* elements 2i and 2i+1 turn together (GGUF architecture llama) */
   PST_KERNELS_ROPE_HALVES, /* elements i and i + n_rot/2 ("neox": gemma3, qwen2, ...) */
@@ -201,7 +206,7 @@ typedef struct pst_kernels {
   /* The same, quantized as token `token` of `input`; n = input->n_cols. out (NULL: not wanted) gets the floats too; may be x. */
   void (*rmsnorm_quantize)(const float *x, const float *weight, float eps, float *out, pst_kernels_input *input,
                            size_t token);
-  /* out = activation(gate) * up. out may be gate or up. */
+  /* out = activation(gate) * up (or what the kind says). out may be gate or up. */
   void (*gated)(pst_kernels_gate kind, const float *gate, const float *up, size_t n, float *out);
   /* The same for blocks [block_begin, block_end) of rows of input->n_cols, quantized. */
   void (*gated_quantize)(pst_kernels_gate kind, const float *gate, const float *up, size_t block_begin,

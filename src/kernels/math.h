@@ -23,6 +23,9 @@
 /* gelu(x) = x * sigmoid(1.5957691216 (x + 0.044715 x^3)), the tanh form */
 #define PST_GELU_CUBE 0.044715f
 #define PST_GELU_FACTOR (-1.5957691216f)
+/* The clamped gate of gpt-oss (arXiv 2508.10925): its limit, and minus the factor inside the sigmoid */
+#define PST_SWIGLU_LIMIT 7.0f
+#define PST_SWIGLU_FACTOR (-1.702f)
 /* Activation blocks below it count as zero: their scale's inverse would overflow. */
 #define PST_AMAX_MIN 1e-30f
 
@@ -40,6 +43,13 @@ static inline float pst_exp(float x) {
   p = fmaf(p, r, PST_EXP_P5);
   float y = fmaf(p, r * r, r) + 1.0f;
   return pst_bits_to_float(pst_float_to_bits(y) + (pst_float_to_bits(t) << 23));
+}
+
+/* What weighted values are multiplied by at the end: 1 over the softmax's denominator, which a sink joins as the last score. */
+static inline float pst_attend_factor(const float *sink, float max, float sum) {
+  if (!sink) return 1.0f / sum;
+  float both = max > *sink ? max : *sink, keep = pst_exp(max - both);
+  return keep / fmaf(sum, keep, pst_exp(*sink - both));
 }
 
 #endif

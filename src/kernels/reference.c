@@ -67,17 +67,23 @@ static void ref_rmsnorm_quantize(const float *x, const float *weight, float eps,
   }
 }
 
-static float activation(pst_kernels_gate kind, float x) {
+static float gated_one(pst_kernels_gate kind, float x, float up) {
   float z = -x;
   if (kind == PST_KERNELS_GELU_TANH) {
     float cube = PST_GELU_CUBE * (x * x);
     z = PST_GELU_FACTOR * fmaf(cube, x, x);
   }
-  return x / (1.0f + pst_exp(z));
+  if (kind == PST_KERNELS_SWIGLU_CLAMPED) {
+    x = x < PST_SWIGLU_LIMIT ? x : PST_SWIGLU_LIMIT;
+    up = up < PST_SWIGLU_LIMIT ? up : PST_SWIGLU_LIMIT;
+    up = (up > -PST_SWIGLU_LIMIT ? up : -PST_SWIGLU_LIMIT) + 1.0f;
+    z = PST_SWIGLU_FACTOR * x;
+  }
+  return x / (1.0f + pst_exp(z)) * up;
 }
 
 static void ref_gated(pst_kernels_gate kind, const float *gate, const float *up, size_t n, float *out) {
-  for (size_t i = 0; i < n; i++) out[i] = activation(kind, gate[i]) * up[i];
+  for (size_t i = 0; i < n; i++) out[i] = gated_one(kind, gate[i], up[i]);
 }
 
 static void ref_gated_quantize(pst_kernels_gate kind, const float *gate, const float *up, size_t block_begin,
@@ -356,9 +362,9 @@ static void part_merge(size_t head_dim, bool first, const float *part, float *st
   for (size_t i = 16; i < 16 + head_dim; i++) state[i] = fmaf(state[i], keep, part[i] * take);
 }
 
-static void state_finish(size_t head_dim, const float *state, float *out) {
-  float inverse = 1.0f / state[1];
-  for (size_t i = 0; i < head_dim; i++) out[i] = state[16 + i] * inverse;
+static void state_finish(const pst_kernels_attend *a, size_t head, const float *state, float *out) {
+  float factor = pst_attend_factor(a->sinks ? &a->sinks[head] : NULL, state[0], state[1]);
+  for (size_t i = 0; i < a->head_dim; i++) out[i] = state[16 + i] * factor;
 }
 
 static void ref_attention(const pst_kernels_attend *a, void *work) {
@@ -375,7 +381,7 @@ static void ref_attention(const pst_kernels_attend *a, void *work) {
         part_merge(a->head_dim, first, part, state);
         first = false;
       }
-      state_finish(a->head_dim, state, a->out + t * a->out_stride + h * a->head_dim);
+      state_finish(a, h, state, a->out + t * a->out_stride + h * a->head_dim);
     }
 }
 
@@ -407,7 +413,7 @@ static void ref_attention_merge(const pst_kernels_attend *a, size_t block_begin,
                    state);
         first = false;
       }
-      state_finish(a->head_dim, state, a->out + t * a->out_stride + h * a->head_dim);
+      state_finish(a, h, state, a->out + t * a->out_stride + h * a->head_dim);
     }
 }
 

@@ -23,6 +23,8 @@ static void check_inputs_same(const char *what, const check_input *want, const c
   assert_memory_equal(want->in.half, got->in.half, tokens * want->in.n_blocks * 4);
 }
 
+static const pst_kernels_gate gates[] = {PST_KERNELS_SILU, PST_KERNELS_GELU_TANH, PST_KERNELS_SWIGLU_CLAMPED};
+
 static void quantizers(void **state) {
   (void)state;
   for (const pst_kernels **k = check_tables(); *k; k++)
@@ -47,7 +49,7 @@ static void quantizers(void **state) {
       }
       check_inputs_same(name_of(*k, "rmsnorm_quantize", cols, 0, 0), &want, &got);
       check_same(name_of(*k, "rmsnorm_quantize", cols, 1, 0), out_a, out_b, cols);
-      pst_kernels_gate gate = check_below(2) ? PST_KERNELS_SILU : PST_KERNELS_GELU_TANH;
+      pst_kernels_gate gate = gates[check_below(PST_ARRAY_LEN(gates))];
       for (size_t t = 0; t < 2; t++) {
         scalar()->gated_quantize(gate, want.rows + t * cols, up, 0, want.in.n_blocks, &want.in, t);
         (*k)->gated_quantize(gate, want.rows + t * cols, up, 0, want.in.n_blocks, &got.in, t);
@@ -74,8 +76,8 @@ static void elementwise(void **state) {
       scalar()->rmsnorm(x, round & 1 ? y : NULL, n, 1e-6f, a);
       (*k)->rmsnorm(x, round & 1 ? y : NULL, n, 1e-6f, b);
       check_same(name_of(*k, "rmsnorm", n, 0, 0), a, b, n);
-      for (int g = 0; g < 2; g++) {
-        pst_kernels_gate gate = g ? PST_KERNELS_SILU : PST_KERNELS_GELU_TANH;
+      for (size_t g = 0; g < PST_ARRAY_LEN(gates); g++) {
+        pst_kernels_gate gate = gates[g];
         scalar()->gated(gate, x, y, n, a);
         (*k)->gated(gate, x, y, n, b);
         check_same(name_of(*k, "gated", n, gate, 0), a, b, n);
@@ -102,13 +104,16 @@ static void activations_are_accurate(void **state) {
   (void)state;
   float up = 1.0f;
   for (float x = -100; x < 100; x += 0.0137f) {
-    float silu, gelu, sum = scalar()->sum_exp(&x, 1, 0.0f);
+    float silu, gelu, clamped, sum = scalar()->sum_exp(&x, 1, 0.0f), wide = x * 0.5f;
     scalar()->gated(PST_KERNELS_SILU, &x, &up, 1, &silu);
     scalar()->gated(PST_KERNELS_GELU_TANH, &x, &up, 1, &gelu);
+    scalar()->gated(PST_KERNELS_SWIGLU_CLAMPED, &x, &wide, 1, &clamped);
     double d = (double)x, inner = sqrt(2 / acos(-1.0)) * (d + 0.044715 * d * d * d);
     if (x >= -80 && x <= 88) assert_true(fabs((double)sum / exp(d) - 1) < 3e-7);
     if (x < -80) assert_true(!(sum > 0));
     assert_true(fabs((double)silu - d / (1 + exp(-d))) <= 1e-6 * fabs(d) + 1e-30);
+    double g = fmin(d, 7), swiglu = g / (1 + exp(-1.702 * g)) * (fmax(fmin(d / 2, 7), -7) + 1);
+    assert_true(fabs((double)clamped - swiglu) <= 2e-6 * fabs(d) + 1e-30);
     assert_true(fabs((double)gelu - 0.5 * d * (1 + tanh(inner))) <= 1e-6 * fabs(d) + 1e-30);
   }
 }
@@ -218,7 +223,7 @@ typedef struct attend_case {
   uint8_t *memory;
   const uint8_t **pages;
   size_t n_pages;
-  float *q, *out;
+  float *q, *out, *sinks;
 } attend_case;
 
 /* A sequence's pages filled by `k` up to the last token's position; what is beyond holds noise. */
@@ -247,6 +252,8 @@ static attend_case attend_make(const pst_kernels *k) {
   c.q = check_alloc(n_tokens * stride * 4, 4);
   c.out = check_alloc(n_tokens * stride * 4, 4 * check_below(16));
   check_fill(c.q, n_tokens * stride);
+  c.sinks = check_alloc(n_heads * 4, 4);
+  check_fill(c.sinks, n_heads);
   c.a = (pst_kernels_attend){
       .kv_type = kv,
       .head_dim = head_dim,
@@ -263,6 +270,7 @@ static attend_case attend_make(const pst_kernels *k) {
       .pages = c.pages,
       .k_offset = 0,
       .v_offset = page_bytes,
+      .sinks = check_below(3) ? NULL : c.sinks,
   };
   /* Pages that no token's window reaches must not be touched. */
   for (size_t p = 0; p < c.n_pages; p++)
@@ -276,6 +284,7 @@ static void attend_free(attend_case *c) {
   pst_free(c->pages);
   check_free(c->q);
   check_free(c->out);
+  check_free(c->sinks);
 }
 
 static void attentions(void **state) {
@@ -369,7 +378,9 @@ static void scalar_attention_is_attention(void **state) {
       }
       max = fmax(max, p[j]);
     }
+    if (a->sinks) max = fmax(max, (double)a->sinks[h]);
     for (size_t j = from; j < n; j++) sum += p[j] = exp(p[j] - max);
+    if (a->sinks) sum += exp((double)a->sinks[h] - max);
     for (size_t i = 0; i < a->head_dim; i++) {
       double want = 0, size = 0;
       for (size_t j = from; j < n; j++) {
