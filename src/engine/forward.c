@@ -12,16 +12,35 @@
 #include <string.h>
 
 #include "engine/pool.h"
+#include "engine/scheduler.h"
 
-enum { MAX_STAGES_PER_LAYER = 13, ALONE_TOKENS = 2, ATTEND_TOKENS = 16, SPLIT_TOKENS = 4, SPLIT_BLOCKS = 8 };
+enum { MAX_STAGES_PER_LAYER = 20, ALONE_TOKENS = 2, ATTEND_TOKENS = 16, SPLIT_TOKENS = 4, SPLIT_BLOCKS = 8 };
 /* Screens of the head: rows at once for which they pay, groups looked through at a time, tokens without a screen after one that let more
  * than half of the groups pass. */
 enum { SCREEN_ROWS = 4, SCREEN_GROUPS = 256, SCREEN_REST = 32 };
+
+/* What positions behind a taken-back draft look at is still kept. */
+_Static_assert(PST_ENGINE_CONV_KEPT >= PST_ENGINE_MAX_DRAFT + PST_ENGINE_MAX_CONV - 1,
+               "a convolution keeps too few inputs");
 
 typedef struct pick {
   float value;
   int32_t token;
 } pick;
+
+/* A step's tokens by expert: token t's k-th choice is row row_of[t * used + k] of the routed inputs, which stand in order of experts. */
+typedef struct routes {
+  int *expert, *row_of; /* [max_tokens][n_experts_used] */
+  float *weight;        /* the same: of the expert's output */
+  float *logits;        /* [max_tokens][n_experts] */
+  int *token_of;        /* of each row */
+  int *first;           /* [n_experts + 1] first row of each expert */
+  int *active;          /* [n_experts] experts that have rows, ascending */
+  int n_active, n_rows;
+  float *x, *gate_up, *gated,
+      *out; /* rows of n_embd (only for float matrices), 2 n_ff_expert, n_ff_expert (as x), n_embd */
+  pst_kernels_input in, in_gated; /* of rows */
+} routes;
 
 /* What one thread owns. */
 typedef struct lane {
@@ -39,12 +58,14 @@ struct pst_engine_forward {
   uint32_t kv_type;
   int max_tokens, max_items, max_logits, max_blocks, n_threads;
   size_t page_bytes, head_page_bytes;
-  bool any_float_down; /* some layer's down matrix reads floats: `gated` is there */
-  /* [max_tokens] rows of */
-  float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated; /* n_embd, n_embd, q+k+v, q, n_embd, 2 n_ff, n_ff */
-  float *kept;                                                   /* [max_logits][n_embd] */
-  float *turns[PST_ENGINE_MAX_ROPES];                            /* [max_tokens][n_rot] cosines and sines */
-  float *parts; /* of attention: [max_blocks][SPLIT_TOKENS][n_heads][PART_FLOATS] */
+  bool any_float_down;              /* some layer's down matrix reads floats: `gated` is there */
+  bool any_dense, any_float_expert; /* some layer has no experts; some expert's matrix reads floats */
+  /* [max_tokens] rows of n_embd, n_embd, q+k+v or 3 n_embd, q or n_embd, n_embd, 2 n_ff, n_ff */
+  float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated;
+  routes routes;
+  float *kept;                        /* [max_logits][n_embd] */
+  float *turns[PST_ENGINE_MAX_ROPES]; /* [max_tokens][n_rot] cosines and sines */
+  float *parts;                       /* of attention: [max_blocks][SPLIT_TOKENS][n_heads][PART_FLOATS] */
   pst_kernels_input in_normed, in_attended, in_gated, in_kept; /* shared inputs */
   lane *lanes;
   atomic_int *claims; /* one counter per stage */
@@ -82,15 +103,36 @@ static void place_input(layout *l, pst_kernels_input *input, size_t n, size_t co
   if (p) pst_kernels_input_init(input, n, cols, p);
 }
 
+static void place_routes(pst_engine_forward *f, layout *l) {
+  const pst_engine_model *m = f->model;
+  routes *r = &f->routes;
+  size_t n = (size_t)f->max_tokens, rows = n * (size_t)m->n_experts_used, experts = (size_t)m->n_experts;
+  size_t embd = (size_t)m->info.n_embd, ff = (size_t)m->n_ff_expert, fl = sizeof(float);
+  if (!experts) return;
+  r->expert = place(l, rows * sizeof(int));
+  r->row_of = place(l, rows * sizeof(int));
+  r->weight = place(l, rows * fl);
+  r->logits = place(l, n * experts * fl);
+  r->token_of = place(l, rows * sizeof(int));
+  r->first = place(l, (experts + 1) * sizeof(int));
+  r->active = place(l, experts * sizeof(int));
+  r->x = place(l, f->any_float_expert ? rows * embd * fl : 0);
+  r->gate_up = place(l, rows * 2 * ff * fl);
+  r->gated = place(l, f->any_float_expert ? rows * ff * fl : 0);
+  r->out = place(l, rows * embd * fl);
+  place_input(l, &r->in, rows, embd);
+  place_input(l, &r->in_gated, rows, ff);
+}
+
 static void place_all(pst_engine_forward *f, layout *l) {
   const pst_engine_model_info *s = &f->model->info;
-  size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = (size_t)s->n_ff;
+  size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = f->any_dense ? (size_t)s->n_ff : 0;
   size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
-         fl = sizeof(float);
+         fl = sizeof(float), wide = PST_MAX(q + 2 * kv, f->model->n_conv ? 3 * embd : 0);
   f->x = place(l, n * embd * fl);
   f->normed = place(l, n * embd * fl);
-  f->qkv = place(l, n * (q + 2 * kv) * fl);
-  f->attended = place(l, n * q * fl);
+  f->qkv = place(l, n * wide * fl);
+  f->attended = place(l, n * PST_MAX(q, f->model->n_conv ? embd : 0) * fl);
   f->branch = place(l, n * embd * fl);
   f->gate_up = place(l, n * 2 * ff * fl);
   f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
@@ -103,6 +145,7 @@ static void place_all(pst_engine_forward *f, layout *l) {
   place_input(l, &f->in_attended, n, q);
   place_input(l, &f->in_gated, n, ff);
   place_input(l, &f->in_kept, (size_t)f->max_logits, embd);
+  place_routes(f, l);
   f->claims = place(l, (size_t)f->n_claims * sizeof *f->claims);
   f->item_of = place(l, n * sizeof(int));
   f->position = place(l, n * sizeof(int));
@@ -120,9 +163,15 @@ static void place_all(pst_engine_forward *f, layout *l) {
 
 static uint32_t kv_type_of(pst_engine_kv kv) { return kv == PST_ENGINE_KV_Q8_0 ? PST_TYPE_Q8_0 : PST_TYPE_F16; }
 
+/* Of one convolution layer in one page, behind the keys and values of all layers. */
+static size_t conv_bytes(const pst_engine_model *m) {
+  return (PST_ENGINE_CONV_KEPT * (size_t)m->info.n_embd * sizeof(float) + 63) & ~(size_t)63;
+}
+
 size_t pst_engine_forward_page_bytes(const pst_engine_model *m, pst_engine_kv kv) {
   return pst_kernels_page_bytes(kv_type_of(kv), (size_t)m->info.head_dim) * 2 * (size_t)m->info.n_kv_heads *
-         (size_t)m->info.n_layers;
+             (size_t)m->n_attention_layers +
+         conv_bytes(m) * (size_t)m->n_conv_layers;
 }
 
 /* Fills in what the layout of the work space depends on. */
@@ -138,7 +187,13 @@ static void describe(pst_engine_forward *f, const pst_engine_model *model, pst_e
   f->max_logits = max_logits;
   f->max_blocks = (n_ctx + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
   f->n_threads = n_threads;
-  for (int i = 0; i < model->info.n_layers; i++) f->any_float_down |= model->layers[i].down.is_float;
+  for (int i = 0; i < model->info.n_layers; i++) {
+    const pst_engine_layer *y = &model->layers[i];
+    const pst_engine_experts *e = &y->experts;
+    f->any_float_down |= y->down.is_float;
+    f->any_dense |= y->down.n_rows != 0;
+    f->any_float_expert |= e->gate.shape.is_float || e->up.shape.is_float || e->down.shape.is_float;
+  }
   f->n_claims = model->info.n_layers * MAX_STAGES_PER_LAYER + 4;
 }
 
@@ -266,9 +321,9 @@ static const pst_kernels_input *norm_stage(walk *w, const float *x, const float 
   return shared;
 }
 
-/* Where token t of layer `layer` keeps kv head h. */
-static size_t head_offset(const pst_engine_forward *f, int layer, int head, bool value) {
-  return (((size_t)layer * (size_t)f->model->info.n_kv_heads + (size_t)head) * 2 + value) * f->head_page_bytes;
+/* Where a layer keeps kv head h; `store` is its number among the attention layers. */
+static size_t head_offset(const pst_engine_forward *f, int store, int head, bool value) {
+  return (((size_t)store * (size_t)f->model->info.n_kv_heads + (size_t)head) * 2 + value) * f->head_page_bytes;
 }
 
 static void norm_heads(const pst_engine_forward *f, float *x, int n_heads, const float *weight, bool whole) {
@@ -277,8 +332,12 @@ static void norm_heads(const pst_engine_forward *f, float *x, int n_heads, const
     f->k->rmsnorm(x + (size_t)h * n, weight, n, f->model->norm_eps, x + (size_t)h * n);
 }
 
+static float temperature(const pst_engine_model *m, int position) {
+  return (float)(1 + m->temperature_beta * log1p(floor(position / m->temperature_length)));
+}
+
 /* Turns queries and keys and stores keys and values; a piece of work is one token. */
-static void store_stage(walk *w, const pst_engine_layer *y, int layer) {
+static void store_stage(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   const pst_engine_model_info *s = &f->model->info;
   const pst_engine_rope *r = y->rope < 0 ? NULL : &f->model->ropes[y->rope];
@@ -297,9 +356,10 @@ static void store_stage(walk *w, const pst_engine_layer *y, int layer) {
         f->k->rope(query, (size_t)s->n_heads, hd, (size_t)r->n_rot, r->style, turn);
         f->k->rope(key, (size_t)s->n_kv_heads, hd, (size_t)r->n_rot, r->style, turn);
       }
+      if (f->model->temperature_beta > 0) f->k->scale(query, temperature(f->model, position), q, query);
       for (int h = 0; h < s->n_kv_heads; h++) {
-        f->k->store_key(f->kv_type, hd, key + (size_t)h * hd, slot, page + head_offset(f, layer, h, false));
-        f->k->store_value(f->kv_type, hd, value + (size_t)h * hd, slot, page + head_offset(f, layer, h, true));
+        f->k->store_key(f->kv_type, hd, key + (size_t)h * hd, slot, page + head_offset(f, y->store, h, false));
+        f->k->store_value(f->kv_type, hd, value + (size_t)h * hd, slot, page + head_offset(f, y->store, h, true));
       }
     }
   next_stage(w);
@@ -311,7 +371,7 @@ static int pieces_of(const pst_engine_forward *f, int item) {
   return (f->items[item].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * f->model->info.n_kv_heads;
 }
 
-static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine_layer *y, int layer, int index) {
+static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine_layer *y, int index) {
   const pst_engine_model_info *s = &f->model->info;
   size_t hd = (size_t)s->head_dim, q = (size_t)s->n_heads * hd, kv = (size_t)s->n_kv_heads * hd;
   int per_kv = s->n_heads / s->n_kv_heads, item = 0;
@@ -333,8 +393,9 @@ static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine
       .out = f->attended + t * q + (size_t)(head * per_kv) * hd,
       .out_stride = q,
       .pages = (const uint8_t *const *)it->pages,
-      .k_offset = head_offset(f, layer, head, false),
-      .v_offset = head_offset(f, layer, head, true),
+      .k_offset = head_offset(f, y->store, head, false),
+      .v_offset = head_offset(f, y->store, head, true),
+      .sinks = y->sinks ? y->sinks + head * per_kv : NULL,
   };
 }
 
@@ -347,14 +408,14 @@ static void blocks_of(const pst_kernels_attend *a, size_t *ret_begin, size_t *re
 
 /* Few pieces over long contexts leave threads idle: their blocks are shared out as well, in ranges of SPLIT_BLOCKS, and merged after. The
  * same bits either way (kernels.h, attention_part). */
-static bool attend_split(walk *w, const pst_engine_layer *y, int layer, int n_pieces) {
+static bool attend_split(walk *w, const pst_engine_layer *y, int n_pieces) {
   pst_engine_forward *f = w->f;
   if (w->team->n_threads == 1 || f->n_tokens > SPLIT_TOKENS || n_pieces >= 4 * w->team->n_threads) return false;
   size_t block_floats = PST_KERNELS_PART_FLOATS((size_t)f->model->info.head_dim), b = 0, e = 0;
   pst_kernels_attend a;
   int n_ranges = 0;
   for (int i = 0; i < n_pieces; i++) {
-    a = piece_at(f, y, layer, i);
+    a = piece_at(f, y, i);
     blocks_of(&a, &b, &e);
     n_ranges += (int)((e - b + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
   }
@@ -363,7 +424,7 @@ static bool attend_split(walk *w, const pst_engine_layer *y, int layer, int n_pi
   while (claim(w, n_ranges, 1, &begin, &end)) {
     float *parts = f->parts;
     for (int i = 0;; i++) {
-      a = piece_at(f, y, layer, i);
+      a = piece_at(f, y, i);
       blocks_of(&a, &b, &e);
       int n = (int)((e - b + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
       size_t block = a.n_tokens * a.n_heads * block_floats;
@@ -380,7 +441,7 @@ static bool attend_split(walk *w, const pst_engine_layer *y, int layer, int n_pi
   while (claim(w, n_pieces, 1, &begin, &end)) {
     float *parts = f->parts;
     for (int i = 0; i <= begin; i++) {
-      a = piece_at(f, y, layer, i);
+      a = piece_at(f, y, i);
       blocks_of(&a, &b, &e);
       if (i < begin) parts += (e - b) * a.n_tokens * a.n_heads * block_floats;
     }
@@ -390,14 +451,14 @@ static bool attend_split(walk *w, const pst_engine_layer *y, int layer, int n_pi
   return true;
 }
 
-static void attend_stage(walk *w, const pst_engine_layer *y, int layer) {
+static void attend_stage(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   int n_pieces = 0, begin, end;
   for (int i = 0; i < f->n_items; i++) n_pieces += pieces_of(f, i);
-  if (attend_split(w, y, layer, n_pieces)) return;
+  if (attend_split(w, y, n_pieces)) return;
   while (claim(w, n_pieces, 1, &begin, &end)) {
     /* Later pieces of a prompt see more keys and take longer: hand them out first. */
-    pst_kernels_attend a = piece_at(f, y, layer, n_pieces - 1 - begin);
+    pst_kernels_attend a = piece_at(f, y, n_pieces - 1 - begin);
     f->k->attention(&a, w->mine->work);
   }
   next_stage(w);
@@ -461,17 +522,18 @@ static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) 
   return &f->in_gated;
 }
 
-/* x += matrix * input, through a norm or a factor where the model has one. */
-static void back_to_x(walk *w, const pst_kernels_matrix *matrix, const pst_kernels_input *input, const float *norm) {
+/* x += matrix * input (+ bias), through a norm or a factor where the model has one. */
+static void back_to_x(walk *w, const pst_kernels_matrix *matrix, const float *bias, const pst_kernels_input *input,
+                      const float *norm) {
   pst_engine_forward *f = w->f;
   size_t n = (size_t)f->model->info.n_embd;
   float factor = f->model->residual_scale;
   if (!norm && factor == 1.0f) {
-    product p = {matrix, f->x, n, NULL, true};
+    product p = {matrix, f->x, n, bias, true};
     run_products(w, &p, 1, input, f->n_tokens);
     return;
   }
-  product p = {matrix, f->branch, n, NULL, false};
+  product p = {matrix, f->branch, n, bias, false};
   run_products(w, &p, 1, input, f->n_tokens);
   int begin, end;
   while (claim(w, f->n_tokens, 1, &begin, &end))
@@ -484,27 +546,250 @@ static void back_to_x(walk *w, const pst_kernels_matrix *matrix, const pst_kerne
   next_stage(w);
 }
 
-static void run_layer(walk *w, int layer) {
+/* ---- convolutions ---- */
+
+/* Where the input of a convolution at a position is kept. */
+static float *conv_slot(const pst_engine_forward *f, const pst_engine_layer *y, int item, int position) {
+  const pst_engine_model *m = f->model;
+  size_t keys = f->head_page_bytes * 2 * (size_t)m->info.n_kv_heads * (size_t)m->n_attention_layers;
+  uint8_t *page = f->items[item].pages[position / PST_KERNELS_PAGE];
+  float *rows = (float *)(void *)(page + keys + (size_t)y->store * conv_bytes(m));
+  return rows + (size_t)(position % PST_ENGINE_CONV_KEPT) * (size_t)m->info.n_embd;
+}
+
+/* out += tap * input, of one position before token t (0: the token itself): computed in this step, or kept, or before the beginning. */
+static void add_tap(const pst_engine_forward *f, const pst_engine_layer *y, int t, int before, float *out) {
+  size_t n = (size_t)f->model->info.n_embd, n_taps = (size_t)f->model->n_conv;
+  const float *taps = y->conv.taps + n_taps - 1 - (size_t)before;
+  int item = f->item_of[t], position = f->position[t] - before;
+  if (position < 0) return;
+  if (position < f->items[item].first) {
+    const float *kept = conv_slot(f, y, item, position);
+    for (size_t c = 0; c < n; c++) out[c] += taps[c * n_taps] * kept[c];
+    return;
+  }
+  const float *b = f->qkv + (size_t)(t - before) * 3 * n, *u = b + 2 * n;
+  for (size_t c = 0; c < n; c++) out[c] += taps[c * n_taps] * (b[c] * u[c]);
+}
+
+/* c * convolution(b * u) of every token; then the inputs that later positions may look at are kept: of each page the last of this step. */
+static void conv_stages(walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  size_t n = (size_t)f->model->info.n_embd;
+  int begin, end;
+  while (claim(w, f->n_tokens, 1, &begin, &end))
+    for (int t = begin; t < end; t++) {
+      float *out = f->attended + (size_t)t * n;
+      const float *c = f->qkv + (size_t)t * 3 * n + n;
+      memset(out, 0, n * sizeof *out);
+      for (int before = f->model->n_conv - 1; before >= 0; before--) add_tap(f, y, t, before, out);
+      for (size_t i = 0; i < n; i++) out[i] *= c[i];
+    }
+  next_stage(w); /* kept inputs are read before they are overwritten */
+  while (claim(w, f->n_tokens, 4, &begin, &end))
+    for (int t = begin; t < end; t++) {
+      const pst_engine_forward_item *it = &f->items[f->item_of[t]];
+      int page_end = (f->position[t] / PST_KERNELS_PAGE + 1) * PST_KERNELS_PAGE;
+      if (f->position[t] + PST_ENGINE_CONV_KEPT < PST_MIN(page_end, it->first + it->n)) continue;
+      const float *b = f->qkv + (size_t)t * 3 * n, *u = b + 2 * n;
+      float *kept = conv_slot(f, y, f->item_of[t], f->position[t]);
+      for (size_t c = 0; c < n; c++) kept[c] = b[c] * u[c];
+    }
+  next_stage(w);
+}
+
+/* ---- experts ---- */
+
+/* The n_experts_used greatest logits of token t, greatest first, the lowest expert of equals; softmax over them. */
+static void route_token(pst_engine_forward *f, const float *bias, int t) {
+  routes *r = &f->routes;
+  int n = f->model->n_experts, n_used = f->model->n_experts_used;
+  float *logits = r->logits + (size_t)t * (size_t)n, *weight = r->weight + (size_t)t * (size_t)n_used;
+  int *expert = r->expert + (size_t)t * (size_t)n_used;
+  if (bias) f->k->add(logits, bias, (size_t)n, logits);
+  for (int k = 0; k < n_used; k++) {
+    expert[k] = (int)f->k->argmax(logits, (size_t)n);
+    weight[k] = logits[expert[k]];
+    logits[expert[k]] = -INFINITY;
+  }
+  float total = f->k->sum_exp(weight, (size_t)n_used, weight[0]);
+  for (int k = n_used - 1; k >= 0; k--) weight[k] = f->k->sum_exp(&weight[k], 1, weight[0]) / total;
+}
+
+/* Rows in order of experts, then tokens. */
+static void group_rows(pst_engine_forward *f) {
+  routes *r = &f->routes;
+  int n_used = f->model->n_experts_used, n_experts = f->model->n_experts;
+  r->n_rows = f->n_tokens * n_used;
+  r->n_active = 0;
+  memset(r->first, 0, ((size_t)n_experts + 1) * sizeof *r->first);
+  for (int i = 0; i < r->n_rows; i++) r->first[r->expert[i] + 1]++;
+  for (int e = 0; e < n_experts; e++) {
+    if (r->first[e + 1]) r->active[r->n_active++] = e;
+    r->first[e + 1] += r->first[e];
+  }
+  for (int i = 0; i < r->n_rows; i++) { /* first[e] walks to first[e + 1]'s old value, and is put back below */
+    int row = r->first[r->expert[i]]++;
+    r->row_of[i] = row;
+    r->token_of[row] = i / n_used;
+  }
+  for (int e = n_experts; e > 0; e--) r->first[e] = r->first[e - 1];
+  r->first[0] = 0;
+}
+
+/* The inputs of the rows: copies of their tokens'. */
+static void gather_stage(walk *w, const pst_engine_experts *y, const pst_kernels_input *in) {
+  routes *r = &w->f->routes;
+  bool floats = y->gate.shape.is_float || y->up.shape.is_float,
+       codes = !y->gate.shape.is_float || !y->up.shape.is_float;
+  size_t n = in->n_cols, blocks = in->n_blocks;
+  int begin, end;
+  while (claim(w, r->n_rows, 4, &begin, &end))
+    for (int i = begin; i < end; i++) {
+      size_t row = (size_t)i, t = (size_t)r->token_of[i];
+      if (floats) memcpy(r->x + row * n, in->x + t * n, n * sizeof *r->x);
+      if (!codes) continue;
+      memcpy(r->in.q + row * n, in->q + t * n, n);
+      memcpy(r->in.d + row * blocks, in->d + t * blocks, blocks * sizeof *in->d);
+      memcpy(r->in.s + row * blocks, in->s + t * blocks, blocks * sizeof *in->s);
+      memcpy(r->in.half + row * blocks * 2, in->half + t * blocks * 2, blocks * 2 * sizeof *in->half);
+    }
+  if (w->mine == &w->f->lanes[0]) r->in.x = r->x;
+  next_stage(w);
+}
+
+/* Products of every active expert with its rows: matrix m of all to columns from m * rows of the matrix on. */
+static void expert_products(walk *w, const pst_engine_expert_matrix *const *matrices, int n_matrices,
+                            const pst_kernels_input *in, float *out, size_t stride) {
+  routes *r = &w->f->routes;
+  int n_groups = (int)matrices[0]->shape.n_groups, total = r->n_active * n_matrices * n_groups, begin, end;
+  size_t n_cols = matrices[0]->shape.n_rows;
+  while (claim(w, total, PST_MAX(total / (w->team->n_threads * 8), 2), &begin, &end))
+    while (begin < end) {
+      int expert = r->active[begin / (n_matrices * n_groups)], m = begin / n_groups % n_matrices;
+      int group = begin % n_groups, to = PST_MIN(n_groups, group + end - begin), first = r->first[expert];
+      size_t n = (size_t)(r->first[expert + 1] - first), from = (size_t)group * PST_KERNELS_GROUP;
+      pst_kernels_matrix matrix = matrices[m]->shape;
+      matrix.data += (size_t)expert * matrices[m]->stride;
+      float *rows = out + (size_t)first * stride + (size_t)m * n_cols;
+      w->f->k->matmul(&matrix, in, (size_t)first, n, (size_t)group, (size_t)to, false, rows, stride, w->mine->work);
+      const float *bias = matrices[m]->bias ? matrices[m]->bias + (size_t)expert * n_cols + from : NULL;
+      for (size_t t = 0; t < n && bias; t++) {
+        float *at = rows + t * stride + from;
+        w->f->k->add(at, bias, PST_MIN((size_t)to * PST_KERNELS_GROUP, n_cols) - from, at);
+      }
+      begin += to - group;
+    }
+  next_stage(w);
+}
+
+static void expert_gate_stage(walk *w, bool to_floats) {
+  pst_engine_forward *f = w->f;
+  routes *r = &f->routes;
+  size_t ff = (size_t)f->model->n_ff_expert;
+  int begin, end;
+  while (claim(w, r->n_rows, 2, &begin, &end))
+    for (int i = begin; i < end; i++) {
+      const float *row = r->gate_up + (size_t)i * 2 * ff;
+      if (to_floats)
+        f->k->gated(f->model->gate, row, row + ff, ff, r->gated + (size_t)i * ff);
+      else
+        f->k->gated_quantize(f->model->gate, row, row + ff, 0, r->in_gated.n_blocks, &r->in_gated, (size_t)i);
+    }
+  if (w->mine == &f->lanes[0]) r->in_gated.x = r->gated;
+  next_stage(w);
+}
+
+/* x += the weighted outputs of a token's experts, summed in the router's order. */
+static void combine_stage(walk *w) {
+  pst_engine_forward *f = w->f;
+  routes *r = &f->routes;
+  size_t n = (size_t)f->model->info.n_embd, n_used = (size_t)f->model->n_experts_used;
+  int begin, end;
+  while (claim(w, f->n_tokens, 1, &begin, &end))
+    for (size_t t = (size_t)begin; t < (size_t)end; t++) {
+      float *sum = r->out + (size_t)r->row_of[t * n_used] * n, *x = f->x + t * n;
+      f->k->scale(sum, r->weight[t * n_used], n, sum);
+      for (size_t k = 1; k < n_used; k++) {
+        float *row = r->out + (size_t)r->row_of[t * n_used + k] * n;
+        f->k->scale(row, r->weight[t * n_used + k], n, row);
+        f->k->add(sum, row, n, sum);
+      }
+      f->k->add(x, sum, n, x);
+    }
+  next_stage(w);
+}
+
+/* The experts' branch. An expert's rows are multiplied together, so that its weights are read once a step; an element is one chain all the same. */
+static void run_experts(walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_experts *e = &y->experts;
+  const pst_engine_expert_matrix *gate_up[] = {&e->gate, &e->up}, *down[] = {&e->down};
+  const pst_kernels_input *in = enter_stage(w, y->ffn_norm);
+  product router = {&e->router, f->routes.logits, (size_t)f->model->n_experts, NULL, false};
+  run_products(w, &router, 1, in, f->n_tokens);
+  int begin, end;
+  while (claim(w, f->n_tokens, 2, &begin, &end))
+    for (int t = begin; t < end; t++) route_token(f, e->router_bias, t);
+  next_stage(w);
+  if (w->mine == &f->lanes[0]) group_rows(f);
+  next_stage(w);
+  gather_stage(w, e, in);
+  expert_products(w, gate_up, 2, &f->routes.in, f->routes.gate_up, 2 * (size_t)f->model->n_ff_expert);
+  expert_gate_stage(w, e->down.shape.is_float);
+  expert_products(w, down, 1, &f->routes.in_gated, f->routes.out, (size_t)f->model->info.n_embd);
+  combine_stage(w);
+}
+
+/* ---- a layer ---- */
+
+static void run_attention(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   const pst_engine_model_info *s = &f->model->info;
-  const pst_engine_layer *y = &f->model->layers[layer];
-  size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
-         ff = (size_t)s->n_ff;
-  w->stage = layer * MAX_STAGES_PER_LAYER;
+  size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim;
   const pst_kernels_input *in = enter_stage(w, y->attn_norm);
   product qkv[] = {{&y->q, f->qkv, q + 2 * kv, y->q_bias, false},
                    {&y->k, f->qkv + q, q + 2 * kv, y->k_bias, false},
                    {&y->v, f->qkv + q + kv, q + 2 * kv, y->v_bias, false}};
   run_products(w, qkv, 3, in, f->n_tokens);
-  store_stage(w, y, layer);
-  attend_stage(w, y, layer);
+  store_stage(w, y);
+  attend_stage(w, y);
   in = quantize_stage(w, f->attended, &f->in_attended, &w->mine->attended);
-  back_to_x(w, &y->o, in, y->post_attn_norm);
-  in = enter_stage(w, y->ffn_norm);
+  back_to_x(w, &y->o, y->o_bias, in, y->post_attn_norm);
+}
+
+static void run_conv(walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  size_t n = (size_t)f->model->info.n_embd;
+  const pst_kernels_input *in = enter_stage(w, y->attn_norm);
+  product bcu = {&y->conv.in, f->qkv, 3 * n, NULL, false};
+  run_products(w, &bcu, 1, in, f->n_tokens);
+  conv_stages(w, y);
+  in = quantize_stage(w, f->attended, &f->in_normed, &w->mine->narrow);
+  back_to_x(w, &y->conv.out, NULL, in, NULL);
+}
+
+static void run_feed_forward(walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  size_t ff = (size_t)f->model->info.n_ff;
+  const pst_kernels_input *in = enter_stage(w, y->ffn_norm);
   product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false}, {&y->up, f->gate_up + ff, 2 * ff, NULL, false}};
   run_products(w, gate_up, 2, in, f->n_tokens);
   in = gated_stage(w, y);
-  back_to_x(w, &y->down, in, y->post_ffn_norm);
+  back_to_x(w, &y->down, NULL, in, y->post_ffn_norm);
+}
+
+static void run_layer(walk *w, int layer) {
+  const pst_engine_layer *y = &w->f->model->layers[layer];
+  w->stage = layer * MAX_STAGES_PER_LAYER;
+  if (y->conv.in.n_rows)
+    run_conv(w, y);
+  else
+    run_attention(w, y);
+  if (y->experts.router.n_rows)
+    run_experts(w, y);
+  else
+    run_feed_forward(w, y);
   assert(w->stage <= (layer + 1) * MAX_STAGES_PER_LAYER); /* each stage has a claim counter of its own */
 }
 
@@ -522,8 +807,8 @@ static void embed(walk *w) {
       if (f->model->embedding_scale != 1.0f) f->k->scale(x, f->model->embedding_scale, n, x);
       for (int r = 0; r < f->model->n_ropes; r++) {
         const pst_engine_rope *rope = &f->model->ropes[r];
-        pst_kernels_rope_table((double)f->position[t], (size_t)rope->n_rot, rope->base, rope->scale, rope->factors, 1.0,
-                               f->turns[r] + (size_t)t * (size_t)rope->n_rot);
+        pst_kernels_rope_table((double)f->position[t], (size_t)rope->n_rot, rope->base, rope->scale, rope->factors,
+                               rope->magnitude, f->turns[r] + (size_t)t * (size_t)rope->n_rot);
       }
     }
   next_stage(w);

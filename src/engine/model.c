@@ -21,6 +21,9 @@ typedef struct loader {
   uint64_t table; /* hash of what lies where */
   bool *taken;    /* per tensor: some part of the table named it */
   bool *asked;    /* per key of the file: something read it */
+  const char *output_norm;
+  /* Key heads layer by layer, 0 where a layer does not attend; NULL: all layers are alike. */
+  const pst_engine_gguf_value *kv_heads;
   size_t n_jobs;
   struct pack_job {
     const pst_kernels_matrix *matrix; /* of the file */
@@ -80,13 +83,23 @@ static const pst_engine_gguf_tensor *find_tensor(loader *l, const char *name) {
   return t;
 }
 
-static int check_shape(loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t rows, size_t cols) {
+/* [n][rows][cols] is what the tensor must be. */
+static int check_dims(loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t n, size_t rows,
+                      size_t cols) {
   if (!t) return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "tensor '%s' is missing", name);
-  bool fits = t->dims[0] == cols && t->dims[1] == rows && t->dims[2] == 1 && t->dims[3] == 1;
-  if (fits) return 0;
+  if (t->dims[0] == cols && t->dims[1] == rows && t->dims[2] == n && t->dims[3] == 1) return 0;
+  if (n == 1 && t->dims[2] == 1)
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path,
+                         "tensor '%s' has shape %llu x %llu, where the keys ask for %zu x %zu", name,
+                         (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], rows, cols);
   return pst_error_set(l->err, PST_E_BAD_INPUT, l->path,
-                       "tensor '%s' has shape %llu x %llu, where the keys ask for %zu x %zu", name,
-                       (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], rows, cols);
+                       "tensor '%s' has shape %llu x %llu x %llu, where the keys ask for %zu x %zu x %zu", name,
+                       (unsigned long long)t->dims[2], (unsigned long long)t->dims[1], (unsigned long long)t->dims[0],
+                       n, rows, cols);
+}
+
+static int check_shape(loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t rows, size_t cols) {
+  return check_dims(l, t, name, 1, rows, cols);
 }
 
 /* Room for what is made of a tensor's bytes, which begin at `src`. */
@@ -106,6 +119,17 @@ static int add_job(loader *l, struct pack_job job) {
   return 0;
 }
 
+/* A packed matrix for rows of a tensor, without data. */
+static int init_matrix(loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t rows, size_t cols,
+                       pst_kernels_matrix *ret) {
+  int code = pst_kernels_matrix_init(t->type, rows, cols, ret, l->err);
+  if (code) {
+    pst_error_prefix(l->err, "tensor '%s'", name);
+    if (l->err) snprintf(l->err->place, sizeof l->err->place, "%s", l->path);
+  }
+  return code;
+}
+
 /* Rows [first, first + rows) of a weight matrix of n_rows, required. In the first pass its size is counted; the second sets its memory and queues
  * the packing. */
 static int load_rows(loader *l, const char *name, size_t n_rows, size_t first, size_t rows, size_t cols,
@@ -114,12 +138,8 @@ static int load_rows(loader *l, const char *name, size_t n_rows, size_t first, s
   int code = check_shape(l, t, name, n_rows, cols);
   if (code) return code;
   pst_kernels_matrix matrix;
-  code = pst_kernels_matrix_init(t->type, rows, cols, &matrix, l->err);
-  if (code) {
-    pst_error_prefix(l->err, "tensor '%s'", name);
-    if (l->err) snprintf(l->err->place, sizeof l->err->place, "%s", l->path);
-    return code;
-  }
+  code = init_matrix(l, t, name, rows, cols, &matrix);
+  if (code) return code;
   const uint8_t *src = t->data + first * pst_kernels_row_bytes(t->type, cols);
   size_t at = take_bytes(l, src, pst_kernels_matrix_bytes(&matrix));
   *ret = matrix;
@@ -132,13 +152,14 @@ static int load_matrix(loader *l, const char *name, size_t rows, size_t cols, ps
   return load_rows(l, name, rows, 0, rows, cols, ret);
 }
 
-/* A row of floats (norm, bias, rope factors), as float32. */
-static int load_row(loader *l, const char *name, size_t n, bool required, const float **ret) {
+/* Rows of floats (norms, biases, rope factors, taps), as float32. */
+static int load_floats(loader *l, const char *name, size_t rows, size_t cols, bool required, const float **ret) {
   const pst_engine_gguf_tensor *t = find_tensor(l, name);
   *ret = NULL;
   if (!t && !required) return 0;
-  int code = check_shape(l, t, name, 1, n);
+  int code = check_shape(l, t, name, rows, cols);
   if (code) return code;
+  size_t n = rows * cols;
   if (t->type != PST_TYPE_F32 && t->type != PST_TYPE_F16 && t->type != PST_TYPE_BF16)
     return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
                          "tensor '%s' has type %s; norms and biases must be F32, F16 or BF16", name,
@@ -153,6 +174,10 @@ static int load_row(loader *l, const char *name, size_t n, bool required, const 
     if (!isfinite(row[i])) code = PST_E_BAD_INPUT;
   if (code) return pst_error_set(l->err, code, l->path, "tensor '%s' holds a value that is not finite", name);
   return 0;
+}
+
+static int load_row(loader *l, const char *name, size_t n, bool required, const float **ret) {
+  return load_floats(l, name, 1, n, required, ret);
 }
 
 static int layer_matrix(loader *l, int layer, const char *name, size_t rows, size_t cols, pst_kernels_matrix *ret) {
@@ -172,6 +197,8 @@ static int load_attention(loader *l, int i, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
   size_t embd = (size_t)f->n_embd, hd = (size_t)f->head_dim;
   size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
+  if (l->kv_heads && pst_engine_gguf_value_i64(l->kv_heads, (uint64_t)i) == 0)
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "layer %d without key heads", i);
   int code = layer_matrix(l, i, "attn_q", q, embd, &y->q);
   if (!code) code = layer_matrix(l, i, "attn_k", kv, embd, &y->k);
   if (!code) code = layer_matrix(l, i, "attn_v", kv, embd, &y->v);
@@ -217,6 +244,54 @@ static int load_head_norms(loader *l, int i, bool whole, pst_engine_layer *y) {
   return code;
 }
 
+/* One matrix of every expert, each packed for itself. */
+static int load_expert_matrix(loader *l, int i, const char *name, size_t rows, size_t cols,
+                              pst_engine_expert_matrix *ret) {
+  size_t n = (size_t)l->m->n_experts;
+  char full[96];
+  snprintf(full, sizeof full, "blk.%d.%s.weight", i, name);
+  const pst_engine_gguf_tensor *t = find_tensor(l, full);
+  int code = check_dims(l, t, full, n, rows, cols);
+  if (!code) code = init_matrix(l, t, full, rows, cols, &ret->shape);
+  if (code) return code;
+  ret->stride = pst_kernels_matrix_bytes(&ret->shape);
+  size_t bytes = rows * pst_kernels_row_bytes(t->type, cols);
+  for (size_t e = 0; e < n && !code; e++) {
+    const uint8_t *src = t->data + e * bytes;
+    size_t at = take_bytes(l, src, ret->stride);
+    if (!l->memory) continue;
+    if (e == 0) ret->shape.data = l->memory + at;
+    code = add_job(l, (struct pack_job){&ret->shape, NULL, src, l->memory + at, NULL});
+  }
+  return code;
+}
+
+static int load_experts(loader *l, int i, pst_engine_experts *y) {
+  const pst_engine_model *m = l->m;
+  size_t embd = (size_t)m->info.n_embd, ff = (size_t)m->n_ff_expert, n = (size_t)m->n_experts;
+  int code = layer_matrix(l, i, "ffn_gate_inp", n, embd, &y->router);
+  if (!code) code = load_expert_matrix(l, i, "ffn_gate_exps", ff, embd, &y->gate);
+  if (!code) code = load_expert_matrix(l, i, "ffn_up_exps", ff, embd, &y->up);
+  if (!code) code = load_expert_matrix(l, i, "ffn_down_exps", embd, ff, &y->down);
+  return code;
+}
+
+static int load_expert_bias(loader *l, int i, const char *name, size_t n, const float **ret) {
+  char full[96];
+  snprintf(full, sizeof full, "blk.%d.%s.bias", i, name);
+  return load_floats(l, full, (size_t)l->m->n_experts, n, true, ret);
+}
+
+static int expert_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  int code = need_int(l, "expert_count", 1, PST_ENGINE_MAX_EXPERTS, &m->n_experts);
+  if (!code)
+    code = need_int(l, "expert_used_count", 1, PST_MIN(m->n_experts, PST_ENGINE_MAX_USED_EXPERTS), &m->n_experts_used);
+  m->n_ff_expert = m->info.n_ff;
+  if (!code) code = want_int(l, "expert_feed_forward_length", 32, 1 << 19, &m->n_ff_expert);
+  return code;
+}
+
 /* Norm, attention, norm, gated feed-forward: what most decoders are. */
 static int load_plain_layer(loader *l, int i, pst_engine_layer *y) {
   int code = load_norms(l, i, y);
@@ -227,37 +302,86 @@ static int load_plain_layer(loader *l, int i, pst_engine_layer *y) {
 
 /* ---- architectures ---- */
 
-static int rope_scaling(loader *l, double *ret_scale) {
+static double yarn_magnitude(double factor, double weight) { return factor <= 1 ? 1 : 0.1 * weight * log(factor) + 1; }
+
+/* YaRN (arXiv 2309.00071, 3.2 and 3.4): pairs that turn fast keep their angle, slow ones turn `factor` times slower, a ramp between them. `whole`: the
+ * ramp's ends are rounded outwards to whole pairs, as models were trained that came from the paper's code. */
+static int yarn_rope(loader *l, double factor, bool whole, pst_engine_rope *r) {
+  const double pi = 3.14159265358979323846;
+  double fast = 32, slow = 1, log_multiplier = 0;
+  int n_ctx = 0;
+  int code = need_int(l, "rope.scaling.original_context_length", 1, 1 << 30, &n_ctx);
+  if (!code) code = want_double(l, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, &fast);
+  if (!code) code = want_double(l, "rope.scaling.yarn_beta_slow", 1e-3, 1e6, &slow);
+  if (!code) code = want_double(l, "rope.scaling.yarn_log_multiplier", 0, 1e3, &log_multiplier);
+  if (code) return code;
+  /* Pair that turns `turns` times over the original context. */
+  double low = r->n_rot * log(n_ctx / (fast * 2 * pi)) / (2 * log(r->base));
+  double high = r->n_rot * log(n_ctx / (slow * 2 * pi)) / (2 * log(r->base));
+  low = PST_MAX(whole ? floor(low) : low, 0.0);
+  high = PST_MIN(whole ? ceil(high) : high, (double)(r->n_rot - 1));
+  r->magnitude = yarn_magnitude(factor, 1) / (log_multiplier > 0 ? yarn_magnitude(factor, log_multiplier) : 1);
+  for (int i = 0; i < r->n_rot / 2; i++) {
+    double ramp = PST_MIN(PST_MAX((i - low) / PST_MAX(high - low, 1e-3), 0.0), 1.0);
+    r->own_factors[i] = (float)(1 / (ramp / factor + (1 - ramp)));
+  }
+  r->factors = r->own_factors;
+  return 0;
+}
+
+static int rope_scaling(loader *l, bool whole, pst_engine_rope *r) {
   char key[128];
   pst_str type = PST_STR("none");
   double factor = 1;
   int code = pst_engine_gguf_opt_str(l->m->gguf, key_of(l, "rope.scaling.type", key), &type, l->err);
   if (code) return code;
-  if (!pst_str_is(type, "none") && !pst_str_is(type, "linear"))
-    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s' is '%.*s'; known are none and linear", key,
+  bool yarn = pst_str_is(type, "yarn"), linear = pst_str_is(type, "linear");
+  if (!yarn && !linear && !pst_str_is(type, "none"))
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s' is '%.*s'; known are none, linear and yarn", key,
                          (int)PST_MIN(type.n, (size_t)40), type.data);
   code = want_double(l, "rope.scaling.factor", 1e-6, 1e6, &factor);
   if (code) return code;
-  *ret_scale = pst_str_is(type, "linear") ? 1 / factor : 1;
+  if (yarn) return yarn_rope(l, factor, whole, r);
+  r->scale = linear ? 1 / factor : 1;
   return 0;
 }
 
+static pst_engine_rope plain_rope(const loader *l, pst_kernels_rope style, double base) {
+  return (pst_engine_rope){.base = base, .scale = 1, .magnitude = 1, .style = style, .n_rot = l->m->info.head_dim};
+}
+
 /* One rope for all layers. */
-static int one_rope(loader *l, pst_kernels_rope style, double base) {
+static int rope_keys(loader *l, pst_kernels_rope style, double base, bool whole) {
   pst_engine_model *m = l->m;
   pst_engine_rope *r = &m->ropes[0];
   m->n_ropes = 1;
-  *r = (pst_engine_rope){base, 1, NULL, style, m->info.head_dim};
+  *r = plain_rope(l, style, base);
   int code = want_int(l, "rope.dimension_count", 2, m->info.head_dim, &r->n_rot);
   if (!code) code = want_double(l, "rope.freq_base", 1, 1e12, &r->base);
-  if (!code) code = rope_scaling(l, &r->scale);
+  if (!code) code = rope_scaling(l, whole, r);
   return code;
 }
+
+static int one_rope(loader *l, pst_kernels_rope style, double base) { return rope_keys(l, style, base, true); }
 
 static int llama_keys(loader *l) {
   int code = one_rope(l, PST_KERNELS_ROPE_PAIRS, 10000);
   pst_engine_rope *r = &l->m->ropes[0];
-  return code ? code : load_row(l, "rope_freqs.weight", (size_t)r->n_rot / 2, false, &r->factors);
+  if (code || !pst_engine_gguf_find_tensor(l->m->gguf, "rope_freqs.weight")) return code;
+  if (r->magnitude != 1)
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "tensor 'rope_freqs.weight' and YaRN at once");
+  return load_row(l, "rope_freqs.weight", (size_t)r->n_rot / 2, true, &r->factors);
+}
+
+/* Llama with queries that grow with the position, as Ministral 3 (Llama 4's scheme). */
+static int mistral3_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  int length = m->info.n_ctx_train, code = llama_keys(l);
+  m->temperature_beta = 0;
+  if (!code) code = want_double(l, "attention.temperature_scale", 0, 1e3, &m->temperature_beta);
+  if (!code) code = want_int(l, "rope.scaling.original_context_length", 1, 1 << 30, &length);
+  m->temperature_length = length;
+  return code;
 }
 
 static int llama_layer(loader *l, int i, pst_engine_layer *y) {
@@ -275,6 +399,69 @@ static int qwen2_layer(loader *l, int i, pst_engine_layer *y) {
 static int qwen3_layer(loader *l, int i, pst_engine_layer *y) {
   int code = load_plain_layer(l, i, y);
   return code ? code : load_head_norms(l, i, false, y);
+}
+
+static int qwen3moe_keys(loader *l) {
+  int code = neox_keys(l);
+  return code ? code : expert_keys(l);
+}
+
+static int qwen3moe_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_norms(l, i, y);
+  if (!code) code = load_attention(l, i, y);
+  if (!code) code = load_head_norms(l, i, false, y);
+  if (!code) code = load_experts(l, i, &y->experts);
+  return code;
+}
+
+/* OpenAI's code leaves the ends of YaRN's ramp where they fall. */
+static int gpt_oss_keys(loader *l) {
+  l->m->gate = PST_KERNELS_SWIGLU_CLAMPED;
+  int code = rope_keys(l, PST_KERNELS_ROPE_HALVES, 150000, false);
+  return code ? code : expert_keys(l);
+}
+
+static int gpt_oss_layer(loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model *m = l->m;
+  size_t embd = (size_t)m->info.n_embd, ff = (size_t)m->n_ff_expert;
+  int window = 0, code = layer_row(l, i, "attn_norm.weight", embd, true, &y->attn_norm);
+  if (!code) code = load_attention(l, i, y);
+  if (!code) code = load_biases(l, i, true, y);
+  if (!code) code = layer_row(l, i, "attn_output.bias", embd, true, &y->o_bias);
+  if (!code) code = layer_row(l, i, "attn_sinks.weight", (size_t)m->info.n_heads, true, &y->sinks);
+  if (!code) code = layer_row(l, i, "post_attention_norm.weight", embd, true, &y->ffn_norm);
+  if (!code) code = load_experts(l, i, &y->experts);
+  if (!code) code = layer_row(l, i, "ffn_gate_inp.bias", (size_t)m->n_experts, true, &y->experts.router_bias);
+  if (!code) code = load_expert_bias(l, i, "ffn_gate_exps", ff, &y->experts.gate.bias);
+  if (!code) code = load_expert_bias(l, i, "ffn_up_exps", ff, &y->experts.up.bias);
+  if (!code) code = load_expert_bias(l, i, "ffn_down_exps", embd, &y->experts.down.bias);
+  if (!code) code = need_int(l, "attention.sliding_window", 1, 1 << 24, &window);
+  y->window = i % 2 == 0 ? window : 0;
+  return code;
+}
+
+static int lfm2_keys(loader *l) {
+  l->output_norm = "token_embd_norm.weight";
+  int code = neox_keys(l);
+  return code ? code : need_int(l, "shortconv.l_cache", 2, PST_ENGINE_MAX_CONV, &l->m->n_conv);
+}
+
+static int load_conv(loader *l, int i, pst_engine_conv *y) {
+  size_t embd = (size_t)l->m->info.n_embd, n = (size_t)l->m->n_conv;
+  char name[64];
+  int code = layer_matrix(l, i, "shortconv.in_proj", 3 * embd, embd, &y->in);
+  if (!code) code = layer_matrix(l, i, "shortconv.out_proj", embd, embd, &y->out);
+  snprintf(name, sizeof name, "blk.%d.shortconv.conv.weight", i);
+  return code ? code : load_floats(l, name, embd, n, true, &y->taps);
+}
+
+static int lfm2_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_norms(l, i, y);
+  bool attends = !l->kv_heads || pst_engine_gguf_value_i64(l->kv_heads, (uint64_t)i) > 0;
+  if (!code) code = attends ? load_attention(l, i, y) : load_conv(l, i, &y->conv);
+  if (!code && attends) code = load_head_norms(l, i, false, y);
+  if (!code) code = load_feed_forward(l, i, y);
+  return code;
 }
 
 /* Norms stand behind the branches only, and over the whole of queries and keys. */
@@ -361,11 +548,13 @@ static int gemma2_layer(loader *l, int i, pst_engine_layer *y) { return gemma_la
 static int gemma3_keys(loader *l) {
   pst_engine_model *m = l->m;
   m->n_ropes = 2;
-  m->ropes[0] = (pst_engine_rope){1e6, 1, NULL, PST_KERNELS_ROPE_HALVES, m->info.head_dim};
-  m->ropes[1] = (pst_engine_rope){1e4, 1, NULL, PST_KERNELS_ROPE_HALVES, m->info.head_dim};
+  m->ropes[0] = plain_rope(l, PST_KERNELS_ROPE_HALVES, 1e6);
+  m->ropes[1] = plain_rope(l, PST_KERNELS_ROPE_HALVES, 1e4);
   int code = want_double(l, "rope.freq_base", 1, 1e12, &m->ropes[0].base);
-  if (!code) code = want_double(l, "rope.local.freq_base", 1, 1e12, &m->ropes[1].base);
-  if (!code) code = rope_scaling(l, &m->ropes[0].scale);
+  if (!code)
+    code = want_double(l, "rope.local.freq_base", 1, 1e12, &m->ropes[1].base); /* as older converters named it */
+  if (!code) code = want_double(l, "rope.freq_base_swa", 1, 1e12, &m->ropes[1].base);
+  if (!code) code = rope_scaling(l, true, &m->ropes[0]);
   if (!code) code = gemma_keys(l);
   if (m->info.n_layers == 62) m->attention_scale = 1.0f / sqrtf((float)m->info.n_embd / (float)m->info.n_heads);
   return code;
@@ -383,9 +572,19 @@ static const struct architecture {
   int (*keys)(loader *l);
   int (*layer)(loader *l, int i, pst_engine_layer *y);
 } architectures[] = {
-    {"llama", llama_keys, llama_layer},     {"qwen2", neox_keys, qwen2_layer},      {"qwen3", neox_keys, qwen3_layer},
-    {"gemma2", gemma2_keys, gemma2_layer},  {"gemma3", gemma3_keys, gemma3_layer},  {"phi3", neox_keys, phi3_layer},
-    {"smollm3", llama_keys, smollm3_layer}, {"granite", granite_keys, llama_layer}, {"olmo2", neox_keys, olmo2_layer},
+    {"llama", llama_keys, llama_layer},
+    {"qwen2", neox_keys, qwen2_layer},
+    {"qwen3", neox_keys, qwen3_layer},
+    {"gemma2", gemma2_keys, gemma2_layer},
+    {"gemma3", gemma3_keys, gemma3_layer},
+    {"phi3", neox_keys, phi3_layer},
+    {"smollm3", llama_keys, smollm3_layer},
+    {"granite", granite_keys, llama_layer},
+    {"olmo2", neox_keys, olmo2_layer},
+    {"mistral3", mistral3_keys, llama_layer},
+    {"qwen3moe", qwen3moe_keys, qwen3moe_layer},
+    {"gpt-oss", gpt_oss_keys, gpt_oss_layer},
+    {"lfm2", lfm2_keys, lfm2_layer},
 };
 
 static const struct architecture *find_architecture(loader *l) {
@@ -405,6 +604,28 @@ static const struct architecture *find_architecture(loader *l) {
   return NULL;
 }
 
+/* One number, or one for each layer where some layers do not attend (LFM2): those that do must agree. */
+static int read_kv_heads(loader *l) {
+  pst_engine_model_info *f = &l->m->info;
+  char key[128];
+  const pst_engine_gguf_value *v = pst_engine_gguf_find(l->m->gguf, key_of(l, "attention.head_count_kv", key));
+  if (!v || v->kind != PST_ENGINE_GGUF_ARRAY) return want_int(l, "attention.head_count_kv", 1, 1024, &f->n_kv_heads);
+  int code = pst_engine_gguf_get_array(l->m->gguf, key, PST_ENGINE_GGUF_INTEGERS, &l->kv_heads, l->err);
+  if (code) return code;
+  int64_t most = 0;
+  for (uint64_t i = 0; i < v->n; i++) most = PST_MAX(most, pst_engine_gguf_value_i64(v, i));
+  for (uint64_t i = 0; i < v->n; i++) {
+    int64_t n = pst_engine_gguf_value_i64(v, i);
+    if (v->n != (uint64_t)f->n_layers || most > 1024 || (n != 0 && n != most))
+      return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                           "key '%s' must say 0 or one and the same number, up to 1024, for each of %d layers", key,
+                           f->n_layers);
+  }
+  if (most == 0) return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s': no layer attends", key);
+  f->n_kv_heads = (int)most;
+  return 0;
+}
+
 static int read_shape(loader *l) {
   pst_engine_model_info *f = &l->m->info;
   double eps = 1e-6;
@@ -414,7 +635,7 @@ static int read_shape(loader *l) {
   if (!code) code = need_int(l, "feed_forward_length", 32, 1 << 19, &f->n_ff);
   if (!code) code = need_int(l, "attention.head_count", 1, 1024, &f->n_heads);
   f->n_kv_heads = f->n_heads;
-  if (!code) code = want_int(l, "attention.head_count_kv", 1, 1024, &f->n_kv_heads);
+  if (!code) code = read_kv_heads(l);
   if (code) return code;
   f->head_dim = f->n_embd / f->n_heads;
   code = want_int(l, "attention.key_length", 8, 1024, &f->head_dim);
@@ -461,9 +682,11 @@ static int load_table(loader *l, const struct architecture *a) {
   l->used = 0;
   l->table = 0;
   l->n_jobs = 0;
+  l->output_norm = "output_norm.weight";
+  m->n_conv_layers = m->n_attention_layers = 0;
   int code = a->keys(l);
   if (!code) code = load_matrix(l, "token_embd.weight", vocab, embd, &m->embedding);
-  if (!code) code = load_row(l, "output_norm.weight", embd, true, &m->output_norm);
+  if (!code) code = load_row(l, l->output_norm, embd, true, &m->output_norm);
   const char *head_name = pst_engine_gguf_find_tensor(m->gguf, "output.weight") ? "output.weight" : "token_embd.weight";
   if (!code && strcmp(head_name, "output.weight") == 0)
     code = load_matrix(l, head_name, vocab, embd, &m->head);
@@ -473,6 +696,7 @@ static int load_table(loader *l, const struct architecture *a) {
   for (int i = 0; i < m->info.n_layers && !code; i++) {
     memset(&m->layers[i], 0, sizeof m->layers[i]);
     code = a->layer(l, i, &m->layers[i]);
+    m->layers[i].store = m->layers[i].conv.in.n_rows ? m->n_conv_layers++ : m->n_attention_layers++;
   }
   return code;
 }
@@ -650,8 +874,12 @@ static int64_t step_bytes(const pst_engine_model *m) {
   int64_t bytes = matrix_bytes(m->screen.codes.n_rows ? &m->screen.codes : &m->head);
   for (int i = 0; i < m->info.n_layers; i++) {
     const pst_engine_layer *y = &m->layers[i];
-    const pst_kernels_matrix *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
+    const pst_engine_experts *e = &y->experts;
+    const pst_kernels_matrix *all[] = {&y->q,  &y->k,    &y->v,       &y->o,        &y->gate,
+                                       &y->up, &y->down, &y->conv.in, &y->conv.out, &e->router};
     for (size_t k = 0; k < PST_ARRAY_LEN(all); k++) bytes += matrix_bytes(all[k]);
+    bytes +=
+        m->n_experts_used * (matrix_bytes(&e->gate.shape) + matrix_bytes(&e->up.shape) + matrix_bytes(&e->down.shape));
   }
   return bytes;
 }
@@ -681,8 +909,9 @@ static int open_model(const char *path, int n_threads, const char *packed_dir, p
   f->packed_bytes = (int64_t)m->packed_bytes;
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(m->gguf); i++)
     f->n_params += (int64_t)pst_engine_gguf_tensor_at(m->gguf, i)->n_elements;
-  f->kv_bytes_per_token_f16 = (int64_t)f->n_layers * f->n_kv_heads * 2 *
+  f->kv_bytes_per_token_f16 = (int64_t)m->n_attention_layers * f->n_kv_heads * 2 *
                               (int64_t)(pst_kernels_page_bytes(PST_TYPE_F16, (size_t)f->head_dim) / PST_KERNELS_PAGE);
+  f->kv_bytes_per_token_f16 += (int64_t)m->n_conv_layers * PST_ENGINE_CONV_KEPT * f->n_embd * 4 / PST_KERNELS_PAGE;
   f->step_bytes = step_bytes(m);
   uint64_t identity[3] = {map->inode, map->mtime_ns, map->n};
   m->content_key = pst_hash64(identity, sizeof identity, 1);

@@ -14,15 +14,41 @@
 #include "engine/template.h"
 #include "engine/tokenizer.h"
 
-enum { PST_ENGINE_MAX_ROPES = 2 };
+enum { PST_ENGINE_MAX_ROPES = 2, PST_ENGINE_MAX_EXPERTS = 1024, PST_ENGINE_MAX_USED_EXPERTS = 32 };
+/* A convolution layer keeps, in every page of a sequence, the inputs of the page's last PST_ENGINE_CONV_KEPT positions so far: enough for the positions
+ * behind it and for taking back drafts. */
+enum { PST_ENGINE_CONV_KEPT = 16, PST_ENGINE_MAX_CONV = 8 };
 
 /* One way to turn heads: every layer names one. */
 typedef struct pst_engine_rope {
   double base, scale;   /* angle(i) = position * scale * base^(-2i/n_rot) / factors[i] */
-  const float *factors; /* [n_rot/2] or NULL; in the mapping's copy, owned by the model */
+  double magnitude;     /* of the turned vectors: 1, or YaRN's attention factor */
+  const float *factors; /* [n_rot/2] or NULL; the model's */
   pst_kernels_rope style;
   int n_rot;
+  float own_factors[128]; /* where factors are computed, not the file's */
 } pst_engine_rope;
+
+/* One of the matrices that every expert of a layer has: expert e's begins `stride` bytes times e behind shape.data. */
+typedef struct pst_engine_expert_matrix {
+  pst_kernels_matrix shape; /* of expert 0 */
+  size_t stride;
+  const float *bias; /* [n_experts][rows] or NULL */
+} pst_engine_expert_matrix;
+
+/* A mixture of experts in the place of gate, up and down: the router's n_experts_used greatest logits choose, softmax over them weighs. */
+typedef struct pst_engine_experts {
+  pst_kernels_matrix router;               /* [n_experts][n_embd]; n_rows 0: the layer has no experts */
+  const float *router_bias;                /* [n_experts] or NULL */
+  pst_engine_expert_matrix gate, up, down; /* [n_ff_expert][n_embd] twice, [n_embd][n_ff_expert] */
+} pst_engine_experts;
+
+/* A short convolution in the place of attention (LFM2): in gives b, c and u of n_embd each; c * (causal convolution of b * u over positions), through
+ * out. */
+typedef struct pst_engine_conv {
+  pst_kernels_matrix in, out; /* [3 * n_embd][n_embd], [n_embd][n_embd]; n_rows 0: the layer attends */
+  const float *taps;          /* [n_embd][n_conv], the oldest position's first */
+} pst_engine_conv;
 
 /* Shapes: x is [n_embd]; matrices are [rows][cols]; norms are float32 rows; NULL: the layer does without. */
 typedef struct pst_engine_layer {
@@ -33,10 +59,15 @@ typedef struct pst_engine_layer {
       *k_norm; /* before rope: [head_dim], each head by itself, or with norm_whole [n_heads * head_dim], all at once */
   bool norm_whole;
   pst_kernels_matrix o;        /* [n_embd][n_heads * head_dim] */
+  const float *o_bias;         /* [n_embd] */
+  const float *sinks;          /* [n_heads] scores that take part in the softmax without a value */
   const float *post_attn_norm; /* [n_embd] on the way back to x */
   const float *ffn_norm;
   pst_kernels_matrix gate, up, down; /* [n_ff][n_embd] twice, [n_embd][n_ff] */
+  pst_engine_experts experts;
+  pst_engine_conv conv;
   const float *post_ffn_norm;
+  int store; /* number of the layer among those that keep what it keeps in pages (keys and values, or inputs of a convolution) */
   int window; /* 0: attends to everything before; else to the last `window` positions */
   int rope;   /* index into the model's ropes; -1: positions leave no mark on queries and keys */
 } pst_engine_layer;
@@ -57,7 +88,12 @@ struct pst_engine_model {
   const float *output_norm;
   float embedding_scale, residual_scale, logit_scale, attention_scale, norm_eps;
   float attention_softcap, logit_softcap; /* 0: none */
+  /* Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / length)); beta 0: they are not. */
+  double temperature_beta, temperature_length;
   pst_kernels_gate gate;
+  int n_experts, n_experts_used, n_ff_expert; /* 0: no layer has experts */
+  int n_conv;                                 /* positions that a convolution sees; 0: no layer has one */
+  int n_attention_layers, n_conv_layers;
   void *packed; /* one block behind all packed matrices and norms; NULL: it is mapped */
   size_t packed_bytes;
   pst_map packed_map;   /* data NULL: it was packed here */
