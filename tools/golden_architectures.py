@@ -1,42 +1,91 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/architectures.json: what `transformers` computes for the tiny models of tests/support/tiny_model.c.
+"""Golden files of the architectures, tests/golden/architectures/NAME.json: what `transformers` computes on tiny models in float32, and what
+llama.cpp's converter makes of them.
 
-    pip install torch==2.15.0 transformers==5.24.0 numpy
-    tools/golden_architectures.py > tests/golden/architectures.json
+    pip install torch==2.15.0 transformers==5.24.0 numpy sentencepiece
+    tools/golden_architectures.py [NAME...] --llama-cpp FOLDER [--library FOLDER] [--out FOLDER] [--keep FOLDER]
 
-Weights are not stored: both sides make the same numbers from tensor names. Here they go into a transformers model in float32, by the file's names; queries
-and keys of architectures that turn neighbouring pairs are brought back to the halves that transformers turns. Stored: the log-probability of every
-token of a fixed text after the first, and the five best tokens at its end.
+--llama-cpp is the source tree of llama.cpp (vendor/llama.cpp of the source package llama-cpp-python 0.3.36 was used), whose converter and gguf package
+are imported; --library the folder of a build's libllama.so. --keep leaves the converted files there.
+
+No weights are stored. Every element of a tensor of the GGUF file is a hash of the tensor's name and the element's number (element() in
+tests/support/tiny_model.c makes the same). This script puts those numbers into a transformers model under its own names, saves it, has the converter
+convert it, and checks that every tensor of the file is the hash of its name: so the names, shapes, permutations and keys in the golden file are the
+converter's, and a mistake that our loader shared with this script would show. The test writes the same file from the golden file and the hashes.
+Tensors that the converter computes (rope_freqs) are stored as they are.
+
+Stored besides: the log-probability of every token of a fixed text after the first, the five best tokens at its end, and how far llama.cpp is from
+transformers on the converted file (float32 keys and values; the greatest difference of any log-probability), where it was asked. A difference of more
+than LLAMA_TOLERANCE, or than LLAMA_DIFFERS allows and explains, ends the script. Where llama.cpp leaves a part of a model out, transformers does so too
+for this comparison ("peer" in KINDS).
+
+NAME-mxfp4 models have their experts in MXFP4: the reference computes with the dequantized weights; llama.cpp and our engine quantize activations to
+8 bits for such matrices, so they are further from it, and the golden file's tolerance says by how much.
 """
+import argparse
+import ctypes
 import json
+import logging
+import pathlib
 import sys
+import tempfile
 
 import numpy as np
 import torch
 import transformers
 
-EMBD, HEADS, KV_HEADS, HEAD, FF, VOCAB, WINDOW = 64, 4, 2, 16, 96, 288, 16
-LAYERS, SEED, N_TOKENS = 7, 11, 48
+EMBD, HEADS, KV_HEADS, HEAD, FF, VOCAB, WINDOW, CONTEXT = 64, 4, 2, 16, 96, 288, 16, 2048
+EXPERTS, EXPERTS_USED, EXPERT_FF = 8, 3, 64
+FIRST_SEED, N_TOKENS = 11, 48
+MIN_ROUTER_GAP = 8e-3  # of the last expert chosen and the first one not, in logits: rounding must not decide
 TOKENS = [(i * i * 7 + 13 * i + 5) % 256 for i in range(N_TOKENS)]
 MASK = (1 << 64) - 1
+LLAMA_TOLERANCE = 1e-4
+# name: greatest difference, reason
+LLAMA_DIFFERS = {
+    "gemma2": (5e-3, "llama.cpp looks GELU up in a table of F16"),
+    "gemma3": (5e-3, "the same"),
+    "gpt-oss-mxfp4": (1.0, "activations are quantized to 8 bits before products with MXFP4"),
+}
+# We keep keys and values in F16 and sum in another order.
+TOLERANCE, TOLERANCE_MXFP4 = (2e-3, 8e-3), (4e-2, 2e-1)
 
 
-def elements(name, n):
-    """Element i of a tensor, as element() in tiny_model.c."""
+# ---- the numbers --------------------------------------------------------------------------------------------------------
+
+class Numbers:
+    seed = FIRST_SEED
+
+
+def bits(name, n):
+    """The 64-bit hash of element i of a tensor, as element_bits() in tiny_model.c."""
     h = 0xCBF29CE484222325
     for byte in name.encode():
         h = (h ^ byte) * 0x100000001B3 & MASK
     with np.errstate(over="ignore"):
-        z = np.uint64(h) + (np.uint64(SEED + 1) + np.arange(n, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = np.uint64(h) + (np.uint64(Numbers.seed + 1) + np.arange(n, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(40)).astype(np.float32) / np.float32(8388608.0) - np.float32(1.0)
+        return z ^ (z >> np.uint64(31))
+
+
+def hashed(name, *shape):
+    """A tensor's numbers: norms around 1, all others around 0."""
+    mean = np.float32(1.0 if name.endswith("norm.weight") else 0.0)
+    unit = (bits(name, int(np.prod(shape))) >> np.uint64(40)).astype(np.float32) / np.float32(8388608.0) - np.float32(1.0)
+    return (mean + np.float32(0.25) * unit).reshape(shape)
+
+
+def hashed_mxfp4(name, *shape):
+    """Blocks of 17 bytes [..., n/32, 17]: an exponent of 2^-6 to 2^-3, then 32 codes of 4 bits."""
+    blocks = int(np.prod(shape)) // 32
+    raw = (bits(name, blocks * 17) >> np.uint64(56)).astype(np.uint8).reshape(blocks, 17)
+    raw[:, 0] = 121 + raw[:, 0] % 4
+    return raw.reshape(*shape[:-1], shape[-1] // 32, 17)
 
 
 def tensor(name, *shape):
-    mean = np.float32(1.0 if name.endswith("norm.weight") else 0.0)
-    return torch.from_numpy((mean + np.float32(0.25) * elements(name, int(np.prod(shape)))).reshape(shape))
+    return torch.from_numpy(hashed(name, *shape))
 
 
 def unpair(w):
@@ -45,97 +94,367 @@ def unpair(w):
     return heads.transpose(1, 2).reshape(w.shape)
 
 
-COMMON = dict(hidden_size=EMBD, intermediate_size=FF, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
-              vocab_size=VOCAB, max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=True, attn_implementation="eager",
-              pad_token_id=0, bos_token_id=None, eos_token_id=None)
-ROPE = dict(rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+# ---- the architectures --------------------------------------------------------------------------------------------------
+
+COMMON = dict(hidden_size=EMBD, intermediate_size=FF, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, vocab_size=VOCAB,
+              max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+THETA = 10000.0
+ROPE = dict(rope_parameters={"rope_type": "default", "rope_theta": THETA})
+LLAMA3 = dict(rope_parameters={"rope_type": "llama3", "rope_theta": THETA, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                               "original_max_position_embeddings": 64})
+# The ramp's ends lie at pairs 0.8 and 3.8 of 8; in the second by numbers of turns that only some of llama.cpp's architectures read.
+YARN = {"rope_type": "yarn", "rope_theta": THETA, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 512}
+YARN_SHORT = {**YARN, "beta_fast": 1.0, "beta_slow": 0.032, "original_max_position_embeddings": 16}
+GEMMA = dict(head_dim=HEAD, query_pre_attn_scalar=HEAD, sliding_window=WINDOW, hidden_activation="gelu_pytorch_tanh")
+MOE = dict(num_experts=EXPERTS, num_experts_per_tok=EXPERTS_USED, moe_intermediate_size=EXPERT_FF, norm_topk_prob=True)
+
+
+def gpt_oss(experts, used, **more):
+    config = dict(head_dim=HEAD, sliding_window=WINDOW, num_local_experts=experts, num_experts_per_tok=used, intermediate_size=EXPERT_FF,
+                  tie_word_embeddings=False, rope_parameters={**YARN, "truncate": False})
+    # llama.cpp rounds the ends of YaRN's ramp, as for all models.
+    more["peer"] = {"rope_parameters": YARN}
+    return dict(layers=3, bias=True, o_bias=True, untied=True, experts="gpt-oss", sinks=True, config=("GptOssConfig", config), **more)
+
+
 KINDS = {
-    "llama": dict(config=("LlamaConfig", {**ROPE, "head_dim": HEAD}), pairs=True),
-    "qwen2": dict(config=("Qwen2Config", ROPE), bias=True),
-    "qwen3": dict(config=("Qwen3Config", {**ROPE, "head_dim": HEAD}), head_norms=HEAD),
-    "gemma2": dict(config=("Gemma2Config", {**ROPE, "head_dim": HEAD, "query_pre_attn_scalar": HEAD, "sliding_window": WINDOW,
-                                            "hidden_activation": "gelu_pytorch_tanh"}), post="gemma", minus=True),
-    "gemma3": dict(config=("Gemma3TextConfig", {"head_dim": HEAD, "query_pre_attn_scalar": HEAD, "sliding_window": WINDOW,
-                                                "hidden_activation": "gelu_pytorch_tanh",
-                                                "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0},
-                                                                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}),
-                   post="gemma", minus=True, head_norms=HEAD),
-    "phi3": dict(config=("Phi3Config", {**ROPE, "sliding_window": WINDOW}), fused=True),
-    "smollm3": dict(config=("SmolLM3Config", {**ROPE, "no_rope_layers": [int((i + 1) % 4 != 0) for i in range(LAYERS)]}), pairs=True),
-    "granite": dict(config=("GraniteConfig", {**ROPE, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.125,
-                                              "logits_scaling": 2.0}), pairs=True),
-    "olmo2": dict(config=("Olmo2Config", ROPE), post="olmo2", no_pre=True, head_norms="whole"),
+    "llama": dict(layers=3, config=("LlamaConfig", {**ROPE, "head_dim": HEAD}), pairs=True),
+    "llama-rope3": dict(layers=3, config=("LlamaConfig", {**LLAMA3, "head_dim": HEAD, "tie_word_embeddings": False}), pairs=True, untied=True),
+    "mistral3": dict(layers=3, pairs=True, untied=True,
+                     config=("Ministral3Config", dict(head_dim=HEAD, tie_word_embeddings=False, rope_parameters={
+                         **YARN_SHORT, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
+                         "max_position_embeddings": CONTEXT}))),
+    "qwen2": dict(layers=3, config=("Qwen2Config", ROPE), bias=True),
+    "qwen3": dict(layers=3, config=("Qwen3Config", {**ROPE, "head_dim": HEAD}), head_norms=HEAD),
+    "qwen3-yarn": dict(layers=3, config=("Qwen3Config", dict(rope_parameters=YARN, head_dim=HEAD)), head_norms=HEAD),
+    "qwen3moe": dict(layers=3, config=("Qwen3MoeConfig", {**ROPE, **MOE, "head_dim": HEAD}), head_norms=HEAD, experts="qwen3"),
+    "gemma2": dict(layers=4, config=("Gemma2Config", {**ROPE, **GEMMA}), post="gemma", minus=True),
+    "gemma3": dict(layers=7, post="gemma", minus=True, head_norms=HEAD,
+                   config=("Gemma3TextConfig", {**GEMMA, "rope_parameters": {
+                       "full_attention": {"rope_type": "linear", "rope_theta": 100000.0, "factor": 8.0},
+                       "sliding_attention": {"rope_type": "default", "rope_theta": THETA}}})),
+    "phi3": dict(layers=3, config=("Phi3Config", {**ROPE, "sliding_window": WINDOW}), fused=True,
+                 peer={"sliding_window": None}),  # llama.cpp has no windows for it
+    "smollm3": dict(layers=5, config=("SmolLM3Config", ROPE), pairs=True),
+    "granite": dict(layers=3, pairs=True, config=("GraniteConfig", {**ROPE, "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
+                                                                    "attention_multiplier": 0.125, "logits_scaling": 2.0})),
+    "olmo2": dict(layers=3, config=("Olmo2Config", {**ROPE, "tie_word_embeddings": False}), untied=True, post="olmo2", no_pre=True, head_norms="whole"),
+    "gpt-oss": gpt_oss(EXPERTS, EXPERTS_USED),
+    # Every expert is used: rounding must not turn a near-tie of the router into another expert.
+    "gpt-oss-mxfp4": gpt_oss(4, 4, mxfp4=True),
+    "lfm2": dict(layers=5, conv=3, head_norms=HEAD, names="lfm2",
+                 config=("Lfm2Config", {**ROPE, "norm_eps": 1e-5, "block_auto_adjust_ff_dim": False, "conv_L_cache": 3,
+                                        "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]})),
 }
+# transformers' names where they are not Llama's.
+NAMES = {"lfm2": {"model.norm": "model.embedding_norm", "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm",
+                  "self_attn.o_proj": "self_attn.out_proj", "self_attn.q_norm": "self_attn.q_layernorm",
+                  "self_attn.k_norm": "self_attn.k_layernorm", "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3",
+                  "mlp.down_proj": "feed_forward.w2"}}
 
 
-def state_of(kind):
+def attention_state(kind, a, b):
     q, kv = HEADS * HEAD, KV_HEADS * HEAD
-    minus = 1.0 if kind.get("minus") else 0.0  # Gemma's modules add one to their norms; the file has it added
     turn = unpair if kind.get("pairs") else (lambda w: w)
-    state = {"model.embed_tokens.weight": tensor("token_embd.weight", VOCAB, EMBD), "model.norm.weight": tensor("output_norm.weight", EMBD) - minus}
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    for i in range(LAYERS):
-        a, b = f"blk.{i}.", f"model.layers.{i}."
-
-        def row(name, n):
-            return tensor(a + name, n) - minus
-
-        def matrix(name, rows, cols):
-            return tensor(a + name, rows, cols)
-
-        if kind.get("fused"):
-            state[b + "self_attn.qkv_proj.weight"] = matrix("attn_qkv.weight", q + 2 * kv, EMBD)
-            state[b + "mlp.gate_up_proj.weight"] = matrix("ffn_up.weight", 2 * FF, EMBD)
-        else:
-            state[b + "self_attn.q_proj.weight"] = turn(matrix("attn_q.weight", q, EMBD))
-            state[b + "self_attn.k_proj.weight"] = turn(matrix("attn_k.weight", kv, EMBD))
-            state[b + "self_attn.v_proj.weight"] = matrix("attn_v.weight", kv, EMBD)
-            state[b + "mlp.gate_proj.weight"] = matrix("ffn_gate.weight", FF, EMBD)
-            state[b + "mlp.up_proj.weight"] = matrix("ffn_up.weight", FF, EMBD)
-        state[b + "self_attn.o_proj.weight"] = matrix("attn_output.weight", EMBD, q)
-        state[b + "mlp.down_proj.weight"] = matrix("ffn_down.weight", EMBD, FF)
-        if kind.get("bias"):
-            for name, n in (("q", q), ("k", kv), ("v", kv)):
-                state[b + f"self_attn.{name}_proj.bias"] = tensor(a + f"attn_{name}.bias", n)
-        norms = kind.get("head_norms")
-        if norms:
-            state[b + "self_attn.q_norm.weight"] = row("attn_q_norm.weight", q if norms == "whole" else HEAD)
-            state[b + "self_attn.k_norm.weight"] = row("attn_k_norm.weight", kv if norms == "whole" else HEAD)
-        post = kind.get("post")
-        if not kind.get("no_pre"):
-            state[b + "input_layernorm.weight"] = row("attn_norm.weight", EMBD)
-            before = "pre_feedforward_layernorm" if post == "gemma" else "post_attention_layernorm"
-            state[b + before + ".weight"] = row("ffn_norm.weight", EMBD)
-        if post:
-            state[b + "post_attention_layernorm.weight"] = row("post_attention_norm.weight", EMBD)
-            state[b + "post_feedforward_layernorm.weight"] = row("post_ffw_norm.weight", EMBD)
+    state = {b + "self_attn.o_proj.weight": tensor(a + "attn_output.weight", EMBD, q)}
+    if kind.get("fused"):
+        state[b + "self_attn.qkv_proj.weight"] = tensor(a + "attn_qkv.weight", q + 2 * kv, EMBD)
+    else:
+        state[b + "self_attn.q_proj.weight"] = turn(tensor(a + "attn_q.weight", q, EMBD))
+        state[b + "self_attn.k_proj.weight"] = turn(tensor(a + "attn_k.weight", kv, EMBD))
+        state[b + "self_attn.v_proj.weight"] = tensor(a + "attn_v.weight", kv, EMBD)
+    if kind.get("bias"):
+        for name, n in (("q", q), ("k", kv), ("v", kv)):
+            state[b + f"self_attn.{name}_proj.bias"] = tensor(a + f"attn_{name}.bias", n)
+    if kind.get("o_bias"):
+        state[b + "self_attn.o_proj.bias"] = tensor(a + "attn_output.bias", EMBD)
+    if kind.get("sinks"):
+        state[b + "self_attn.sinks"] = tensor(a + "attn_sinks.weight", HEADS)
+    norms, minus = kind.get("head_norms"), 1.0 if kind.get("minus") else 0.0
+    if norms:
+        state[b + "self_attn.q_norm.weight"] = tensor(a + "attn_q_norm.weight", q if norms == "whole" else HEAD) - minus
+        state[b + "self_attn.k_norm.weight"] = tensor(a + "attn_k_norm.weight", kv if norms == "whole" else HEAD) - minus
     return state
 
 
+def expert_matrix(kind, name, *shape):
+    if not kind.get("mxfp4"):
+        return tensor(name, *shape)
+    import gguf
+    raw = hashed_mxfp4(name, *shape)
+    return torch.from_numpy(gguf.quants.dequantize(raw.reshape(-1, 17), gguf.GGMLQuantizationType.MXFP4).reshape(shape))
+
+
+def feed_forward_state(kind, config, a, b):
+    experts = kind.get("experts")
+    if not experts and kind.get("fused"):
+        return {b + "mlp.gate_up_proj.weight": tensor(a + "ffn_up.weight", 2 * FF, EMBD), b + "mlp.down_proj.weight": tensor(a + "ffn_down.weight", EMBD, FF)}
+    if not experts:
+        return {b + "mlp.gate_proj.weight": tensor(a + "ffn_gate.weight", FF, EMBD), b + "mlp.up_proj.weight": tensor(a + "ffn_up.weight", FF, EMBD),
+                b + "mlp.down_proj.weight": tensor(a + "ffn_down.weight", EMBD, FF)}
+    n = config.num_experts
+    gate = expert_matrix(kind, a + "ffn_gate_exps.weight", n, EXPERT_FF, EMBD)
+    up = expert_matrix(kind, a + "ffn_up_exps.weight", n, EXPERT_FF, EMBD)
+    down = expert_matrix(kind, a + "ffn_down_exps.weight", n, EMBD, EXPERT_FF)
+    router = tensor(a + "ffn_gate_inp.weight", n, EMBD)
+    if experts == "qwen3":
+        return {b + "mlp.gate.weight": router, b + "mlp.experts.gate_up_proj": torch.cat((gate, up), 1), b + "mlp.experts.down_proj": down}
+    gate_bias, up_bias = tensor(a + "ffn_gate_exps.bias", n, EXPERT_FF), tensor(a + "ffn_up_exps.bias", n, EXPERT_FF)
+    return {b + "mlp.router.weight": router, b + "mlp.router.bias": tensor(a + "ffn_gate_inp.bias", n),
+            b + "mlp.experts.gate_up_proj": torch.stack((gate, up), 2).reshape(n, 2 * EXPERT_FF, EMBD).transpose(1, 2).contiguous(),
+            b + "mlp.experts.gate_up_proj_bias": torch.stack((gate_bias, up_bias), 2).reshape(n, 2 * EXPERT_FF),
+            b + "mlp.experts.down_proj": down.transpose(1, 2).contiguous(),
+            b + "mlp.experts.down_proj_bias": tensor(a + "ffn_down_exps.bias", n, EMBD)}
+
+
+def norm_state(kind, a, b):
+    post, minus, state = kind.get("post"), 1.0 if kind.get("minus") else 0.0, {}
+    if not kind.get("no_pre"):
+        state[b + "input_layernorm.weight"] = tensor(a + "attn_norm.weight", EMBD) - minus
+        before = "pre_feedforward_layernorm" if post == "gemma" else "post_attention_layernorm"
+        name = "post_attention_norm" if kind.get("experts") == "gpt-oss" else "ffn_norm"
+        state[b + before + ".weight"] = tensor(a + name + ".weight", EMBD) - minus
+    if post:
+        state[b + "post_attention_layernorm.weight"] = tensor(a + "post_attention_norm.weight", EMBD) - minus
+        state[b + "post_feedforward_layernorm.weight"] = tensor(a + "post_ffw_norm.weight", EMBD) - minus
+    return state
+
+
+def conv_state(kind, a, b):
+    return {b + "conv.in_proj.weight": tensor(a + "shortconv.in_proj.weight", 3 * EMBD, EMBD),
+            b + "conv.out_proj.weight": tensor(a + "shortconv.out_proj.weight", EMBD, EMBD),
+            b + "conv.conv.weight": tensor(a + "shortconv.conv.weight", EMBD, kind["conv"]).reshape(EMBD, 1, kind["conv"])}
+
+
+def state_of(kind, config):
+    minus = 1.0 if kind.get("minus") else 0.0  # Gemma's modules add one to their norms; the file has it added
+    norm = "token_embd_norm.weight" if kind.get("conv") else "output_norm.weight"
+    state = {"model.embed_tokens.weight": tensor("token_embd.weight", VOCAB, EMBD), "model.norm.weight": tensor(norm, EMBD) - minus}
+    state["lm_head.weight"] = tensor("output.weight", VOCAB, EMBD) if kind.get("untied") else state["model.embed_tokens.weight"]
+    for i in range(kind["layers"]):
+        a, b = f"blk.{i}.", f"model.layers.{i}."
+        is_conv = kind.get("conv") and config.layer_types[i] == "conv"
+        state.update(conv_state(kind, a, b) if is_conv else attention_state(kind, a, b))
+        state.update(feed_forward_state(kind, config, a, b))
+        state.update(norm_state(kind, a, b))
+    for old, new in NAMES.get(kind.get("names"), {}).items():
+        state = {k.replace(old, new): v for k, v in state.items()}
+    return state
+
+
+def model_of(name, kind, more):
+    config_name, extra = kind["config"]
+    common = {k: v for k, v in COMMON.items() if not (kind.get("conv") and k == "rms_norm_eps")}
+    config = getattr(transformers, config_name)(**{**common, "num_hidden_layers": kind["layers"], **extra, **more})
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    missing, unexpected = model.load_state_dict(state_of(kind, config), strict=False)
+    missing = [m for m in missing if "rotary" not in m]
+    if missing or unexpected:
+        sys.exit(f"{name}: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+# ---- the converter ------------------------------------------------------------------------------------------------------
+
+def vocabulary():
+    """The one of tiny_model.c: bytes as GPT-2 writes them, a few merges, ChatML's control tokens, unused ones."""
+    printable = [b for b in range(256) if 33 <= b <= 126 or (b >= 161 and b != 173)]
+    texts = [chr(b) if b in printable else chr(256 + sum(c not in printable for c in range(b))) for b in range(256)]
+    merges = ["e r", "i n", "t h", "th e", "o n", "a n", "e s", "o r"]
+    tokens = texts + [m.replace(" ", "") for m in merges] + ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    types = [1] * (256 + len(merges)) + [3] * 3
+    tokens += [f"<unused{i}>" for i in range(len(tokens), VOCAB)]
+    return tokens, types + [5] * (VOCAB - len(types)), merges
+
+
+def convert(model, folder, path):
+    import gguf
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+    logging.disable(logging.INFO)
+    model.save_pretrained(folder)
+    vocab = {f"token {i}": i for i in range(VOCAB)}  # counted by the converter of Gemma 3
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": {"vocab": vocab}}))
+    hparams = ModelBase.load_hparams(folder, False)
+    converter = get_model_class(get_model_architecture(hparams, ModelType.TEXT))(folder, gguf.LlamaFileType.ALL_F32, path)
+    writes = getattr(converter, "impl", converter)
+
+    def set_vocab():
+        tokens, types, merges = vocabulary()
+        writes.gguf_writer.add_tokenizer_model("gpt2")
+        writes.gguf_writer.add_tokenizer_pre("gpt-2")
+        writes.gguf_writer.add_token_list(tokens)
+        writes.gguf_writer.add_token_types(types)
+        writes.gguf_writer.add_token_merges(merges)
+        writes.gguf_writer.add_bos_token_id(265)
+        writes.gguf_writer.add_eos_token_id(266)
+
+    converter.set_vocab = writes.set_vocab = set_vocab
+    converter.write()
+
+
+def to_mxfp4(path, out):
+    """The converted file with the experts' matrices in MXFP4, as gpt-oss ships."""
+    import gguf
+    reader = gguf.GGUFReader(path)
+    arch = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(out, arch)
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+    for t in reader.tensors:
+        if "_exps.weight" in t.name:
+            shape = [int(n) for n in reversed(t.shape)]
+            raw = hashed_mxfp4(t.name, *shape)
+            writer.add_tensor(t.name, raw.reshape(*shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        else:
+            writer.add_tensor(t.name, t.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def keys_of(reader):
+    """What the file says about the model: [key, kind, value]."""
+    names = {4: "u32", 5: "i32", 6: "f32", 7: "bool", 8: "string", 10: "u64"}
+    out = []
+    for field in reader.fields.values():
+        if field.name.startswith(("GGUF.", "tokenizer.")) or (field.name.startswith("general.") and field.name != "general.architecture"):
+            continue
+        value, kinds = field.contents(), [int(t) for t in field.types]
+        kind = names[kinds[-1]] + ("[]" if kinds[0] == 9 else "")
+        out.append([field.name, kind, [v for v in value] if kind.endswith("[]") else value])
+    return out
+
+
+def tensors_of(name, reader):
+    """[name, type, dims as GGUF has them] or, of tensors that the converter computed, the values as well."""
+    out = []
+    for t in reader.tensors:
+        shape, row = [int(n) for n in reversed(t.shape)], [t.name, t.tensor_type.name, [int(n) for n in t.shape]]
+        if t.tensor_type.name == "MXFP4":
+            same = np.array_equal(t.data.reshape(-1), hashed_mxfp4(t.name, *shape).reshape(-1))
+        else:
+            same = np.allclose(t.data.reshape(-1), hashed(t.name, *shape).reshape(-1), rtol=0, atol=2e-7)  # Gemma: 1 taken and added
+        if not same and t.data.size <= 64 and t.name == "rope_freqs.weight":
+            row.append([float(x) for x in t.data.reshape(-1)])
+        elif not same:
+            sys.exit(f"{name}: the converter's '{t.name}' is not what its name says")
+        out.append(row)
+    return out
+
+
+# ---- llama.cpp ----------------------------------------------------------------------------------------------------------
+
+def llama_logits(library, path):
+    """float32 logits of TOKENS by llama.cpp, keys and values in float32; a process of its own is not needed, files are tiny."""
+    import os
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(library)
+    import llama_cpp as api
+    llama_logits.quiet = api.llama_log_callback(lambda level, text, user: None)
+    api.llama_log_set(llama_logits.quiet, ctypes.c_void_p(0))
+    api.llama_backend_init()
+    model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+    if not model:
+        return None
+    params = api.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 256
+    params.n_threads = params.n_threads_batch = 1
+    params.type_k = params.type_v = api.GGML_TYPE_F32
+    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    context = api.llama_init_from_model(model, params)
+    batch = api.llama_batch_init(N_TOKENS, 0, 1)
+    for i, token in enumerate(TOKENS):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, True
+    batch.n_tokens = N_TOKENS
+    if api.llama_decode(context, batch):
+        sys.exit(f"{path}: llama_decode failed")
+    out = np.ctypeslib.as_array(api.llama_get_logits(context), (N_TOKENS * VOCAB,)).reshape(N_TOKENS, VOCAB).copy()
+    api.llama_batch_free(batch)
+    api.llama_free(context)
+    api.llama_model_free(model)
+    return torch.from_numpy(out)
+
+
+# ---- all together -------------------------------------------------------------------------------------------------------
+
+def dump(path, golden):
+    """One member a line, and one key or tensor a line."""
+    rows = []
+    for key, value in golden.items():
+        if key in ("keys", "tensors"):
+            value = "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n ]"
+        else:
+            value = json.dumps(value)
+        rows.append(f' "{key}": {value}')
+    path.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="ascii")
+
+
+def logprobs_of(model):
+    with torch.no_grad():
+        return torch.log_softmax(model(torch.tensor([TOKENS])).logits[0].double(), -1)
+
+
+def router_gap(model):
+    """The least distance by which an expert was chosen over another, for the tokens of the text."""
+    gaps = []
+
+    def look(module, given, out):
+        if module.top_k < module.num_experts:
+            top = torch.sort(out[0], dim=-1, descending=True).values
+            gaps.append(float((top[:, module.top_k - 1] - top[:, module.top_k]).min()))
+
+    hooks = [m.register_forward_hook(look) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    logprobs_of(model)
+    for hook in hooks:
+        hook.remove()
+    return min(gaps, default=1.0)
+
+
+def make(name, kind, options):
+    import gguf
+    Numbers.seed = FIRST_SEED
+    while router_gap(model := model_of(name, kind, {})) < MIN_ROUTER_GAP:
+        Numbers.seed += 1
+    logprobs = logprobs_of(model)
+    with tempfile.TemporaryDirectory() as work:
+        path = pathlib.Path(options.keep or work) / f"{name}.gguf"
+        convert(model, pathlib.Path(work) / "model", path)
+        if kind.get("mxfp4"):
+            plain = path.rename(pathlib.Path(work) / "plain.gguf")
+            to_mxfp4(plain, path)
+        reader = gguf.GGUFReader(path)
+        keys, tensors = keys_of(reader), tensors_of(name, reader)
+        peer, apart = llama_logits(options.library, path) if options.library else None, None
+    if peer is not None:
+        ours = logprobs_of(model_of(name, kind, kind["peer"])) if "peer" in kind else logprobs
+        apart = float((torch.log_softmax(peer.double(), -1) - ours).abs().max())
+        if apart > LLAMA_DIFFERS.get(name, (LLAMA_TOLERANCE,))[0]:
+            sys.exit(f"{name}: llama.cpp differs from transformers by {apart}")
+    best = torch.topk(logprobs[-1], 5)
+    mean, worst = TOLERANCE_MXFP4 if kind.get("mxfp4") else TOLERANCE
+    dump(pathlib.Path(options.out) / f"{name}.json", {
+        "made_by": "tools/golden_architectures.py", "transformers": transformers.__version__, "llama_cpp_differs_by": apart and float(f"{apart:.1e}"),
+        "seed": Numbers.seed, "mean_tolerance": mean, "worst_tolerance": worst, "tokens": TOKENS,
+        "logprobs": [round(float(logprobs[i, TOKENS[i + 1]]), 5) for i in range(N_TOKENS - 1)],
+        "best": best.indices.tolist(), "best_logprobs": [round(float(x), 5) for x in best.values], "keys": keys, "tensors": tensors})
+    entropy = float(-(logprobs.exp() * logprobs).sum(-1).mean())
+    print(f"{name}: entropy {entropy:.2f}, llama.cpp differs by {apart}", file=sys.stderr)
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--llama-cpp", required=True, help="source tree of llama.cpp")
+    parser.add_argument("--library", help="folder of libllama.so; left out: llama.cpp does not compute")
+    parser.add_argument("--out", default=pathlib.Path(__file__).resolve().parent.parent / "tests/golden/architectures")
+    parser.add_argument("--keep", help="folder that keeps the converted files")
+    options = parser.parse_args()
+    sys.path[:0] = [options.llama_cpp, str(pathlib.Path(options.llama_cpp) / "gguf-py")]
+    pathlib.Path(options.out).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    out = {"made_by": "tools/golden_architectures.py", "transformers": transformers.__version__, "layers": LAYERS, "seed": SEED, "tokens": TOKENS,
-           "architectures": []}
-    for name, kind in KINDS.items():
-        config_name, extra = kind["config"]
-        config = getattr(transformers, config_name)(**{**COMMON, **extra})
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-        missing, unexpected = model.load_state_dict(state_of(kind), strict=False)
-        missing = [m for m in missing if "rotary" not in m]
-        if missing or unexpected:
-            sys.exit(f"{name}: missing {missing}, unexpected {unexpected}")
-        with torch.no_grad():
-            logits = model(torch.tensor([TOKENS])).logits[0].double()
-        logprobs = torch.log_softmax(logits, -1)
-        best = torch.topk(logprobs[-1], 5)
-        out["architectures"].append({
-            "name": name,
-            "logprobs": [round(float(logprobs[i, TOKENS[i + 1]]), 5) for i in range(N_TOKENS - 1)],
-            "best": best.indices.tolist(),
-            "best_logprobs": [round(float(x), 5) for x in best.values],
-        })
-        print(name, config_name, "entropy", round(float(-(logprobs.exp() * logprobs).sum(-1).mean()), 2), file=sys.stderr)
-    print(json.dumps(out, indent=1))
+    for name in options.names or KINDS:
+        make(name, KINDS[name], options)
 
 
 if __name__ == "__main__":

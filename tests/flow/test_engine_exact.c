@@ -1,7 +1,7 @@
 /* A request's log-probabilities are the same bits alone, in any batch, chunking, thread count, with or without prefix reuse and drafts.
  *
  * Runs on the real models named by PENSTOCK_TEST_SMOLLM2 and PENSTOCK_TEST_GEMMA3: 1,000 random mixes of the first and 100 of the second in make
- * test-full, fewer otherwise. PENSTOCK_TEST_MIXES: how many of each; PENSTOCK_TEST_SEED: their seed. */
+ * test-full, fewer otherwise; and on tiny models of the architectures whose layers are of other kinds. PENSTOCK_TEST_MIXES: how many of each; PENSTOCK_TEST_SEED: their seed. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,9 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "support/golden_model.h"
 #include "support/scale.h"
+#include "support/temp.h"
 
-enum { N_PROMPTS = 10, MAX_ANSWER = 8, N_TOP = 5 };
+enum { N_PROMPTS = 10, MAX_ANSWER = 8, N_TOP = 5, MAX_PROMPT = 490 };
 
 /* One answer as it is compared: every bit of it. */
 typedef struct answer {
@@ -119,6 +121,7 @@ static void make_prompts(fixture *f) {
       pst_buf_printf(&text, "Message %d: where is my parcel number %d? Answer: delivery. ", k, 100 + 7 * k);
     if (i % 2) pst_buf_puts(&text, "Message: the cup is broken. Answer:");
     assert_int_equal(pst_engine_tokenize(f->model, pst_buf_str(&text), false, true, &f->prompts[i], &err), 0);
+    f->prompts[i].n = PST_MIN(f->prompts[i].n, (size_t)MAX_PROMPT);
   }
   pst_buf_done(&text);
 }
@@ -178,12 +181,8 @@ static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
           (unsigned long long)mix, slots, chunk, threads, reuse, always, i, prompt[i], sampled[i]);
 }
 
-static void run_model(const char *variable, int default_mixes) {
-  const char *path = getenv(variable), *mixes = getenv("PENSTOCK_TEST_MIXES"), *seed = getenv("PENSTOCK_TEST_SEED");
-  if (!path || !pst_file_exists(path)) {
-    print_message("SKIP reason: %s names no model file\n", variable);
-    skip();
-  }
+static void run_file(const char *path, int default_mixes) {
+  const char *mixes = getenv("PENSTOCK_TEST_MIXES"), *seed = getenv("PENSTOCK_TEST_SEED");
   fixture f = {0};
   pst_error err = PST_ERROR_INIT;
   if (pst_engine_model_open(path, 0, &f.model, &err)) fail_msg("%s", err.message);
@@ -200,6 +199,15 @@ static void run_model(const char *variable, int default_mixes) {
   for (int i = 0; i < N_PROMPTS; i++) pst_engine_tokens_done(&f.prompts[i]);
   pst_engine_corpus_unref(f.corpus);
   pst_engine_model_unref(f.model);
+}
+
+static void run_model(const char *variable, int default_mixes) {
+  const char *path = getenv(variable);
+  if (!path || !pst_file_exists(path)) {
+    print_message("SKIP reason: %s names no model file\n", variable);
+    skip();
+  }
+  run_file(path, default_mixes);
 }
 
 /* A context long enough that its attention is shared out among threads by ranges of blocks. */
@@ -260,12 +268,28 @@ static void test_gemma3_mixes(void **state) {
   run_model("PENSTOCK_TEST_GEMMA3", test_scale(10, 2, 100));
 }
 
+/* Experts, sinks, positions that scale queries, convolutions; in floats and quantized. */
+static void test_tiny_mixes(void **state) {
+  (void)state;
+  static const struct {
+    const char *name, *type;
+  } models[] = {{"qwen3moe", "Q8_0"}, {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"},
+                {"mistral3", "Q4_0"}, {"lfm2", "Q8_0"},  {"lfm2", NULL}};
+  char *dir = test_temp_dir();
+  for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
+    const char *path = test_temp_path(dir, "model.gguf");
+    pst_json_doc *doc = test_golden_read(models[i].name);
+    test_golden_write(path, pst_json_root(doc), &(test_golden_change){.type = models[i].type});
+    pst_json_free(doc);
+    run_file(path, test_scale(15, 2, 200));
+  }
+  test_temp_remove(dir);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_llama_long),
-      cmocka_unit_test(test_gemma3_long),
-      cmocka_unit_test(test_llama_mixes),
-      cmocka_unit_test(test_gemma3_mixes),
+      cmocka_unit_test(test_tiny_mixes),  cmocka_unit_test(test_llama_long),   cmocka_unit_test(test_gemma3_long),
+      cmocka_unit_test(test_llama_mixes), cmocka_unit_test(test_gemma3_mixes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,9 @@
-/* Every architecture against `transformers` in float32, on tiny models whose weights both sides make from tensor names.
+/* Every architecture against `transformers` in float32, on tiny models whose weights both sides make from tensor names, in files with the keys and
+ * tensors that llama.cpp's converter writes (tools/golden_architectures.py).
  *
- * Tolerance: we keep keys and values in F16 and sum in another order; log-probabilities differ by about 1e-3 for it, where a wrong norm, rope or window
- * moves them by tenths. */
+ * Tolerance: we keep keys and values in F16 and sum in another order; log-probabilities differ by about 1e-3 for it. MXFP4 matrices quantize their
+ * inputs to 8 bits, which moves them by hundredths. That this is tight enough is tested too: every key that is a number and every kind of tensor is changed in
+ * turn, and the result must leave the tolerance. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,11 +16,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "support/golden_model.h"
+#include "support/scale.h"
 #include "support/temp.h"
-#include "support/tiny_model.h"
 
 enum { MAX_TOKENS = 64, N_BEST = 5 };
-static const double mean_tolerance = 2e-3, worst_tolerance = 8e-3;
 
 typedef struct scores {
   pthread_mutex_t lock;
@@ -53,6 +55,8 @@ static void score(const char *path, const int32_t *tokens, size_t n, scores *s) 
   uint64_t id;
   o.chunk = 16;
   o.threads = 1;
+  o.slots = 1;
+  o.n_ctx = o.kv_tokens = MAX_TOKENS;
   if (pst_engine_model_open(path, 1, &model, &err) || pst_engine_create(model, &o, &engine, &err))
     fail_msg("%s: %s", err.place, err.message);
   *s = (scores){.lock = PTHREAD_MUTEX_INITIALIZER, .ended = PTHREAD_COND_INITIALIZER};
@@ -80,48 +84,135 @@ static double number(const pst_json *array, size_t i) {
   return x;
 }
 
-static void check(const pst_json *golden, const pst_json *a, const char *path) {
-  char name[32];
-  pst_str text = pst_json_str(pst_json_get(a, "name"));
+typedef struct distance {
+  double mean, worst;
+} distance;
+
+/* How far the model that a golden file describes, changed or not, is from what the file says. */
+static distance measure(const pst_json *golden, const test_golden_change *change, const char *path) {
   int32_t tokens[MAX_TOKENS];
-  const pst_json *given = pst_json_get(golden, "tokens"), *logprobs = pst_json_get(a, "logprobs");
+  const pst_json *given = pst_json_get(golden, "tokens"), *logprobs = pst_json_get(golden, "logprobs");
   size_t n = pst_json_size(given);
   scores s;
-  double sum = 0, worst = 0;
-  snprintf(name, sizeof name, "%.*s", (int)text.n, text.data);
+  distance d = {0, 0};
   assert_true(n <= MAX_TOKENS && pst_json_size(logprobs) == n - 1);
   for (size_t i = 0; i < n; i++) tokens[i] = (int32_t)number(given, i);
-  test_tiny_write(path, &(test_tiny){.architecture = name,
-                                     .seed = (uint64_t)pst_json_int(pst_json_get(golden, "seed"), 0),
-                                     .n_layers = (int)pst_json_int(pst_json_get(golden, "layers"), 0)});
+  test_golden_write(path, golden, change);
   score(path, tokens, n, &s);
   assert_int_equal(s.n, (int)n);
   for (size_t i = 0; i + 1 < n; i++) {
-    double d = fabs(s.logprobs[i] - number(logprobs, i));
-    sum += d;
-    worst = PST_MAX(worst, d);
+    double apart = fabs(s.logprobs[i] - number(logprobs, i));
+    d.mean += apart / (double)(n - 1);
+    d.worst = PST_MAX(d.worst, apart);
   }
   for (size_t i = 0; i < N_BEST; i++)
-    worst = PST_MAX(worst, fabs(s.best_logprobs[i] - number(pst_json_get(a, "best_logprobs"), i)));
-  print_message("%-8s mean %.1e, worst %.1e\n", name, sum / (double)(n - 1), worst);
-  if (sum / (double)(n - 1) > mean_tolerance || worst > worst_tolerance)
-    fail_msg("%s is not what transformers computes", name);
+    d.worst = PST_MAX(d.worst, fabs(s.best_logprobs[i] - number(pst_json_get(golden, "best_logprobs"), i)));
+  return d;
+}
+
+static bool within(const pst_json *golden, distance d) {
+  return d.mean <= pst_json_double(pst_json_get(golden, "mean_tolerance"), 0) &&
+         d.worst <= pst_json_double(pst_json_get(golden, "worst_tolerance"), 0);
+}
+
+static void text_of(const pst_json *v, char out[96]) {
+  pst_str s = pst_json_str(v);
+  assert_true(s.n > 0 && s.n < 96);
+  snprintf(out, 96, "%.*s", (int)s.n, s.data);
+}
+
+static bool is_noticed(const char *name, const pst_json *golden, const test_golden_change *change, const char *path) {
+  distance d = measure(golden, change, path);
+  const char *changed = change->other_key ? change->other_key : change->other_tensor;
+  if (!within(golden, d)) return true;
+  print_error("%s: another '%s' makes no difference (mean %.1e, worst %.1e)\n", name, changed, d.mean, d.worst);
+  return false;
+}
+
+typedef struct changes {
+  int noticed, missed;
+} changes;
+
+/* Numbers of keys that the arithmetic depends on and that can be others in the same file. */
+static bool is_free(const char *key, const char *kind) {
+  return !strcmp(kind, "f32") || strstr(key, "sliding_window") || strstr(key, "expert_used_count");
+}
+
+/* Of a file with quantized matrices only those are changed: an unquantized file of the same architecture has the rest. */
+static bool is_quantized(const pst_json *golden) {
+  return pst_json_double(pst_json_get(golden, "mean_tolerance"), 0) > 1e-2;
+}
+
+static void change_keys(const char *name, const pst_json *golden, const char *path, changes *n) {
+  const pst_json *keys = pst_json_get(golden, "keys");
+  for (size_t i = 0; i < pst_json_size(keys); i++) {
+    char key[96], kind[96];
+    text_of(pst_json_at(pst_json_at(keys, i), 0), key);
+    text_of(pst_json_at(pst_json_at(keys, i), 1), kind);
+    if (!is_free(key, kind) || is_quantized(golden)) continue;
+    if (is_noticed(name, golden, &(test_golden_change){.other_key = key}, path))
+      n->noticed++;
+    else
+      n->missed++;
+  }
+}
+
+/* Of the layers, the second stands for all, and the third where another kind of layer is there. */
+static void change_tensors(const char *name, const pst_json *golden, const char *path, changes *n) {
+  const pst_json *tensors = pst_json_get(golden, "tensors");
+  for (size_t i = 0; i < pst_json_size(tensors); i++) {
+    char tensor[96], type[96];
+    text_of(pst_json_at(pst_json_at(tensors, i), 0), tensor);
+    text_of(pst_json_at(pst_json_at(tensors, i), 1), type);
+    if (is_quantized(golden) && !strcmp(type, "F32")) continue;
+    if (!strncmp(tensor, "blk.", 4) && strncmp(tensor, "blk.1.", 6) != 0 && strncmp(tensor, "blk.2.", 6) != 0) continue;
+    if (is_noticed(name, golden, &(test_golden_change){.other_tensor = tensor}, path))
+      n->noticed++;
+    else
+      n->missed++;
+  }
 }
 
 static void test_architectures(void **state) {
   (void)state;
-  char *dir = test_temp_dir();
-  pst_error err = PST_ERROR_INIT;
-  pst_json_doc *doc = NULL;
-  if (pst_json_parse_file("tests/golden/architectures.json", 1 << 20, &doc, &err)) fail_msg("%s", err.message);
-  const pst_json *golden = pst_json_root(doc), *all = pst_json_get(golden, "architectures");
-  assert_true(pst_json_size(all) >= 9);
-  for (size_t i = 0; i < pst_json_size(all); i++) check(golden, pst_json_at(all, i), test_temp_path(dir, "model.gguf"));
-  pst_json_free(doc);
+  char *dir = test_temp_dir(), names[TEST_GOLDEN_MAX][32];
+  const char *path = test_temp_path(dir, "model.gguf");
+  int n = test_golden_names(names), n_wrong = 0;
+  assert_true(n >= 16);
+  for (int i = 0; i < n; i++) {
+    pst_json_doc *doc = test_golden_read(names[i]);
+    distance d = measure(pst_json_root(doc), NULL, path);
+    print_message("%-14s mean %.1e, worst %.1e\n", names[i], d.mean, d.worst);
+    if (!within(pst_json_root(doc), d)) {
+      print_error("%s is not what transformers computes\n", names[i]);
+      n_wrong++;
+    }
+    pst_json_free(doc);
+  }
   test_temp_remove(dir);
+  assert_int_equal(n_wrong, 0);
+}
+
+/* Under a sanitizer one architecture stands for all. */
+static void test_changes(void **state) {
+  (void)state;
+  char *dir = test_temp_dir(), names[TEST_GOLDEN_MAX][32];
+  const char *path = test_temp_path(dir, "model.gguf");
+  int n = test_golden_names(names);
+  changes found = {0, 0};
+  for (int i = 0; i < test_scale(n, 1, n); i++) {
+    pst_json_doc *doc = test_golden_read(names[i]);
+    change_keys(names[i], pst_json_root(doc), path, &found);
+    change_tensors(names[i], pst_json_root(doc), path, &found);
+    pst_json_free(doc);
+  }
+  print_message("%d changes were noticed\n", found.noticed);
+  test_temp_remove(dir);
+  assert_true(found.noticed > 0);
+  assert_int_equal(found.missed, 0);
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_architectures)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_architectures), cmocka_unit_test(test_changes)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -131,6 +131,12 @@ static void put_tokenizer(maker *m) {
   if (*text) pst_engine_gguf_writer_put_str(m->w, "tokenizer.chat_template", pst_str_from(text));
 }
 
+void test_tiny_put_tokenizer(pst_engine_gguf_writer *writer) {
+  const test_tiny plain = {0};
+  maker m = {.o = &plain, .w = writer};
+  put_tokenizer(&m);
+}
+
 static void put_keys(maker *m, int n_layers) {
   pst_engine_gguf_writer_put_str(m->w, "general.architecture", pst_str_from(m->arch));
   put_int(m, "block_count", (uint32_t)n_layers);
@@ -191,15 +197,18 @@ static void add_tensors(maker *m, int n_layers) {
   if (m->o->extra_tensor) add(m, -1, m->o->extra_tensor, 8, EMBD);
 }
 
-/* Element i of a tensor, in [-1, 1): splitmix64 from the FNV-1a hash of its name. tools/golden_architectures.py makes the same numbers. */
-static float element(const char *name, uint64_t seed, uint64_t i) {
+/* splitmix64 from the FNV-1a hash of the name. */
+uint64_t test_tiny_bits(const char *name, uint64_t seed, uint64_t i) {
   uint64_t h = 0xcbf29ce484222325u;
   for (; *name; name++) h = (h ^ (uint8_t)*name) * 0x100000001b3u;
   uint64_t z = h + (seed + i + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return (float)(z >> 40) / 8388608.0f - 1.0f;
+  return z ^ (z >> 31);
+}
+
+float test_tiny_element(const char *name, uint64_t seed, uint64_t i) {
+  return (float)(test_tiny_bits(name, seed, i) >> 40) / 8388608.0f - 1.0f;
 }
 
 /* Norms lie around 1, everything else around 0. */
@@ -210,7 +219,7 @@ static void write_tensor(maker *m, const tensor *t, uint32_t type) {
   uint8_t out[sizeof x];
   if (t->cols > PST_ARRAY_LEN(x)) abort();
   for (size_t k = 0; k < PST_MAX(t->rows, (size_t)1); k++) {
-    for (size_t i = 0; i < t->cols; i++) x[i] = mean + 0.25f * element(t->name, m->o->seed, k * t->cols + i);
+    for (size_t i = 0; i < t->cols; i++) x[i] = mean + 0.25f * test_tiny_element(t->name, m->o->seed, k * t->cols + i);
     if (pst_kernels_quantize_row(type, x, t->cols, NULL, out)) abort();
     if (pst_engine_gguf_writer_write(m->w, out, pst_kernels_row_bytes(type, t->cols), &err)) abort();
   }

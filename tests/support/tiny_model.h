@@ -4,6 +4,8 @@
 
 #include <penstock/base.h>
 
+#include "engine/gguf.h"
+
 typedef struct test_tiny {
   const char *architecture;  /* NULL: "llama" */
   const char *type;          /* of the matrices, blocks of at most 32: "F32" (NULL), "F16", "Q8_0", ... */
@@ -18,5 +20,11 @@ typedef struct test_tiny {
 /* n_embd 64, 4 heads of 16 over 2 key heads, n_ff 96, context 2048, windows of 16, 288 tokens (bytes, a few merges, ChatML's control tokens); the embedding is the
  * head. Aborts on failure. */
 void test_tiny_write(const char *path, const test_tiny *options);
+
+/* Element i of a tensor by its name: 64 random bits, and a number in [-1, 1) from their upper 24. tools/golden_architectures.py makes the same. */
+uint64_t test_tiny_bits(const char *name, uint64_t seed, uint64_t i);
+float test_tiny_element(const char *name, uint64_t seed, uint64_t i);
+/* The keys of these models' tokenizer and its ChatML template. */
+void test_tiny_put_tokenizer(pst_engine_gguf_writer *writer);
 
 #endif

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "support/golden_model.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
 
@@ -40,15 +41,19 @@ static void opens(const test_tiny *options, int layers) {
   pst_engine_model_unref(model);
 }
 
-static void refuses(const test_tiny *options, int code, const char *named) {
-  const char *path = test_temp_path(dir, "model.gguf");
+static void refuses_file(const char *path, int code, const char *named) {
   pst_error err = PST_ERROR_INIT;
   pst_engine_model *model = NULL;
-  test_tiny_write(path, options);
   assert_int_equal(pst_engine_model_open(path, 1, &model, &err), code);
   assert_null(model);
   if (!strstr(err.message, named)) fail_msg("'%s' does not name %s", err.message, named);
   assert_true(strlen(err.place) > 0);
+}
+
+static void refuses(const test_tiny *options, int code, const char *named) {
+  const char *path = test_temp_path(dir, "model.gguf");
+  test_tiny_write(path, options);
+  refuses_file(path, code, named);
 }
 
 static void test_opens(void **state) {
@@ -173,6 +178,37 @@ static pst_engine_corpus *make_corpus(const answer *a) {
 }
 
 /* The same answer to the bit on every thread count and chunk, with reuse and drafts of either kind. */
+static void check_answers(const char *path) {
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_model *model = NULL;
+  pst_engine_corpus *corpus = NULL;
+  answer first, again;
+  if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s: %s", err.place, err.message);
+  for (int k = 0; k < 6; k++) {
+    pst_engine_options o = pst_engine_options_default();
+    pst_engine *engine = NULL;
+    o.threads = 1 + k % 3;
+    o.chunk = k < 3 ? 16 : 200;
+    o.draft_always = k % 2 == 1; /* else as the cost rule says */
+    if (pst_engine_create(model, &o, &engine, &err)) fail_msg("%s", err.message);
+    for (int round = 0; round < 6; round++) { /* without drafts, from its own text, from a corpus, and again */
+      ask(engine, (pst_engine_speculation)(round % 3), corpus, &again);
+      if (k == 0 && round == 0) {
+        first = again;
+        corpus = make_corpus(&first);
+      }
+      assert_int_equal(again.n, 32);
+      assert_memory_equal(again.tokens, first.tokens, sizeof first.tokens);
+      assert_memory_equal(again.logprobs, first.logprobs, sizeof first.logprobs);
+      check_steps(&again, round % 3 > 0);
+      if (round % 3 == 2 && o.draft_always) assert_true(again.n_accepted > 0);
+    }
+    pst_engine_free(engine);
+  }
+  pst_engine_corpus_unref(corpus);
+  pst_engine_model_unref(model);
+}
+
 static void test_answers(void **state) {
   (void)state;
   static const test_tiny models[] = {
@@ -188,42 +224,61 @@ static void test_answers(void **state) {
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
     const char *path = test_temp_path(dir, "model.gguf");
-    pst_error err = PST_ERROR_INIT;
-    pst_engine_model *model = NULL;
-    pst_engine_corpus *corpus = NULL;
-    answer first, again;
     test_tiny_write(path, &models[i]);
-    if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s: %s", err.place, err.message);
-    for (int k = 0; k < 6; k++) {
-      pst_engine_options o = pst_engine_options_default();
-      pst_engine *engine = NULL;
-      o.threads = 1 + k % 3;
-      o.chunk = k < 3 ? 16 : 200;
-      o.draft_always = k % 2 == 1; /* else as the cost rule says */
-      if (pst_engine_create(model, &o, &engine, &err)) fail_msg("%s", err.message);
-      for (int round = 0; round < 6; round++) { /* without drafts, from its own text, from a corpus, and again */
-        ask(engine, (pst_engine_speculation)(round % 3), corpus, &again);
-        if (k == 0 && round == 0) {
-          first = again;
-          corpus = make_corpus(&first);
-        }
-        assert_int_equal(again.n, 32);
-        assert_memory_equal(again.tokens, first.tokens, sizeof first.tokens);
-        assert_memory_equal(again.logprobs, first.logprobs, sizeof first.logprobs);
-        check_steps(&again, round % 3 > 0);
-        if (round % 3 == 2 && o.draft_always) assert_true(again.n_accepted > 0);
-      }
-      pst_engine_free(engine);
-    }
-    pst_engine_corpus_unref(corpus);
-    pst_engine_model_unref(model);
+    check_answers(path);
+  }
+}
+
+/* The same of every architecture's tiny model. */
+static void test_golden_answers(void **state) {
+  (void)state;
+  static const char *const types[] = {"F32", "Q8_0", "BF16", "Q5_1"};
+  char names[TEST_GOLDEN_MAX][32];
+  int n = test_golden_names(names);
+  for (int i = 0; i < n; i++) {
+    const char *path = test_temp_path(dir, "model.gguf");
+    pst_json_doc *doc = test_golden_read(names[i]);
+    test_golden_write(path, pst_json_root(doc), &(test_golden_change){.type = types[i % 4]});
+    pst_json_free(doc);
+    check_answers(path);
+  }
+}
+
+/* What every key that has no meaning, and every tensor that is missing, is called. */
+static void test_golden_refusals(void **state) {
+  (void)state;
+  static const struct {
+    const char *name, *drop, *extra, *named;
+    int code;
+  } rows[] = {
+      {"qwen3moe", "blk.1.ffn_gate_exps.weight", NULL, "blk.1.ffn_gate_exps.weight", PST_E_BAD_INPUT},
+      {"qwen3moe", "qwen3moe.expert_count", NULL, "qwen3moe.expert_count", PST_E_BAD_INPUT},
+      {"qwen3moe", NULL, "qwen3moe.expert_group_count", "qwen3moe.expert_group_count", PST_E_UNSUPPORTED},
+      {"gpt-oss", "blk.2.attn_sinks.weight", NULL, "blk.2.attn_sinks.weight", PST_E_BAD_INPUT},
+      {"gpt-oss", "blk.0.ffn_down_exps.bias", NULL, "blk.0.ffn_down_exps.bias", PST_E_BAD_INPUT},
+      {"gpt-oss", "gpt-oss.attention.sliding_window", NULL, "gpt-oss.attention.sliding_window", PST_E_BAD_INPUT},
+      {"gpt-oss", "gpt-oss.rope.scaling.original_context_length", NULL, "original_context_length", PST_E_BAD_INPUT},
+      {"gpt-oss", NULL, "gpt-oss.rope.scaling.yarn_attn_factor", "yarn_attn_factor", PST_E_UNSUPPORTED},
+      {"mistral3", NULL, "mistral3.expert_count", "mistral3.expert_count", PST_E_UNSUPPORTED},
+      {"lfm2", "blk.0.shortconv.conv.weight", NULL, "blk.0.shortconv.conv.weight", PST_E_BAD_INPUT},
+      {"lfm2", "lfm2.shortconv.l_cache", NULL, "lfm2.shortconv.l_cache", PST_E_BAD_INPUT},
+      {"lfm2", NULL, "lfm2.leading_dense_block_count", "lfm2.leading_dense_block_count", PST_E_UNSUPPORTED},
+  };
+  for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) {
+    const char *path = test_temp_path(dir, "model.gguf");
+    pst_json_doc *doc = test_golden_read(rows[i].name);
+    test_golden_write(path, pst_json_root(doc),
+                      &(test_golden_change){.drop = rows[i].drop, .extra_key = rows[i].extra});
+    pst_json_free(doc);
+    refuses_file(path, rows[i].code, rows[i].named);
   }
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_opens),     cmocka_unit_test(test_keys),    cmocka_unit_test(test_tensors),
-      cmocka_unit_test(test_templates), cmocka_unit_test(test_answers),
+      cmocka_unit_test(test_opens),           cmocka_unit_test(test_keys),    cmocka_unit_test(test_tensors),
+      cmocka_unit_test(test_templates),       cmocka_unit_test(test_answers), cmocka_unit_test(test_golden_answers),
+      cmocka_unit_test(test_golden_refusals),
   };
   return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
