@@ -210,13 +210,21 @@ static void bench_attention(const pst_kernels *k, uint32_t kv, size_t head_dim, 
 typedef struct vector_bench {
   const pst_kernels *k;
   pst_kernels_input in;
-  float *x, *y;
+  float *x, *y, *out;
   size_t n;
 } vector_bench;
 
 static void norm_run(void *arg) {
   vector_bench *v = arg;
   v->k->rmsnorm_quantize(v->x, v->y, 1e-5f, NULL, &v->in, 0);
+}
+static void layernorm_run(void *arg) {
+  vector_bench *v = arg;
+  v->k->layernorm(v->x, v->y, v->y, 576, 1e-5f, v->out);
+}
+static void gelu_run(void *arg) {
+  vector_bench *v = arg;
+  v->k->gated(PST_KERNELS_GELU_ERF, v->x, NULL, 1536, v->out);
 }
 static void gated_run(void *arg) {
   vector_bench *v = arg;
@@ -235,17 +243,21 @@ static void bench_vectors(const pst_kernels *k) {
   vector_bench v = {.k = k, .n = 49152};
   v.x = must(pst_malloc(v.n * sizeof(float)));
   v.y = must(pst_malloc(v.n * sizeof(float)));
+  v.out = must(pst_malloc(1536 * sizeof(float)));
   pst_random r = {.seed = 4, .stream = 0, .counter = 0};
   for (size_t i = 0; i < v.n; i++) v.x[i] = v.y[i] = (float)(pst_random_next_unit(&r) - 0.5);
   void *memory = must(pst_malloc_aligned(pst_kernels_input_bytes(1, 1536), 64));
   pst_kernels_input_init(&v.in, 1, 576, memory);
   printf("%-8s rmsnorm_quantize 576: %.2f us\n", k->name, 1e6 * best_seconds(norm_run, &v, 0.0005));
   pst_kernels_input_init(&v.in, 1, 1536, memory);
+  printf("%-8s layernorm 576: %.2f us\n", k->name, 1e6 * best_seconds(layernorm_run, &v, 0.0005));
+  printf("%-8s gated gelu_erf 1536: %.2f us\n", k->name, 1e6 * best_seconds(gelu_run, &v, 0.0005));
   printf("%-8s gated_quantize silu 1536: %.2f us\n", k->name, 1e6 * best_seconds(gated_run, &v, 0.0005));
   printf("%-8s argmax 49152: %.2f us\n", k->name, 1e6 * best_seconds(argmax_run, &v, 0.0005));
   printf("%-8s sum_exp 49152: %.2f us\n", k->name, 1e6 * best_seconds(sum_exp_run, &v, 0.0005));
   pst_free(v.x);
   pst_free(v.y);
+  pst_free(v.out);
   pst_free(memory);
 }
 

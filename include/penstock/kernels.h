@@ -165,6 +165,9 @@ typedef struct pst_kernels_attend {
   size_t n_tokens;
   size_t position; /* absolute position of the first token; token i sees positions <= position + i */
   size_t window;   /* 0: all; else token i sees only positions > position + i - window */
+  size_t
+      n_keys; /* 0: as above. Else attention is bidirectional: tokens see all positions below n_keys, and of these with a window only those
+                      less than `window` away. The tokens' own positions are below it. */
   float scale;     /* the query is multiplied by it first */
   float softcap;   /* 0: none; else scores become softcap * tanh(score / softcap) */
   const float *q;  /* token t, head h, at q + t * q_stride + h * head_dim */
@@ -186,8 +189,9 @@ typedef struct pst_kernels_attend {
 
 typedef enum pst_kernels_gate {
   PST_KERNELS_SILU,
-  PST_KERNELS_GELU_TANH,
+  PST_KERNELS_GELU_TANH,      /* the tanh form */
   PST_KERNELS_SWIGLU_CLAMPED, /* g = min(gate, 7), u = clamp(up, -7, 7): g * sigmoid(1.702 g) * (u + 1) (gpt-oss) */
+  PST_KERNELS_GELU_ERF        /* x Phi(x) itself */
 } pst_kernels_gate;
 typedef enum pst_kernels_rope {
   PST_KERNELS_ROPE_PAIRS,  /* elements 2i and 2i+1 turn together (GGUF architecture llama) */
@@ -206,7 +210,10 @@ typedef struct pst_kernels {
   /* The same, quantized as token `token` of `input`; n = input->n_cols. out (NULL: not wanted) gets the floats too; may be x. */
   void (*rmsnorm_quantize)(const float *x, const float *weight, float eps, float *out, pst_kernels_input *input,
                            size_t token);
-  /* out = activation(gate) * up (or what the kind says). out may be gate or up. */
+  /* out = (x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over n. weight NULL: ones; bias NULL: zeros. out may be x.
+   * Ba et al. 2016, arXiv:1607.06450. */
+  void (*layernorm)(const float *x, const float *weight, const float *bias, size_t n, float eps, float *out);
+  /* out = activation(gate) * up (or what the kind says). up NULL: ones. out may be gate or up. */
   void (*gated)(pst_kernels_gate kind, const float *gate, const float *up, size_t n, float *out);
   /* The same for blocks [block_begin, block_end) of rows of input->n_cols, quantized. */
   void (*gated_quantize)(pst_kernels_gate kind, const float *gate, const float *up, size_t block_begin,

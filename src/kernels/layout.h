@@ -97,6 +97,12 @@ float pst_kernels_e8m0_half(uint8_t e);
 #define PST_PAGE PST_KERNELS_PAGE
 static inline size_t pst_page_blocks(size_t head_dim) { return (head_dim + PST_BLOCK - 1) / PST_BLOCK; }
 
+/* One past the last position that the token at `position` sees. */
+static inline size_t pst_attend_end(const pst_kernels_attend *a, size_t position) {
+  if (!a->n_keys) return position + 1;
+  return a->window ? PST_MIN(a->n_keys, position + a->window) : a->n_keys;
+}
+
 /* The tables, one per ISA file; NULL where this build or CPU lacks it (asked once, by dispatch.c). */
 const pst_kernels *pst_kernels_table_scalar(void);
 const pst_kernels *pst_kernels_table_avx2(void);

@@ -67,7 +67,33 @@ static void ref_rmsnorm_quantize(const float *x, const float *weight, float eps,
   }
 }
 
+static void ref_layernorm(const float *x, const float *weight, const float *bias, size_t n, float eps, float *out) {
+  float lane[16] = {0};
+  for (size_t i = 0; i < n; i++) lane[i % 16] += x[i];
+  float mean = lanes_sum(lane) / (float)n;
+  memset(lane, 0, sizeof lane);
+  for (size_t i = 0; i < n; i++) lane[i % 16] = fmaf(x[i] - mean, x[i] - mean, lane[i % 16]);
+  float factor = 1.0f / sqrtf(lanes_sum(lane) / (float)n + eps);
+  for (size_t i = 0; i < n; i++) out[i] = pst_layernorm_element(x[i], mean, factor, weight, bias, i);
+}
+
+/* x Phi(x) = max(x, 0) - |x| Phi(-|x|): math.h has the formula of the tail. */
+static float gelu_erf(float x) {
+  float a = fabsf(x), t = 1.0f / fmaf(a, PST_ERFC_STEP, 1.0f);
+  float p = fmaf(PST_ERFC_P8, t, PST_ERFC_P7);
+  p = fmaf(p, t, PST_ERFC_P6);
+  p = fmaf(p, t, PST_ERFC_P5);
+  p = fmaf(p, t, PST_ERFC_P4);
+  p = fmaf(p, t, PST_ERFC_P3);
+  p = fmaf(p, t, PST_ERFC_P2);
+  p = fmaf(p, t, PST_ERFC_P1);
+  p = fmaf(p, t, PST_ERFC_P0);
+  float tail = (a * 0.5f) * (t * pst_exp(fmaf(a * -0.5f, a, p)));
+  return (x > 0.0f ? x : 0.0f) - tail;
+}
+
 static float gated_one(pst_kernels_gate kind, float x, float up) {
+  if (kind == PST_KERNELS_GELU_ERF) return gelu_erf(x) * up;
   float z = -x;
   if (kind == PST_KERNELS_GELU_TANH) {
     float cube = PST_GELU_CUBE * (x * x);
@@ -83,14 +109,14 @@ static float gated_one(pst_kernels_gate kind, float x, float up) {
 }
 
 static void ref_gated(pst_kernels_gate kind, const float *gate, const float *up, size_t n, float *out) {
-  for (size_t i = 0; i < n; i++) out[i] = gated_one(kind, gate[i], up[i]);
+  for (size_t i = 0; i < n; i++) out[i] = gated_one(kind, gate[i], up ? up[i] : 1.0f);
 }
 
 static void ref_gated_quantize(pst_kernels_gate kind, const float *gate, const float *up, size_t block_begin,
                                size_t block_end, pst_kernels_input *input, size_t token) {
   for (size_t b = block_begin; b < block_end; b++) {
     float y[PST_BLOCK];
-    ref_gated(kind, gate + b * PST_BLOCK, up + b * PST_BLOCK, PST_BLOCK, y);
+    ref_gated(kind, gate + b * PST_BLOCK, up ? up + b * PST_BLOCK : NULL, PST_BLOCK, y);
     quantize_block(y, input, token, b);
   }
 }
@@ -311,10 +337,10 @@ static float key_score(const pst_kernels_attend *a, const ref_query *q, const ui
 /* Positions [*ret_lo, *ret_hi) of block `block` that the token at `position` sees; false if none. */
 static bool visible(const pst_kernels_attend *a, size_t position, size_t block, size_t *ret_lo, size_t *ret_hi) {
   size_t first = a->window && position + 1 > a->window ? position + 1 - a->window : 0;
-  size_t base = block * PST_PAGE;
-  if (base > position || base + PST_PAGE <= first) return false;
+  size_t end = pst_attend_end(a, position), base = block * PST_PAGE;
+  if (base >= end || base + PST_PAGE <= first) return false;
   *ret_lo = first > base ? first - base : 0;
-  *ret_hi = PST_MIN((size_t)PST_PAGE, position + 1 - base);
+  *ret_hi = PST_MIN((size_t)PST_PAGE, end - base);
   return true;
 }
 
@@ -374,7 +400,7 @@ static void ref_attention(const pst_kernels_attend *a, void *work) {
     for (size_t h = 0; h < a->n_heads; h++) {
       bool first = true;
       query_prepare(a, a->q + t * a->q_stride + h * a->head_dim, q);
-      for (size_t b = 0; b <= (a->position + t) / PST_PAGE; b++) {
+      for (size_t b = 0; b * PST_PAGE < pst_attend_end(a, a->position + t); b++) {
         size_t lo, hi;
         if (!visible(a, a->position + t, b, &lo, &hi)) continue;
         block_part(a, q, b, lo, hi, part);
@@ -423,6 +449,7 @@ const pst_kernels *pst_kernels_table_scalar(void) {
       .quantize = ref_quantize,
       .rmsnorm = ref_rmsnorm,
       .rmsnorm_quantize = ref_rmsnorm_quantize,
+      .layernorm = ref_layernorm,
       .gated = ref_gated,
       .gated_quantize = ref_gated_quantize,
       .add = ref_add,

@@ -23,7 +23,8 @@ static void check_inputs_same(const char *what, const check_input *want, const c
   assert_memory_equal(want->in.half, got->in.half, tokens * want->in.n_blocks * 4);
 }
 
-static const pst_kernels_gate gates[] = {PST_KERNELS_SILU, PST_KERNELS_GELU_TANH, PST_KERNELS_SWIGLU_CLAMPED};
+static const pst_kernels_gate gates[] = {PST_KERNELS_SILU, PST_KERNELS_GELU_TANH, PST_KERNELS_SWIGLU_CLAMPED,
+                                         PST_KERNELS_GELU_ERF};
 
 static void quantizers(void **state) {
   (void)state;
@@ -50,9 +51,10 @@ static void quantizers(void **state) {
       check_inputs_same(name_of(*k, "rmsnorm_quantize", cols, 0, 0), &want, &got);
       check_same(name_of(*k, "rmsnorm_quantize", cols, 1, 0), out_a, out_b, cols);
       pst_kernels_gate gate = gates[check_below(PST_ARRAY_LEN(gates))];
+      const float *factor = check_below(3) ? up : NULL;
       for (size_t t = 0; t < 2; t++) {
-        scalar()->gated_quantize(gate, want.rows + t * cols, up, 0, want.in.n_blocks, &want.in, t);
-        (*k)->gated_quantize(gate, want.rows + t * cols, up, 0, want.in.n_blocks, &got.in, t);
+        scalar()->gated_quantize(gate, want.rows + t * cols, factor, 0, want.in.n_blocks, &want.in, t);
+        (*k)->gated_quantize(gate, want.rows + t * cols, factor, 0, want.in.n_blocks, &got.in, t);
       }
       check_inputs_same(name_of(*k, "gated_quantize", cols, gate, 0), &want, &got);
       check_free(weight);
@@ -76,12 +78,18 @@ static void elementwise(void **state) {
       scalar()->rmsnorm(x, round & 1 ? y : NULL, n, 1e-6f, a);
       (*k)->rmsnorm(x, round & 1 ? y : NULL, n, 1e-6f, b);
       check_same(name_of(*k, "rmsnorm", n, 0, 0), a, b, n);
-      for (size_t g = 0; g < PST_ARRAY_LEN(gates); g++) {
-        pst_kernels_gate gate = gates[g];
-        scalar()->gated(gate, x, y, n, a);
-        (*k)->gated(gate, x, y, n, b);
+      for (size_t g = 0; g < 2 * PST_ARRAY_LEN(gates); g++) {
+        pst_kernels_gate gate = gates[g % PST_ARRAY_LEN(gates)];
+        const float *factor = g < PST_ARRAY_LEN(gates) ? y : NULL;
+        scalar()->gated(gate, x, factor, n, a);
+        (*k)->gated(gate, x, factor, n, b);
         check_same(name_of(*k, "gated", n, gate, 0), a, b, n);
       }
+      const float *weight = check_below(4) ? y : NULL, *bias = check_below(4) ? x : NULL;
+      scalar()->layernorm(x, weight, bias, n, 1e-6f, a);
+      memcpy(b, x, n * 4);
+      (*k)->layernorm(b, weight, bias, n, 1e-6f, b); /* in place */
+      check_same(name_of(*k, "layernorm", n, 0, 0), a, b, n);
       scalar()->add(x, y, n, a);
       (*k)->add(x, y, n, b);
       check_same(name_of(*k, "add", n, 0, 0), a, b, n);
@@ -104,9 +112,10 @@ static void activations_are_accurate(void **state) {
   (void)state;
   float up = 1.0f;
   for (float x = -100; x < 100; x += 0.0137f) {
-    float silu, gelu, clamped, sum = scalar()->sum_exp(&x, 1, 0.0f), wide = x * 0.5f;
+    float silu, gelu, gelu_erf, clamped, sum = scalar()->sum_exp(&x, 1, 0.0f), wide = x * 0.5f;
     scalar()->gated(PST_KERNELS_SILU, &x, &up, 1, &silu);
     scalar()->gated(PST_KERNELS_GELU_TANH, &x, &up, 1, &gelu);
+    scalar()->gated(PST_KERNELS_GELU_ERF, &x, NULL, 1, &gelu_erf);
     scalar()->gated(PST_KERNELS_SWIGLU_CLAMPED, &x, &wide, 1, &clamped);
     double d = (double)x, inner = sqrt(2 / acos(-1.0)) * (d + 0.044715 * d * d * d);
     if (x >= -80 && x <= 88) assert_true(fabs((double)sum / exp(d) - 1) < 3e-7);
@@ -114,7 +123,35 @@ static void activations_are_accurate(void **state) {
     assert_true(fabs((double)silu - d / (1 + exp(-d))) <= 1e-6 * fabs(d) + 1e-30);
     double g = fmin(d, 7), swiglu = g / (1 + exp(-1.702 * g)) * (fmax(fmin(d / 2, 7), -7) + 1);
     assert_true(fabs((double)clamped - swiglu) <= 2e-6 * fabs(d) + 1e-30);
+    assert_true(fabs((double)gelu_erf - 0.5 * d * erfc(-d / sqrt(2))) <= 3e-7 * fabs(d) + 1e-30);
     assert_true(fabs((double)gelu - 0.5 * d * (1 + tanh(inner))) <= 1e-6 * fabs(d) + 1e-30);
+  }
+}
+
+/* The scalar layer norm against one in double. */
+static void layernorm_is_accurate(void **state) {
+  (void)state;
+  for (int round = 0; round < 100; round++) {
+    size_t n = 1 + check_below(1000);
+    float *x = check_alloc(n * 4, 4), *w = check_alloc(n * 4, 8), *b = check_alloc(n * 4, 12),
+          *y = check_alloc(n * 4, 0);
+    double mean = 0, variance = 0;
+    for (size_t i = 0; i < n; i++) {
+      x[i] = check_float(-3, 5);
+      w[i] = check_float(-2, 2);
+      b[i] = check_float(-2, 2);
+      mean += (double)x[i] / (double)n;
+    }
+    for (size_t i = 0; i < n; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / (double)n;
+    scalar()->layernorm(x, w, b, n, 1e-3f, y);
+    for (size_t i = 0; i < n; i++) {
+      double want = ((double)x[i] - mean) / sqrt(variance + 1e-3) * (double)w[i] + (double)b[i];
+      assert_true(fabs(want - (double)y[i]) < 1e-5 * (1 + fabs(want)));
+    }
+    check_free(x);
+    check_free(w);
+    check_free(b);
+    check_free(y);
   }
 }
 
@@ -233,6 +270,8 @@ static attend_case attend_make(const pst_kernels *k) {
   uint32_t kv = check_below(2) ? PST_TYPE_F16 : PST_TYPE_Q8_0;
   size_t n_heads = 1 + check_below(7), n_tokens = check_below(2) ? 1 : 1 + check_below(90);
   size_t position = check_below(3) ? check_below(300) : 0, length = position + n_tokens;
+  bool both_ways = check_below(3) == 0; /* then keys stand behind the tokens too */
+  if (both_ways) length += check_below(200);
   size_t page_bytes = (pst_kernels_page_bytes(kv, head_dim) + 63) / 64 * 64;
   c.n_pages = (length + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
   c.memory = check_alloc(c.n_pages * 2 * page_bytes, 0);
@@ -262,6 +301,7 @@ static attend_case attend_make(const pst_kernels *k) {
       .position = position,
       .window = check_below(2) ? 0 : 1 + check_below(200),
       .scale = 1.0f / sqrtf((float)head_dim),
+      .n_keys = both_ways ? length : 0,
       .softcap = check_below(4) ? 0.0f : 30.0f,
       .q = c.q,
       .q_stride = stride,
@@ -366,6 +406,7 @@ static void scalar_attention_is_attention(void **state) {
     scalar()->attention(a, work);
     size_t t = check_below(a->n_tokens), h = check_below(a->n_heads), n = a->position + t + 1;
     size_t from = a->window && n > a->window ? n - a->window : 0;
+    if (a->n_keys) n = a->window ? PST_MIN(a->n_keys, a->position + t + a->window) : a->n_keys;
     const float *q = a->q + t * a->q_stride + h * a->head_dim, *out = a->out + t * a->out_stride + h * a->head_dim;
     double *p = pst_malloc(n * sizeof(double)), max = -INFINITY, sum = 0;
     for (size_t j = from; j < n; j++) {
@@ -405,6 +446,7 @@ int main(void) {
       cmocka_unit_test(quantizers),
       cmocka_unit_test(elementwise),
       cmocka_unit_test(activations_are_accurate),
+      cmocka_unit_test(layernorm_is_accurate),
       cmocka_unit_test(ropes),
       cmocka_unit_test(products),
       cmocka_unit_test(products_do_not_depend_on_the_batch),

@@ -16,6 +16,8 @@
   void pst_kernels_rmsnorm_##isa(const float *x, const float *weight, size_t n, float eps, float *out);                \
   void pst_kernels_rmsnorm_quantize_##isa(const float *x, const float *weight, float eps, float *out,                  \
                                           pst_kernels_input *input, size_t token);                                     \
+  void pst_kernels_layernorm_##isa(const float *x, const float *weight, const float *bias, size_t n, float eps,        \
+                                   float *out);                                                                        \
   void pst_kernels_gated_##isa(pst_kernels_gate kind, const float *gate, const float *up, size_t n, float *out);       \
   void pst_kernels_gated_quantize_##isa(pst_kernels_gate kind, const float *gate, const float *up, size_t block_begin, \
                                         size_t block_end, pst_kernels_input *input, size_t token);                     \
