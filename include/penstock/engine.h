@@ -26,6 +26,8 @@ typedef struct pst_engine_model_info {
   const char *isa;                        /* kernels in use: "scalar", "avx2", "avx512", ... */
   int64_t n_params, file_bytes, packed_bytes;
   int n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx_train;
+  int n_dims;   /* of an encoder's embeddings; 0: the model generates text */
+  int min_dims; /* embeddings may be cut to so many elements and normalised anew; n_dims: they may not */
   int bos, eos; /* token ids; -1: none */
   bool has_template;
   int64_t kv_bytes_per_token_f16; /* all layers, K and V */
@@ -216,6 +218,49 @@ pst_engine_model *pst_engine_get_model(const pst_engine *engine);
 int pst_engine_submit(pst_engine *engine, const pst_engine_request *request, uint64_t *ret_request_id, pst_error *err);
 void pst_engine_cancel(pst_engine *engine,
                        uint64_t request_id); /* any thread; unknown ids are ignored; at most one step more */
+
+/* ---- embeddings (engine/embed.c) --------------------------------------------------------------------------------- */
+
+/* A model whose info has n_dims makes embeddings and nothing else: its engine takes pst_engine_embed in place of pst_engine_submit. Texts that wait
+ * together go through the model together; a text's vector is bit-identical alone and in any batch. An engine of an encoder keeps no KV pages; of its
+ * options threads, n_ctx (longest text), chunk (tokens in a step, at least n_ctx) and max_queue count. */
+
+/* A text with the tokens that the model wants around it, appended. Control tokens are not recognised in it. Errors as pst_engine_tokenize. */
+int pst_engine_embed_tokenize(const pst_engine_model *model, pst_str text, pst_engine_tokens *tokens, pst_error *err);
+
+/* The one event of a request. Pointers live until the callback returns. */
+typedef struct pst_engine_embed_event {
+  uint64_t request_id;
+  pst_engine_finish finish; /* STOP, or CANCELLED */
+  const float *vectors;     /* [n_texts][n_dims], each of length 1; NULL unless STOP */
+  size_t n_texts;
+  int n_dims;
+  int64_t n_tokens; /* of all texts */
+  int n_steps;
+  int64_t queued_us, total_us; /* since submit: until its first step, until the end */
+  int64_t busy_us;             /* of the time of its steps, the share that its tokens have of all tokens in them */
+} pst_engine_embed_event;
+typedef void (*pst_engine_embed_callback)(void *user, const pst_engine_embed_event *event); /* as pst_engine_callback */
+
+typedef struct pst_engine_embed_request {
+  const int32_t *tokens; /* of all texts, one behind the other; copied */
+  const size_t *lengths; /* [n_texts] tokens of each text, at least 1; copied */
+  size_t n_texts;        /* at least 1 */
+  int priority;          /* lower first; same priority in order of arrival */
+  pst_engine_embed_callback callback;
+  void *user;
+} pst_engine_embed_request;
+
+/* Any thread. Errors at once: PST_E_UNSUPPORTED (the model generates text), PST_E_BAD_INPUT (an empty text, a token out of range), PST_E_LIMIT (a text longer than
+ * the context), PST_E_BUSY. On success exactly one event will come; pst_engine_cancel takes the id. */
+int pst_engine_embed(pst_engine *engine, const pst_engine_embed_request *request, uint64_t *ret_request_id,
+                     pst_error *err);
+/* The same, waiting for the end: ret_vectors [n_texts][n_dims]. Not on the engine's thread. */
+int pst_engine_embed_wait(pst_engine *engine, const int32_t *tokens, const size_t *lengths, size_t n_texts,
+                          float *ret_vectors, pst_error *err);
+/* The first `dims` of a vector of n_dims, brought to length 1 again; a zero vector stays one. Sound for dims >= info.min_dims (Kusupati et al. 2022,
+ * arXiv:2205.13147). PST_E_BAD_INPUT: dims out of range. Pure. */
+int pst_engine_embedding_cut(float *vector, int n_dims, int dims);
 
 typedef struct pst_engine_stats {
   int n_running, n_queued;

@@ -51,6 +51,11 @@ int pst_engine_estimate_memory(const pst_engine_model *model, const pst_engine_o
   if (code) return code;
   int drafts = o.slots * (1 + PST_ENGINE_MAX_DRAFT), runs = o.slots * PST_ENGINE_MAX_RUN;
   size_t vocab = (size_t)model->info.n_vocab;
+  if (model->info.n_dims) {
+    *ret_kv_bytes = 0;
+    *ret_work_bytes = (int64_t)pst_engine_encoder_work_bytes(model, &o);
+    return 0;
+  }
   *ret_kv_bytes = (int64_t)(o.kv_tokens / PST_ENGINE_PAGE) * (int64_t)pst_engine_forward_page_bytes(model, o.kv);
   *ret_work_bytes =
       (int64_t)(pst_engine_forward_work_bytes(model, o.kv, o.chunk + drafts + runs, o.slots, o.chunk + drafts, o.n_ctx,
@@ -61,19 +66,9 @@ int pst_engine_estimate_memory(const pst_engine_model *model, const pst_engine_o
 
 static void *engine_thread(void *arg);
 
-int pst_engine_create(pst_engine_model *model, const pst_engine_options *options, pst_engine **ret_engine,
-                      pst_error *err) {
-  pst_engine *e = pst_calloc(1, sizeof *e);
-  if (!e) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
-  e->options = options ? *options : pst_engine_options_default();
-  int code = check_options(model, &e->options, err);
-  if (code) {
-    pst_free(e);
-    return code;
-  }
-  e->model = pst_engine_model_ref(model);
-  pthread_mutex_init(&e->lock, NULL);
-  pthread_cond_init(&e->changed, NULL);
+/* Memory, forward pass and thread of an engine that generates. */
+static int start_generator(pst_engine *e, pst_error *err) {
+  pst_engine_model *model = e->model;
   const pst_engine_options *o = &e->options;
   size_t vocab = (size_t)model->info.n_vocab;
   int n_pages = o->kv_tokens / PST_ENGINE_PAGE, drafts = o->slots * (1 + PST_ENGINE_MAX_DRAFT),
@@ -92,7 +87,7 @@ int pst_engine_create(pst_engine_model *model, const pst_engine_options *options
   e->offerers = pst_calloc((size_t)o->slots, sizeof *e->offerers);
   bool fits = e->pages && e->logits && e->raw && e->work && e->allowed && e->groups && e->group_marks && e->items &&
               e->rows && e->offers && e->offerers;
-  code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, !o->no_reuse) : PST_E_NOMEM;
+  int code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, !o->no_reuse) : PST_E_NOMEM;
   if (code)
     pst_error_set(err, code, NULL, "no memory for %.0f MB of keys and values",
                   (double)n_pages * (double)e->page_bytes / 1e6);
@@ -103,6 +98,23 @@ int pst_engine_create(pst_engine_model *model, const pst_engine_options *options
     code = pst_error_set(err, PST_E_IO, NULL, "cannot start the engine's thread");
   else if (!code)
     e->started = true;
+  return code;
+}
+
+int pst_engine_create(pst_engine_model *model, const pst_engine_options *options, pst_engine **ret_engine,
+                      pst_error *err) {
+  pst_engine *e = pst_calloc(1, sizeof *e);
+  if (!e) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  e->options = options ? *options : pst_engine_options_default();
+  int code = check_options(model, &e->options, err);
+  if (code) {
+    pst_free(e);
+    return code;
+  }
+  e->model = pst_engine_model_ref(model);
+  pthread_mutex_init(&e->lock, NULL);
+  pthread_cond_init(&e->changed, NULL);
+  code = model->info.n_dims ? pst_engine_encoder_create(model, &e->options, &e->encoder, err) : start_generator(e, err);
   if (code) {
     pst_engine_free(e);
     return code;
@@ -120,6 +132,7 @@ void pst_engine_free(pst_engine *e) {
     pthread_mutex_unlock(&e->lock);
     pthread_join(e->thread, NULL);
   }
+  pst_engine_encoder_free(e->encoder);
   pst_engine_forward_free(e->forward);
   pst_engine_sched_done(&e->sched);
   pst_engine_model_unref(e->model);
@@ -145,6 +158,10 @@ pst_engine_model *pst_engine_get_model(const pst_engine *e) { return e->model; }
 
 int pst_engine_submit(pst_engine *e, const pst_engine_request *request, uint64_t *ret_request_id, pst_error *err) {
   pst_engine_session *s;
+  if (e->encoder)
+    return pst_error_set(err, PST_E_UNSUPPORTED, "model",
+                         "the model is an encoder (%s): it makes embeddings and writes no text",
+                         e->model->info.architecture);
   int code = pst_engine_session_create(e->model, request, e->options.n_ctx, &s, err);
   if (code) return code;
   pthread_mutex_lock(&e->lock);
@@ -170,6 +187,10 @@ int pst_engine_submit(pst_engine *e, const pst_engine_request *request, uint64_t
 }
 
 void pst_engine_cancel(pst_engine *e, uint64_t request_id) {
+  if (e->encoder) {
+    pst_engine_encoder_cancel(e->encoder, request_id);
+    return;
+  }
   pthread_mutex_lock(&e->lock);
   if (!pst_array_reserve((void **)&e->cancels, &e->cancels_capacity, e->n_cancels + 1, sizeof *e->cancels)) {
     e->cancels[e->n_cancels++] = request_id;
@@ -179,6 +200,10 @@ void pst_engine_cancel(pst_engine *e, uint64_t request_id) {
 }
 
 void pst_engine_get_stats(pst_engine *e, pst_engine_stats *ret_stats) {
+  if (e->encoder) {
+    pst_engine_encoder_get_stats(e->encoder, ret_stats);
+    return;
+  }
   pthread_mutex_lock(&e->lock);
   *ret_stats = e->stats;
   ret_stats->n_queued += e->n_inbox;

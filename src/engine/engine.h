@@ -2,6 +2,7 @@
 #ifndef PST_ENGINE_ENGINE_H
 #define PST_ENGINE_ENGINE_H
 
+#include "engine/encoder.h"
 #include "engine/forward.h"
 #include "engine/pool.h"
 #include "engine/session.h"
@@ -30,7 +31,8 @@ enum { PST_ENGINE_EXPERIENCES = 8 };
 
 struct pst_engine {
   pst_engine_model *model;
-  pst_engine_options options; /* immutable */
+  pst_engine_options options;  /* immutable */
+  pst_engine_encoder *encoder; /* not NULL: the model encodes, and nothing below is in use */
   pthread_t thread;
   bool started;
   /* any thread */

@@ -161,6 +161,11 @@ static void place_all(pst_engine_forward *f, layout *l) {
   }
 }
 
+static bool both_ways(const pst_engine_model *m) { return m->encoding.pooling != PST_ENGINE_POOL_NONE; }
+
+/* Layers whose keys and values have a place of their own: an encoder's are of no use behind their layer. */
+static size_t stored_layers(const pst_engine_model *m) { return both_ways(m) ? 1 : (size_t)m->n_attention_layers; }
+
 static uint32_t kv_type_of(pst_engine_kv kv) { return kv == PST_ENGINE_KV_Q8_0 ? PST_TYPE_Q8_0 : PST_TYPE_F16; }
 
 /* Of one convolution layer in one page, behind the keys and values of all layers. */
@@ -170,7 +175,7 @@ static size_t conv_bytes(const pst_engine_model *m) {
 
 size_t pst_engine_forward_page_bytes(const pst_engine_model *m, pst_engine_kv kv) {
   return pst_kernels_page_bytes(kv_type_of(kv), (size_t)m->info.head_dim) * 2 * (size_t)m->info.n_kv_heads *
-             (size_t)m->n_attention_layers +
+             stored_layers(m) +
          conv_bytes(m) * (size_t)m->n_conv_layers;
 }
 
@@ -323,6 +328,7 @@ static const pst_kernels_input *norm_stage(walk *w, const float *x, const float 
 
 /* Where a layer keeps kv head h; `store` is its number among the attention layers. */
 static size_t head_offset(const pst_engine_forward *f, int store, int head, bool value) {
+  if (both_ways(f->model)) store = 0;
   return (((size_t)store * (size_t)f->model->info.n_kv_heads + (size_t)head) * 2 + value) * f->head_page_bytes;
 }
 
@@ -386,6 +392,7 @@ static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine
       .n_tokens = (size_t)PST_MIN(ATTEND_TOKENS, it->n - offset),
       .position = (size_t)(it->first + offset),
       .window = (size_t)y->window,
+      .n_keys = both_ways(f->model) ? (size_t)it->n : 0,
       .scale = f->model->attention_scale,
       .softcap = f->model->attention_softcap,
       .q = f->qkv + t * (q + 2 * kv) + (size_t)(head * per_kv) * hd,
@@ -410,7 +417,9 @@ static void blocks_of(const pst_kernels_attend *a, size_t *ret_begin, size_t *re
  * same bits either way (kernels.h, attention_part). */
 static bool attend_split(walk *w, const pst_engine_layer *y, int n_pieces) {
   pst_engine_forward *f = w->f;
-  if (w->team->n_threads == 1 || f->n_tokens > SPLIT_TOKENS || n_pieces >= 4 * w->team->n_threads) return false;
+  if (w->team->n_threads == 1 || both_ways(f->model) || f->n_tokens > SPLIT_TOKENS ||
+      n_pieces >= 4 * w->team->n_threads)
+    return false;
   size_t block_floats = PST_KERNELS_PART_FLOATS((size_t)f->model->info.head_dim), b = 0, e = 0;
   pst_kernels_attend a;
   int n_ranges = 0;
@@ -489,6 +498,11 @@ static const pst_kernels_input *enter_stage(walk *w, const float *norm) {
   return quantize_stage(w, f->x, &f->in_normed, &w->mine->narrow);
 }
 
+/* A row of gate_up holds gate's and up's products; of a layer without a gate up's alone, at its start. */
+static const float *up_of(const pst_engine_layer *y, const float *row, size_t ff) {
+  return y->gate.n_rows ? row + ff : NULL;
+}
+
 static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   size_t ff = (size_t)f->model->info.n_ff;
@@ -498,7 +512,7 @@ static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) 
     while (claim(w, f->n_tokens, 1, &begin, &end))
       for (int t = begin; t < end; t++) {
         const float *row = f->gate_up + (size_t)t * 2 * ff;
-        f->k->gated(kind, row, row + ff, ff, f->gated + (size_t)t * ff);
+        f->k->gated(kind, row, up_of(y, row, ff), ff, f->gated + (size_t)t * ff);
       }
     if (w->mine == &f->lanes[0]) f->in_gated.x = f->gated;
     next_stage(w);
@@ -508,7 +522,7 @@ static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) 
     pst_kernels_input *own = &w->mine->wide;
     for (int t = 0; t < f->n_tokens; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
-      f->k->gated_quantize(kind, row, row + ff, 0, own->n_blocks, own, (size_t)t);
+      f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, own->n_blocks, own, (size_t)t);
     }
     return own;
   }
@@ -516,32 +530,39 @@ static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) 
   while (claim(w, f->n_tokens, 2, &begin, &end))
     for (int t = begin; t < end; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
-      f->k->gated_quantize(kind, row, row + ff, 0, f->in_gated.n_blocks, &f->in_gated, (size_t)t);
+      f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, f->in_gated.n_blocks, &f->in_gated, (size_t)t);
     }
   next_stage(w);
   return &f->in_gated;
 }
 
-/* x += matrix * input (+ bias), through a norm or a factor where the model has one. */
-static void back_to_x(walk *w, const pst_kernels_matrix *matrix, const float *bias, const pst_kernels_input *input,
-                      const float *norm) {
+/* The end of a branch: a product, and what comes between it and x, as far as the layer has it. */
+typedef struct branch_end {
+  const pst_kernels_matrix *matrix;
+  const float *bias, *norm;
+  pst_engine_layernorm sum_norm;
+} branch_end;
+
+/* x += matrix * input, through a bias, a norm or a factor; then x itself may be normed. */
+static void back_to_x(walk *w, branch_end b, const pst_kernels_input *input) {
   pst_engine_forward *f = w->f;
   size_t n = (size_t)f->model->info.n_embd;
-  float factor = f->model->residual_scale;
-  if (!norm && factor == 1.0f) {
-    product p = {matrix, f->x, n, bias, true};
+  float factor = f->model->residual_scale, eps = f->model->norm_eps;
+  if (!b.norm && !b.sum_norm.weight && factor == 1.0f) {
+    product p = {b.matrix, f->x, n, b.bias, true};
     run_products(w, &p, 1, input, f->n_tokens);
     return;
   }
-  product p = {matrix, f->branch, n, bias, false};
+  product p = {b.matrix, f->branch, n, b.bias, false};
   run_products(w, &p, 1, input, f->n_tokens);
   int begin, end;
   while (claim(w, f->n_tokens, 1, &begin, &end))
     for (int t = begin; t < end; t++) {
       float *row = f->branch + (size_t)t * n, *x = f->x + (size_t)t * n;
-      if (norm) f->k->rmsnorm(row, norm, n, f->model->norm_eps, row);
+      if (b.norm) f->k->rmsnorm(row, b.norm, n, eps, row);
       if (factor != 1.0f) f->k->scale(row, factor, n, row);
       f->k->add(x, row, n, x);
+      if (b.sum_norm.weight) f->k->layernorm(x, b.sum_norm.weight, b.sum_norm.bias, n, eps, x);
     }
   next_stage(w);
 }
@@ -755,7 +776,7 @@ static void run_attention(walk *w, const pst_engine_layer *y) {
   store_stage(w, y);
   attend_stage(w, y);
   in = quantize_stage(w, f->attended, &f->in_attended, &w->mine->attended);
-  back_to_x(w, &y->o, y->o_bias, in, y->post_attn_norm);
+  back_to_x(w, (branch_end){&y->o, y->o_bias, y->post_attn_norm, y->attn_sum_norm}, in);
 }
 
 static void run_conv(walk *w, const pst_engine_layer *y) {
@@ -766,17 +787,19 @@ static void run_conv(walk *w, const pst_engine_layer *y) {
   run_products(w, &bcu, 1, in, f->n_tokens);
   conv_stages(w, y);
   in = quantize_stage(w, f->attended, &f->in_normed, &w->mine->narrow);
-  back_to_x(w, &y->conv.out, NULL, in, NULL);
+  back_to_x(w, (branch_end){.matrix = &y->conv.out}, in);
 }
 
 static void run_feed_forward(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   size_t ff = (size_t)f->model->info.n_ff;
   const pst_kernels_input *in = enter_stage(w, y->ffn_norm);
-  product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false}, {&y->up, f->gate_up + ff, 2 * ff, NULL, false}};
-  run_products(w, gate_up, 2, in, f->n_tokens);
+  bool gated = y->gate.n_rows != 0;
+  product up[] = {{&y->up, gated ? f->gate_up + ff : f->gate_up, 2 * ff, y->up_bias, false},
+                  {&y->gate, f->gate_up, 2 * ff, NULL, false}};
+  run_products(w, up, gated ? 2 : 1, in, f->n_tokens);
   in = gated_stage(w, y);
-  back_to_x(w, &y->down, NULL, in, y->post_ffn_norm);
+  back_to_x(w, (branch_end){&y->down, y->down_bias, y->post_ffn_norm, y->ffn_sum_norm}, in);
 }
 
 static void run_layer(walk *w, int layer) {
@@ -795,6 +818,20 @@ static void run_layer(walk *w, int layer) {
 
 /* ---- a step ---- */
 
+/* What an encoder adds to a token's embedding. */
+static void embed_more(const walk *w, int position, float *x) {
+  const pst_engine_model *m = w->f->model;
+  const pst_engine_encoding *e = &m->encoding;
+  size_t n = (size_t)m->info.n_embd;
+  if (e->segment) w->f->k->add(x, e->segment, n, x);
+  if (e->positions.n_rows) {
+    pst_kernels_matrix_row(&e->positions, (size_t)position, w->mine->plain);
+    w->f->k->add(x, w->mine->plain, n, x);
+  }
+  if (e->embedding_norm.weight)
+    w->f->k->layernorm(x, e->embedding_norm.weight, e->embedding_norm.bias, n, m->norm_eps, x);
+}
+
 static void embed(walk *w) {
   pst_engine_forward *f = w->f;
   size_t n = (size_t)f->model->info.n_embd;
@@ -805,6 +842,7 @@ static void embed(walk *w) {
       int item = f->item_of[t];
       pst_kernels_matrix_row(&f->model->embedding, (size_t)f->items[item].tokens[t - f->item_start[item]], x);
       if (f->model->embedding_scale != 1.0f) f->k->scale(x, f->model->embedding_scale, n, x);
+      if (both_ways(f->model)) embed_more(w, f->position[t], x);
       for (int r = 0; r < f->model->n_ropes; r++) {
         const pst_engine_rope *rope = &f->model->ropes[r];
         pst_kernels_rope_table((double)f->position[t], (size_t)rope->n_rot, rope->base, rope->scale, rope->factors,
@@ -849,6 +887,8 @@ void pst_engine_forward_run(pst_engine_forward *f, const pst_engine_forward_item
   for (int i = 0; i < f->n_claims; i++) atomic_store_explicit(&f->claims[i], 0, memory_order_relaxed);
   pst_engine_pool_run(f->n_threads, step_thread, f);
 }
+
+const float *pst_engine_forward_states(const pst_engine_forward *f) { return f->x; }
 
 /* ---- the head ---- */
 

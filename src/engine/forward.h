@@ -9,7 +9,8 @@ typedef struct pst_engine_forward_item {
   const int32_t *tokens; /* the n tokens */
   int first, n;          /* absolute position of the first */
   int n_logits;          /* hidden states of the last n_logits tokens are kept */
-  uint8_t *const *pages; /* page of each PST_KERNELS_PAGE positions, up to the last token's */
+  uint8_t *const *
+      pages; /* of an encoder, whose items are whole texts, space for the step alone. Page of each PST_KERNELS_PAGE positions, up to the last token's */
 } pst_engine_forward_item;
 
 typedef struct pst_engine_forward pst_engine_forward;
@@ -25,6 +26,10 @@ size_t pst_engine_forward_page_bytes(const pst_engine_model *model, pst_engine_k
 
 /* Runs the layers. Keys and values are stored in the items' pages; kept states stand in order of items and tokens. */
 void pst_engine_forward_run(pst_engine_forward *f, const pst_engine_forward_item *items, int n_items);
+
+/* x of the step's tokens behind the last layer, [n_tokens][n_embd], in order of items and tokens: what an encoder pools. Valid until the next
+ * run. */
+const float *pst_engine_forward_states(const pst_engine_forward *f);
 
 /* Logits of kept states [first, first + n), n <= PST_ENGINE_HEAD_ROWS, into logits[n][n_vocab]. groups (NULL: all rows of the head): only the rows of these
  * groups of PST_KERNELS_GROUP are computed, the others are left as they are. */

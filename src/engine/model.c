@@ -10,6 +10,9 @@
 
 #include "engine/packed.h"
 
+/* Gemma's embeddings are trained so that their first 128, 256 or 512 elements are embeddings too (its model card). */
+enum { MATRYOSHKA_MIN_DIMS = 128 };
+
 typedef struct loader {
   pst_engine_model *m;
   const char *path;
@@ -24,6 +27,7 @@ typedef struct loader {
   const char *output_norm;
   /* Key heads layer by layer, 0 where a layer does not attend; NULL: all layers are alike. */
   const pst_engine_gguf_value *kv_heads;
+  bool no_output_norm; /* the architecture's layers end with a norm of their own */
   size_t n_jobs;
   struct pack_job {
     const pst_kernels_matrix *matrix; /* of the file */
@@ -152,6 +156,20 @@ static int load_matrix(loader *l, const char *name, size_t rows, size_t cols, ps
   return load_rows(l, name, rows, 0, rows, cols, ret);
 }
 
+/* The first n elements of a tensor, as float32. */
+static int load_first_row(loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t n, const float **ret) {
+  size_t at = take_bytes(l, t->data, n * sizeof(float));
+  if (!l->memory) return 0;
+  float *row = (float *)(void *)(l->memory + at);
+  *ret = row;
+  if (l->filled) return 0;
+  int code = pst_kernels_dequantize_row(t->type, t->data, n, row);
+  for (size_t i = 0; i < n && !code; i++)
+    if (!isfinite(row[i])) code = PST_E_BAD_INPUT;
+  if (code) return pst_error_set(l->err, code, l->path, "tensor '%s' holds a value that is not finite", name);
+  return 0;
+}
+
 /* Rows of floats (norms, biases, rope factors, taps), as float32. */
 static int load_floats(loader *l, const char *name, size_t rows, size_t cols, bool required, const float **ret) {
   const pst_engine_gguf_tensor *t = find_tensor(l, name);
@@ -164,16 +182,7 @@ static int load_floats(loader *l, const char *name, size_t rows, size_t cols, bo
     return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
                          "tensor '%s' has type %s; norms and biases must be F32, F16 or BF16", name,
                          pst_kernels_type_info(t->type)->name);
-  size_t at = take_bytes(l, t->data, n * sizeof(float));
-  if (!l->memory) return 0;
-  float *row = (float *)(void *)(l->memory + at);
-  *ret = row;
-  if (l->filled) return 0;
-  code = pst_kernels_dequantize_row(t->type, t->data, n, row);
-  for (size_t i = 0; i < n && !code; i++)
-    if (!isfinite(row[i])) code = PST_E_BAD_INPUT;
-  if (code) return pst_error_set(l->err, code, l->path, "tensor '%s' holds a value that is not finite", name);
-  return 0;
+  return load_first_row(l, t, name, n, ret);
 }
 
 static int load_row(loader *l, const char *name, size_t n, bool required, const float **ret) {
@@ -567,6 +576,154 @@ static int gemma3_layer(loader *l, int i, pst_engine_layer *y) {
   return code ? code : load_head_norms(l, i, false, y);
 }
 
+/* ---- encoders ---- */
+
+static int refuse_causal(loader *l) {
+  char key[128];
+  bool causal = false;
+  int code = pst_engine_gguf_opt_bool(l->m->gguf, key_of(l, "attention.causal", key), &causal, l->err);
+  if (code || !causal) return code;
+  return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s' is true; encoders attend both ways", key);
+}
+
+/* What all encoders' keys have in common; a file that does not say how to pool means the mean. */
+static int encoder_keys(loader *l) {
+  int pooling = PST_ENGINE_POOL_MEAN, code = refuse_causal(l);
+  char key[128];
+  if (!code) code = want_int(l, "pooling_type", 0, 4, &pooling);
+  if (!code && (pooling < PST_ENGINE_POOL_MEAN || pooling > PST_ENGINE_POOL_LAST))
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                         "key '%s' is %d; known are 1 (mean), 2 (first token) and 3 (last token)",
+                         key_of(l, "pooling_type", key), pooling);
+  l->m->encoding.pooling = (pst_engine_pooling)pooling;
+  l->m->info.n_dims = l->m->info.min_dims = l->m->info.n_embd;
+  return code;
+}
+
+static int load_layernorm(loader *l, const char *name, pst_engine_layernorm *ret) {
+  char full[96];
+  size_t embd = (size_t)l->m->info.n_embd;
+  snprintf(full, sizeof full, "%s.weight", name);
+  int code = load_row(l, full, embd, true, &ret->weight);
+  snprintf(full, sizeof full, "%s.bias", name);
+  return code ? code : load_row(l, full, embd, true, &ret->bias);
+}
+
+static int layer_layernorm(loader *l, int i, const char *name, pst_engine_layernorm *ret) {
+  char full[96];
+  snprintf(full, sizeof full, "blk.%d.%s", i, name);
+  return load_layernorm(l, full, ret);
+}
+
+/* What stands around BERT's layers. Every text is of token type 0. */
+static int bert_ends(loader *l) {
+  pst_engine_model *m = l->m;
+  double eps = 1e-12;
+  uint64_t n_types = 2;
+  int code = encoder_keys(l);
+  if (!code) code = want_double(l, "attention.layer_norm_epsilon", 0, 1, &eps);
+  if (!code) code = pst_engine_gguf_opt_u64(m->gguf, "tokenizer.ggml.token_type_count", &n_types, l->err);
+  if (!code && (n_types < 1 || n_types > 1024))
+    code = pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "key 'tokenizer.ggml.token_type_count' is out of range");
+  m->norm_eps = (float)eps;
+  l->no_output_norm = true;
+  const pst_engine_gguf_tensor *types = find_tensor(l, "token_types.weight");
+  if (!code && types) {
+    code = check_shape(l, types, "token_types.weight", (size_t)n_types, (size_t)m->info.n_embd);
+    if (!code) code = load_first_row(l, types, "token_types.weight", (size_t)m->info.n_embd, &m->encoding.segment);
+  }
+  return code ? code : load_layernorm(l, "token_embd_norm", &m->encoding.embedding_norm);
+}
+
+static int bert_keys(loader *l) {
+  const pst_engine_model_info *f = &l->m->info;
+  l->m->gate = PST_KERNELS_GELU_ERF;
+  int code = bert_ends(l);
+  if (code) return code;
+  return load_matrix(l, "position_embd.weight", (size_t)f->n_ctx_train, (size_t)f->n_embd, &l->m->encoding.positions);
+}
+
+static int nomic_bert_keys(loader *l) {
+  int code = bert_ends(l);
+  return code ? code : one_rope(l, PST_KERNELS_ROPE_HALVES, 10000);
+}
+
+/* Queries, keys and values apart, or as one tensor. */
+static int load_any_attention(loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  size_t embd = (size_t)f->n_embd, hd = (size_t)f->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd, all = q + 2 * kv;
+  char qkv[64];
+  snprintf(qkv, sizeof qkv, "blk.%d.attn_qkv.weight", i);
+  if (!pst_engine_gguf_find_tensor(l->m->gguf, qkv)) return load_attention(l, i, y);
+  int code = load_rows(l, qkv, all, 0, q, embd, &y->q);
+  if (!code) code = load_rows(l, qkv, all, q, kv, embd, &y->k);
+  if (!code) code = load_rows(l, qkv, all, q + kv, kv, embd, &y->v);
+  return code ? code : layer_matrix(l, i, "attn_output", embd, q, &y->o);
+}
+
+static int load_sum_norms(loader *l, int i, pst_engine_layer *y) {
+  int code = layer_layernorm(l, i, "attn_output_norm", &y->attn_sum_norm);
+  return code ? code : layer_layernorm(l, i, "layer_output_norm", &y->ffn_sum_norm);
+}
+
+/* Attention, norm, plain feed-forward, norm; everything has a bias. Devlin et al. 2018, arXiv:1810.04805. */
+static int bert_layer(loader *l, int i, pst_engine_layer *y) {
+  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)l->m->info.n_ff;
+  y->rope = -1;
+  int code = load_any_attention(l, i, y);
+  if (!code) code = load_biases(l, i, true, y);
+  if (!code) code = layer_row(l, i, "attn_output.bias", embd, true, &y->o_bias);
+  if (!code) code = layer_matrix(l, i, "ffn_up", ff, embd, &y->up);
+  if (!code) code = layer_row(l, i, "ffn_up.bias", ff, true, &y->up_bias);
+  if (!code) code = layer_matrix(l, i, "ffn_down", embd, ff, &y->down);
+  if (!code) code = layer_row(l, i, "ffn_down.bias", embd, true, &y->down_bias);
+  return code ? code : load_sum_norms(l, i, y);
+}
+
+/* BERT's order with rope, a gated feed-forward and no biases. Nussbaum et al. 2024, arXiv:2402.01613. */
+static int nomic_bert_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_any_attention(l, i, y);
+  if (!code) code = load_feed_forward(l, i, y);
+  return code ? code : load_sum_norms(l, i, y);
+}
+
+/* Gemma 3 with attention both ways, and projections behind the pooling where the file has them. */
+static int gemma_embedding_keys(loader *l) {
+  static const char *const names[] = {"dense_2", "dense_3"};
+  pst_engine_model *m = l->m;
+  int code = gemma3_keys(l), n_in = m->info.n_embd;
+  if (!code) code = want_double(l, "rope.freq_base_swa", 1, 1e12, &m->ropes[1].base);
+  if (!code) code = encoder_keys(l);
+  m->encoding.n_dense = 0;
+  for (size_t k = 0; k < PST_ARRAY_LEN(names) && !code; k++) {
+    char tensor[32], in[32], out[32];
+    int from = n_in, to = n_in;
+    snprintf(tensor, sizeof tensor, "%s.weight", names[k]);
+    snprintf(in, sizeof in, "%s_feat_in", names[k]);
+    snprintf(out, sizeof out, "%s_feat_out", names[k]);
+    code = want_int(l, in, 1, 1 << 17, &from);
+    if (!code) code = want_int(l, out, 1, 1 << 17, &to);
+    if (code || !pst_engine_gguf_find_tensor(m->gguf, tensor)) continue;
+    if (from != n_in)
+      return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "tensor '%s' reads %d elements, where %d come", tensor,
+                           from, n_in);
+    code = load_matrix(l, tensor, (size_t)to, (size_t)from, &m->encoding.dense[m->encoding.n_dense++]);
+    n_in = to;
+  }
+  m->info.n_dims = n_in;
+  m->info.min_dims = PST_MIN(n_in, MATRYOSHKA_MIN_DIMS);
+  return code;
+}
+
+static int gemma_embedding_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = gemma3_layer(l, i, y);
+  if (y->window) y->window = y->window / 2 + 1; /* the file counts both sides */
+  return code;
+}
+
+/* ---- the table ---- */
+
 static const struct architecture {
   const char *name;
   int (*keys)(loader *l);
@@ -585,6 +742,9 @@ static const struct architecture {
     {"qwen3moe", qwen3moe_keys, qwen3moe_layer},
     {"gpt-oss", gpt_oss_keys, gpt_oss_layer},
     {"lfm2", lfm2_keys, lfm2_layer},
+    {"bert", bert_keys, bert_layer},
+    {"nomic-bert", nomic_bert_keys, nomic_bert_layer},
+    {"gemma-embedding", gemma_embedding_keys, gemma_embedding_layer},
 };
 
 static const struct architecture *find_architecture(loader *l) {
@@ -676,23 +836,30 @@ static int load_screen(loader *l, const char *head_name) {
   return add_job(l, (struct pack_job){&m->head, &m->screen, src, l->memory + codes_at, radius});
 }
 
-static int load_table(loader *l, const struct architecture *a) {
+/* The last norm and the head; an encoder has no head, and not always a norm. */
+static int load_end(loader *l) {
   pst_engine_model *m = l->m;
   size_t vocab = (size_t)m->info.n_vocab, embd = (size_t)m->info.n_embd;
+  int code = load_row(l, l->output_norm, embd, !l->no_output_norm, &m->output_norm);
+  if (m->encoding.pooling != PST_ENGINE_POOL_NONE) return code;
+  const char *head_name = pst_engine_gguf_find_tensor(m->gguf, "output.weight") ? "output.weight" : "token_embd.weight";
+  if (!code && strcmp(head_name, "output.weight") == 0)
+    code = load_matrix(l, head_name, vocab, embd, &m->head);
+  else
+    m->head = m->embedding;
+  return code ? code : load_screen(l, head_name);
+}
+
+static int load_table(loader *l, const struct architecture *a) {
+  pst_engine_model *m = l->m;
   l->used = 0;
   l->table = 0;
   l->n_jobs = 0;
   l->output_norm = "output_norm.weight";
   m->n_conv_layers = m->n_attention_layers = 0;
   int code = a->keys(l);
-  if (!code) code = load_matrix(l, "token_embd.weight", vocab, embd, &m->embedding);
-  if (!code) code = load_row(l, l->output_norm, embd, true, &m->output_norm);
-  const char *head_name = pst_engine_gguf_find_tensor(m->gguf, "output.weight") ? "output.weight" : "token_embd.weight";
-  if (!code && strcmp(head_name, "output.weight") == 0)
-    code = load_matrix(l, head_name, vocab, embd, &m->head);
-  else
-    m->head = m->embedding;
-  if (!code) code = load_screen(l, head_name);
+  if (!code) code = load_matrix(l, "token_embd.weight", (size_t)m->info.n_vocab, (size_t)m->info.n_embd, &m->embedding);
+  if (!code) code = load_end(l);
   for (int i = 0; i < m->info.n_layers && !code; i++) {
     memset(&m->layers[i], 0, sizeof m->layers[i]);
     code = a->layer(l, i, &m->layers[i]);
@@ -909,9 +1076,11 @@ static int open_model(const char *path, int n_threads, const char *packed_dir, p
   f->packed_bytes = (int64_t)m->packed_bytes;
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(m->gguf); i++)
     f->n_params += (int64_t)pst_engine_gguf_tensor_at(m->gguf, i)->n_elements;
-  f->kv_bytes_per_token_f16 = (int64_t)m->n_attention_layers * f->n_kv_heads * 2 *
-                              (int64_t)(pst_kernels_page_bytes(PST_TYPE_F16, (size_t)f->head_dim) / PST_KERNELS_PAGE);
-  f->kv_bytes_per_token_f16 += (int64_t)m->n_conv_layers * PST_ENGINE_CONV_KEPT * f->n_embd * 4 / PST_KERNELS_PAGE;
+  if (m->encoding.pooling == PST_ENGINE_POOL_NONE) /* an encoder keeps none */
+    f->kv_bytes_per_token_f16 =
+        (int64_t)m->n_attention_layers * f->n_kv_heads * 2 *
+            (int64_t)(pst_kernels_page_bytes(PST_TYPE_F16, (size_t)f->head_dim) / PST_KERNELS_PAGE) +
+        (int64_t)m->n_conv_layers * PST_ENGINE_CONV_KEPT * f->n_embd * 4 / PST_KERNELS_PAGE;
   f->step_bytes = step_bytes(m);
   uint64_t identity[3] = {map->inode, map->mtime_ns, map->n};
   m->content_key = pst_hash64(identity, sizeof identity, 1);

@@ -50,6 +50,11 @@ typedef struct pst_engine_conv {
   const float *taps;          /* [n_embd][n_conv], the oldest position's first */
 } pst_engine_conv;
 
+/* weight and bias [n_embd]; weight NULL: there is no such norm. */
+typedef struct pst_engine_layernorm {
+  const float *weight, *bias;
+} pst_engine_layernorm;
+
 /* Shapes: x is [n_embd]; matrices are [rows][cols]; norms are float32 rows; NULL: the layer does without. */
 typedef struct pst_engine_layer {
   const float *attn_norm;     /* [n_embd] before attention; NULL: x goes in as it is */
@@ -63,7 +68,10 @@ typedef struct pst_engine_layer {
   const float *sinks;          /* [n_heads] scores that take part in the softmax without a value */
   const float *post_attn_norm; /* [n_embd] on the way back to x */
   const float *ffn_norm;
-  pst_kernels_matrix gate, up, down; /* [n_ff][n_embd] twice, [n_embd][n_ff] */
+  pst_kernels_matrix gate, up,
+      down; /* [n_ff][n_embd] twice, [n_embd][n_ff]; gate without rows: up alone is activated */
+  const float *up_bias, *down_bias;
+  pst_engine_layernorm attn_sum_norm, ffn_sum_norm; /* over x when the branch has been added to it */
   pst_engine_experts experts;
   pst_engine_conv conv;
   const float *post_ffn_norm;
@@ -71,6 +79,24 @@ typedef struct pst_engine_layer {
   int window; /* 0: attends to everything before; else to the last `window` positions */
   int rope;   /* index into the model's ropes; -1: positions leave no mark on queries and keys */
 } pst_engine_layer;
+
+/* How the states of an encoder's last layer become one vector. Numbered as in the file. */
+typedef enum pst_engine_pooling {
+  PST_ENGINE_POOL_NONE, /* the model is no encoder: it generates */
+  PST_ENGINE_POOL_MEAN, /* of all tokens */
+  PST_ENGINE_POOL_FIRST,
+  PST_ENGINE_POOL_LAST,
+} pst_engine_pooling;
+
+/* What only encoders have: attention both ways, tables added to the embedding, and the way from states to a vector. */
+typedef struct pst_engine_encoding {
+  pst_engine_pooling pooling;
+  pst_kernels_matrix positions; /* [n_ctx_train][n_embd], added to the embedding; no rows: there are none */
+  const float *segment;         /* [n_embd], added too: token type 0; or NULL */
+  pst_engine_layernorm embedding_norm;
+  pst_kernels_matrix dense[2]; /* n_dense projections of the pooled vector, one after the other */
+  int n_dense;
+} pst_engine_encoding;
 
 struct pst_engine_model {
   atomic_int n_refs;
@@ -85,7 +111,7 @@ struct pst_engine_model {
   pst_kernels_matrix embedding; /* [n_vocab][n_embd] */
   pst_kernels_matrix head;      /* the same memory as embedding when tied */
   pst_kernels_screen screen;    /* of the head; radius NULL: there is none */
-  const float *output_norm;
+  const float *output_norm;     /* NULL: an encoder without one */
   float embedding_scale, residual_scale, logit_scale, attention_scale, norm_eps;
   float attention_softcap, logit_softcap; /* 0: none */
   /* Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / length)); beta 0: they are not. */
@@ -94,6 +120,7 @@ struct pst_engine_model {
   int n_experts, n_experts_used, n_ff_expert; /* 0: no layer has experts */
   int n_conv;                                 /* positions that a convolution sees; 0: no layer has one */
   int n_attention_layers, n_conv_layers;
+  pst_engine_encoding encoding;
   void *packed; /* one block behind all packed matrices and norms; NULL: it is mapped */
   size_t packed_bytes;
   pst_map packed_map;   /* data NULL: it was packed here */

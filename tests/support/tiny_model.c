@@ -30,6 +30,7 @@ typedef struct tensor {
 typedef struct kind {
   const char *name;
   bool bias, head_norms, whole_norms, no_pre_norms, post_norms, fused, window;
+  bool encoder, sum_norms, positions; /* sum_norms: BERT's order; positions: and its biases and plain feed-forward */
 } kind;
 
 static const kind kinds[] = {
@@ -41,6 +42,9 @@ static const kind kinds[] = {
     {.name = "phi3", .fused = true, .window = true},
     {.name = "smollm3"},
     {.name = "granite"},
+    {.name = "bert", .encoder = true, .bias = true, .no_pre_norms = true, .sum_norms = true, .positions = true},
+    {.name = "nomic-bert", .encoder = true, .no_pre_norms = true, .sum_norms = true},
+    {.name = "gemma-embedding", .encoder = true, .head_norms = true, .post_norms = true, .window = true},
     {.name = "olmo2", .head_norms = true, .whole_norms = true, .no_pre_norms = true, .post_norms = true},
 };
 
@@ -144,11 +148,18 @@ static void put_keys(maker *m, int n_layers) {
   put_int(m, "embedding_length", EMBD);
   put_int(m, "feed_forward_length", FF);
   put_int(m, "attention.head_count", HEADS);
-  put_int(m, "attention.head_count_kv", KV_HEADS);
+  put_int(m, "attention.head_count_kv", m->kind.sum_norms ? HEADS : KV_HEADS);
   put_int(m, "attention.key_length", HEAD);
   put_int(m, "attention.value_length", HEAD);
-  put_float(m, "attention.layer_norm_rms_epsilon", 1e-5f);
-  put_float(m, "rope.freq_base", 10000.0f);
+  put_float(m, m->kind.sum_norms ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 1e-5f);
+  if (!m->kind.positions) put_float(m, "rope.freq_base", 10000.0f);
+  if (m->o->pooling) put_int(m, "pooling_type", (uint32_t)m->o->pooling);
+  if (m->o->dense) {
+    put_int(m, "dense_2_feat_in", EMBD);
+    put_int(m, "dense_2_feat_out", FF);
+    put_int(m, "dense_3_feat_in", FF);
+    put_int(m, "dense_3_feat_out", EMBD);
+  }
   if (m->kind.window) put_int(m, "attention.sliding_window", WINDOW);
   if (!strcmp(m->arch, "granite")) {
     put_float(m, "embedding_scale", 3.0f);
@@ -161,7 +172,7 @@ static void put_keys(maker *m, int n_layers) {
 
 static void add_layer(maker *m, int i) {
   const kind *k = &m->kind;
-  const size_t q = HEADS * HEAD, kv = KV_HEADS * HEAD;
+  const size_t q = HEADS * HEAD, kv = (k->sum_norms ? HEADS : KV_HEADS) * HEAD;
   if (!k->no_pre_norms) add(m, i, "attn_norm.weight", 0, EMBD);
   if (k->fused) {
     add(m, i, "attn_qkv.weight", q + 2 * kv, EMBD);
@@ -177,12 +188,23 @@ static void add_layer(maker *m, int i) {
   }
   add(m, i, "attn_output.weight", EMBD, q);
   if (!k->no_pre_norms) add(m, i, "ffn_norm.weight", 0, EMBD);
-  if (!k->fused) add(m, i, "ffn_gate.weight", FF, EMBD);
+  if (!k->fused && !k->positions) add(m, i, "ffn_gate.weight", FF, EMBD);
   add(m, i, "ffn_up.weight", k->fused ? 2 * FF : FF, EMBD);
   add(m, i, "ffn_down.weight", EMBD, FF);
   if (k->head_norms) {
     add(m, i, "attn_q_norm.weight", 0, k->whole_norms ? q : HEAD);
     add(m, i, "attn_k_norm.weight", 0, k->whole_norms ? kv : HEAD);
+  }
+  if (k->positions) {
+    add(m, i, "attn_output.bias", 0, EMBD);
+    add(m, i, "ffn_up.bias", 0, FF);
+    add(m, i, "ffn_down.bias", 0, EMBD);
+  }
+  if (k->sum_norms) {
+    add(m, i, "attn_output_norm.weight", 0, EMBD);
+    add(m, i, "attn_output_norm.bias", 0, EMBD);
+    add(m, i, "layer_output_norm.weight", 0, EMBD);
+    add(m, i, "layer_output_norm.bias", 0, EMBD);
   }
   if (k->post_norms) {
     add(m, i, "post_attention_norm.weight", 0, EMBD);
@@ -192,7 +214,17 @@ static void add_layer(maker *m, int i) {
 
 static void add_tensors(maker *m, int n_layers) {
   add(m, -1, "token_embd.weight", VOCAB, EMBD);
-  add(m, -1, "output_norm.weight", 0, EMBD);
+  if (!m->kind.sum_norms) add(m, -1, "output_norm.weight", 0, EMBD);
+  if (m->kind.positions) add(m, -1, "position_embd.weight", CONTEXT, EMBD);
+  if (m->kind.sum_norms) {
+    add(m, -1, "token_types.weight", 2, EMBD);
+    add(m, -1, "token_embd_norm.weight", 0, EMBD);
+    add(m, -1, "token_embd_norm.bias", 0, EMBD);
+  }
+  if (m->o->dense) {
+    add(m, -1, "dense_2.weight", FF, EMBD);
+    add(m, -1, "dense_3.weight", EMBD, FF);
+  }
   for (int i = 0; i < n_layers; i++) add_layer(m, i);
   if (m->o->extra_tensor) add(m, -1, m->o->extra_tensor, 8, EMBD);
 }

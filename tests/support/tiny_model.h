@@ -13,11 +13,13 @@ typedef struct test_tiny {
   const char *drop;          /* NULL, or the key (with its architecture prefix) or tensor that is left out */
   const char *extra_key;     /* NULL, or a further key of value 7 */
   const char *extra_tensor;  /* NULL, or a further tensor */
+  bool dense;                /* gemma-embedding: with two projections behind the pooling */
+  int pooling;               /* encoders: the key pooling_type; 0: none */
   uint64_t seed;
   int n_layers; /* 0: 2 */
 } test_tiny;
 
-/* n_embd 64, 4 heads of 16 over 2 key heads, n_ff 96, context 2048, windows of 16, 288 tokens (bytes, a few merges, ChatML's control tokens); the embedding is the
+/* n_embd 64, 4 heads of 16 over 2 key heads (4 in the BERTs), n_ff 96, context 2048, windows of 16, 288 tokens (bytes, a few merges, ChatML's control tokens); the embedding is the
  * head. Aborts on failure. */
 void test_tiny_write(const char *path, const test_tiny *options);
 
