@@ -10,6 +10,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_quantize,
     &pst_cli_run,
     &pst_cli_chat,
+    &pst_cli_embed,
     &pst_cli_import,
     &pst_cli_eval,
     &pst_cli_bench,

@@ -90,6 +90,7 @@ static void print_run(const pst_json *r) {
       (long long)integer(s, "n_layers"), (long long)integer(s, "n_embd"), (long long)integer(s, "n_ff"),
       (long long)integer(s, "n_heads"), (long long)integer(s, "n_kv_heads"), (long long)integer(s, "head_dim"),
       (long long)integer(s, "n_ctx_train"));
+  if (integer(s, "n_dims")) printf("encoder       embeddings of %lld elements\n", (long long)integer(s, "n_dims"));
   printf("memory        %.1f MiB for %lld tokens: weights %.1f, keys and values %.1f (as q8_0 %.1f), work space %.1f\n",
          mib(m, "total_f16_bytes"), (long long)integer(m, "n_ctx"), mib(m, "weights_bytes"), mib(m, "kv_f16_bytes"),
          mib(m, "kv_q8_0_bytes"), mib(m, "work_bytes"));
@@ -130,8 +131,10 @@ static void print_tensors(const pst_json *r) {
 static void print_report(const pst_cli_args *a, const pst_json *r) {
   pst_str arch = string(r, "architecture"), name = string(r, "name"), path = string(r, "path");
   printf("file          %.*s\n", (int)path.n, path.data);
-  printf("format        GGUF v%lld, %.1f MiB, %lld tensors, %.2f M weights\n", (long long)integer(r, "gguf_version"),
-         mib(r, "file_bytes"), (long long)integer(r, "n_tensors"), (double)integer(r, "n_params") / 1e6);
+  char format[32] = "safetensors";
+  if (integer(r, "gguf_version")) snprintf(format, sizeof format, "GGUF v%lld", (long long)integer(r, "gguf_version"));
+  printf("format        %s, %.1f MiB, %lld tensors, %.2f M weights\n", format, mib(r, "file_bytes"),
+         (long long)integer(r, "n_tensors"), (double)integer(r, "n_params") / 1e6);
   printf("architecture  %.*s", (int)arch.n, arch.n ? arch.data : "");
   if (name.n) {
     fputs(", named ", stdout);
@@ -281,12 +284,13 @@ static const pst_cli_option options[] = {
     PST_CLI_HOME,
     PST_CLI_JSON,
 };
-const pst_cli_command pst_cli_inspect = {"inspect",
-                                         "FILE",
-                                         "show what a model file is and what it needs",
-                                         "FILE is a GGUF file or a pulled model's name.",
-                                         1,
-                                         1,
-                                         options,
-                                         PST_ARRAY_LEN(options),
-                                         run_inspect};
+const pst_cli_command pst_cli_inspect = {
+    "inspect",
+    "FILE",
+    "show what a model file is and what it needs",
+    "FILE is a GGUF file, a folder with config.json, tokenizer.json and model.safetensors, or a pulled model's name.",
+    1,
+    1,
+    options,
+    PST_ARRAY_LEN(options),
+    run_inspect};

@@ -70,8 +70,9 @@ static int read_names(service *s, const pst_cli_args *a, pst_error *err) {
     const char *name = models[i];
     /* As the gateway will see it: an absolute path, or the name. */
     char real[PATH_MAX];
-    s->paths[i] = pst_strdup(pst_file_exists(name) && realpath(name, real) ? real : name);
-    s->ids[i] = pst_file_exists(name) ? stem_of(name, ".gguf") : pst_strdup(name);
+    bool path = pst_file_exists(name) || (strchr(name, '/') && pst_dir_exists(name));
+    s->paths[i] = pst_strdup(path && realpath(name, real) ? real : name);
+    s->ids[i] = path ? stem_of(pst_dir_exists(name) ? s->paths[i] : name, ".gguf") : pst_strdup(name);
     s->models[i] = (pst_server_alias){s->ids[i], s->paths[i]};
     s->n_models++;
     if (!s->paths[i] || !s->ids[i]) code = no_memory(err);

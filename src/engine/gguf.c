@@ -32,6 +32,8 @@ struct pst_engine_gguf {
   size_t n_tensors, tensors_capacity;
   const pst_engine_gguf_value **values_by_key;
   const pst_engine_gguf_tensor **tensors_by_name;
+  char *memory;             /* an assembled file's metadata */
+  pst_arena *arena;         /* and its tensors' names */
   uint64_t **string_tables; /* the string_at arrays, for freeing */
   size_t n_string_tables, string_tables_capacity;
 };
@@ -454,6 +456,39 @@ int pst_engine_gguf_open_memory(const uint8_t *data, size_t n, const char *name,
   return open_mapped((pst_map){.data = data, .n = n}, false, name, ret_gguf, err);
 }
 
+static int read_parts(pst_engine_gguf *g, const pst_engine_gguf_parts *parts, pst_error *err) {
+  cursor c = {(const uint8_t *)g->memory, parts->values.n, 0, g->path, err};
+  int r = read_values(g, &c, parts->n_values);
+  if (r < 0 || (r = index_values(g, err)) < 0 || (r = read_alignment(g, err)) < 0) return r;
+  if (pst_array_reserve((void **)&g->tensors, &g->tensors_capacity, parts->n_tensors, sizeof *g->tensors) < 0)
+    return pst_error_set(err, PST_E_NOMEM, g->path, "no memory for the tensor table");
+  for (size_t i = 0; i < parts->n_tensors; i++) g->tensors[i] = parts->tensors[i];
+  g->n_tensors = parts->n_tensors;
+  return index_tensors(g, err);
+}
+
+int pst_engine_gguf_assemble(const pst_engine_gguf_parts *parts, const char *path, pst_engine_gguf **ret_gguf,
+                             pst_error *err) {
+  pst_engine_gguf *g = pst_calloc(1, sizeof *g);
+  if (!g) return pst_error_set(err, PST_E_NOMEM, path, "no memory to open the file");
+  g->path = pst_strdup(path);
+  g->memory = pst_malloc(parts->values.n + 1);
+  int r = g->path && g->memory ? 0 : pst_error_set(err, PST_E_NOMEM, path, "no memory to open the file");
+  if (r == 0) {
+    memcpy(g->memory, parts->values.data, parts->values.n);
+    r = read_parts(g, parts, err);
+  }
+  if (r < 0) {
+    pst_engine_gguf_close(g);
+    return r;
+  }
+  g->map = parts->map;
+  g->owns_map = true;
+  g->arena = parts->arena;
+  *ret_gguf = g;
+  return 0;
+}
+
 void pst_engine_gguf_close(pst_engine_gguf *g) {
   if (!g) return;
   for (size_t i = 0; i < g->n_string_tables; i++) pst_free(g->string_tables[i]);
@@ -463,6 +498,8 @@ void pst_engine_gguf_close(pst_engine_gguf *g) {
   pst_free(g->values);
   pst_free(g->tensors);
   if (g->owns_map) pst_map_close(&g->map);
+  pst_arena_free(g->arena);
+  pst_free(g->memory);
   pst_free(g->path);
   pst_free(g);
 }

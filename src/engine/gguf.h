@@ -60,6 +60,19 @@ int pst_engine_gguf_open_memory(const uint8_t *data, size_t n, const char *name,
                                 pst_error *err) PST_MUST_CHECK;
 void pst_engine_gguf_close(pst_engine_gguf *gguf); /* NULL is fine */
 
+/* What a file is put together from whose weights lie in another format (engine/checkpoint.c). */
+typedef struct pst_engine_gguf_parts {
+  pst_str values; /* metadata entries one behind the other as in a GGUF file; copied */
+  uint64_t n_values;
+  const pst_engine_gguf_tensor *tensors; /* complete, of known types, data inside `map`; copied, but for the names */
+  size_t n_tensors;
+  pst_map map;
+  pst_arena *arena; /* the names' */
+} pst_engine_gguf_parts;
+/* On success map and arena are the object's, and its version is 0. Errors as pst_engine_gguf_open. */
+int pst_engine_gguf_assemble(const pst_engine_gguf_parts *parts, const char *path, pst_engine_gguf **ret_gguf,
+                             pst_error *err) PST_MUST_CHECK;
+
 const char *pst_engine_gguf_path(const pst_engine_gguf *gguf);
 const pst_map *
 pst_engine_gguf_map(const pst_engine_gguf *gguf); /* size, inode and time; of a memory file only data and n */

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "engine/checkpoint.h"
 #include "engine/forward.h"
 #include "engine/pool.h"
 
@@ -181,6 +182,7 @@ static void put_shape(pst_json_writer *w, const pst_engine_model_info *f) {
               {"n_heads", f->n_heads},   {"n_kv_heads", f->n_kv_heads},  {"head_dim", f->head_dim},
               {"n_vocab", f->n_vocab},   {"n_ctx_train", f->n_ctx_train}};
   pst_json_begin_object(w);
+  if (f->n_dims) put_pair_int(w, "n_dims", f->n_dims);
   for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) put_pair_int(w, rows[i].name, rows[i].value);
   pst_json_end_object(w);
 }
@@ -241,7 +243,7 @@ int pst_engine_inspect(const char *path, int n_ctx, pst_buf *out, pst_error *err
   pst_engine_gguf *g = NULL;
   size_t before = out->n;
   int64_t n_params = 0;
-  int code = pst_engine_gguf_open(path, &g, err);
+  int code = pst_engine_checkpoint_open(path, &g, err);
   if (code) return code;
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++)
     if (__builtin_add_overflow(n_params, (int64_t)pst_engine_gguf_tensor_at(g, i)->n_elements, &n_params))
@@ -327,7 +329,7 @@ static int check_tensor(const char *path, const pst_engine_gguf_tensor *t, int n
 
 int pst_engine_check_weights(const char *path, pst_progress *progress, pst_error *err) {
   pst_engine_gguf *g = NULL;
-  int code = pst_engine_gguf_open(path, &g, err), n_threads = PST_MIN(pst_cpu_count(), PST_ENGINE_MAX_THREADS);
+  int code = pst_engine_checkpoint_open(path, &g, err), n_threads = PST_MIN(pst_cpu_count(), PST_ENGINE_MAX_THREADS);
   if (code) return code;
   int64_t done = 0;
   if (progress) progress->total = (int64_t)pst_engine_gguf_map(g)->n;

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "engine/checkpoint.h"
 #include "engine/packed.h"
 
 /* Gemma's embeddings are trained so that their first 128, 256 or 512 elements are embeddings too (its model card). */
@@ -1059,7 +1060,7 @@ static int open_model(const char *path, int n_threads, const char *packed_dir, p
   if (!m) return pst_error_set(err, PST_E_NOMEM, path, "no memory");
   atomic_init(&m->n_refs, 1);
   m->kernels = pst_kernels_get();
-  int code = pst_engine_gguf_open(path, &m->gguf, err);
+  int code = pst_engine_checkpoint_open(path, &m->gguf, err);
   if (!code) code = open_text_side(m, path, err);
   if (!code) code = load_weights(m, path, n_threads, packed_dir, err);
   if (code) {

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "engine/gguf.h"
+#include "engine/checkpoint.h"
 #include "engine/pool.h"
 
 enum { BATCH_ELEMENTS = 1 << 20 };
@@ -202,7 +202,7 @@ int pst_engine_quantize(const char *in_path, const char *out_path, const char *t
   pst_engine_gguf_writer *w = NULL;
   int code = parse_target(type, &target, err);
   if (!code) code = check_target(in_path, out_path, err);
-  if (!code) code = pst_engine_gguf_open(in_path, &in, err);
+  if (!code) code = pst_engine_checkpoint_open(in_path, &in, err);
   if (!code) code = pst_engine_gguf_writer_create(out_path, pst_engine_gguf_alignment(in), &w, err);
   if (!code) code = quantize_to(w, in, target, progress, ret_n_fallback, err);
   pst_engine_gguf_writer_free(w);

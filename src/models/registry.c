@@ -223,6 +223,12 @@ int pst_models_each(const char *home, int (*fn)(void *user, const pst_models_fil
 static int resolve_path(const char *what, pst_models_file *ret_file, pst_error *err) {
   struct stat st;
   if (stat(what, &st)) return pst_error_set_errno(err, errno, what, "the model file cannot be opened");
+  if (S_ISDIR(st.st_mode)) { /* a checkpoint as its authors publish it */
+    char *weights = pst_path_join(what, "model.safetensors");
+    bool there = weights && stat(weights, &st) == 0;
+    pst_free(weights);
+    if (!there) return pst_error_set(err, PST_E_BAD_INPUT, what, "is a folder without a model.safetensors in it");
+  }
   if (!S_ISREG(st.st_mode)) return pst_error_set(err, PST_E_BAD_INPUT, what, "is not a file");
   char *path = pst_strdup(what);
   if (!path) return no_memory(err);
