@@ -146,7 +146,7 @@ int pst_gateway_engine_acquire(pst_gateway *gateway, const pst_gateway_plan *pla
                                pst_engine **ret_engine, pst_error *err);
 void pst_gateway_engine_release(pst_gateway *gateway, pst_engine *engine);
 
-typedef enum pst_gateway_kind { PST_GATEWAY_CHAT, PST_GATEWAY_TEXT } pst_gateway_kind;
+typedef enum pst_gateway_kind { PST_GATEWAY_CHAT, PST_GATEWAY_TEXT, PST_GATEWAY_EMBED } pst_gateway_kind;
 
 /* What the request itself set; unset fields are the plan's or the defaults. */
 typedef struct pst_gateway_overrides {
@@ -182,6 +182,9 @@ typedef struct pst_gateway_event {
   double margin;                            /* NAN: unknown */
   int n_stages;                             /* how many stages of a cascade answered */
   int n_drafted, n_accepted, n_token_steps; /* the last: forward steps that gave tokens */
+  const float *vectors;                     /* EMBED, with last and no error: [n_vectors][n_dims], one for each input */
+  size_t n_vectors;
+  int n_dims;
 } pst_gateway_event;
 typedef void (*pst_gateway_callback)(void *user, const pst_gateway_event *event);
 
@@ -195,7 +198,10 @@ typedef struct pst_gateway_call {
   pst_str text;           /* TEXT: the caller's prompt, left alone */
   const int32_t *tokens;  /* TEXT: instead of text, the caller's tokens */
   size_t n_tokens;
-  int n;                     /* answers, 1 to 16 */
+  const pst_wire_prompt *inputs; /* EMBED: the texts, or texts as tokens; read before the function returns */
+  size_t n_inputs;
+  int dims;                  /* EMBED: elements of a vector; 0: as many as the model makes */
+  int n;                     /* answers, 1 to 16; EMBED: 1 */
   pst_gateway_overrides set; /* n_logprobs counts always */
   const pst_wire_request *
       request; /* NULL, or the client's request, for what only it says (response_format, tool_choice, user): an upstream is sent it,
@@ -209,7 +215,7 @@ typedef struct pst_gateway_call {
 } pst_gateway_call;
 
 /* Starts a call. Errors at once: PST_E_NOT_FOUND (model), PST_E_BAD_INPUT, PST_E_LIMIT (prompt too long), PST_E_UNSUPPORTED (chat with a model that has no template and no
- * plan), PST_E_BUSY; everything later comes by events, and exactly one has `last`. ret_call_id (NULL: not wanted) names it for cancel; it is written before
+ * plan, embeddings from a model that generates or from a provider, text from an encoder), PST_E_BUSY; everything later comes by events, and exactly one has `last`. ret_call_id (NULL: not wanted) names it for cancel; it is written before
  * the first event can come, so also when the call is refused last of all. What must be loaded first is refused by an event. */
 int pst_gateway_chat(pst_gateway *gateway, const pst_gateway_call *call, uint64_t *ret_call_id, pst_error *err);
 void pst_gateway_cancel(pst_gateway *gateway, uint64_t call_id); /* the last event comes still */

@@ -20,6 +20,7 @@ typedef enum pst_wire_kind { PST_WIRE_CHAT, PST_WIRE_TEXT } pst_wire_kind; /* /v
 enum {
   PST_WIRE_MAX_MESSAGES = 4096,
   PST_WIRE_MAX_PROMPTS = 256,
+  PST_WIRE_MAX_INPUTS = 2048,
   PST_WIRE_MAX_TOOLS = 128,
   PST_WIRE_MAX_STOP = 16,
   PST_WIRE_MAX_STOP_BYTES = 1024,
@@ -95,6 +96,30 @@ typedef struct pst_wire_request {
 /* Errors: PST_E_BAD_INPUT, PST_E_UNSUPPORTED (a known field with a value not served: suffix, echo, best_of, functions, audio), PST_E_LIMIT, PST_E_NOMEM. */
 int pst_wire_request_parse(pst_wire_kind kind, pst_str body, pst_wire_request *ret_request, pst_error *err);
 void pst_wire_request_done(pst_wire_request *request); /* fine on a zeroed struct */
+
+/* POST /v1/embeddings (wire/embedding.c). */
+typedef struct pst_wire_embedding_request {
+  pst_str model;                 /* not empty */
+  pst_str user;                  /* empty: none */
+  const pst_wire_prompt *inputs; /* at least one, none of them empty */
+  size_t n_inputs;
+  int dimensions; /* 0: as many as the model makes */
+  bool base64;    /* how vectors are written; else numbers */
+  pst_arena *arena;
+  pst_json_doc *doc;
+} pst_wire_embedding_request;
+/* Errors as pst_wire_request_parse. */
+int pst_wire_embedding_parse(pst_str body, pst_wire_embedding_request *ret_request, pst_error *err);
+void pst_wire_embedding_done(pst_wire_embedding_request *request); /* fine on a zeroed struct */
+
+typedef struct pst_wire_embedding_answer {
+  pst_str model;
+  const float *vectors; /* [n_vectors][n_dims], finite */
+  size_t n_vectors, n_dims;
+  bool base64;
+  int64_t prompt_tokens;
+} pst_wire_embedding_answer;
+void pst_wire_embedding_write(const pst_wire_embedding_answer *answer, pst_buf *out);
 
 /* POST /v1/feedback. At least one of the four judgements is there. */
 typedef struct pst_wire_feedback {

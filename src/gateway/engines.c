@@ -198,7 +198,10 @@ static int make_room(pst_gateway_engines *e, const char *model, int64_t held, in
 }
 
 /* What an engine takes beside the weights: the KV pool and rows of logits (engine.c's check_options fills zeros in the same way). */
-static int64_t engine_bytes(const pst_engine_model_info *info, const pst_engine_options *o) {
+static int64_t engine_bytes(const pst_engine_model *model, const pst_engine_options *o) {
+  const pst_engine_model_info *info = pst_engine_model_get_info(model);
+  int64_t none, work;
+  if (info->n_dims && !pst_engine_estimate_memory(model, o, &none, &work, NULL)) return work;
   int64_t n_ctx = o->n_ctx ? o->n_ctx : PST_MIN(info->n_ctx_train, 8192);
   int64_t positions = o->kv_tokens ? o->kv_tokens : PST_MAX((int64_t)o->slots * 1024, n_ctx);
   int64_t kv = PST_MAX(positions, n_ctx) * info->kv_bytes_per_token_f16;
@@ -243,10 +246,10 @@ static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progre
   }
   const pst_engine_model_info *info = pst_engine_model_get_info(model);
   s->model_bytes = PST_MAX(info->packed_bytes, info->file_bytes);
-  s->engine_bytes = engine_bytes(info, &options);
+  options.n_ctx = PST_MIN(options.n_ctx, info->n_ctx_train);
+  s->engine_bytes = engine_bytes(model, &options);
   if ((code = make_room(e, s->spec.model, shared ? 0 : s->model_bytes, s->engine_bytes, err))) goto done;
   options.max_queue = PST_MIN(options.max_queue > 0 ? options.max_queue : e->max_queue, e->max_queue);
-  options.n_ctx = PST_MIN(options.n_ctx, info->n_ctx_train);
   if ((code = pst_engine_create(model, &options, &s->slot.engine, err))) goto done;
   s->slot.model = model;
   model = NULL;

@@ -138,8 +138,9 @@ static int use_plan(pst_gateway_live *live, pst_gateway_plan *plan, bool by_name
   live->plan = plan;
   live->workload = plan->workload;
   if (call->kind != PST_GATEWAY_CHAT)
-    return pst_error_set(err, PST_E_UNSUPPORTED, "model",
-                         "a workload answers chats; name a model to continue a text, or send messages");
+    return pst_error_set(
+        err, PST_E_UNSUPPORTED, "model",
+        "a workload answers chats; name a model to continue a text or for embeddings, or send messages");
   live->leaf = pst_gateway_first_leaf(&plan->root);
   int code = pst_gateway_prompt_input(plan, call->chat, live->arena, &input, err);
   if (code == PST_E_BAD_INPUT && by_name && plan->input_pattern) return pass_through(live, err);
@@ -158,6 +159,9 @@ static int find_target(pst_gateway_live *live, const pst_gateway_call *call, pst
   if (target.plan) return use_plan(live, target.plan, true, call, err);
   const char *model = arena_text(live, target.model);
   if (!target.provider.data) return use_plain(live, model, err);
+  if (call->kind == PST_GATEWAY_EMBED)
+    return pst_error_set(err, PST_E_UNSUPPORTED, "model",
+                         "embeddings come from local encoders only; a provider's are not passed on");
   const char *provider = arena_text(live, target.provider);
   if (!provider || !model) return no_memory(err);
   live->provider = pst_str_from(provider);
@@ -324,6 +328,7 @@ int pst_gateway_chat_wait(pst_gateway *g, const pst_gateway_call *call, pst_buf 
     w.last.n_tool_calls = 0;
     w.last.completion_id = w.last.target = w.last.model = NULL;
     w.last.error = NULL;
+    w.last.vectors = NULL;
     if (ret_last) *ret_last = w.last;
     if (ret_id) memcpy(ret_id, w.id, sizeof w.id);
   }

@@ -41,11 +41,38 @@ static int make_ids(pst_gateway_live *live, pst_error *err) {
   int code = pst_random_secret(secret, sizeof secret);
   if (code) return pst_error_set(err, code, NULL, "no random bytes for a completion id");
   pst_hex(secret, 12, hex);
-  (void)snprintf(live->completion_id, sizeof live->completion_id, "%s-%s",
-                 live->kind == PST_GATEWAY_CHAT ? "chatcmpl" : "cmpl", hex);
+  static const char *const prefixes[] = {
+      [PST_GATEWAY_CHAT] = "chatcmpl", [PST_GATEWAY_TEXT] = "cmpl", [PST_GATEWAY_EMBED] = "embd"};
+  (void)snprintf(live->completion_id, sizeof live->completion_id, "%s-%s", prefixes[live->kind], hex);
   bool varies = live->purpose == PST_STORE_PURPOSE_USER || live->purpose == PST_STORE_PURPOSE_SHADOW;
   if (varies) memcpy(&live->seed, secret + 12, sizeof live->seed); /* measurements repeat */
   return 0;
+}
+
+static void write_input(pst_json_writer *w, const pst_wire_prompt *input) {
+  if (!input->tokens) {
+    pst_json_put_str(w, input->text);
+    return;
+  }
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < input->n_tokens; i++) pst_json_put_int(w, input->tokens[i]);
+  pst_json_end_array(w);
+}
+
+static int keep_inputs(pst_gateway_live *live, const pst_gateway_call *call, pst_error *err) {
+  pst_buf out = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&out, false);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "model");
+  pst_json_put_str(&w, call->model);
+  pst_json_key(&w, "input");
+  pst_json_begin_array(&w);
+  for (size_t i = 0; i < call->n_inputs; i++) write_input(&w, &call->inputs[i]);
+  pst_json_end_array(&w);
+  pst_json_end_object(&w);
+  live->input_json = pst_buf_take(&out);
+  pst_buf_done(&out);
+  return live->input_json ? 0 : no_memory(err);
 }
 
 /* The request as it would go to a provider: whole, and in a known format. */
@@ -72,6 +99,8 @@ static int check_call(const pst_gateway_call *call, pst_error *err) {
     return pst_error_set(err, PST_E_BAD_INPUT, "n", "n must be between 1 and %d", PST_GATEWAY_MAX_N);
   if (call->kind == PST_GATEWAY_CHAT && (!call->chat || call->chat->n_messages == 0))
     return pst_error_set(err, PST_E_BAD_INPUT, "messages", "a chat needs at least one message");
+  if (call->kind == PST_GATEWAY_EMBED && (!call->inputs || call->n_inputs == 0 || call->n != 1))
+    return pst_error_set(err, PST_E_BAD_INPUT, "input", "embeddings need at least one text");
   if (call->set.has_max_tokens && call->set.max_tokens < (call->kind == PST_GATEWAY_CHAT ? 1 : 0))
     return pst_error_set(err, PST_E_BAD_INPUT, "max_tokens", "max_tokens must be at least 1");
   if (call->set.n_logprobs > 20) return pst_error_set(err, PST_E_BAD_INPUT, "top_logprobs", "at most 20 alternatives");
@@ -109,8 +138,12 @@ int pst_gateway_live_create(pst_gateway *g, const pst_gateway_call *call, pst_ga
   live->text = call->text;
   live->tokens = call->tokens;
   live->n_tokens = call->n_tokens;
+  live->inputs = call->inputs;
+  live->n_inputs = call->n_inputs;
+  live->dims = call->dims;
   code = copied ? make_ids(live, err) : no_memory(err);
-  if (!code && live->keep_content) code = keep_request(live, call, err);
+  if (!code && live->keep_content)
+    code = call->kind == PST_GATEWAY_EMBED ? keep_inputs(live, call, err) : keep_request(live, call, err);
   if (code)
     pst_gateway_live_unref(live);
   else
@@ -119,6 +152,7 @@ int pst_gateway_live_create(pst_gateway *g, const pst_gateway_call *call, pst_ga
 }
 
 int pst_gateway_live_keep_input(pst_gateway_live *live, pst_error *err) {
+  if (live->kind == PST_GATEWAY_EMBED) return pst_gateway_embed_keep_input(live, err);
   if (live->chat) {
     pst_chat *copy;
     int code = pst_gateway_chat_copy(live->chat, live->arena, &copy, &live->chat_doc, err);
@@ -145,6 +179,7 @@ static void live_free(pst_gateway_live *live) {
   pst_gateway_plan_unref(live->plan);
   pst_json_free(live->chat_doc);
   pst_free(live->input_json);
+  pst_free(live->vectors);
   pst_buf_done(&live->scratch);
   pst_arena_free(live->arena);
   pthread_mutex_destroy(&live->lock);
@@ -334,7 +369,7 @@ static int status_of(const pst_error *error) {
 static void record(pst_gateway_live *live, const pst_error *error, int64_t total_us) {
   if (live->purpose != PST_STORE_PURPOSE_USER) return; /* evals and searches keep their own books */
   pst_buf output = PST_BUF_INIT;
-  if (live->keep_content && !error) write_output(live, &output);
+  if (live->keep_content && !error && live->kind != PST_GATEWAY_EMBED) write_output(live, &output);
   pst_store_request r = {.completion_id = pst_str_from(live->completion_id),
                          .time_ms = live->time_ms,
                          .purpose = live->purpose,
@@ -391,6 +426,9 @@ void pst_gateway_live_end(pst_gateway_live *live, const pst_error *error) {
                                      .queued_us = live->queued_us,
                                      .cost_nusd = live->cost_nusd,
                                      .margin = live->margin,
+                                     .vectors = error ? NULL : live->vectors,
+                                     .n_vectors = error ? 0 : live->n_inputs,
+                                     .n_dims = live->n_dims,
                                      .n_stages = live->stage,
                                      .n_drafted = live->n_drafted,
                                      .n_token_steps = live->n_token_steps,

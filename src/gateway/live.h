@@ -150,6 +150,9 @@ struct pst_gateway_live {
   pst_str text; /* plain TEXT: as `chat` */
   const int32_t *tokens;
   size_t n_tokens;
+  const pst_wire_prompt *inputs; /* EMBED: as `chat` */
+  size_t n_inputs;
+  int dims;
   char *input_json; /* keep_content */
   uint64_t seed;
   int64_t start_us, time_ms;
@@ -167,6 +170,9 @@ struct pst_gateway_live {
   bool has_prompt;
   pst_gateway_index *index;
   pst_engine_tokens prompt_tokens;
+  size_t *lengths; /* EMBED: tokens of each input, [n_inputs], in the arena */
+  float *vectors;  /* EMBED: the answer, [n_inputs][n_dims] */
+  int n_dims;
   pst_engine_choices *constraint;
   pst_engine_corpus *corpus; /* of the leaf's past answers */
   pst_gateway_upstream *upstream;
@@ -246,6 +252,15 @@ pst_engine_sampling pst_gateway_stage_sampling(const pst_gateway_live *live);
 int pst_gateway_local_begin(pst_gateway_live *live, pst_error *err);
 int pst_gateway_local_submit(pst_gateway_live *live, pst_error *err); /* after the reservation */
 void pst_gateway_local_cancel(pst_gateway_live *live);                /* under live->lock, phase ANSWERING */
+
+void pst_gateway_local_over(void *live); /* all requests of the stage have ended */
+
+/* ---- embed.c: the same for embeddings ---- */
+/* Whether the model is of the kind that the call needs, and makes vectors of that size. */
+int pst_gateway_embed_check_model(const pst_gateway_live *live, const pst_engine_model_info *info, pst_error *err);
+int pst_gateway_embed_prompt(pst_gateway_live *live, pst_error *err); /* fills prompt_tokens and lengths */
+int pst_gateway_embed_keep_input(pst_gateway_live *live, pst_error *err);
+int pst_gateway_embed_submit(pst_gateway_live *live, int priority, pst_error *err);
 
 /* ---- remote.c ---- */
 /* call: NULL past the first stage. */

@@ -90,7 +90,12 @@ static int find_bound(pst_gateway_live *live, pst_error *err) {
 /* The engine is there: everything that can be refused before money is reserved. */
 static int ready(pst_gateway_live *live, pst_error *err) {
   int code = pst_gateway_slot_check(live->gateway->engines, live->slot, err);
-  if (!code) code = make_prompt(live, err);
+  if (!code) code = pst_gateway_embed_check_model(live, pst_engine_model_get_info(live->slot->model), err);
+  if (!code) code = live->kind == PST_GATEWAY_EMBED ? pst_gateway_embed_prompt(live, err) : make_prompt(live, err);
+  if (!code && live->kind == PST_GATEWAY_EMBED) {
+    code = find_bound(live, err);
+    return code ? code : pst_gateway_stage_reserve(live, err);
+  }
   if (code) return code;
   int n_ctx = pst_engine_get_options(live->slot->engine)->n_ctx;
   const char *place = live->kind == PST_GATEWAY_CHAT ? "messages" : "prompt";
@@ -112,8 +117,7 @@ static int ready(pst_gateway_live *live, pst_error *err) {
 
 /* ---- the requests -------------------------------------------------------------------------------------------------------------- */
 
-/* All requests have ended. */
-static void over(void *arg) {
+void pst_gateway_local_over(void *arg) {
   pst_gateway_live *live = arg;
   pthread_mutex_lock(&live->lock);
   int64_t cost = pst_gateway_cost_local(live->machine_nusd_per_hour, live->stage_busy_us);
@@ -169,7 +173,7 @@ static void on_event(void *user, const pst_engine_event *e) {
   pthread_mutex_lock(&live->lock);
   bool last = count_locked(live, e);
   pthread_mutex_unlock(&live->lock);
-  if (last) over(live);
+  if (last) pst_gateway_local_over(live);
 }
 
 static int priority_of(pst_store_purpose purpose) {
@@ -224,6 +228,7 @@ static int submit_one(pst_gateway_live *live, pst_engine_request *request, int i
 int pst_gateway_local_submit(pst_gateway_live *live, pst_error *err) {
   pst_str *stop;
   size_t n_stop;
+  if (live->kind == PST_GATEWAY_EMBED) return pst_gateway_embed_submit(live, priority_of(live->purpose), err);
   int code = 0, n = live->n, n_submitted = 0;
   pst_error error = PST_ERROR_INIT;
   if (list_stops(live, &stop, &n_stop)) return pst_error_set(err, PST_E_NOMEM, NULL, "out of memory for a request");
@@ -250,7 +255,8 @@ int pst_gateway_local_submit(pst_gateway_live *live, pst_error *err) {
   live->n_working -= n - n_submitted + 1;
   bool last = live->n_working == 0;
   pthread_mutex_unlock(&live->lock);
-  if (last) pst_gateway_live_post(live, over); /* the caller's callback may not run inside pst_gateway_chat */
+  if (last)
+    pst_gateway_live_post(live, pst_gateway_local_over); /* the caller's callback may not run inside pst_gateway_chat */
   return 0;
 }
 

@@ -56,6 +56,7 @@ void pst_server_answered(pst_server_call *call, int status) {
   pst_buf more = PST_BUF_INIT;
   bool ours = call->worked; /* until then key and completion are the worker's */
   if (ours && call->completion) pst_server_completion_describe(call->completion, &more);
+  if (ours && call->embedding) pst_server_embedding_describe(call->embedding, &more);
   pst_log(level, "%s%speer=%s path=%s status=%d ms=%.1f key=%" PRId64, pst_buf_text(&more), more.n ? " " : "",
           call->peer, path, status, (double)us / 1e3, ours ? call->key.id : 0);
   pst_buf_done(&more);
@@ -76,7 +77,9 @@ void pst_server_reply_plain(pst_server_call *call) {
     headers[n++] = (pst_net_header){PST_STR("retry-after"), pst_str_from(retry)};
   }
   if (call->status == 401) headers[n++] = (pst_net_header){PST_STR("www-authenticate"), PST_STR("Bearer")};
-  const char *id = call->completion ? pst_server_completion_id(call->completion) : "";
+  const char *id = call->completion  ? pst_server_completion_id(call->completion)
+                   : call->embedding ? pst_server_embedding_id(call->embedding)
+                                     : "";
   if (*id) headers[n++] = (pst_net_header){PST_STR("x-request-id"), pst_str_from(id)};
   pst_net_exchange *x = call->x;
   if (!x) return;
@@ -86,6 +89,7 @@ void pst_server_reply_plain(pst_server_call *call) {
 
 void pst_server_call_unref(pst_server_call *call) {
   if (call->x || !call->worked || (call->completion && !pst_server_completion_over(call->completion))) return;
+  if (call->embedding && !pst_server_embedding_over(call->embedding)) return;
   pst_server *server = call->server;
   if (call->prev)
     call->prev->next = call->next;
@@ -94,6 +98,7 @@ void pst_server_call_unref(pst_server_call *call) {
   if (call->next) call->next->prev = call->prev;
   server->n_calls--;
   pst_server_completion_free(call->completion);
+  pst_server_embedding_free(call->embedding);
   pst_buf_done(&call->out);
   pst_arena_free(call->arena);
   pst_free(call);
@@ -106,6 +111,7 @@ static void on_gone(void *arg) {
   call->server->metrics.n_cancelled++;
   pst_server_answered(call, 499);
   if (call->worked && call->completion) pst_server_completion_gone(call);
+  if (call->worked && call->embedding) pst_server_embedding_gone(call);
   pst_server_call_unref(call);
 }
 
@@ -214,9 +220,10 @@ void pst_server_handle(void *user, pst_net_exchange *x) {
       snprintf(text, sizeof text, "%.*s is not allowed at %s; use %s", (int)PST_MIN(request->method.n, (size_t)20),
                request->method.data, other->path, other->method);
     } else {
-      snprintf(text, sizeof text,
-               "nothing is served at this path; see /v1/chat/completions, /v1/completions, /v1/models, /v1/feedback, "
-               "/health, /metrics");
+      snprintf(
+          text, sizeof text,
+          "nothing is served at this path; see /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /v1/feedback, "
+          "/health, /metrics");
     }
     refuse(server, x, &e, text, other ? other->method : NULL, other ? other->path : "other");
     return;

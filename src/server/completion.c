@@ -93,11 +93,17 @@ static void fill_overrides(const pst_wire_request *q, pst_arena *arena, pst_gate
   set->n_bias = q->n_bias;
 }
 
-static pst_str resolve(const pst_server *server, pst_str name) {
+pst_str pst_server_resolve(const pst_server *server, pst_str name) {
   if (pst_str_is(name, "default") && server->options.default_model) name = pst_str_from(server->options.default_model);
   for (size_t i = 0; i < server->options.n_aliases; i++)
     if (pst_str_is(name, server->options.aliases[i].id)) return pst_str_from(server->options.aliases[i].name);
   return name; /* the gateway takes no path from a user but those that were prepared */
+}
+
+void pst_server_model_label(const pst_server *server, pst_str model, char *ret_label, size_t n) {
+  snprintf(ret_label, n, "%.*s", (int)PST_MIN(model.n, n - 1), model.data);
+  for (size_t i = 0; i < server->options.n_aliases; i++)
+    if (pst_str_is(model, server->options.aliases[i].name)) snprintf(ret_label, n, "%s", server->options.aliases[i].id);
 }
 
 static int start_part(pst_server_completion *c, part *p, pst_str model, const pst_gateway_overrides *set,
@@ -131,7 +137,7 @@ static int start_part(pst_server_completion *c, part *p, pst_str model, const ps
 /* Tries the name of the request, then the key's own workload. */
 static int start_first(pst_server_completion *c, const pst_gateway_overrides *set, pst_error *err) {
   pst_str asked = c->request.model;
-  c->model = resolve(c->call->server, asked);
+  c->model = pst_server_resolve(c->call->server, asked);
   int code = start_part(c, &c->parts[0], c->model, set, err);
   if (code == PST_E_NOT_FOUND && c->call->key.workload[0] && !pst_str_is(asked, c->call->key.workload)) {
     c->model = pst_str_from(c->call->key.workload);
@@ -412,10 +418,7 @@ static void take_last(pst_server_completion *c, const pst_server_record *r) {
   part *p = &c->parts[r->part];
   char target[64], model[96];
   snprintf(target, sizeof target, "%.*s", (int)r->target.n, r->target.data);
-  snprintf(model, sizeof model, "%.*s", (int)PST_MIN(r->model.n, sizeof model - 1), r->model.data);
-  for (size_t i = 0; i < call->server->options.n_aliases; i++) /* as clients know it */
-    if (pst_str_is(r->model, call->server->options.aliases[i].name))
-      snprintf(model, sizeof model, "%s", call->server->options.aliases[i].id);
+  pst_server_model_label(call->server, r->model, model, sizeof model);
   p->ended = true;
   c->n_ended++;
   c->usage.prompt_tokens += r->prompt_tokens;

@@ -189,6 +189,7 @@ static void metrics_reply(pst_server_call *call) {
 static const pst_server_endpoint endpoints[] = {
     {"/v1/chat/completions", "POST", false, false, pst_server_chat_work, pst_server_completion_reply},
     {"/v1/completions", "POST", false, false, pst_server_text_work, pst_server_completion_reply},
+    {"/v1/embeddings", "POST", false, false, pst_server_embedding_work, pst_server_embedding_reply},
     {"/v1/feedback", "POST", false, false, feedback_work, NULL},
     {"/v1/models", "GET", true, false, models_work, NULL},
     {"/health", "GET", false, true, NULL, health_reply},

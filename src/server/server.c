@@ -36,7 +36,13 @@ static void *run_worker(void *arg) {
   pst_server *server = arg;
   pst_server_call *call;
   while ((call = pst_queue_pop(server->jobs, -1))) {
-    if (!atomic_load(&call->gone) && !check_key(call) && call->endpoint->work) call->endpoint->work(call);
+    if (atomic_load(&call->gone)) {
+      /* nobody waits for it */
+    } else if (call->again) {
+      call->again(call);
+    } else if (!check_key(call) && call->endpoint->work) {
+      call->endpoint->work(call);
+    }
     (void)pst_net_loop_post_task(server->loop, &call->task); /* the loop runs until the last call is freed */
   }
   return NULL;

@@ -17,6 +17,7 @@ enum { PST_SERVER_WORKERS = 8 };
 
 typedef struct pst_server_call pst_server_call;
 typedef struct pst_server_completion pst_server_completion;
+typedef struct pst_server_embedding pst_server_embedding;
 
 /* What is served at a path. */
 typedef struct pst_server_endpoint {
@@ -51,6 +52,9 @@ struct pst_server_call {
   int retry_after_s;
   pst_gateway_stats gateway_stats; /* of /metrics */
   pst_server_completion *completion;
+  pst_server_embedding *embedding;
+  void (*again)(
+      pst_server_call *call); /* worker: what it does when the loop has sent the call back to it; NULL: never sent */
 };
 
 struct pst_server {
@@ -99,6 +103,18 @@ const char *pst_server_completion_id(const pst_server_completion *completion); /
 void pst_server_completion_free(pst_server_completion *completion);
 /* What the log says of it, beginning with a space. */
 void pst_server_completion_describe(const pst_server_completion *completion, pst_buf *out);
+/* Any thread. What the gateway knows a name of a request by; and what clients know a model of the gateway by. */
+pst_str pst_server_resolve(const pst_server *server, pst_str name);
+void pst_server_model_label(const pst_server *server, pst_str model, char *ret_label, size_t n);
+
+/* ---- embedding.c: the endpoint for embeddings; as the completion's ---- */
+void pst_server_embedding_work(pst_server_call *call);
+void pst_server_embedding_reply(pst_server_call *call);
+void pst_server_embedding_gone(pst_server_call *call);
+bool pst_server_embedding_over(const pst_server_embedding *embedding);
+const char *pst_server_embedding_id(const pst_server_embedding *embedding);
+void pst_server_embedding_free(pst_server_embedding *embedding);
+void pst_server_embedding_describe(const pst_server_embedding *embedding, pst_buf *out);
 
 /* ---- server.c ---- */
 void pst_server_call_gone_from_list(pst_server *server); /* a call was freed: a drain may be over */

@@ -37,6 +37,10 @@ typedef struct pst_wire_docs {
 /* Parses a whole request body, which must be an object; a syntax error says where in the message, and has no place: it is no field's. */
 int pst_wire_parse_body(pst_wire_reader *r, pst_str body, pst_json_doc **ret_doc);
 
+/* request.c: a member that is a string, strings, token ids, or lists of token ids; required. Arrays are the arena's. */
+int pst_wire_read_prompts(const pst_wire_reader *r, const char *key, size_t max, pst_arena *arena,
+                          const pst_wire_prompt **ret_prompts, size_t *ret_n);
+
 /* messages.c */
 int pst_wire_read_messages(const pst_wire_reader *r, pst_wire_request *request);
 int pst_wire_read_tools(const pst_wire_reader *r, pst_wire_request *request);

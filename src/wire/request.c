@@ -217,55 +217,54 @@ static int read_chat(const pst_wire_reader *r, pst_wire_request *q) {
 
 /* ---- completions -------------------------------------------------------------------------------------------------------------- */
 
-static int read_token_prompt(const pst_wire_reader *r, pst_wire_request *q, const pst_json *array,
+static int read_token_prompt(const pst_wire_reader *r, const char *key, pst_arena *arena, const pst_json *array,
                              pst_wire_prompt *prompt) {
   size_t n = pst_json_size(array), i = 0;
-  if (n == 0) return pst_wire_fail(r, PST_E_BAD_INPUT, "prompt", "a prompt of tokens needs at least one");
-  int32_t *tokens = pst_arena_calloc(q->arena, n, sizeof *tokens);
+  if (n == 0) return pst_wire_fail(r, PST_E_BAD_INPUT, key, "an array of tokens needs at least one");
+  int32_t *tokens = pst_arena_calloc(arena, n, sizeof *tokens);
   if (!tokens) return no_memory(r);
   pst_json_iter it = pst_json_iterate(array);
   while (pst_json_next(&it)) {
     int64_t id = pst_json_int(it.value, -1);
     if (pst_json_typeof(it.value) != PST_JSON_NUMBER || !pst_json_is_int(it.value))
-      return pst_wire_fail_type(r, "prompt", "a token id", it.value);
+      return pst_wire_fail_type(r, key, "a token id", it.value);
     if (id < 0 || id > INT32_MAX)
-      return pst_wire_fail(r, PST_E_BAD_INPUT, "prompt", "%lld is not a token id", (long long)id);
+      return pst_wire_fail(r, PST_E_BAD_INPUT, key, "%lld is not a token id", (long long)id);
     tokens[i++] = (int32_t)id;
   }
   *prompt = (pst_wire_prompt){.tokens = tokens, .n_tokens = n};
   return 0;
 }
 
-static int read_prompts(const pst_wire_reader *r, pst_wire_request *q) {
+int pst_wire_read_prompts(const pst_wire_reader *r, const char *key, size_t max, pst_arena *arena,
+                          const pst_wire_prompt **ret_prompts, size_t *ret_n) {
   static const char expected[] = "a string, an array of strings, an array of tokens or an array of such arrays";
-  const pst_json *v = pst_wire_get(r, "prompt");
+  const pst_json *v = pst_wire_get(r, key);
   bool array = pst_json_typeof(v) == PST_JSON_ARRAY;
-  if (!array && pst_json_typeof(v) != PST_JSON_STRING) return pst_wire_fail_type(r, "prompt", expected, v);
-  if (array && pst_json_size(v) == 0) return pst_wire_fail(r, PST_E_BAD_INPUT, "prompt", "needs at least one prompt");
+  if (!array && pst_json_typeof(v) != PST_JSON_STRING) return pst_wire_fail_type(r, key, expected, v);
+  if (array && pst_json_size(v) == 0) return pst_wire_fail(r, PST_E_BAD_INPUT, key, "needs at least one element");
   bool tokens = array && pst_json_typeof(pst_json_at(v, 0)) == PST_JSON_NUMBER;
   size_t n = array && !tokens ? pst_json_size(v) : 1, i = 0;
-  if (n > PST_WIRE_MAX_PROMPTS)
-    return pst_wire_fail(r, PST_E_LIMIT, "prompt", "%zu prompts are more than the limit of %d", n,
-                         PST_WIRE_MAX_PROMPTS);
-  pst_wire_prompt *list = pst_arena_calloc(q->arena, n, sizeof *list);
+  if (n > max) return pst_wire_fail(r, PST_E_LIMIT, key, "%zu are more than the limit of %zu", n, max);
+  pst_wire_prompt *list = pst_arena_calloc(arena, n, sizeof *list);
   if (!list) return no_memory(r);
-  q->prompts = list;
-  q->n_prompts = n;
+  *ret_prompts = list;
+  *ret_n = n;
   if (!array) {
     list[0].text = pst_json_str(v);
     return 0;
   }
-  if (tokens) return read_token_prompt(r, q, v, &list[0]);
+  if (tokens) return read_token_prompt(r, key, arena, v, &list[0]);
   pst_json_type type = pst_json_typeof(pst_json_at(v, 0));
   pst_json_iter it = pst_json_iterate(v);
   while (pst_json_next(&it)) {
     if (pst_json_typeof(it.value) != type || (type != PST_JSON_STRING && type != PST_JSON_ARRAY))
-      return pst_wire_fail_type(r, "prompt", expected, it.value);
+      return pst_wire_fail_type(r, key, expected, it.value);
     if (type == PST_JSON_STRING) {
       list[i++].text = pst_json_str(it.value);
       continue;
     }
-    int rc = read_token_prompt(r, q, it.value, &list[i++]);
+    int rc = read_token_prompt(r, key, arena, it.value, &list[i++]);
     if (rc) return rc;
   }
   return 0;
@@ -288,7 +287,7 @@ static int refuse_text_extras(const pst_wire_reader *r, const pst_wire_request *
 
 static int read_text(const pst_wire_reader *r, pst_wire_request *q) {
   int64_t logprobs = -1;
-  int rc = read_prompts(r, q);
+  int rc = pst_wire_read_prompts(r, "prompt", PST_WIRE_MAX_PROMPTS, q->arena, &q->prompts, &q->n_prompts);
   if (!rc) rc = pst_wire_read_int(r, "logprobs", 0, PST_WIRE_MAX_TOP_LOGPROBS, NULL, &logprobs);
   if (!rc) rc = refuse_text_extras(r, q);
   q->n_logprobs = (int)logprobs;
