@@ -139,7 +139,7 @@ static int run_embed(const pst_cli_args *a, pst_error *err) {
   }
   for (int i = 1; i < a->n_words; i++) t->text[t->n++] = pst_str_from(a->words[i]);
   int code = t->n ? 0 : read_lines(t, err);
-  if (!code) code = pst_cli_model_open(a, a->words[0], &model, err);
+  if (!code) code = pst_cli_model_open(a, a->words[0], (int)pst_cli_int(a, "threads"), &model, err);
   if (!code && !(n_dims = pst_engine_model_get_info(model)->n_dims))
     code = pst_error_set(err, PST_E_UNSUPPORTED, a->words[0], "generates text (%s) and makes no embeddings",
                          pst_engine_model_get_info(model)->architecture);
