@@ -115,9 +115,13 @@ int pst_gateway_answers_build(pst_store *store, const pst_str *answers, size_t n
  * many. PST_E_NO_DATA when there are none. */
 int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_hash[65], size_t *ret_n, pst_error *err);
 
-/* ---- the gateway (gateway/gateway.c) ---------------------------------------------------------------------------- */
-
+/* A file of past answers in the tokens of an engine that is acquired, as a node of that layout drafts from them. Errors: PST_E_NOT_FOUND, PST_E_CORRUPT, PST_E_NOMEM ...
+ * One reference for the caller. */
 typedef struct pst_gateway pst_gateway;
+int pst_gateway_answers_corpus(pst_gateway *gateway, const pst_engine *engine, const char *hash,
+                               pst_gateway_layout layout, pst_engine_corpus **ret_corpus, pst_error *err);
+
+/* ---- the gateway (gateway/gateway.c) ---------------------------------------------------------------------------- */
 
 typedef struct pst_gateway_options {
   const char *home; /* data directory */

@@ -445,6 +445,12 @@ void pst_gateway_engine_release(pst_gateway *g, pst_engine *engine) {
   if (engine) pst_gateway_engines_give(g->engines, pst_gateway_engines_find(g->engines, engine));
 }
 
+int pst_gateway_answers_corpus(pst_gateway *g, const pst_engine *engine, const char *hash, pst_gateway_layout layout,
+                               pst_engine_corpus **ret_corpus, pst_error *err) {
+  pst_gateway_slot *slot = pst_gateway_engines_find(g->engines, engine);
+  return pst_gateway_slot_corpus(slot, g->store, hash, layout == PST_GATEWAY_LAYOUT_PLAIN, ret_corpus, err);
+}
+
 int pst_gateway_render(pst_gateway *g, const pst_gateway_plan *plan, const pst_gateway_node *node, pst_str input,
                        const pst_str *exclude, size_t n_exclude, pst_engine_tokens *tokens, pst_buf *ret_text,
                        pst_error *err) {

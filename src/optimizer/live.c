@@ -102,7 +102,7 @@ static int describe(void *state, const char *name, const char *sha256, pst_buf *
   pst_optimizer_space space;
   pst_gateway_plan *plan = NULL;
   pst_engine *engine = NULL;
-  int code = pst_optimizer_space_init(&space, l->info, &target, 1, l->threads, NULL, err);
+  int code = pst_optimizer_space_init(&space, l->info, &target, 1, l->threads, NULL, NULL, err);
   pst_optimizer_state s = {.space = &space};
   pst_optimizer_choice zero = {{0}}, c = pst_optimizer_measuring(&s, &zero);
   c.v[PST_OPTIMIZER_LAYOUT] = PST_GATEWAY_LAYOUT_PLAIN;
@@ -248,23 +248,27 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
 
 /* ---- quality ---- */
 
-/* What prompt lookup would have made of a run's answers. */
+/* What drafts would have made of a run's answers. */
 typedef struct looked {
   int64_t tokens, steps, drafted;
 } looked;
 
-/* Replayed over the recorded answers, no model asked. Not where a constraint stands: its choices leave nothing to draft. */
-static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const pst_evals_run *r, looked *ret,
-                   pst_error *err) {
+/* Replayed over the recorded answers, no model asked: drafts from the text itself, or with those from past answers. Not where a constraint stands: its choices leave
+ * nothing to draft. */
+static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const pst_evals_run *r, bool with_answers,
+                   looked *ret, pst_error *err) {
   const pst_gateway_node *node = &plan->root;
   pst_engine_tokens tokens = {0};
   pst_engine *engine = NULL;
   pst_engine_draft_replay *replay = NULL;
+  pst_engine_corpus *corpus = NULL;
   looked sum = {0, 0, 0};
   if (node->op != PST_GATEWAY_OP_LOCAL || node->constraint != PST_GATEWAY_FREE) return 0;
+  if (with_answers && !l->answers[0]) return 0;
   int code = pst_gateway_engine_acquire(l->gateway, plan, 0, &engine, err);
   if (code) return code;
-  code = pst_engine_draft_replay_create(NULL, l->steps.fixed_us > 0 ? &l->steps : NULL, &replay, err);
+  if (with_answers) code = pst_gateway_answers_corpus(l->gateway, engine, l->answers, node->layout, &corpus, err);
+  if (!code) code = pst_engine_draft_replay_create(corpus, l->steps.fixed_us > 0 ? &l->steps : NULL, &replay, err);
   for (size_t i = 0; i < PST_MIN(r->n, (size_t)C(lookup_items)) && !code; i++) {
     const pst_evals_answer *a = &r->answers[i];
     const pst_evals_item *item = &l->info->items[a->item];
@@ -281,13 +285,25 @@ static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const ps
     sum.drafted += drafted;
   }
   pst_engine_draft_replay_free(replay);
+  pst_engine_corpus_unref(corpus);
   pst_gateway_engine_release(l->gateway, engine);
   pst_engine_tokens_done(&tokens);
   if (!code) *ret = sum;
   return code;
 }
 
-static void put_run(const pst_evals_run *r, const looked *look, pst_buf *out) {
+static void put_looked(pst_json_writer *w, const char *key, const looked *look) {
+  if (!look->steps) return;
+  pst_json_key(w, key);
+  pst_json_begin_object(w);
+  put_int(w, "tokens", look->tokens);
+  put_int(w, "steps", look->steps);
+  put_int(w, "drafted", look->drafted);
+  pst_json_end_object(w);
+}
+
+/* look: by the text itself, with past answers. */
+static void put_run(const pst_evals_run *r, const looked look[2], pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_buf right = PST_BUF_INIT;
   int64_t steps = 0, drafted = 0, accepted = 0;
@@ -314,14 +330,8 @@ static void put_run(const pst_evals_run *r, const looked *look, pst_buf *out) {
   put_int(&w, "steps", steps);
   put_int(&w, "drafted", drafted);
   put_int(&w, "accepted", accepted);
-  if (look->steps) {
-    pst_json_key(&w, "lookup");
-    pst_json_begin_object(&w);
-    put_int(&w, "tokens", look->tokens);
-    put_int(&w, "steps", look->steps);
-    put_int(&w, "drafted", look->drafted);
-    pst_json_end_object(&w);
-  }
+  put_looked(&w, "lookup", &look[0]);
+  put_looked(&w, "answers", &look[1]);
   put_int(&w, "failed", r->n_failed);
   put_int(&w, "wall_us", r->wall_us);
   put_int(&w, "cost_nusd", r->cost_nusd);
@@ -356,9 +366,9 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
     pst_error_prefix(err,
                      "a candidate could not be asked (the same command goes on from here; \"remote\": false in the "
                      "workload's privacy leaves providers out)");
-  looked look = {0, 0, 0};
-  if (!code && !verify) code = look_up(l, plan, &run, &look, err);
-  if (!code) put_run(&run, &look, out);
+  looked look[2] = {{0, 0, 0}, {0, 0, 0}};
+  for (int k = 0; k < 2 && !code && !verify; k++) code = look_up(l, plan, &run, k == 1, &look[k], err);
+  if (!code) put_run(&run, look, out);
   pst_evals_run_done(&run);
   pst_gateway_plan_unref(plan);
   show(l);
@@ -389,6 +399,26 @@ int pst_optimizer_live_examples(pst_optimizer_live *l, char ret_hash[65], pst_er
   if (!code && n) code = pst_gateway_examples_build(l->store, examples, n, ret_hash, err);
   pst_free(order);
   pst_free(examples);
+  return code;
+}
+
+int pst_optimizer_live_answers(pst_optimizer_live *l, char ret_hash[65], pst_error *err) {
+  static const char key[] = "past answers";
+  const pst_json *value = pst_optimizer_journal_find(l->journal, key);
+  pst_buf text = PST_BUF_INIT;
+  ret_hash[0] = '\0';
+  if (!value && l->journal->replay) return 0; /* a log from before there were any */
+  int code = 0;
+  if (!value) {
+    code = pst_gateway_answers_collect(l->store, pst_str_from(l->info->name), ret_hash, NULL, err);
+    if (code == PST_E_NO_DATA) code = 0;
+    pst_json_writer w = pst_json_writer_on(&text, false);
+    pst_json_put_cstr(&w, ret_hash);
+    if (!code) code = pst_optimizer_journal_put(l->journal, key, &text, &value, err);
+  }
+  if (!code)
+    (void)snprintf(ret_hash, 65, "%.*s", (int)PST_MIN(pst_json_str(value).n, (size_t)64), pst_json_str(value).data);
+  pst_buf_done(&text);
   return code;
 }
 

@@ -228,7 +228,7 @@ static int prepare(planning *p, pst_error *err) {
   int code = describe_targets(p, err);
   if (!code)
     code = pst_optimizer_space_init(&p->space, p->in->workload, p->targets, p->in->n_targets, p->in->threads,
-                                    p->in->examples_index, err);
+                                    p->in->examples_index, p->in->answers, err);
   if (!code) code = pst_optimizer_speed_init(&p->speed, &p->space, p->in->seed, p->in->price_nusd_per_hour, err);
   p->state.space = &p->space;
   p->state.speed = &p->speed;

@@ -11,6 +11,7 @@ typedef struct pst_optimizer_input {
   const pst_optimizer_target *targets; /* local ones as yet undescribed: name and hash only */
   size_t n_targets;
   const char *examples_index; /* hash, or NULL */
+  const char *answers;        /* hash of the file of past answers, or NULL */
   const char *reference_plan; /* document of the plan in force, or NULL */
   uint64_t seed;
   double budget_s;
@@ -34,6 +35,7 @@ typedef struct pst_optimizer_live {
   const pst_evals_info *info;
   pst_optimizer_journal *journal;
   int threads;
+  const char *answers;         /* hash; empty: none */
   pst_engine_step_model steps; /* of the engine calibrated last; fixed_us 0: none yet */
   pst_progress progress;
   bool (*cancelled)(void *user);
@@ -42,5 +44,7 @@ typedef struct pst_optimizer_live {
 pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *live);
 /* Keeps the workload's examples as an index; *ret_hash empty when there are none. */
 int pst_optimizer_live_examples(pst_optimizer_live *live, char ret_hash[65], pst_error *err);
+/* Keeps the workload's recorded answers as a file to draft from, or finds in the log which one the run began with; *ret_hash empty when none are recorded. */
+int pst_optimizer_live_answers(pst_optimizer_live *live, char ret_hash[65], pst_error *err);
 
 #endif

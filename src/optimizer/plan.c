@@ -63,8 +63,12 @@ static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst
     pst_json_end_object(w);
   }
   put_text(w, "constraint", pst_str_from(x[PST_OPTIMIZER_CONSTRAINT].values[c->v[PST_OPTIMIZER_CONSTRAINT]]));
-  if (!t->provider)
-    put_text(w, "speculation", pst_str_from(x[PST_OPTIMIZER_SPECULATION].values[c->v[PST_OPTIMIZER_SPECULATION]]));
+  if (!t->provider) {
+    int speculation = c->v[PST_OPTIMIZER_SPECULATION];
+    put_text(w, "speculation", pst_str_from(x[PST_OPTIMIZER_SPECULATION].values[speculation]));
+    if (x[PST_OPTIMIZER_SPECULATION].number[speculation] == PST_ENGINE_SPEC_ANSWERS)
+      put_text(w, "answers", pst_str_from(s->answers));
+  }
   pst_json_key(w, "sampling");
   pst_json_begin_object(w);
   pst_json_key(w, "temperature");
@@ -142,6 +146,7 @@ bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_pl
   const pst_gateway_node *n = &plan->root;
   if (n->op != PST_GATEWAY_OP_LOCAL || n->engine < 0 || n->engine >= plan->n_engines || n->sampling.temperature > 0)
     return false;
+  if (n->answers && strcmp(n->answers, s->answers) != 0) return false;
   const pst_gateway_engine_spec *e = &plan->engines[n->engine];
   const int values[PST_OPTIMIZER_N_AXES] = {
       find_value(&s->axes[PST_OPTIMIZER_MODEL], e->model),

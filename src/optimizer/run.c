@@ -18,7 +18,7 @@ typedef struct run {
   pst_optimizer_target targets[PST_OPTIMIZER_MAX_VALUES];
   size_t n_targets;
   pst_optimizer_input in;
-  char examples_index[65];
+  char examples_index[65], answers[65];
   char *reference_plan;
   pst_buf params;
   int64_t run_id;
@@ -232,10 +232,13 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
   int code = pst_store_run_get(r->store, r->run_id, on_run, r, err);
   if (!code) code = pst_optimizer_journal_open(&journal, r->store, r->run_id, o->replay_run > 0, err);
   if (!code) code = pst_optimizer_live_examples(&live, r->examples_index, err);
+  if (!code) code = pst_optimizer_live_answers(&live, r->answers, err);
+  live.answers = r->answers;
   r->in.workload = r->info;
   r->in.targets = r->targets;
   r->in.n_targets = r->n_targets;
   r->in.examples_index = r->examples_index;
+  r->in.answers = r->answers;
   r->in.reference_plan = r->reference_plan;
   pst_progress_begin_timed(&live.progress, "optimize", (int64_t)r->in.budget_s, o->quiet || o->replay_run > 0);
   pst_optimizer_world world = pst_optimizer_live_world(&live);

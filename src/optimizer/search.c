@@ -108,10 +108,12 @@ static int add_answers(pst_optimizer_answers *a, size_t n_part, int n, const pst
   a->cached += sum_of(pst_json_get(value, "cached"));
   a->completion += sum_of(pst_json_get(value, "completion"));
   a->steps += pst_json_double(pst_json_get(value, "steps"), 0);
-  const pst_json *looked = pst_json_get(value, "lookup");
-  a->looked_tokens += pst_json_double(pst_json_get(looked, "tokens"), 0);
-  a->looked_steps += pst_json_double(pst_json_get(looked, "steps"), 0);
-  a->looked_drafted += pst_json_double(pst_json_get(looked, "drafted"), 0);
+  for (int k = PST_ENGINE_SPEC_LOOKUP; k <= PST_ENGINE_SPEC_ANSWERS; k++) {
+    const pst_json *looked = pst_json_get(value, k == PST_ENGINE_SPEC_LOOKUP ? "lookup" : "answers");
+    a->looked_tokens[k] += pst_json_double(pst_json_get(looked, "tokens"), 0);
+    a->looked_steps[k] += pst_json_double(pst_json_get(looked, "steps"), 0);
+    a->looked_drafted[k] += pst_json_double(pst_json_get(looked, "drafted"), 0);
+  }
   a->busy_ms += sum_of(pst_json_get(value, "total_ms"));
   a->wall_us += pst_json_double(pst_json_get(value, "wall_us"), 0);
   a->cost_nusd += pst_json_int(pst_json_get(value, "cost_nusd"), 0);
@@ -176,9 +178,10 @@ static pst_optimizer_lengths lengths_of(const pst_optimizer_state *s, size_t i) 
     l.completion = a->completion / a->n;
     l.steps = a->steps / a->n;
   }
-  if (a->looked_steps > 0) {
-    l.accept = fmax(a->looked_tokens / a->looked_steps - 1, 0);
-    l.drafted = a->looked_drafted / a->looked_steps;
+  for (int k = PST_ENGINE_SPEC_LOOKUP; k <= PST_ENGINE_SPEC_ANSWERS; k++) {
+    if (!(a->looked_steps[k] > 0)) continue;
+    l.accept[k] = fmax(a->looked_tokens[k] / a->looked_steps[k] - 1, 0);
+    l.drafted[k] = a->looked_drafted[k] / a->looked_steps[k];
   }
   return l;
 }
@@ -505,7 +508,9 @@ int pst_optimizer_choose_exact(pst_optimizer_state *s, int class_index, pst_erro
       for (int v = 0; v < space->axes[a].n && !code; v++) {
         pst_optimizer_choice c = best;
         c.v[a] = (uint8_t)v;
-        if (c.v[a] == best.v[a] || (a == PST_OPTIMIZER_SPECULATION && l.accept <= 0)) continue;
+        if (c.v[a] == best.v[a]) continue;
+        int speculation = space->axes[PST_OPTIMIZER_SPECULATION].number[c.v[PST_OPTIMIZER_SPECULATION]];
+        if (speculation != PST_ENGINE_SPEC_NONE && l.accept[speculation] <= 0) continue;
         pst_optimizer_estimate e;
         code = pst_optimizer_speed_replay(s->speed, &c, &l, &e, err);
         double q = pst_optimizer_logistic(s->beliefs[class_index].mean);

@@ -11,10 +11,11 @@
 typedef struct pst_optimizer_answers {
   uint8_t *right; /* one per item of the part; valid up to n */
   int n, k;
-  double prompt, cached, completion;                  /* sums */
-  double steps;                                       /* sum of the steps that gave tokens; 0: not known */
-  double looked_tokens, looked_steps, looked_drafted; /* what prompt lookup would have made of them; 0: not looked at */
-  double wall_us, busy_ms;                            /* busy_ms: sum of the answers' own times */
+  double prompt, cached, completion; /* sums */
+  double steps;                      /* sum of the steps that gave tokens; 0: not known */
+  /* What drafts would have made of them, by pst_engine_speculation; 0: not looked at. */
+  double looked_tokens[3], looked_steps[3], looked_drafted[3];
+  double wall_us, busy_ms; /* busy_ms: sum of the answers' own times */
   int64_t cost_nusd, n_failed;
 } pst_optimizer_answers;
 

@@ -67,6 +67,7 @@ static void fill_exact(pst_optimizer_space *s, int max_threads) {
   for (int t = 1; t < max_threads; t *= 2) add_number(s, PST_OPTIMIZER_THREADS, t);
   add_value(&s->axes[PST_OPTIMIZER_SPECULATION], "none", PST_ENGINE_SPEC_NONE, false);
   add_value(&s->axes[PST_OPTIMIZER_SPECULATION], "lookup", PST_ENGINE_SPEC_LOOKUP, false);
+  if (s->answers[0]) add_value(&s->axes[PST_OPTIMIZER_SPECULATION], "answers", PST_ENGINE_SPEC_ANSWERS, false);
 }
 
 static bool sensible(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
@@ -125,7 +126,7 @@ static int enumerate(pst_optimizer_space *s, pst_error *err) {
 
 int pst_optimizer_space_init(pst_optimizer_space *s, const pst_evals_info *workload,
                              const pst_optimizer_target *targets, size_t n_targets, int max_threads,
-                             const char *examples_index, pst_error *err) {
+                             const char *examples_index, const char *answers, pst_error *err) {
   memset(s, 0, sizeof *s);
   s->workload = workload;
   s->arena = pst_arena_create();
@@ -139,6 +140,7 @@ int pst_optimizer_space_init(pst_optimizer_space *s, const pst_evals_info *workl
                                "there is no model to plan with: 'penstock pull NAME' takes one in, or name a file "
                                "with --model");
   snprintf(s->examples_index, sizeof s->examples_index, "%s", examples_index ? examples_index : "");
+  snprintf(s->answers, sizeof s->answers, "%s", answers ? answers : "");
   name_axes(s);
   for (size_t i = 0; i < n_targets; i++) {
     s->targets[i] = targets[i];

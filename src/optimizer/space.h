@@ -59,15 +59,16 @@ typedef struct pst_optimizer_space {
   int64_t n_refused;       /* combinations that make no sense, not counted in n_plans */
   int reference_class;     /* index; -1: the plan in force is none of these */
   char examples_index[65]; /* hash; empty: the workload has no examples */
+  char answers[65];        /* hash of the file of past answers; empty: none are recorded */
   const pst_evals_info *workload;
   int kv_tokens_per_slot;
   pst_arena *arena;
 } pst_optimizer_space;
 
-/* Fills the axes from the workload and the targets. `max_threads` at least 1. */
+/* Fills the axes from the workload and the targets. `max_threads` at least 1. examples_index, answers: hashes, or NULL. */
 int pst_optimizer_space_init(pst_optimizer_space *space, const pst_evals_info *workload,
                              const pst_optimizer_target *targets, size_t n_targets, int max_threads,
-                             const char *examples_index, pst_error *err);
+                             const char *examples_index, const char *answers, pst_error *err);
 void pst_optimizer_space_done(pst_optimizer_space *space);
 
 /* The order of the examples in the index: round robin over the labels, so that the first ones show every label. ret: indices into items; returns how many. */

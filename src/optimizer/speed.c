@@ -234,17 +234,21 @@ static int ghosts_make(const pst_optimizer_speed *sp, const pst_optimizer_choice
   g->values = pst_calloc(n, sizeof *g->values);
   if (!g->items || !g->results || !g->values) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a replay");
   double mean = steps_of(sp, c, l), owed = 0;
-  bool speculates =
-      sp->space->axes[PST_OPTIMIZER_SPECULATION].number[c->v[PST_OPTIMIZER_SPECULATION]] != PST_ENGINE_SPEC_NONE;
+  int speculation = sp->space->axes[PST_OPTIMIZER_SPECULATION].number[c->v[PST_OPTIMIZER_SPECULATION]];
   for (size_t i = 0; i < n; i++) {
     owed += mean; /* whole tokens whose mean is right, spread evenly */
     int out = PST_MAX((int)owed, 1);
     owed -= out;
-    g->items[i] = (pst_engine_replay_item){
-        0,         PST_MAX(l->prompt ? l->prompt[i] : p->n ? p->lengths[i % (size_t)p->n] : 1, 1),
-        out,       l->prompt ? l->shared : p->shared,
-        1,         speculates ? l->accept : 0,
-        l->drafted};
+    g->items[i] = (pst_engine_replay_item){0,
+                                           PST_MAX(l->prompt ? l->prompt[i]
+                                                   : p->n    ? p->lengths[i % (size_t)p->n]
+                                                             : 1,
+                                                   1),
+                                           out,
+                                           l->prompt ? l->shared : p->shared,
+                                           1,
+                                           l->accept[speculation],
+                                           l->drafted[speculation]};
     g->prompt_sum += g->items[i].n_prompt;
   }
   return 0;

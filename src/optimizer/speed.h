@@ -44,8 +44,8 @@ typedef struct pst_optimizer_lengths {
   int shared;        /* with prompt */
   double completion; /* mean tokens of an answer; 0: not known */
   double steps;      /* mean steps that give them: fewer where a constraint leaves no choice; 0: not known */
-  double accept;     /* by prompt lookup: tokens gained per step beyond the first */
-  double drafted;    /* and tokens drafted per such step */
+  double accept[3];  /* by pst_engine_speculation: tokens gained per step beyond the first; 0: not known */
+  double drafted[3]; /* and tokens drafted per such step */
 } pst_optimizer_lengths;
 
 int pst_optimizer_speed_init(pst_optimizer_speed *speed, const pst_optimizer_space *space, uint64_t seed,

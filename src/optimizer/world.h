@@ -16,7 +16,7 @@ typedef struct pst_optimizer_world {
   int (*calibrate)(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *choice, int budget_ms,
                    pst_buf *out, pst_error *err);
   /* Asks a plan the items, in order: {"right": "0110...", "prompt": [...], "cached": [...], "completion": [...], "total_ms": [...], "steps", "drafted",
-   * "accepted", "lookup": {"tokens", "steps", "drafted"}, "failed", "wall_us", "cost_nusd", "run"}. */
+   * "accepted", "lookup": {"tokens", "steps", "drafted"}, "answers": the same, "failed", "wall_us", "cost_nusd", "run"}. */
   int (*measure)(void *state, pst_str plan_json, bool verify, const size_t *items, size_t n, pst_buf *out,
                  pst_error *err);
   /* Prompt lengths of a choice for items: {"lengths": [...], "shared": N}. */

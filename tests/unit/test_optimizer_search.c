@@ -15,6 +15,7 @@
 #include "optimizer/verify.h"
 
 enum { N_EXAMPLES = 60, N_SEARCH = 200, N_VERIFY = 300, N_ITEMS = N_EXAMPLES + N_SEARCH + N_VERIFY, N_LABELS = 6 };
+#define ANSWERS_HASH "5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a"
 #define INDEX_HASH "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 typedef struct fake {
@@ -25,6 +26,8 @@ typedef struct fake {
   bool forbidden;      /* a replay asks nothing */
   bool only_reference; /* is ever right */
   bool slow_reference; /* the first prompt is long */
+  bool
+      long_answers; /* which drafts from past answers give in a third of the steps, those from the text in two thirds */
 } fake;
 
 static pst_evals_item items[N_ITEMS];
@@ -137,8 +140,14 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *as
   for (size_t i = 0; i < n; i++) pst_buf_putc(out, pst_random_unit(who, 1, asked[i]) < q ? '1' : '0');
   pst_buf_printf(out,
                  "\",\"prompt\":[%zu],\"cached\":[0],\"completion\":[%zu],\"total_ms\":[%zu],\"steps\":0,\"drafted\":0,"
-                 "\"accepted\":0,\"failed\":0,\"wall_us\":%zu,\"cost_nusd\":0,\"run\":0}",
-                 100 * n, 3 * n, 100 * n, 60000 * n);
+                 "\"accepted\":0,\"failed\":0,\"wall_us\":%zu,\"cost_nusd\":0,\"run\":0",
+                 100 * n, (f->long_answers ? 60 : 3) * n, 100 * n, 60000 * n);
+  if (f->long_answers)
+    pst_buf_printf(out,
+                   ",\"lookup\":{\"tokens\":%zu,\"steps\":%zu,\"drafted\":%zu},\"answers\":{\"tokens\":%zu,"
+                   "\"steps\":%zu,\"drafted\":%zu}",
+                   60 * n, 40 * n, 40 * n, 60 * n, 20 * n, 50 * n);
+  pst_buf_putc(out, '}');
   pst_gateway_plan_unref(plan);
   for (size_t i = 0; i < n; i++) assert_true(items[asked[i]].part == (verify ? PST_EVALS_VERIFY : PST_EVALS_SEARCH));
   return called(f, (int64_t)(60000 * n), err);
@@ -186,6 +195,7 @@ static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const ps
                             .targets = targets,
                             .n_targets = PST_ARRAY_LEN(targets),
                             .examples_index = INDEX_HASH,
+                            .answers = f->long_answers ? ANSWERS_HASH : NULL,
                             .seed = seed,
                             .budget_s = 180,
                             .threads = 2,
@@ -218,7 +228,7 @@ static void test_enumeration(void **state) {
   pst_optimizer_space s;
   pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
                                  {.name = "base", .has_template = false, .weights = "Q8_0"}};
-  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 2, INDEX_HASH, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 2, INDEX_HASH, NULL, NULL), 0);
   /* By hand. Per (model, weights, kv, prompt, layout): none and nearest1 take 2 constraints each, fixed16 2 (it shows every label), nearest2, 4, 8, 16 take 3. */
   size_t answers = 2 + 2 + 2 + 4 * 3;
   size_t small = 3 * 2 * 3 * 3 * answers, base = 2 * 2 * 3 * 1 * answers; /* base ships as Q8_0 and has no template */
@@ -236,7 +246,7 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
   pst_optimizer_space s;
   pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
                                  {.name = "far/model", .provider = "far", .has_template = true}};
-  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 4, INDEX_HASH, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 4, INDEX_HASH, ANSWERS_HASH, NULL), 0);
   for (size_t i = 0; i < s.n_classes; i += 7) {
     pst_optimizer_choice c = s.classes[i], back;
     memcpy(c.v + PST_OPTIMIZER_N_LOSSY, s.exact[i % s.n_exact].v + PST_OPTIMIZER_N_LOSSY,
@@ -309,7 +319,7 @@ static void test_beliefs_follow_measurements(void **state) {
   pst_evals_info w = make_workload();
   pst_optimizer_space s;
   pst_optimizer_target one = {.name = "small", .has_template = true, .weights = "Q4_1"};
-  assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 1, INDEX_HASH, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 1, INDEX_HASH, NULL, NULL), 0);
   pst_optimizer_belief *before = calloc(s.n_classes, sizeof *before), *after = calloc(s.n_classes, sizeof *after);
   assert_int_equal(pst_optimizer_surrogate_update(&s, NULL, 0, before, NULL), 0);
   int seen = 0, twin = 0, far = 0;
@@ -360,6 +370,24 @@ static void test_finds_and_replays(void **state) {
   pst_optimizer_journal_close(&again);
   outcome_done(&a);
   outcome_done(&b);
+}
+
+/* What recorded answers say of drafts decides between their sources. */
+static void test_drafts_from_past_answers_are_chosen(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.9, .long_answers = true};
+  outcome a = search(&f, &j, 3, &w);
+  assert_int_equal(a.code, 0);
+  pst_gateway_plan *plan = NULL;
+  assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", &plan, NULL), 0);
+  assert_int_equal(plan->root.speculation, PST_ENGINE_SPEC_ANSWERS);
+  assert_string_equal(plan->root.answers, ANSWERS_HASH);
+  pst_gateway_plan_unref(plan);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
 }
 
 static void test_replay_without_the_measurement_fails(void **state) {
@@ -540,6 +568,7 @@ int main(void) {
       cmocka_unit_test(test_dominance_against_the_definition),
       cmocka_unit_test(test_beliefs_follow_measurements),
       cmocka_unit_test(test_finds_and_replays),
+      cmocka_unit_test(test_drafts_from_past_answers_are_chosen),
       cmocka_unit_test(test_replay_without_the_measurement_fails),
       cmocka_unit_test(test_resumes_after_a_kill),
       cmocka_unit_test(test_says_so_when_none_passes),
