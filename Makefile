@@ -92,7 +92,7 @@ ISA_FLAGS = $(strip $(if $(filter %_avx2,$(basename $1)),$(AVX2_FLAGS)) $(if $(f
   $(if $(filter %_avx512,$(basename $1)),$(AVX512_FLAGS)) $(if $(filter %_avx512bf16,$(basename $1)),$(AVX512_FLAGS) -mavx512bf16) \
   $(if $(filter %_dotprod,$(basename $1)),-march=armv8.2-a+dotprod) $(if $(filter %_i8mm,$(basename $1)),-march=armv8.2-a+dotprod+i8mm))
 # All flags of one source file.
-FLAGS_OF = $(ALL_CFLAGS) $(DEPS_CFLAGS) $(if $(filter src/kernels/%,$1),$(OPTIMIZE_KERNELS)) $(call ISA_FLAGS,$1)
+FLAGS_OF = $(ALL_CFLAGS) $(DEPS_CFLAGS) $(if $(filter src/kernels/% src/classifier/%,$1),$(OPTIMIZE_KERNELS)) $(call ISA_FLAGS,$1)
 TEST_FLAGS = $(ALL_CFLAGS) $(DEPS_CFLAGS) -Itests
 
 # ---- build -------------------------------------------------------------------------------------------------------------

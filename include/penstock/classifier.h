@@ -1,0 +1,80 @@
+/* Penstock classifier: answers a choice task without a generator.
+ *
+ * A linear model over hashed word and character n-grams (sublinear tf-idf), fitted by multinomial logistic regression with L-BFGS. Its probabilities are
+ * calibrated on held-out folds of the records it is made of, so that a caller may trust an answer by its margin and ask something dearer below a threshold.
+ * The artefact is one block of bytes; the same records give the same bytes, on any number of threads.
+ *
+ * Threads: an open classifier is immutable; training uses threads of its own and blocks its caller. */
+#ifndef PENSTOCK_CLASSIFIER_H
+#define PENSTOCK_CLASSIFIER_H
+
+#include <penstock/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- training (classifier/train.c) ------------------------------------------------------------------------------ */
+
+typedef struct pst_classifier_record {
+  pst_str text, label;
+  uint32_t group; /* records of one group (near-duplicates) are never parted between folds */
+} pst_classifier_record;
+
+typedef struct pst_classifier_options {
+  int threads;                   /* 0: pst_cpu_count(); changes nothing but the time */
+  bool (*cancelled)(void *user); /* asked between fits; NULL: never */
+  void *user;
+} pst_classifier_options;
+
+/* Fits a classifier and appends its artefact to *out. The strength of the penalty and the temperature are chosen on held-out folds of the records, never on
+ * others. The order of the records does not matter. options NULL: the defaults. Errors: PST_E_NO_DATA (one label only, or fewer than two groups),
+ * PST_E_BAD_INPUT (an empty label), PST_E_LIMIT (more than 10,000 labels), PST_E_CANCELLED, PST_E_NOMEM. */
+int pst_classifier_train(const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
+                         pst_buf *out, pst_error *err);
+
+/* ---- an open classifier (classifier/artefact.c) ----------------------------------------------------------------- */
+
+enum { PST_CLASSIFIER_CURVE_POINTS = 20 };
+
+/* What held-out records say of answers whose margin is at least `threshold`. */
+typedef struct pst_classifier_point {
+  double threshold; /* a margin */
+  double answered;  /* share of all held-out records that reach it */
+  double accuracy;  /* share of those that are right */
+} pst_classifier_point;
+
+typedef struct pst_classifier_info {
+  const pst_str *labels; /* [n_labels], ascending bytewise */
+  size_t n_labels, n_features, n_records;
+  double temperature; /* logits are divided by it */
+  double penalty;     /* lambda of lambda / 2 |W|^2, beside the mean loss */
+  /* on records held out, each scored by a model that was not shown its group */
+  double accuracy, log_loss /* nats */, calibration_error /* expected, ten bins of equal width */;
+  pst_classifier_point curve[PST_CLASSIFIER_CURVE_POINTS]; /* thresholds descending, answered shares ascending to 1 */
+} pst_classifier_info;
+
+typedef struct pst_classifier pst_classifier;
+
+/* Reads an artefact; the bytes are copied. Errors: PST_E_CORRUPT (not an artefact, or damaged; place is `source`), PST_E_UNSUPPORTED (a newer format),
+ * PST_E_NOMEM. */
+int pst_classifier_open(pst_str artefact, const char *source, pst_classifier **ret_classifier, pst_error *err);
+void pst_classifier_free(pst_classifier *classifier); /* NULL is fine */
+/* Lives as long as the classifier. */
+const pst_classifier_info *pst_classifier_get_info(const pst_classifier *classifier);
+
+typedef struct pst_classifier_answer {
+  size_t label;       /* index into labels; of equal ones the first */
+  double probability; /* calibrated */
+  double margin;      /* log-probability of the label less that of the second best, nats, at least 0 */
+} pst_classifier_answer;
+
+/* Any thread. A text without any known n-gram (an empty one) is answered by the bias alone; of a text longer than 32 KiB the beginning counts.
+ * ret_probabilities: [n_labels], or NULL. Only error: PST_E_NOMEM. */
+int pst_classifier_classify(const pst_classifier *classifier, pst_str text, pst_classifier_answer *ret_answer,
+                            double *ret_probabilities, pst_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
