@@ -14,6 +14,9 @@
 extern "C" {
 #endif
 
+/* Of training: grows when the same records no longer give the same artefact. */
+#define PST_CLASSIFIER_VERSION 1
+
 /* ---- training (classifier/train.c) ------------------------------------------------------------------------------ */
 
 typedef struct pst_classifier_record {

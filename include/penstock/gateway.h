@@ -10,6 +10,7 @@
 
 #include <penstock/base.h>
 #include <penstock/chat.h>
+#include <penstock/classifier.h>
 #include <penstock/engine.h>
 #include <penstock/store.h>
 #include <penstock/wire.h>
@@ -40,7 +41,12 @@ typedef enum pst_gateway_constraint {
 } pst_gateway_constraint;
 const char *pst_gateway_constraint_name(pst_gateway_constraint constraint); /* "none", "labels", "example_labels" */
 
-typedef enum pst_gateway_op { PST_GATEWAY_OP_LOCAL, PST_GATEWAY_OP_REMOTE, PST_GATEWAY_OP_CASCADE } pst_gateway_op;
+typedef enum pst_gateway_op {
+  PST_GATEWAY_OP_LOCAL,
+  PST_GATEWAY_OP_REMOTE,
+  PST_GATEWAY_OP_CASCADE,
+  PST_GATEWAY_OP_CLASSIFIER /* answers a choice task without a generator */
+} pst_gateway_op;
 
 /* An engine of the plan. Strings live in the plan. */
 typedef struct pst_gateway_engine_spec {
@@ -60,6 +66,7 @@ typedef struct pst_gateway_node {
   const char *system, *instruction, *input_key,
       *answer_key; /* the prompt's text, so that the plan's hash covers it; may be NULL */
   pst_gateway_layout layout;
+  const char *classifier;     /* CLASSIFIER: SHA-256 of the artefact in the store */
   const char *examples_index; /* SHA-256 of the index file in the store; NULL: none */
   int n_examples;
   bool examples_fixed; /* the first n of the index instead of the nearest */
@@ -105,6 +112,15 @@ typedef struct pst_gateway_example {
 /* Writes an index of labelled examples into the store, by content hash: the same examples give the same file and the same ranking everywhere. */
 int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *examples, size_t n, char ret_hash[65],
                                pst_error *err);
+
+/* ---- classifiers (gateway/classifier.c) ------------------------------------------------------------------------- */
+
+/* Trains a classifier on labelled records and keeps its artefact in the store, by content hash. The same records are trained on once, by one process: what
+ * came of them is noted in HOME/classifiers. Errors: those of pst_classifier_train, and of the store. Blocks. */
+int pst_gateway_classifier_build(pst_store *store, const pst_classifier_record *records, size_t n,
+                                 const pst_classifier_options *options, char ret_hash[65], pst_error *err);
+/* Opens a kept artefact; pst_classifier_free. PST_E_NOT_FOUND, PST_E_CORRUPT. */
+int pst_gateway_classifier_open(pst_store *store, pst_str hash, pst_classifier **ret_classifier, pst_error *err);
 
 /* ---- past answers (gateway/answers.c) --------------------------------------------------------------------------- */
 

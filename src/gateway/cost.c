@@ -13,7 +13,10 @@ enum {
   SLOWEST_FLOP_PER_US = 5000, /* 5 GFLOP/s; two cores with AVX2 do over 100 */
   LONG_CONTEXT_FACTOR =
       4, /* attention over 8,192 positions costs less than three times the matrices of the smallest models */
-  TOKENS_PER_PART = 64, /* what a provider's template may put around a message or a tool */
+  GRAMS_PER_BYTE = 6,         /* features a byte of text can begin */
+  CLASSIFIER_US = 10000,      /* of any text: a thread may have to wait for its turn */
+  CLASSIFIED_BYTES = 1 << 20, /* a classifier reads less of a text */
+  TOKENS_PER_PART = 64,       /* what a provider's template may put around a message or a tool */
 };
 
 int64_t pst_gateway_cost_local(int64_t nusd_per_hour, int64_t busy_us) {
@@ -26,6 +29,13 @@ int pst_gateway_cost_local_bound(int64_t nusd_per_hour, const pst_engine_model_i
   int64_t us_per_token = LONG_CONTEXT_FACTOR * (2 * info->n_params / SLOWEST_FLOP_PER_US + 1), us;
   int code = pst_store_nusd_mul(us_per_token, n_tokens, &us);
   return code ? code : pst_store_nusd_scale(us, nusd_per_hour, US_PER_HOUR, ret_nusd);
+}
+
+int pst_gateway_cost_classifier_bound(int64_t nusd_per_hour, size_t n_bytes, size_t n_labels, int64_t *ret_nusd) {
+  if (n_labels > INT32_MAX) return PST_E_LIMIT;
+  int64_t us_per_byte = GRAMS_PER_BYTE * (1 + 2 * (int64_t)n_labels / SLOWEST_FLOP_PER_US);
+  int64_t us = CLASSIFIER_US + us_per_byte * (int64_t)PST_MIN(n_bytes, (size_t)CLASSIFIED_BYTES);
+  return pst_store_nusd_scale(us, nusd_per_hour, US_PER_HOUR, ret_nusd);
 }
 
 int pst_gateway_cost_remote_bound(pst_store_price price, size_t body_bytes, size_t n_parts, int64_t max_tokens,

@@ -43,6 +43,7 @@ static void gateway_free(pst_gateway *g) {
     pst_free(g->indexes);
     g->indexes = next;
   }
+  pst_gateway_classifiers_free(g);
   while (g->known) {
     pst_gateway_known *next = g->known->next;
     pst_free(g->known);
@@ -116,9 +117,15 @@ static int use_plain(pst_gateway_live *live, const char *model, pst_error *err) 
   return 0;
 }
 
-/* A request that the workload's pattern does not match passes through unchanged: to the model that would have answered it. */
+/* A request that the workload's pattern does not match passes through unchanged: to the first model that would have been asked. */
 static int pass_through(pst_gateway_live *live, pst_error *err) {
   const pst_gateway_node *leaf = pst_gateway_first_leaf(&live->plan->root);
+  while (leaf && leaf->op == PST_GATEWAY_OP_CLASSIFIER)
+    leaf = pst_gateway_next_leaf(&live->plan->root, leaf, -INFINITY);
+  if (!leaf)
+    return pst_error_set(err, PST_E_BAD_INPUT, "messages",
+                         "the last user message is none that this workload is for, and its plan asks no model that "
+                         "could answer it; name a model");
   pst_log(PST_LOG_INFO, "request=%s event=passed_through workload=%s", live->completion_id, live->workload);
   live->workload = NULL;
   live->leaf = NULL;
@@ -128,7 +135,6 @@ static int pass_through(pst_gateway_live *live, pst_error *err) {
     return 0;
   }
   live->plain = live->plan->engines[leaf->engine];
-  (void)err;
   return 0;
 }
 
@@ -172,7 +178,7 @@ static int find_target(pst_gateway_live *live, const pst_gateway_call *call, pst
 /* What only a provider can do for a request. */
 static int check_leaf(void *user, const pst_gateway_node *leaf) {
   (void)user;
-  return leaf->op == PST_GATEWAY_OP_LOCAL;
+  return leaf->op != PST_GATEWAY_OP_REMOTE;
 }
 
 static int check_request(const pst_gateway_live *live, const pst_wire_request *q, pst_error *err) {
@@ -342,6 +348,7 @@ int pst_gateway_chat_wait(pst_gateway *g, const pst_gateway_call *call, pst_buf 
 /* What a walk over models or leaves carries. */
 typedef struct listing {
   pst_gateway *gateway;
+  const pst_gateway_plan *plan; /* of leaves */
   int (*fn)(void *user, const char *id, const char *owner);
   void *user;
   pst_buf names; /* workloads seen, each with a zero byte */
@@ -381,6 +388,9 @@ int pst_gateway_index_get(pst_gateway *g, const char *hash, pst_gateway_index **
 static int open_index(void *user, const pst_gateway_node *leaf) {
   listing *l = user;
   pst_gateway_index *index;
+  const pst_classifier *classifier;
+  if (leaf->op == PST_GATEWAY_OP_CLASSIFIER)
+    return pst_gateway_classifier_get(l->gateway, l->plan, leaf, &classifier, l->err);
   if (!leaf->examples_index || leaf->n_examples <= 0) return 0;
   int code = pst_gateway_index_get(l->gateway, leaf->examples_index, &index, l->err);
   if (!code) pst_gateway_index_unref(index);
@@ -401,7 +411,7 @@ static int open_answers(void *user, const pst_gateway_node *leaf) {
 int pst_gateway_prepare(pst_gateway *g, const pst_gateway_plan *plan, pst_progress *progress, pst_error *err) {
   pst_gateway_slot **slots = pst_calloc((size_t)plan->n_engines, sizeof(pst_gateway_slot *));
   if (!slots) return no_memory(err);
-  listing l = {.gateway = g, .err = err, .slots = slots};
+  listing l = {.gateway = g, .plan = plan, .err = err, .slots = slots};
   int n = 0, code = pst_gateway_each_leaf(&plan->root, open_index, &l);
   for (; n < plan->n_engines && !code; n += !code)
     code = pst_gateway_engines_take_now(g->engines, &plan->engines[n], progress, &slots[n], err);

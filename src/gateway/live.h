@@ -29,6 +29,13 @@ typedef struct pst_gateway_kept_index {
   char hash[65];
 } pst_gateway_kept_index;
 
+/* An open classifier; it stays until the gateway is closed. */
+typedef struct pst_gateway_kept_classifier {
+  struct pst_gateway_kept_classifier *next;
+  pst_classifier *classifier;
+  char hash[65];
+} pst_gateway_kept_classifier;
+
 /* A path that users may name as a model. */
 typedef struct pst_gateway_known {
   struct pst_gateway_known *next;
@@ -52,6 +59,7 @@ struct pst_gateway {
   int64_t generation;
   pst_gateway_in_force *plans;
   pst_gateway_kept_index *indexes;
+  pst_gateway_kept_classifier *classifiers;
   pst_gateway_known *known;
 };
 
@@ -176,8 +184,10 @@ struct pst_gateway_live {
   pst_engine_choices *constraint;
   pst_engine_corpus *corpus; /* of the leaf's past answers */
   pst_gateway_upstream *upstream;
+  const pst_classifier *classifier;
+  pst_str classifier_label; /* what it answers */
   int max_tokens;
-  int64_t machine_nusd_per_hour; /* local */
+  int64_t machine_nusd_per_hour; /* local, classifier */
   int64_t bound_nusd;            /* of the stage's cost */
   int64_t reservation;           /* 0: none */
   pst_error error;               /* why the stage failed: reserving; under lock: submitting, the engine */
@@ -245,6 +255,8 @@ int pst_gateway_stage_prompt(pst_gateway_live *live, pst_error *err);
 /* The stage is over: settles its cost, gives back what it holds, goes on to the next one or ends the call. error NULL: it has answered. */
 void pst_gateway_stage_over(pst_gateway_live *live, int64_t cost_nusd, const pst_error *error);
 void pst_gateway_stage_clean(pst_gateway_live *live); /* frees what the stage holds */
+/* Reads the machine's price per hour into the call; without one it costs nothing. */
+int pst_gateway_stage_machine_price(pst_gateway_live *live, pst_error *err);
 /* A value that the request set, else the leaf's, else the default. */
 pst_engine_sampling pst_gateway_stage_sampling(const pst_gateway_live *live);
 
@@ -261,6 +273,14 @@ int pst_gateway_embed_check_model(const pst_gateway_live *live, const pst_engine
 int pst_gateway_embed_prompt(pst_gateway_live *live, pst_error *err); /* fills prompt_tokens and lengths */
 int pst_gateway_embed_keep_input(pst_gateway_live *live, pst_error *err);
 int pst_gateway_embed_submit(pst_gateway_live *live, int priority, pst_error *err);
+
+/* ---- classifier.c ---- */
+int pst_gateway_classifier_begin(pst_gateway_live *live, pst_error *err);
+int pst_gateway_classifier_submit(pst_gateway_live *live, pst_error *err); /* after the reservation */
+/* The classifier of a leaf, open; it stays while the gateway does. PST_E_BAD_INPUT: it answers what is none of the plan's labels. */
+int pst_gateway_classifier_get(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_gateway_node *leaf,
+                               const pst_classifier **ret_classifier, pst_error *err);
+void pst_gateway_classifiers_free(pst_gateway *gateway);
 
 /* ---- remote.c ---- */
 /* call: NULL past the first stage. */
@@ -282,6 +302,8 @@ int64_t pst_gateway_cost_local(int64_t nusd_per_hour, int64_t busy_us);
 /* An upper bound on it before the call: see cost.c. PST_E_LIMIT when it does not fit. */
 int pst_gateway_cost_local_bound(int64_t nusd_per_hour, const pst_engine_model_info *info, int64_t n_tokens,
                                  int64_t *ret_nusd);
+/* The same for a text of n_bytes classified among n_labels. */
+int pst_gateway_cost_classifier_bound(int64_t nusd_per_hour, size_t n_bytes, size_t n_labels, int64_t *ret_nusd);
 /* Upper bound for one attempt of a remote call: every byte of the body a token, an allowance for each message and tool, all of max_tokens. */
 int pst_gateway_cost_remote_bound(pst_store_price price, size_t body_bytes, size_t n_parts, int64_t max_tokens,
                                   int64_t *ret_nusd);

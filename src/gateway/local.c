@@ -73,14 +73,8 @@ static int answer_length(const pst_gateway_live *live, int room) {
 }
 
 static int find_bound(pst_gateway_live *live, pst_error *err) {
-  pst_error why = PST_ERROR_INIT;
-  int code = pst_store_machine_price_get(live->gateway->store, &live->machine_nusd_per_hour, &why);
-  if (code == PST_E_NOT_FOUND)
-    live->machine_nusd_per_hour = 0; /* a machine without a price costs nothing */
-  else if (code) {
-    if (err) *err = why;
-    return code;
-  }
+  int code = pst_gateway_stage_machine_price(live, err);
+  if (code) return code;
   int64_t n_tokens = live->n * ((int64_t)live->prompt_tokens.n + live->max_tokens);
   code = pst_gateway_cost_local_bound(live->machine_nusd_per_hour, pst_engine_model_get_info(live->slot->model),
                                       n_tokens, &live->bound_nusd);

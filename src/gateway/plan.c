@@ -85,7 +85,7 @@ static int read_word(const pst_json *object, const char *key, const char *const 
 
 static const char *const kv_words[] = {"f16", "q8_0"};
 static const char *const speculation_words[] = {"none", "lookup", "answers"};
-static const char *const op_words[] = {"local", "remote", "cascade"};
+static const char *const op_words[] = {"local", "remote", "cascade", "classifier"};
 
 static int read_int(const pst_json *object, const char *key, int fallback) {
   return (int)pst_json_int(pst_json_get(object, key), fallback);
@@ -229,9 +229,16 @@ static int read_leaf(reader *r, const pst_json *v, const char *path, pst_gateway
   return code ? code : check_constraint(r, path, n);
 }
 
+static int read_classifier(reader *r, const pst_json *v, const char *path, pst_gateway_node *n) {
+  if (r->owned->plan.n_labels == 0)
+    return fail(r, path, "a classifier chooses among labels, and the plan has none; give it a list \"labels\"");
+  return read_text(r, v, "artefact", &n->classifier);
+}
+
 static int read_node(reader *r, const pst_json *v, const char *path, pst_gateway_node *n) {
-  n->op = (pst_gateway_op)read_word(v, "op", op_words, 3);
+  n->op = (pst_gateway_op)read_word(v, "op", op_words, (int)PST_ARRAY_LEN(op_words));
   n->engine = -1;
+  if (n->op == PST_GATEWAY_OP_CLASSIFIER) return read_classifier(r, v, path, n);
   if (n->op != PST_GATEWAY_OP_CASCADE) return read_leaf(r, v, path, n);
   const pst_json *inputs = pst_json_get(v, "inputs");
   n->threshold = pst_json_double(pst_json_get(v, "threshold"), 0);
@@ -446,6 +453,8 @@ static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst
     pst_json_begin_array(w);
     for (int i = 0; i < n->n_inputs; i++) put_node(w, plan, &n->inputs[i]);
     pst_json_end_array(w);
+  } else if (n->op == PST_GATEWAY_OP_CLASSIFIER) {
+    put_text(w, "artefact", n->classifier);
   } else {
     put_leaf(w, plan, n);
   }

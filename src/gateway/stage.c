@@ -23,6 +23,7 @@ int pst_gateway_stage_begin(pst_gateway_live *live, const pst_gateway_call *call
   live->stage_margin = NAN;
   live->bound_nusd = live->reservation = 0;
   live->error = (pst_error)PST_ERROR_INIT;
+  if (leaf && leaf->op == PST_GATEWAY_OP_CLASSIFIER) return pst_gateway_classifier_begin(live, err);
   if (leaf && leaf->op == PST_GATEWAY_OP_REMOTE)
     return pst_gateway_remote_begin(live, call, pst_str_from(leaf->provider), pst_str_from(leaf->model), err);
   if (!leaf && live->provider.data)
@@ -65,9 +66,21 @@ pst_engine_sampling pst_gateway_stage_sampling(const pst_gateway_live *live) {
   return s;
 }
 
+int pst_gateway_stage_machine_price(pst_gateway_live *live, pst_error *err) {
+  pst_error why = PST_ERROR_INIT;
+  int code = pst_store_machine_price_get(live->gateway->store, &live->machine_nusd_per_hour, &why);
+  if (code == PST_E_NOT_FOUND) {
+    live->machine_nusd_per_hour = 0; /* a machine without a price costs nothing */
+    return 0;
+  }
+  if (code && err) *err = why;
+  return code;
+}
+
 /* ---- money --------------------------------------------------------------------------------------------------------------- */
 
 static int start_target(pst_gateway_live *live, pst_error *err) {
+  if (live->classifier) return pst_gateway_classifier_submit(live, err);
   if (!live->upstream) return pst_gateway_local_submit(live, err);
   pst_gateway_live_set_phase(live, PST_GATEWAY_UPSTREAM);
   pst_gateway_live_post(live, pst_gateway_remote_start);
@@ -124,6 +137,7 @@ void pst_gateway_stage_clean(pst_gateway_live *live) {
   live->constraint = NULL;
   pst_engine_corpus_unref(live->corpus);
   live->corpus = NULL;
+  live->classifier = NULL; /* the gateway's */
   pst_engine_tokens_done(&live->prompt_tokens);
   live->prompt_tokens = (pst_engine_tokens){NULL, 0, 0};
   if (live->has_prompt) pst_gateway_prompt_done(&live->prompt);

@@ -159,7 +159,7 @@ static void mistakes_are_named_with_their_place(void **state) {
   refused("{" ENGINES "\"root\":{" LEAF ",\"layuot\":\"chat\"}}", bad, "p.json#/root/layuot", "layout");
   refused("{" ENGINES "\"root\":{" LEAF ",\"layout\":\"xml\"}}", bad, "p.json#/root/layout", "chat_inline");
   refused("{" ENGINES "\"root\":{" LEAF "},\"rout\":1}", bad, "p.json#/rout", "known: schema");
-  refused("{" ENGINES "\"root\":{\"op\":\"classifier\"}}", bad, "p.json#/root/op", "\"cascade\"");
+  refused("{" ENGINES "\"root\":{\"op\":\"oracle\"}}", bad, "p.json#/root/op", "\"cascade\"");
   refused("{" ENGINES "\"root\":{\"op\":\"local\",\"engine\":\"e2\"}}", bad, "p.json#/root/engine", "e2");
   refused("{\"schema\":1,\"engines\":{\"e1\":{\"model\":\"m\"},\"e2\":{\"model\":\"m\"}},\"root\":{" LEAF "}}", bad,
           "p.json#/engines/e2", "no node");
