@@ -266,11 +266,17 @@ static int read_expected(const char *evidence, expected *ret, pst_error *err) {
   return 0;
 }
 
+static bool asks_provider(const pst_gateway_node *node) {
+  bool asks = node->op == PST_GATEWAY_OP_REMOTE;
+  for (int i = 0; i < node->n_inputs; i++) asks = asks || asks_provider(&node->inputs[i]);
+  return asks;
+}
+
 static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload, pst_gateway_plan *plan,
                        const expected *x, const pst_optimizer_analyze_options *o, played *calls, sums *s, pst_buf *out,
                        pst_error *err) {
   const pst_evals_info *info = pst_evals_workload_info(workload);
-  bool remote = plan->root.op == PST_GATEWAY_OP_REMOTE;
+  bool remote = asks_provider(&plan->root);
   double seconds = o->seconds > 0 ? o->seconds : 30;
   measured m = {.load = x->load > 0 && !remote ? x->load : 1, .remote = remote};
   size_t most = o->max_items ? PST_MIN(o->max_items, (size_t)MOST_CALLS / 2) : MOST_CALLS / 2;

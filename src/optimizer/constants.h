@@ -20,6 +20,7 @@
   X(final_items, 64, "items", "chosen: a finalist's standard error is at most 6 points")                              \
   X(finalists, 4, "plans", "chosen: each is verified only if those before it failed")                                 \
   X(profile_items, 24, "items", "chosen: prompts of one task hardly vary in length")                                  \
+  X(classifier_items, 256, "items", "chosen: texts that a classifier is timed on")                                    \
   X(lookup_items, 32, "items", "chosen: of a block of answers, what prompt lookup is replayed over")                  \
   X(prior_quality_none, 0.10, "of items", "SmolLM2-135M, bare list of BANKING77's labels, another engine: 4%")        \
   X(prior_quality_fixed, 0.25, "of items", "the same with 16 fixed examples: 21%")                                    \
@@ -34,6 +35,7 @@
   X(variance_layout, 0.4, "logits^2", "assumed")                                                                      \
   X(variance_examples, 0.8, "logits^2", "assumed: examples matter most")                                              \
   X(variance_constraint, 0.6, "logits^2", "assumed")                                                                  \
+  X(variance_classifier, 0.05, "logits^2", "assumed: held-out folds say nearly as much as search items")              \
   X(variance_together, 0.5, "logits^2", "assumed: interactions of all fields")                                        \
   X(analytic_error, 0.35, "relative", "assumed: the formula knows no bursts")                                         \
   X(replay_error, 0.15, "relative", "assumed beside the fit's own residual: what the step model leaves out")          \

@@ -53,8 +53,9 @@ static void put_interval(pst_json_writer *w, const char *key, pst_evals_interval
 static void put_choice(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
   pst_json_key(w, "choice");
   pst_json_begin_object(w);
-  int n = pst_optimizer_is_remote(s, c) ? PST_OPTIMIZER_N_LOSSY : PST_OPTIMIZER_N_AXES;
-  for (int a = 0; a < n; a++) put_text(w, s->axes[a].name, s->axes[a].values[c->v[a]]);
+  int n = pst_optimizer_has_engine(s, c) ? PST_OPTIMIZER_N_AXES : PST_OPTIMIZER_N_LOSSY;
+  for (int a = pst_optimizer_is_alone(c) ? PST_OPTIMIZER_CLASSIFIER : 0; a < n; a++)
+    put_text(w, s->axes[a].name, s->axes[a].values[c->v[a]]);
   pst_json_end_object(w);
 }
 
@@ -401,6 +402,27 @@ static void put_constants(pst_json_writer *w, const pst_optimizer_state *s) {
   pst_json_end_array(w);
 }
 
+/* As the world described it; absent where there was nothing to train on. */
+static void put_classifier(pst_json_writer *w, const pst_optimizer_state *s) {
+  const pst_json *value = pst_optimizer_journal_find(s->journal, "classifier");
+  if (!value) return;
+  pst_json_key(w, "classifier");
+  pst_json_put_value(w, value);
+}
+
+/* What the classifier of a cascade is expected to do. */
+static void put_point(pst_json_writer *w, const pst_optimizer_space *space, const pst_optimizer_choice *c) {
+  int v = c->v[PST_OPTIMIZER_CLASSIFIER];
+  if (v < PST_OPTIMIZER_FIRST) return;
+  const pst_classifier_point *p = &space->classifier.points[v - PST_OPTIMIZER_FIRST];
+  pst_json_key(w, "classifier_first");
+  pst_json_begin_object(w);
+  put_number(w, "threshold", p->threshold);
+  put_number(w, "answered", p->answered);
+  put_number(w, "accuracy", p->accuracy);
+  pst_json_end_object(w);
+}
+
 static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   const pst_optimizer_state *s = o->state;
   bool outside = (size_t)o->chosen == s->space->n_classes;
@@ -410,6 +432,7 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   put_bool(w, "is_reference", !strcmp(o->plan_hash, s->reference_hash));
   put_bool(w, "same_answers", o->chosen == s->reference);
   if (!outside) put_choice(w, s->space, &o->choice);
+  if (!outside) put_point(w, s->space, &o->choice);
   if (!outside) put_estimate(w, "estimate", &o->estimate);
   const pst_optimizer_answers *best = s->verify[o->chosen].n ? &s->verify[o->chosen] : &s->search[o->chosen];
   put_answers(w, "search", &s->search[o->chosen]);
@@ -444,6 +467,7 @@ int pst_optimizer_evidence_write(const pst_optimizer_outcome *o, pst_buf *out, p
   put_text(&w, "verdict", pst_optimizer_verdict_name(o->verification->verdict));
   put_setting(&w, o);
   put_space(&w, o->state);
+  put_classifier(&w, o->state);
   put_plan(&w, o);
   put_trials(&w, o);
   put_fields(&w, o);

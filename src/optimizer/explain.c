@@ -120,19 +120,54 @@ static void put_head(tree *t, const pst_json *e) {
   pst_buf_putc(out, '\n');
 }
 
-static void put_tree(tree *t, const pst_json *e) {
-  pst_buf *out = t->out;
-  const pst_json *choice = at(e, "plan.choice"),
-                 *answers = at(e, "plan.verify.n") ? at(e, "plan.verify") : at(e, "plan.search");
-  static const char *const engine[] = {"weights", "kv", "slots", "chunk", "threads"};
-  static const char *const prompt[] = {"layout", "examples"}, *const answer[] = {"constraint", "speculation"};
-  bool remote = !at(choice, "slots");
-  pst_buf_puts(out, remote ? "remote " : "local ");
-  put_str(out, choice, "model");
-  pst_buf_putc(out, '\n');
+static void put_worth(tree *t, const pst_json *e) {
+  const pst_json *answers = at(e, "plan.verify.n") ? at(e, "plan.verify") : at(e, "plan.search");
   put_leaf(t, "├─ ", "quality, % accepted", 100 * bound(answers, "quality", 0), 100 * bound(t->measured, "quality", 0));
   put_leaf(t, "├─ ", "cost, $ per 1,000 accepted answers", bound(at(e, "plan"), "nusd_per_1000_accepted", 0) / 1e9,
            number(t->measured, "nusd_per_1000_accepted") / 1e9);
+}
+
+static void put_training(pst_buf *out, const pst_json *e) {
+  pst_buf_printf(out, "trained on %.0f examples in %.1f s; %.1f%% right on held-out folds of them\n",
+                 number(e, "classifier.records"), number(e, "classifier.seconds"),
+                 100 * number(e, "classifier.accuracy"));
+}
+
+/* A plan without a model. */
+static void put_classifier_tree(tree *t, const pst_json *e) {
+  pst_buf *out = t->out;
+  pst_buf_puts(out, "classifier over words and pieces of words: no model call is needed here\n");
+  put_worth(t, e);
+  pst_buf_puts(out, "├─ ");
+  put_training(out, e);
+  put_leaf_of(t, "├─ ", "highest load within the goal, requests/s", "capacity_rps");
+  put_leaf_of(t, "├─ ", "whole answer, p50 ms", "total_p50_ms");
+  put_leaf_of(t, "├─ ", "whole answer, p95 ms", "total_p95_ms");
+  put_leaf_of(t, "└─ ", "tokens", "completion_tokens");
+}
+
+static void put_first(pst_buf *out, const pst_json *e) {
+  const pst_json *first = at(e, "plan.classifier_first");
+  if (!first) return;
+  pst_buf_printf(
+      out, "classifier first, where its margin is at least %.3g: expected to answer %.0f%%, %.1f%% of them right\n",
+      number(first, "threshold"), 100 * number(first, "answered"), 100 * number(first, "accuracy"));
+  pst_buf_puts(out, "  ");
+  put_training(out, e);
+  pst_buf_puts(out, "the rest is asked of\n");
+}
+
+static void put_tree(tree *t, const pst_json *e) {
+  pst_buf *out = t->out;
+  const pst_json *choice = at(e, "plan.choice");
+  static const char *const engine[] = {"weights", "kv", "slots", "chunk", "threads"};
+  static const char *const prompt[] = {"layout", "examples"}, *const answer[] = {"constraint", "speculation"};
+  bool remote = !at(choice, "slots");
+  put_first(out, e);
+  pst_buf_puts(out, remote ? "remote " : "local ");
+  put_str(out, choice, "model");
+  pst_buf_putc(out, '\n');
+  put_worth(t, e);
   if (!remote) {
     pst_buf_puts(out, "├─ engine ");
     put_choice(out, choice, engine, PST_ARRAY_LEN(engine));
@@ -213,7 +248,9 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
     const pst_json *e = pst_json_root(doc);
     tree t = {out, at(e, "plan.estimate"), seen ? pst_json_root(seen) : NULL};
     put_head(&t, e);
-    if (at(e, "plan.choice"))
+    if (is(e, "plan.choice.classifier", "alone"))
+      put_classifier_tree(&t, e);
+    else if (at(e, "plan.choice"))
       put_tree(&t, e);
     else
       pst_buf_puts(out, "the plan in force, outside the space that was searched: no estimates\n");
@@ -248,6 +285,10 @@ static void put_verdict(pst_buf *out, const pst_json *e) {
     pst_buf_puts(out, ": no plan passed; the reference plan stays\n");
   else
     pst_buf_puts(out, ": not enough data to decide; the reference plan stays\n");
+  if (is(e, "plan.choice.classifier", "alone")) {
+    pst_buf_puts(out, "  no model call needed here: a classifier answers, ");
+    put_training(out, e);
+  }
   pst_buf_printf(
       out, "  looked at      %.0f plans (%.0f kinds of answer x %.0f exact settings), %.0f answers asked in %.0f s\n",
       number(e, "space.plans"), number(e, "space.classes"), number(e, "space.exact"), number(e, "spent.answers"),
@@ -276,8 +317,14 @@ static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {
 
 static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int rank) {
   static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
+  bool alone = is(f, "choice.classifier", "alone");
   pst_buf_printf(out, "  %d. ", rank);
-  for (size_t i = 0; i < PST_ARRAY_LEN(names); i++) {
+  if (at(f, "choice.classifier") && !is(f, "choice.classifier", "none")) {
+    pst_buf_puts(out, "classifier ");
+    put_str(out, f, "choice.classifier");
+    pst_buf_puts(out, alone ? " (no model call)" : " then ");
+  }
+  for (size_t i = 0; i < PST_ARRAY_LEN(names) && !alone; i++) {
     if (i) pst_buf_putc(out, ' ');
     put_str(out, at(f, "choice"), names[i]);
   }

@@ -102,7 +102,7 @@ static int describe(void *state, const char *name, const char *sha256, pst_buf *
   pst_optimizer_space space;
   pst_gateway_plan *plan = NULL;
   pst_engine *engine = NULL;
-  int code = pst_optimizer_space_init(&space, l->info, &target, 1, l->threads, NULL, NULL, err);
+  int code = pst_optimizer_space_init(&space, l->info, &target, 1, l->threads, NULL, NULL, NULL, err);
   pst_optimizer_state s = {.space = &space};
   pst_optimizer_choice zero = {{0}}, c = pst_optimizer_measuring(&s, &zero);
   c.v[PST_OPTIMIZER_LAYOUT] = PST_GATEWAY_LAYOUT_PLAIN;
@@ -131,6 +131,12 @@ static int describe(void *state, const char *name, const char *sha256, pst_buf *
 
 /* ---- prompts ---- */
 
+/* The node whose prompts are counted: that of the model, whatever stands before it. */
+static const pst_gateway_node *model_node(const pst_gateway_plan *plan) {
+  const pst_gateway_node *root = &plan->root;
+  return root->op == PST_GATEWAY_OP_CASCADE ? &root->inputs[root->n_inputs - 1] : root;
+}
+
 /* Lengths of a plan's prompts for items, and how many leading tokens all of them share. */
 static int render_all(pst_optimizer_live *l, const pst_gateway_plan *plan, const size_t *items, size_t n,
                       pst_json_writer *w, pst_error *err) {
@@ -142,7 +148,7 @@ static int render_all(pst_optimizer_live *l, const pst_gateway_plan *plan, const
   for (size_t i = 0; i < n && !code; i++) {
     const pst_evals_item *item = &l->info->items[items[i]];
     tokens.n = 0;
-    code = pst_gateway_render(l->gateway, plan, &plan->root, item->input, &item->id, 1, &tokens, NULL, err);
+    code = pst_gateway_render(l->gateway, plan, model_node(plan), item->input, &item->id, 1, &tokens, NULL, err);
     if (code) break;
     pst_json_put_int(w, (int64_t)tokens.n);
     if (i == 0) {
@@ -177,7 +183,7 @@ static int profiles(void *state, const pst_optimizer_space *space, pst_buf *out,
   for (size_t i = 0; i < space->n_classes && !code; i++) {
     const pst_optimizer_choice *c = &space->classes[i];
     if (c->v[PST_OPTIMIZER_WEIGHTS] || c->v[PST_OPTIMIZER_KV] || c->v[PST_OPTIMIZER_CONSTRAINT] ||
-        pst_optimizer_is_remote(space, c))
+        c->v[PST_OPTIMIZER_CLASSIFIER] || pst_optimizer_is_remote(space, c))
       continue;
     pst_optimizer_state s = {.space = (pst_optimizer_space *)(uintptr_t)space};
     pst_optimizer_choice measuring = pst_optimizer_measuring(&s, c);
@@ -244,6 +250,91 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
   put_number(&w, "seconds", (double)(pst_clock_us() - ready) / 1e6);
   pst_json_end_object(&w);
   return 0;
+}
+
+/* ---- the classifier ---- */
+
+/* The examples part, and nothing else: what a plan is chosen and verified on is not seen. */
+static size_t collect_records(const pst_evals_info *info, pst_classifier_record *ret) {
+  size_t n = 0;
+  for (size_t i = 0; i < info->n_items; i++) {
+    const pst_evals_item *item = &info->items[i];
+    bool is_label = false;
+    for (size_t k = 0; k < info->n_labels && !is_label; k++) is_label = pst_str_equal(item->expected, info->labels[k]);
+    if (item->part == PST_EVALS_EXAMPLES && is_label)
+      ret[n++] = (pst_classifier_record){item->input, item->expected, item->cluster};
+  }
+  return n;
+}
+
+/* Mean time of a text, over the records: once to warm up, once by the clock. */
+static double time_classifier(const pst_classifier *c, const pst_classifier_record *records, size_t n) {
+  int64_t start = 0;
+  pst_classifier_answer answer;
+  n = PST_MIN(n, (size_t)C(classifier_items));
+  for (int round = 0; round < 2; round++) {
+    start = pst_clock_us();
+    for (size_t i = 0; i < n; i++)
+      if (pst_classifier_classify(c, records[i].text, &answer, NULL, NULL)) return 0;
+  }
+  return n ? (double)(pst_clock_us() - start) / (double)n : 0;
+}
+
+static void put_classifier(const pst_classifier *c, const char *artefact, double seconds, double item_us,
+                           pst_buf *out) {
+  const pst_classifier_info *info = pst_classifier_get_info(c);
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "artefact");
+  pst_json_put_cstr(&w, artefact);
+  put_int(&w, "records", (int64_t)info->n_records);
+  put_int(&w, "labels", (int64_t)info->n_labels);
+  put_int(&w, "features", (int64_t)info->n_features);
+  put_number(&w, "seconds", seconds);
+  put_number(&w, "accuracy", info->accuracy);
+  put_number(&w, "log_loss", info->log_loss);
+  put_number(&w, "calibration_error", info->calibration_error);
+  put_number(&w, "item_us", item_us);
+  pst_json_key(&w, "curve");
+  pst_json_begin_array(&w);
+  for (size_t i = 0; i < PST_CLASSIFIER_CURVE_POINTS; i++) {
+    pst_json_begin_array(&w);
+    pst_json_put_double(&w, info->curve[i].threshold);
+    pst_json_put_double(&w, info->curve[i].answered);
+    pst_json_put_double(&w, info->curve[i].accuracy);
+    pst_json_end_array(&w);
+  }
+  pst_json_end_array(&w);
+  pst_json_end_object(&w);
+}
+
+static int classifier(void *state, pst_buf *out, pst_error *err) {
+  pst_optimizer_live *l = state;
+  char artefact[65];
+  pst_classifier *c = NULL;
+  pst_error why = PST_ERROR_INIT;
+  pst_classifier_options o = {.threads = l->threads, .cancelled = is_cancelled, .user = l};
+  pst_classifier_record *records = pst_calloc(PST_MAX(l->info->n_items, 1), sizeof *records);
+  if (!records) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a classifier");
+  size_t n = collect_records(l->info, records);
+  int64_t start = pst_clock_us();
+  int code = pst_gateway_classifier_build(l->store, records, n, &o, artefact, &why);
+  if (code == PST_E_NO_DATA) {
+    pst_json_writer w = pst_json_writer_on(out, false);
+    pst_json_begin_object(&w);
+    pst_json_key(&w, "none");
+    pst_json_put_cstr(&w, why.message);
+    pst_json_end_object(&w);
+    pst_free(records);
+    return 0;
+  }
+  double seconds = (double)(pst_clock_us() - start) / 1e6;
+  if (!code) code = pst_gateway_classifier_open(l->store, pst_str_from(artefact), &c, &why);
+  if (!code) put_classifier(c, artefact, seconds, time_classifier(c, records, n), out);
+  if (code && err) *err = why;
+  pst_classifier_free(c);
+  pst_free(records);
+  return code;
 }
 
 /* ---- quality ---- */
@@ -423,5 +514,6 @@ int pst_optimizer_live_answers(pst_optimizer_live *l, char ret_hash[65], pst_err
 }
 
 pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *l) {
-  return (pst_optimizer_world){l, describe, profiles, calibrate, measure, lengths, count_use, note, is_cancelled};
+  return (pst_optimizer_world){l,       describe,  profiles, calibrate,    measure,
+                               lengths, count_use, note,     is_cancelled, classifier};
 }

@@ -15,6 +15,7 @@ typedef struct planning {
   pst_optimizer_world *world;
   pst_optimizer_journal *journal;
   pst_optimizer_target targets[PST_OPTIMIZER_MAX_VALUES];
+  pst_optimizer_classifier classifier;
   pst_optimizer_space space;
   pst_optimizer_speed speed;
   pst_optimizer_state state;
@@ -80,6 +81,47 @@ static int describe_targets(planning *p, pst_error *err) {
     t->label_steps = pst_json_double(pst_json_get(v, "label_steps"), 0);
   }
   return code;
+}
+
+/* ---- classifier ---- */
+
+static int train_classifier(planning *p, const void *arg, pst_buf *out, pst_error *err) {
+  (void)arg;
+  return p->world->classifier(p->world->state, out, err);
+}
+
+/* The points of the curve that answer nearest to these shares of all requests; the rest goes on to a model. */
+static void choose_points(const pst_json *curve, pst_optimizer_classifier *c) {
+  static const double shares[PST_OPTIMIZER_N_POINTS] = {0.9, 0.75, 0.5};
+  for (size_t s = 0; s < PST_ARRAY_LEN(shares); s++) {
+    pst_classifier_point best = {0, 0, 0};
+    for (pst_json_iter it = pst_json_iterate(curve); pst_json_next(&it);) {
+      pst_classifier_point point = {pst_json_double(pst_json_at(it.value, 0), 0),
+                                    pst_json_double(pst_json_at(it.value, 1), 0),
+                                    pst_json_double(pst_json_at(it.value, 2), 0)};
+      if (fabs(point.answered - shares[s]) < fabs(best.answered - shares[s])) best = point;
+    }
+    bool useful = best.threshold > 0 && best.threshold < 1000 && best.answered > 0 && best.answered < 1;
+    if (useful && (!c->n_points || best.threshold > c->points[c->n_points - 1].threshold))
+      c->points[c->n_points++] = best;
+  }
+}
+
+static int find_classifier(planning *p, pst_error *err) {
+  const pst_json *v = NULL;
+  if (!p->world->classifier || p->in->workload->n_labels < 2 || !p->in->examples_index || !p->in->examples_index[0])
+    return 0;
+  note(p, "train a classifier on the examples");
+  int code = ask(p, "classifier", train_classifier, NULL, &v, err);
+  if (code) return code;
+  pst_optimizer_classifier *c = &p->classifier;
+  pst_str artefact = pst_json_str(pst_json_get(v, "artefact"));
+  (void)snprintf(c->artefact, sizeof c->artefact, "%.*s", (int)PST_MIN(artefact.n, sizeof c->artefact - 1),
+                 artefact.data ? artefact.data : "");
+  c->accuracy = pst_json_double(pst_json_get(v, "accuracy"), 0);
+  c->item_us = pst_json_double(pst_json_get(v, "item_us"), 0);
+  choose_points(pst_json_get(v, "curve"), c);
+  return 0;
 }
 
 /* ---- reference ---- */
@@ -226,9 +268,10 @@ static int profiles(planning *p, const void *arg, pst_buf *out, pst_error *err) 
 static int prepare(planning *p, pst_error *err) {
   const pst_json *value = NULL;
   int code = describe_targets(p, err);
+  if (!code) code = find_classifier(p, err);
   if (!code)
     code = pst_optimizer_space_init(&p->space, p->in->workload, p->targets, p->in->n_targets, p->in->threads,
-                                    p->in->examples_index, p->in->answers, err);
+                                    p->in->examples_index, p->in->answers, &p->classifier, err);
   if (!code) code = pst_optimizer_speed_init(&p->speed, &p->space, p->in->seed, p->in->price_nusd_per_hour, err);
   p->state.space = &p->space;
   p->state.speed = &p->speed;
@@ -320,11 +363,28 @@ static int explain_lossy(planning *p, int chosen, pst_optimizer_field *f, pst_er
   return pst_optimizer_replay_class(s, f->class_index, &c, &f->without, err);
 }
 
+/* A classifier alone has no other fields: what it bought is the whole difference to the reference. */
+static int explain_alone(planning *p, int chosen, pst_error *err) {
+  pst_optimizer_state *s = &p->state;
+  if (s->reference == chosen) return 0;
+  pst_optimizer_field *f = &p->fields[p->n_fields++];
+  f->axis = PST_OPTIMIZER_CLASSIFIER;
+  f->class_index = s->reference;
+  pst_evals_comparison pair;
+  pst_optimizer_pair(&s->search[chosen], &s->search[s->reference], s->goal.margin, &pair);
+  f->n = (int)pair.n;
+  f->difference = pair.difference;
+  return pst_optimizer_replay_class(s, s->reference, &p->reference_choice, &f->without, err);
+}
+
 static int explain_fields(planning *p, int chosen, pst_error *err) {
   pst_optimizer_state *s = &p->state;
   const pst_optimizer_choice *plan = &s->best_exact[chosen];
   int code = 0;
   note(p, "what each field bought");
+  if ((size_t)s->reference >= p->space.n_classes) return 0; /* it has fields of its own kind */
+  if (pst_optimizer_is_alone(plan) || pst_optimizer_is_alone(&p->reference_choice))
+    return explain_alone(p, chosen, err);
   for (int a = 0; a < PST_OPTIMIZER_N_AXES && !code; a++) {
     if (plan->v[a] == p->reference_choice.v[a]) continue;
     pst_optimizer_field *f = &p->fields[p->n_fields++];

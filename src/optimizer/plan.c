@@ -36,7 +36,14 @@ static void put_prompt(pst_json_writer *w, const pst_evals_prompt *p) {
   pst_json_end_object(w);
 }
 
-static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+static void put_classifier(pst_json_writer *w, const pst_optimizer_space *s) {
+  pst_json_begin_object(w);
+  put_text(w, "op", PST_STR("classifier"));
+  put_text(w, "artefact", pst_str_from(s->classifier.artefact));
+  pst_json_end_object(w);
+}
+
+static void put_model(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
   const pst_optimizer_axis *x = s->axes;
   const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
   pst_json_begin_object(w);
@@ -79,6 +86,27 @@ static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst
   pst_json_end_object(w);
 }
 
+static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  int classifier = c->v[PST_OPTIMIZER_CLASSIFIER];
+  if (classifier == PST_OPTIMIZER_NO_CLASSIFIER) {
+    put_model(w, s, c);
+  } else if (classifier == PST_OPTIMIZER_ALONE) {
+    put_classifier(w, s);
+  } else {
+    pst_json_begin_object(w);
+    put_text(w, "op", PST_STR("cascade"));
+    put_text(w, "signal", PST_STR("margin"));
+    pst_json_key(w, "threshold");
+    pst_json_put_double(w, s->classifier.points[classifier - PST_OPTIMIZER_FIRST].threshold);
+    pst_json_key(w, "inputs");
+    pst_json_begin_array(w);
+    put_classifier(w, s);
+    put_model(w, s, c);
+    pst_json_end_array(w);
+    pst_json_end_object(w);
+  }
+}
+
 int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_choice *c, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   const pst_evals_info *info = s->workload;
@@ -95,7 +123,7 @@ int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_c
   }
   pst_json_key(&w, "engines");
   pst_json_begin_object(&w);
-  if (!pst_optimizer_is_remote(s, c)) {
+  if (pst_optimizer_has_engine(s, c)) {
     pst_json_key(&w, "e1");
     put_engine(&w, s, c);
   }
@@ -142,9 +170,30 @@ static int find_examples(const pst_optimizer_space *s, const pst_gateway_node *n
   return -1;
 }
 
+/* The value of the classifier's axis, and the model's node (NULL: none); -1: outside the space. */
+static int find_classifier(const pst_optimizer_space *s, const pst_gateway_node *root, const pst_gateway_node **ret) {
+  const pst_optimizer_classifier *own = &s->classifier;
+  bool cascade = root->op == PST_GATEWAY_OP_CASCADE;
+  const pst_gateway_node *first = cascade ? &root->inputs[0] : root;
+  *ret = first->op != PST_GATEWAY_OP_CLASSIFIER ? root : cascade ? &root->inputs[1] : NULL;
+  if (first->op != PST_GATEWAY_OP_CLASSIFIER) return PST_OPTIMIZER_NO_CLASSIFIER;
+  if (!own->artefact[0] || strcmp(first->classifier, own->artefact) != 0) return -1;
+  if (!cascade) return PST_OPTIMIZER_ALONE;
+  for (int i = 0; i < own->n_points && root->n_inputs == 2; i++)
+    if (own->points[i].threshold == root->threshold) return PST_OPTIMIZER_FIRST + i;
+  return -1;
+}
+
 bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_plan *plan, pst_optimizer_choice *ret) {
-  const pst_gateway_node *n = &plan->root;
-  if (n->op != PST_GATEWAY_OP_LOCAL || n->engine < 0 || n->engine >= plan->n_engines || n->sampling.temperature > 0)
+  const pst_gateway_node *n;
+  int classifier = find_classifier(s, &plan->root, &n);
+  if (classifier == PST_OPTIMIZER_ALONE) {
+    memset(ret, 0, sizeof *ret);
+    ret->v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_ALONE;
+    return true;
+  }
+  if (classifier < 0 || n->op != PST_GATEWAY_OP_LOCAL || n->engine < 0 || n->engine >= plan->n_engines ||
+      n->sampling.temperature > 0)
     return false;
   if (n->answers && strcmp(n->answers, s->answers) != 0) return false;
   const pst_gateway_engine_spec *e = &plan->engines[n->engine];
@@ -156,6 +205,7 @@ bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_pl
       find_number(&s->axes[PST_OPTIMIZER_LAYOUT], (int)n->layout),
       find_examples(s, n),
       find_number(&s->axes[PST_OPTIMIZER_CONSTRAINT], (int)n->constraint),
+      classifier,
       find_number(&s->axes[PST_OPTIMIZER_SLOTS], e->options.slots),
       find_number(&s->axes[PST_OPTIMIZER_CHUNK], e->options.chunk),
       find_number(&s->axes[PST_OPTIMIZER_THREADS], e->options.threads),

@@ -7,7 +7,7 @@
 #include "optimizer/optimize.h"
 
 #define C PST_OPTIMIZER_CONST
-#define SPACE_VERSION 2 /* of the meaning of the log: grows when the search asks other questions */
+#define SPACE_VERSION 3 /* of the meaning of the log: grows when the search asks other questions */
 
 typedef struct run {
   pst_gateway *gateway;

@@ -135,7 +135,7 @@ static int plan_of(pst_optimizer_state *s, int class_index, pst_buf *name, pst_b
   }
   pst_optimizer_choice c = pst_optimizer_measuring(s, &s->space->classes[class_index]);
   pst_optimizer_class_name(s->space, &c, name);
-  s->opened[engine_slot(&c)] = 1;
+  if (!pst_optimizer_is_alone(&c)) s->opened[engine_slot(&c)] = 1;
   return pst_optimizer_plan_write(s->space, &c, plan);
 }
 
@@ -175,8 +175,9 @@ static pst_optimizer_lengths lengths_of(const pst_optimizer_state *s, size_t i) 
   pst_optimizer_lengths l = {0};
   const pst_optimizer_answers *a = &s->search[i];
   if (a->n > 0) {
-    l.completion = a->completion / a->n;
-    l.steps = a->steps / a->n;
+    double share = fmax(pst_optimizer_model_share(s->space, &s->space->classes[i]), 1.0 / a->n);
+    l.completion = a->completion / a->n / share; /* of an answer of the model */
+    l.steps = a->steps / a->n / share;
   }
   for (int k = PST_ENGINE_SPEC_LOOKUP; k <= PST_ENGINE_SPEC_ANSWERS; k++) {
     if (!(a->looked_steps[k] > 0)) continue;
@@ -201,7 +202,7 @@ void pst_optimizer_estimate_all(pst_optimizer_state *s) {
         s->estimates[i] = e;
         s->best_exact[i] = c;
       }
-      if (pst_optimizer_is_remote(space, &c)) break;
+      if (!pst_optimizer_has_engine(space, &c)) break;
     }
     if (isfinite(s->estimates[i].request_nusd)) {
       sum += s->estimates[i].request_nusd;
@@ -254,7 +255,7 @@ double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int 
     pst_optimizer_lengths l = lengths_of(s, (size_t)class_index);
     pst_optimizer_estimate e = pst_optimizer_speed_formula(s->speed, &c, &l);
     if (e.capacity > 0) per_item = (s->goal.latency_p95_ms > 0 ? C(load_headroom) : 1) / e.capacity;
-    if (!s->opened[engine_slot(&c)]) open = C(open_engine_s);
+    if (!pst_optimizer_is_alone(&c) && !s->opened[engine_slot(&c)]) open = C(open_engine_s);
   }
   return open + n * (per_item + C(item_overhead_us) / 1e6);
 }
@@ -345,6 +346,24 @@ static candidate pick(const pst_optimizer_state *s, double left_s) {
   return chosen;
 }
 
+/* The class that would be chosen now, when nobody has asked it anything yet: however sure its worth seems (a classifier's is known from its held-out folds), only
+ * what was asked can become a finalist. */
+static candidate unasked_best(const pst_optimizer_state *s, double left_s) {
+  candidate c = {-1, 0, 0, 0};
+  double best = -INFINITY;
+  int found = -1;
+  for (size_t i = 0; i < s->space->n_classes; i++) {
+    double u = pst_optimizer_expected_utility(s, &s->estimates[i], s->beliefs[i]);
+    if (u > best && s->estimates[i].capacity > 0) {
+      best = u;
+      found = (int)i;
+    }
+  }
+  if (found < 0 || s->search[found].n > 0) return c;
+  double seconds = pst_optimizer_seconds(s, found, next_to(s, found));
+  return seconds > left_s ? c : (candidate){found, next_to(s, found), 0, seconds};
+}
+
 static int take_step(pst_optimizer_state *s, const candidate *c, pst_error *err) {
   int from = s->search[c->class_index].n;
   if (pst_array_reserve((void **)&s->steps, &s->steps_capacity, s->n_steps + 1, sizeof *s->steps))
@@ -395,11 +414,16 @@ int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *e
     tell(s, "search");
     /* The first few are taken however late it is: a verdict on nothing would be worth nothing. */
     bool begun = s->n_steps > (size_t)C(least_steps);
-    candidate c = pick(s, begun ? deadline_s - (double)s->journal->elapsed_us / 1e6 : INFINITY);
-    if (c.class_index < 0)
+    double left_s = begun ? deadline_s - (double)s->journal->elapsed_us / 1e6 : INFINITY;
+    candidate c = pick(s, left_s), best = {-1, 0, 0, 0};
+    bool too_dear = money && c.voi * C(horizon_months) < price_per_s * c.seconds;
+    if (c.class_index < 0 || too_dear) best = unasked_best(s, left_s);
+    if (best.class_index >= 0)
+      code = take_step(s, &best, err);
+    else if (c.class_index < 0)
       s->why_stopped = (double)s->journal->elapsed_us / 1e6 + 2 > deadline_s ? "the time for the search was spent"
                                                                              : "nothing that fits the time left pays";
-    else if (money && c.voi * C(horizon_months) < price_per_s * c.seconds)
+    else if (too_dear)
       s->why_stopped = "another measurement costs more than it is expected to save";
     else
       code = take_step(s, &c, err);
@@ -485,7 +509,7 @@ int pst_optimizer_replay_class(pst_optimizer_state *s, int class_index, const ps
                                pst_optimizer_estimate *ret, pst_error *err) {
   pst_optimizer_lengths l = lengths_of(s, (size_t)class_index);
   int *prompt = NULL, code = 0;
-  if (!pst_optimizer_is_remote(s->space, choice)) code = trace_lengths(s, class_index, &prompt, &l.shared, err);
+  if (pst_optimizer_has_engine(s->space, choice)) code = trace_lengths(s, class_index, &prompt, &l.shared, err);
   l.prompt = prompt;
   if (!code) code = pst_optimizer_speed_replay(s->speed, choice, &l, ret, err);
   pst_free(prompt);
@@ -495,7 +519,7 @@ int pst_optimizer_replay_class(pst_optimizer_state *s, int class_index, const ps
 int pst_optimizer_choose_exact(pst_optimizer_state *s, int class_index, pst_error *err) {
   const pst_optimizer_space *space = s->space;
   pst_optimizer_choice best = pst_optimizer_measuring(s, &space->classes[class_index]);
-  if (pst_optimizer_is_remote(space, &best)) return 0;
+  if (!pst_optimizer_has_engine(space, &best)) return 0;
   pst_optimizer_lengths l = lengths_of(s, (size_t)class_index);
   int *prompt = NULL, code = trace_lengths(s, class_index, &prompt, &l.shared, err);
   l.prompt = prompt;

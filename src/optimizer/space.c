@@ -28,8 +28,8 @@ static void add_number(pst_optimizer_space *s, int axis, int number) {
 }
 
 static void name_axes(pst_optimizer_space *s) {
-  static const char *const names[] = {"model",      "weights", "kv",    "prompt",  "layout",     "examples",
-                                      "constraint", "slots",   "chunk", "threads", "speculation"};
+  static const char *const names[] = {"model",      "weights",    "kv",    "prompt", "layout",  "examples",
+                                      "constraint", "classifier", "slots", "chunk",  "threads", "speculation"};
   for (int i = 0; i < PST_OPTIMIZER_N_AXES; i++) s->axes[i].name = names[i];
 }
 
@@ -60,6 +60,18 @@ static void fill_lossy(pst_optimizer_space *s) {
     add_value(&s->axes[PST_OPTIMIZER_CONSTRAINT], pst_gateway_constraint_name((pst_gateway_constraint)i), i, false);
 }
 
+static void fill_classifier(pst_optimizer_space *s, const pst_optimizer_classifier *classifier) {
+  pst_optimizer_axis *axis = &s->axes[PST_OPTIMIZER_CLASSIFIER];
+  add_value(axis, "none", PST_OPTIMIZER_NO_CLASSIFIER, false);
+  if (!classifier || !classifier->artefact[0]) return;
+  s->classifier = *classifier;
+  add_value(axis, "alone", PST_OPTIMIZER_ALONE, false);
+  for (int i = 0; i < classifier->n_points; i++) {
+    char *text = pst_arena_printf(s->arena, "first%.0f%%", 100 * classifier->points[i].answered);
+    if (text) add_value(axis, text, PST_OPTIMIZER_FIRST + i, false);
+  }
+}
+
 static void fill_exact(pst_optimizer_space *s, int max_threads) {
   for (size_t i = 0; i < PST_ARRAY_LEN(slot_values); i++) add_number(s, PST_OPTIMIZER_SLOTS, slot_values[i]);
   for (size_t i = 0; i < PST_ARRAY_LEN(chunk_values); i++) add_number(s, PST_OPTIMIZER_CHUNK, chunk_values[i]);
@@ -71,6 +83,14 @@ static void fill_exact(pst_optimizer_space *s, int max_threads) {
 }
 
 static bool sensible(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  int classifier = c->v[PST_OPTIMIZER_CLASSIFIER];
+  if (classifier == PST_OPTIMIZER_ALONE) { /* no other field means anything */
+    for (int a = 0; a < PST_OPTIMIZER_CLASSIFIER; a++)
+      if (c->v[a]) return false;
+    return true;
+  }
+  /* Other weights and KV types buy speed for the few requests that a classifier leaves, and cost a search much. */
+  if (classifier >= PST_OPTIMIZER_FIRST && (c->v[PST_OPTIMIZER_WEIGHTS] || c->v[PST_OPTIMIZER_KV])) return false;
   const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
   int layout = s->axes[PST_OPTIMIZER_LAYOUT].number[c->v[PST_OPTIMIZER_LAYOUT]];
   int constraint = s->axes[PST_OPTIMIZER_CONSTRAINT].number[c->v[PST_OPTIMIZER_CONSTRAINT]];
@@ -101,7 +121,7 @@ static bool next_choice(const pst_optimizer_space *s, pst_optimizer_choice *c, i
 
 static int enumerate(pst_optimizer_space *s, pst_error *err) {
   size_t capacity = 0, n = 1;
-  int64_t n_remote = 0;
+  int64_t n_without_engine = 0;
   pst_optimizer_choice c = {{0}};
   do {
     if (!sensible(s, &c)) {
@@ -111,7 +131,7 @@ static int enumerate(pst_optimizer_space *s, pst_error *err) {
     if (pst_array_reserve((void **)&s->classes, &capacity, s->n_classes + 1, sizeof c))
       return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for %zu candidates", s->n_classes);
     s->classes[s->n_classes++] = c;
-    n_remote += pst_optimizer_is_remote(s, &c);
+    n_without_engine += !pst_optimizer_has_engine(s, &c);
   } while (next_choice(s, &c, 0, PST_OPTIMIZER_N_LOSSY));
   for (int a = PST_OPTIMIZER_N_LOSSY; a < PST_OPTIMIZER_N_AXES; a++) n *= (size_t)s->axes[a].n;
   s->exact = pst_calloc(n, sizeof *s->exact);
@@ -120,13 +140,14 @@ static int enumerate(pst_optimizer_space *s, pst_error *err) {
   do {
     s->exact[s->n_exact++] = c;
   } while (next_choice(s, &c, PST_OPTIMIZER_N_LOSSY, PST_OPTIMIZER_N_AXES));
-  s->n_plans = ((int64_t)s->n_classes - n_remote) * (int64_t)s->n_exact + n_remote;
+  s->n_plans = ((int64_t)s->n_classes - n_without_engine) * (int64_t)s->n_exact + n_without_engine;
   return 0;
 }
 
 int pst_optimizer_space_init(pst_optimizer_space *s, const pst_evals_info *workload,
                              const pst_optimizer_target *targets, size_t n_targets, int max_threads,
-                             const char *examples_index, const char *answers, pst_error *err) {
+                             const char *examples_index, const char *answers,
+                             const pst_optimizer_classifier *classifier, pst_error *err) {
   memset(s, 0, sizeof *s);
   s->workload = workload;
   s->arena = pst_arena_create();
@@ -147,6 +168,7 @@ int pst_optimizer_space_init(pst_optimizer_space *s, const pst_evals_info *workl
     add_value(&s->axes[PST_OPTIMIZER_MODEL], targets[i].name, (int)i, false);
   }
   fill_lossy(s);
+  fill_classifier(s, classifier);
   fill_exact(s, PST_MAX(max_threads, 1));
   return enumerate(s, err);
 }
@@ -177,12 +199,16 @@ size_t pst_optimizer_examples_order(const pst_evals_info *w, size_t *ret_items) 
 }
 
 void pst_optimizer_class_name(const pst_optimizer_space *s, const pst_optimizer_choice *c, pst_buf *out) {
-  for (int a = 0; a < PST_OPTIMIZER_N_LOSSY; a++) pst_buf_printf(out, a ? " %s" : "%s", s->axes[a].values[c->v[a]]);
+  int classifier = c->v[PST_OPTIMIZER_CLASSIFIER];
+  if (classifier) pst_buf_printf(out, "classifier %s", s->axes[PST_OPTIMIZER_CLASSIFIER].values[classifier]);
+  if (pst_optimizer_is_alone(c)) return;
+  if (classifier) pst_buf_puts(out, " then ");
+  for (int a = 0; a < PST_OPTIMIZER_CLASSIFIER; a++) pst_buf_printf(out, a ? " %s" : "%s", s->axes[a].values[c->v[a]]);
 }
 
 void pst_optimizer_plan_name(const pst_optimizer_space *s, const pst_optimizer_choice *c, pst_buf *out) {
   pst_optimizer_class_name(s, c, out);
-  for (int a = PST_OPTIMIZER_N_LOSSY; a < PST_OPTIMIZER_N_AXES && !pst_optimizer_is_remote(s, c); a++)
+  for (int a = PST_OPTIMIZER_N_LOSSY; a < PST_OPTIMIZER_N_AXES && pst_optimizer_has_engine(s, c); a++)
     pst_buf_printf(out, " %s=%s", s->axes[a].name, s->axes[a].values[c->v[a]]);
 }
 

@@ -15,6 +15,7 @@ enum {
   PST_OPTIMIZER_LAYOUT,
   PST_OPTIMIZER_EXAMPLES,
   PST_OPTIMIZER_CONSTRAINT,
+  PST_OPTIMIZER_CLASSIFIER,
   PST_OPTIMIZER_N_LOSSY,
   PST_OPTIMIZER_SLOTS = PST_OPTIMIZER_N_LOSSY,
   PST_OPTIMIZER_CHUNK,
@@ -48,6 +49,20 @@ typedef struct pst_optimizer_target {
   double label_steps;  /* mean number of their tokens that leave a choice among the labels; 0: not known */
 } pst_optimizer_target;
 
+/* Values of the axis PST_OPTIMIZER_CLASSIFIER: no classifier; nothing but it, all other lossy fields 0; from FIRST on, before the model, which is asked where
+ * its margin is below the threshold of points[value - FIRST]. */
+enum { PST_OPTIMIZER_NO_CLASSIFIER, PST_OPTIMIZER_ALONE, PST_OPTIMIZER_FIRST };
+enum { PST_OPTIMIZER_N_POINTS = 3 };
+
+/* The workload's classifier, as far as planning goes. All figures are of records held out from the model that scored them. */
+typedef struct pst_optimizer_classifier {
+  char artefact[65]; /* empty: there is none */
+  double accuracy;
+  double item_us; /* measured: one text */
+  pst_classifier_point points[PST_OPTIMIZER_N_POINTS];
+  int n_points;
+} pst_optimizer_classifier;
+
 typedef struct pst_optimizer_space {
   pst_optimizer_axis axes[PST_OPTIMIZER_N_AXES];
   pst_optimizer_target targets[PST_OPTIMIZER_MAX_VALUES];
@@ -60,15 +75,18 @@ typedef struct pst_optimizer_space {
   int reference_class;     /* index; -1: the plan in force is none of these */
   char examples_index[65]; /* hash; empty: the workload has no examples */
   char answers[65];        /* hash of the file of past answers; empty: none are recorded */
+  pst_optimizer_classifier classifier;
   const pst_evals_info *workload;
   int kv_tokens_per_slot;
   pst_arena *arena;
 } pst_optimizer_space;
 
-/* Fills the axes from the workload and the targets. `max_threads` at least 1. examples_index, answers: hashes, or NULL. */
+/* Fills the axes from the workload and the targets. `max_threads` at least 1. examples_index, answers: hashes, or NULL. classifier: NULL, or what was
+ * trained. */
 int pst_optimizer_space_init(pst_optimizer_space *space, const pst_evals_info *workload,
                              const pst_optimizer_target *targets, size_t n_targets, int max_threads,
-                             const char *examples_index, const char *answers, pst_error *err);
+                             const char *examples_index, const char *answers,
+                             const pst_optimizer_classifier *classifier, pst_error *err);
 void pst_optimizer_space_done(pst_optimizer_space *space);
 
 /* The order of the examples in the index: round robin over the labels, so that the first ones show every label. ret: indices into items; returns how many. */
@@ -86,8 +104,23 @@ bool pst_optimizer_plan_match(const pst_optimizer_space *space, const pst_gatewa
 int pst_optimizer_class_find(const pst_optimizer_space *space, const pst_optimizer_choice *choice); /* -1: none */
 /* Engine options of a choice with zeros filled in, as the engine would. */
 pst_engine_options pst_optimizer_engine_options(const pst_optimizer_space *space, const pst_optimizer_choice *choice);
+/* A classifier and nothing else: no model is asked. */
+static inline bool pst_optimizer_is_alone(const pst_optimizer_choice *c) {
+  return c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_ALONE;
+}
+/* Share of requests that the model of a choice is expected to be asked: all, none, or what a classifier before it leaves. */
+static inline double pst_optimizer_model_share(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
+  int v = c->v[PST_OPTIMIZER_CLASSIFIER];
+  if (v < PST_OPTIMIZER_FIRST) return v == PST_OPTIMIZER_NO_CLASSIFIER;
+  return 1 - space->classifier.points[v - PST_OPTIMIZER_FIRST].answered;
+}
 static inline bool pst_optimizer_is_remote(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
   return space->targets[c->v[PST_OPTIMIZER_MODEL]].provider != NULL;
+}
+
+/* An engine of this machine serves it, so its exact fields mean something. */
+static inline bool pst_optimizer_has_engine(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
+  return !pst_optimizer_is_alone(c) && !pst_optimizer_is_remote(space, c);
 }
 
 #endif

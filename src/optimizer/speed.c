@@ -174,13 +174,45 @@ static double steps_of(const pst_optimizer_speed *sp, const pst_optimizer_choice
   return constrained(sp, c) && label > 0 ? fmin(label, tokens) : tokens;
 }
 
+static double classifier_us(const pst_optimizer_speed *sp, const pst_optimizer_choice *c) {
+  return c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER ? 0 : fmax(sp->space->classifier.item_us, 1);
+}
+
 static void price(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, pst_optimizer_estimate *e) {
   const pst_optimizer_target *t = &sp->space->targets[c->v[PST_OPTIMIZER_MODEL]];
-  if (t->provider)
+  double machine_nusd_per_s = (double)sp->price_nusd_per_hour / 3600;
+  if (t->provider && !pst_optimizer_is_alone(c))
     e->request_nusd =
-        (e->prompt_tokens * (double)t->price.input + e->completion_tokens * (double)t->price.output) / 1e6;
+        (e->prompt_tokens * (double)t->price.input + e->completion_tokens * (double)t->price.output) / 1e6 +
+        machine_nusd_per_s * classifier_us(sp, c) / 1e6;
   else
-    e->request_nusd = e->capacity > 0 ? (double)sp->price_nusd_per_hour / 3600 / e->capacity : INFINITY;
+    e->request_nusd = e->capacity > 0 ? machine_nusd_per_s / e->capacity : INFINITY;
+}
+
+/* ---- classifiers ---- */
+
+/* A classifier alone: every request takes the same time, one after the other. */
+static pst_optimizer_estimate alone(const pst_optimizer_speed *sp, const pst_optimizer_choice *c) {
+  double us = classifier_us(sp, c), ms = us / 1000, objective = sp->space->workload->goal.latency_p95_ms;
+  pst_optimizer_estimate e = {.error = C(replay_error), .saturated = 1e6 / us, .replayed = true};
+  e.capacity = objective > 0 && ms > objective ? 0 : e.saturated * (objective > 0 ? C(load_headroom) : 1);
+  e.load = C(operating_load) * e.capacity;
+  e.ttft_p50_ms = e.ttft_p95_ms = e.total_p50_ms = e.total_p95_ms = e.idle_ttft_ms = e.idle_total_ms = ms;
+  price(sp, c, &e);
+  return e;
+}
+
+/* From what the model does when it is asked to what a request costs on average, when a classifier answers the others. Of a request alone the time is that of
+ * the slower of two kinds, unless it is so rare that the 95th percentile does not see it. */
+static void thin_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, pst_optimizer_estimate *e) {
+  double share = pst_optimizer_model_share(sp->space, c), us = classifier_us(sp, c);
+  if (us == 0) return;
+  e->prompt_tokens *= share;
+  e->cached_tokens *= share;
+  e->completion_tokens *= share;
+  e->idle_ttft_ms = (share > 0.05 ? e->idle_ttft_ms : 0) + us / 1000;
+  e->idle_total_ms = (share > 0.05 ? e->idle_total_ms : 0) + us / 1000;
+  if (e->capacity > 0) e->capacity = 1 / (share / e->capacity + us / 1e6);
 }
 
 /* ---- the formula ---- */
@@ -188,12 +220,14 @@ static void price(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, 
 pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *sp, const pst_optimizer_choice *c,
                                                    const pst_optimizer_lengths *l) {
   pst_optimizer_estimate e = {0};
+  if (pst_optimizer_is_alone(c)) return alone(sp, c);
   const pst_optimizer_profile *p = profile_of(sp, c);
   e.error = C(analytic_error);
   e.prompt_tokens = PST_MAX(p->mean, 1);
   e.completion_tokens = completion_of(sp, c, l);
   if (pst_optimizer_is_remote(sp->space, c)) {
     e.capacity = 1e6;
+    thin_out(sp, c, &e);
     price(sp, c, &e);
     return e;
   }
@@ -209,18 +243,22 @@ pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *sp, cons
   e.idle_ttft_ms = (fresh * m->token_us + ceil(fresh / o.chunk) * m->fixed_us + context * m->context_us) / 1000;
   e.idle_total_ms = (own_us + (ceil(fresh / o.chunk) + out - 1) * m->fixed_us) / 1000;
   e.capacity = slots / batch_us * 1e6 * (bounded ? C(load_headroom) : 1);
-  if (bounded && e.idle_total_ms > sp->space->workload->goal.latency_p95_ms) e.capacity = 0;
   e.tokens_per_second = 1e6 / (m->fixed_us + m->token_us * slots);
+  thin_out(sp, c, &e);
+  if (bounded && e.idle_total_ms > sp->space->workload->goal.latency_p95_ms) e.capacity = 0;
   price(sp, c, &e);
   return e;
 }
 
 /* ---- the replay ---- */
 
+/* The arrivals that reach the model: all of them, or those that a classifier leaves, spread evenly. */
 typedef struct ghosts {
-  pst_engine_replay_item *items;
+  pst_engine_replay_item *items; /* [n] */
   pst_engine_replay_result *results;
-  double *values;
+  size_t *arrivals; /* of each item */
+  size_t n;
+  double *values; /* [n_arrivals] */
   double prompt_sum;
 } ghosts;
 
@@ -232,24 +270,30 @@ static int ghosts_make(const pst_optimizer_speed *sp, const pst_optimizer_choice
   g->items = pst_calloc(n, sizeof *g->items);
   g->results = pst_calloc(n, sizeof *g->results);
   g->values = pst_calloc(n, sizeof *g->values);
-  if (!g->items || !g->results || !g->values) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a replay");
-  double mean = steps_of(sp, c, l), owed = 0;
+  g->arrivals = pst_calloc(n, sizeof *g->arrivals);
+  if (!g->items || !g->results || !g->values || !g->arrivals)
+    return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a replay");
+  double mean = steps_of(sp, c, l), owed = 0, share = pst_optimizer_model_share(sp->space, c), due = 1 - share;
   int speculation = sp->space->axes[PST_OPTIMIZER_SPECULATION].number[c->v[PST_OPTIMIZER_SPECULATION]];
   for (size_t i = 0; i < n; i++) {
+    due += share;
+    if (due < 1) continue;
+    due -= 1;
     owed += mean; /* whole tokens whose mean is right, spread evenly */
     int out = PST_MAX((int)owed, 1);
     owed -= out;
-    g->items[i] = (pst_engine_replay_item){0,
-                                           PST_MAX(l->prompt ? l->prompt[i]
-                                                   : p->n    ? p->lengths[i % (size_t)p->n]
-                                                             : 1,
-                                                   1),
-                                           out,
-                                           l->prompt ? l->shared : p->shared,
-                                           1,
-                                           l->accept[speculation],
-                                           l->drafted[speculation]};
-    g->prompt_sum += g->items[i].n_prompt;
+    g->arrivals[g->n] = i;
+    g->items[g->n++] = (pst_engine_replay_item){0,
+                                                PST_MAX(l->prompt ? l->prompt[i]
+                                                        : p->n    ? p->lengths[i % (size_t)p->n]
+                                                                  : 1,
+                                                        1),
+                                                out,
+                                                l->prompt ? l->shared : p->shared,
+                                                1,
+                                                l->accept[speculation],
+                                                l->drafted[speculation]};
+    g->prompt_sum += g->items[g->n - 1].n_prompt;
   }
   return 0;
 }
@@ -258,11 +302,16 @@ static void ghosts_done(ghosts *g) {
   pst_free(g->items);
   pst_free(g->results);
   pst_free(g->values);
+  pst_free(g->arrivals);
 }
 
-static double quantile_ms(const pst_optimizer_speed *sp, ghosts *g, bool first, double q) {
-  for (size_t i = 0; i < sp->n_arrivals; i++)
-    g->values[i] = (double)(first ? g->results[i].first_token_us : g->results[i].finish_us) / 1000;
+/* Over all arrivals; those that the model is not asked take what the classifier takes. */
+static double quantile_ms(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, ghosts *g, bool first,
+                          double q) {
+  double classifier_ms = classifier_us(sp, c) / 1000;
+  for (size_t i = 0; i < sp->n_arrivals; i++) g->values[i] = classifier_ms;
+  for (size_t i = 0; i < g->n; i++)
+    g->values[i] += (double)(first ? g->results[i].first_token_us : g->results[i].finish_us) / 1000;
   return pst_evals_quantile(g->values, sp->n_arrivals, q);
 }
 
@@ -271,30 +320,31 @@ static int play(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, gh
                 int64_t *ret_makespan_us, pst_error *err) {
   size_t n = sp->n_arrivals;
   double span_s = (double)PST_MAX(sp->arrivals_us[n - 1], 1) / 1e6, natural = (double)n / span_s;
-  for (size_t i = 0; i < n; i++)
-    g->items[i].arrival_us = isinf(load) ? 0 : (int64_t)((double)sp->arrivals_us[i] * natural / load);
+  for (size_t i = 0; i < g->n; i++)
+    g->items[i].arrival_us = isinf(load) ? 0 : (int64_t)((double)sp->arrivals_us[g->arrivals[i]] * natural / load);
   pst_engine_options o = pst_optimizer_engine_options(sp->space, c);
   const pst_engine_step_model *m = pst_optimizer_speed_slot((pst_optimizer_speed *)(uintptr_t)sp, c);
-  return pst_engine_replay(&o, m, g->items, n, g->results, ret_makespan_us, err);
+  return pst_engine_replay(&o, m, g->items, g->n, g->results, ret_makespan_us, err);
 }
 
 static void read_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, const pst_optimizer_lengths *l,
                      ghosts *g, pst_optimizer_estimate *e) {
   double n = (double)sp->n_arrivals, decode_us = 0, decoded = 0;
   double per_step = completion_of(sp, c, l) / fmax(steps_of(sp, c, l), 1);
-  e->ttft_p50_ms = quantile_ms(sp, g, true, 0.5);
-  e->ttft_p95_ms = quantile_ms(sp, g, true, 0.95);
-  e->total_p50_ms = quantile_ms(sp, g, false, 0.5);
-  e->total_p95_ms = quantile_ms(sp, g, false, 0.95);
-  for (size_t i = 0; i < sp->n_arrivals; i++) {
+  e->ttft_p50_ms = quantile_ms(sp, c, g, true, 0.5);
+  e->ttft_p95_ms = quantile_ms(sp, c, g, true, 0.95);
+  e->total_p50_ms = quantile_ms(sp, c, g, false, 0.5);
+  e->total_p95_ms = quantile_ms(sp, c, g, false, 0.95);
+  for (size_t i = 0; i < g->n; i++) {
     if (g->items[i].n_completion < 2) continue;
     decode_us += (double)(g->results[i].finish_us - g->results[i].first_token_us);
     decoded += (g->items[i].n_completion - 1) * per_step;
   }
+  double share = (double)g->n / n;
   e->prompt_tokens = g->prompt_sum / n;
-  e->completion_tokens = completion_of(sp, c, l);
+  e->completion_tokens = share * completion_of(sp, c, l);
   int shared = l->prompt ? l->shared : profile_of(sp, c)->shared, whole_pages = shared - shared % PAGE;
-  e->cached_tokens = fmin(whole_pages, e->prompt_tokens - 1);
+  e->cached_tokens = fmax(fmin(share * whole_pages, e->prompt_tokens - share), 0);
   e->tokens_per_second =
       decode_us > 0 ? decoded / decode_us * 1e6 : 0; /* 0: answers come whole with their first token */
   const pst_engine_step_model *m = pst_optimizer_speed_slot((pst_optimizer_speed *)(uintptr_t)sp, c);
@@ -305,7 +355,7 @@ static void read_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *
 int pst_optimizer_speed_replay(pst_optimizer_speed *sp, const pst_optimizer_choice *c, const pst_optimizer_lengths *l,
                                pst_optimizer_estimate *ret, pst_error *err) {
   pst_optimizer_estimate e = pst_optimizer_speed_formula(sp, c, l);
-  if (pst_optimizer_is_remote(sp->space, c)) {
+  if (!pst_optimizer_has_engine(sp->space, c)) {
     *ret = e;
     return 0;
   }
@@ -314,15 +364,16 @@ int pst_optimizer_speed_replay(pst_optimizer_speed *sp, const pst_optimizer_choi
   double objective = sp->space->workload->goal.latency_p95_ms;
   int code = ghosts_make(sp, c, l, &g, err);
   if (!code) code = play(sp, c, &g, INFINITY, &makespan, err);
-  double most = (double)sp->n_arrivals / ((double)PST_MAX(makespan, 1) / 1e6), best = code ? 0 : most;
+  double busy_s = (double)PST_MAX(makespan, 1) / 1e6 + (double)sp->n_arrivals * classifier_us(sp, c) / 1e6;
+  double most = (double)sp->n_arrivals / busy_s, best = code ? 0 : most;
   if (!code && objective > 0) {
     double low = most / 64, high = most; /* geometric bisection between loads that hold and loads that do not */
     code = play(sp, c, &g, low, &makespan, err);
-    best = !code && quantile_ms(sp, &g, false, 0.95) <= objective ? low : 0;
+    best = !code && quantile_ms(sp, c, &g, false, 0.95) <= objective ? low : 0;
     for (int i = 0; i < BISECTIONS && !code && best > 0; i++) {
       double middle = sqrt(low * high);
       code = play(sp, c, &g, middle, &makespan, err);
-      if (!code && quantile_ms(sp, &g, false, 0.95) <= objective)
+      if (!code && quantile_ms(sp, c, &g, false, 0.95) <= objective)
         best = low = middle;
       else
         high = middle;

@@ -17,7 +17,8 @@ double pst_optimizer_logistic(double logit) { return 1 / (1 + exp(-logit)); }
 
 static double logit_of(double p) { return log(p / (1 - p)); }
 
-double pst_optimizer_surrogate_prior(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+/* Of the model that a choice asks, whatever stands before it. */
+static double model_prior(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
   const pst_optimizer_axis *e = &s->axes[PST_OPTIMIZER_EXAMPLES];
   int k = e->number[c->v[PST_OPTIMIZER_EXAMPLES]];
   double mean = logit_of(C(prior_quality_none));
@@ -28,6 +29,32 @@ double pst_optimizer_surrogate_prior(const pst_optimizer_space *s, const pst_opt
   if (s->axes[PST_OPTIMIZER_CONSTRAINT].number[c->v[PST_OPTIMIZER_CONSTRAINT]] == PST_GATEWAY_FREE)
     mean += C(prior_constraint_none);
   return mean;
+}
+
+static const pst_classifier_point *point_of(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  return &s->classifier.points[c->v[PST_OPTIMIZER_CLASSIFIER] - PST_OPTIMIZER_FIRST];
+}
+
+static double clipped(double q) { return fmin(fmax(q, 0.005), 0.995); }
+
+/* Share right: of what the classifier answers, as its held-out folds say; of the rest, as the model is believed to be. */
+static double cascade_quality(const pst_classifier_point *p, double model) {
+  return clipped(p->answered * p->accuracy + (1 - p->answered) * model);
+}
+
+double pst_optimizer_surrogate_prior(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  if (pst_optimizer_is_alone(c)) return logit_of(clipped(s->classifier.accuracy));
+  double model = model_prior(s, c);
+  if (c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER) return model;
+  return logit_of(cascade_quality(point_of(s, c), pst_optimizer_logistic(model)));
+}
+
+/* How far a change of the model's logit moves that of the choice: all the way, or by what a classifier leaves to it (first order). */
+static double amplitude(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
+  if (c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER) return 1;
+  const pst_classifier_point *p = point_of(s, c);
+  double model = pst_optimizer_logistic(model_prior(s, c)), q = cascade_quality(p, model);
+  return fmin((1 - p->answered) * model * (1 - model) / (q * (1 - q)), 1);
 }
 
 /* Similarity of two values of a field, 0 to 1; 1 for equal ones. */
@@ -50,17 +77,23 @@ static double similar(const pst_optimizer_space *s, int axis, int a, int b) {
   }
 }
 
+/* A classifier alone has nothing in common with a model but that what is believed of it was measured on held-out folds. Choices that ask a model vary as the
+ * model does, damped by a classifier before it; two that share a classifier share its error too. */
 static double kernel(const pst_optimizer_space *s, const pst_optimizer_choice *a, const pst_optimizer_choice *b) {
-  const double variance[PST_OPTIMIZER_N_LOSSY] = {C(variance_model),     C(variance_weights), C(variance_kv),
-                                                  C(variance_prompt),    C(variance_layout),  C(variance_examples),
-                                                  C(variance_constraint)};
+  const double variance[PST_OPTIMIZER_CLASSIFIER] = {C(variance_model),     C(variance_weights), C(variance_kv),
+                                                     C(variance_prompt),    C(variance_layout),  C(variance_examples),
+                                                     C(variance_constraint)};
+  int first = a->v[PST_OPTIMIZER_CLASSIFIER], second = b->v[PST_OPTIMIZER_CLASSIFIER];
+  if (first == PST_OPTIMIZER_ALONE || second == PST_OPTIMIZER_ALONE)
+    return first == second ? C(variance_classifier) : 0;
   double sum = C(variance_common), product = C(variance_together);
-  for (int i = 0; i < PST_OPTIMIZER_N_LOSSY; i++) {
+  for (int i = 0; i < PST_OPTIMIZER_CLASSIFIER; i++) {
     double near = similar(s, i, a->v[i], b->v[i]);
     sum += variance[i] * near;
     product *= near;
   }
-  return sum + product;
+  double own = first && second ? C(variance_classifier) * (first == second ? 1 : 0.5) : 0;
+  return amplitude(s, a) * amplitude(s, b) * (sum + product) + own;
 }
 
 /* Lower Cholesky factor in place (row major, n x n); the caller's matrix has noise on its diagonal and so is positive definite. */

@@ -27,6 +27,10 @@ typedef struct pst_optimizer_world {
   /* Where a run stands, for a person: phase, best so far. NULL: nobody listens. */
   void (*note)(void *state, const char *text);
   bool (*cancelled)(void *state); /* NULL: never */
+  /* Trains the workload's classifier on its examples part, and on nothing else: {"artefact", "records", "labels", "features", "seconds", "accuracy",
+   * "log_loss", "calibration_error", "item_us", "curve": [[threshold, answered, accuracy] ...]}; {"none": why} where there is nothing to learn from.
+   * NULL: the world has none. */
+  int (*classifier)(void *state, pst_buf *out, pst_error *err);
 } pst_optimizer_world;
 
 #endif

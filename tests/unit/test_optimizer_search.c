@@ -16,6 +16,7 @@
 
 enum { N_EXAMPLES = 60, N_SEARCH = 200, N_VERIFY = 300, N_ITEMS = N_EXAMPLES + N_SEARCH + N_VERIFY, N_LABELS = 6 };
 #define ANSWERS_HASH "5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a"
+#define ARTEFACT "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
 #define INDEX_HASH "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 typedef struct fake {
@@ -28,6 +29,7 @@ typedef struct fake {
   bool slow_reference; /* the first prompt is long */
   bool
       long_answers; /* which drafts from past answers give in a third of the steps, those from the text in two thirds */
+  double classifier; /* accuracy of the one that can be trained; 0: none can */
 } fake;
 
 static pst_evals_item items[N_ITEMS];
@@ -112,8 +114,8 @@ static int calibrate(void *state, const pst_optimizer_space *s, const pst_optimi
 }
 
 /* The truth of this world: retrieved examples help, up to 8; labels help; the second model is a little better. */
-static double truth(const fake *f, const pst_gateway_plan *p) {
-  const pst_gateway_node *n = &p->root;
+static double model_truth(const fake *f, const pst_gateway_plan *p) {
+  const pst_gateway_node *n = p->root.op == PST_GATEWAY_OP_CASCADE ? &p->root.inputs[1] : &p->root;
   double q = 0.1 + (n->n_examples ? n->examples_fixed ? 0.1 : 0.35 + 0.05 * log2(n->n_examples) : 0);
   if (n->constraint != PST_GATEWAY_FREE) q += 0.15;
   if (!strcmp(p->engines[0].model, "large")) q += 0.05;
@@ -128,13 +130,38 @@ static double truth(const fake *f, const pst_gateway_plan *p) {
   return q > f->ceiling ? f->ceiling : q;
 }
 
+/* The classifier is sure of two thirds of its answers and nearly always right then. */
+static const pst_classifier_point curve[] = {
+    {5, 0.3, 0.99}, {3, 0.5, 0.98}, {2, 0.75, 0.97}, {0.5, 0.9, 0.85}, {0, 1, 0.8}};
+
+static double truth(const fake *f, const pst_gateway_plan *p) {
+  if (p->root.op == PST_GATEWAY_OP_CLASSIFIER) return f->classifier;
+  double model = model_truth(f, p);
+  for (size_t i = 0; i < PST_ARRAY_LEN(curve) && p->root.op == PST_GATEWAY_OP_CASCADE; i++)
+    if (curve[i].threshold == p->root.threshold)
+      return curve[i].answered * curve[i].accuracy + (1 - curve[i].answered) * model;
+  assert_true(p->root.op == PST_GATEWAY_OP_LOCAL);
+  return model;
+}
+
+static int train_classifier(void *state, pst_buf *out, pst_error *err) {
+  const fake *f = state;
+  pst_buf_printf(out, "{\"artefact\":\"%s\",\"records\":%d,\"seconds\":1.5,\"accuracy\":%g,\"item_us\":50,\"curve\":[",
+                 ARTEFACT, N_EXAMPLES, f->classifier);
+  for (size_t i = 0; i < PST_ARRAY_LEN(curve); i++)
+    pst_buf_printf(out, "%s[%g,%g,%g]", i ? "," : "", curve[i].threshold, curve[i].answered, curve[i].accuracy);
+  pst_buf_puts(out, "]}");
+  return called(state, 1500000, err);
+}
+
 static int measure(void *state, pst_str plan_json, bool verify, const size_t *asked, size_t n, pst_buf *out,
                    pst_error *err) {
   fake *f = state;
   pst_gateway_plan *plan = NULL;
   int code = pst_gateway_plan_parse(plan_json, "test", &plan, err);
   if (code) return code;
-  double q = truth(f, plan) - (verify && plan->root.n_examples ? f->verify_penalty : 0);
+  double q = truth(f, plan) -
+             (verify && (plan->root.n_examples || plan->root.op != PST_GATEWAY_OP_LOCAL) ? f->verify_penalty : 0);
   uint64_t who = pst_hash64(plan->hash, 64, 0);
   pst_buf_puts(out, "{\"right\":\"");
   for (size_t i = 0; i < n; i++) pst_buf_putc(out, pst_random_unit(who, 1, asked[i]) < q ? '1' : '0');
@@ -170,7 +197,8 @@ static int count_use(void *state, pst_buf *out, pst_error *err) {
 }
 
 static pst_optimizer_world world_of(fake *f) {
-  return (pst_optimizer_world){f, describe, profiles, calibrate, measure, lengths, count_use, NULL, NULL};
+  return (pst_optimizer_world){f,       describe,  profiles, calibrate, measure,
+                               lengths, count_use, NULL,     NULL,      f->classifier > 0 ? train_classifier : NULL};
 }
 
 /* ---- a run ---- */
@@ -228,7 +256,7 @@ static void test_enumeration(void **state) {
   pst_optimizer_space s;
   pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
                                  {.name = "base", .has_template = false, .weights = "Q8_0"}};
-  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 2, INDEX_HASH, NULL, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 2, INDEX_HASH, NULL, NULL, NULL), 0);
   /* By hand. Per (model, weights, kv, prompt, layout): none and nearest1 take 2 constraints each, fixed16 2 (it shows every label), nearest2, 4, 8, 16 take 3. */
   size_t answers = 2 + 2 + 2 + 4 * 3;
   size_t small = 3 * 2 * 3 * 3 * answers, base = 2 * 2 * 3 * 1 * answers; /* base ships as Q8_0 and has no template */
@@ -246,7 +274,7 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
   pst_optimizer_space s;
   pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
                                  {.name = "far/model", .provider = "far", .has_template = true}};
-  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 4, INDEX_HASH, ANSWERS_HASH, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 4, INDEX_HASH, ANSWERS_HASH, NULL, NULL), 0);
   for (size_t i = 0; i < s.n_classes; i += 7) {
     pst_optimizer_choice c = s.classes[i], back;
     memcpy(c.v + PST_OPTIMIZER_N_LOSSY, s.exact[i % s.n_exact].v + PST_OPTIMIZER_N_LOSSY,
@@ -263,6 +291,96 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
     pst_gateway_plan_unref(plan);
     pst_buf_done(&json);
   }
+  pst_optimizer_space_done(&s);
+}
+
+static pst_optimizer_classifier made_up_classifier(void) {
+  return (pst_optimizer_classifier){.artefact = ARTEFACT,
+                                    .accuracy = 0.8,
+                                    .item_us = 50,
+                                    .points = {{0.5, 0.9, 0.85}, {2, 0.75, 0.97}, {3, 0.5, 0.98}},
+                                    .n_points = 3};
+}
+
+static void test_a_classifier_adds_itself_and_cascades(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_space s, without;
+  pst_optimizer_classifier c = made_up_classifier();
+  pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
+                                 {.name = "far/model", .provider = "far", .has_template = true}};
+  assert_int_equal(pst_optimizer_space_init(&without, &w, two, 2, 2, INDEX_HASH, NULL, NULL, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 2, INDEX_HASH, NULL, &c, NULL), 0);
+  size_t shipped = 0, alone = 0, remote = 0;
+  for (size_t i = 0; i < without.n_classes; i++)
+    shipped += !without.classes[i].v[PST_OPTIMIZER_WEIGHTS] && !without.classes[i].v[PST_OPTIMIZER_KV];
+  assert_int_equal(s.n_classes, without.n_classes + 3 * shipped + 1);
+  for (size_t i = 0; i < s.n_classes; i++) {
+    pst_optimizer_choice choice = s.classes[i], back;
+    memcpy(choice.v + PST_OPTIMIZER_N_LOSSY, s.exact[i % s.n_exact].v + PST_OPTIMIZER_N_LOSSY,
+           PST_OPTIMIZER_N_AXES - PST_OPTIMIZER_N_LOSSY);
+    if (choice.v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER || i % 5) continue;
+    pst_buf json = PST_BUF_INIT;
+    pst_gateway_plan *plan = NULL;
+    pst_error err = PST_ERROR_INIT;
+    assert_int_equal(pst_optimizer_plan_write(&s, &choice, &json), 0);
+    if (pst_gateway_plan_parse(pst_buf_str(&json), "candidate", &plan, &err))
+      fail_msg("%s: %s", err.place, err.message);
+    alone += plan->root.op == PST_GATEWAY_OP_CLASSIFIER;
+    bool far = pst_optimizer_is_remote(&s, &choice) && !pst_optimizer_is_alone(&choice);
+    remote += far;
+    assert_int_equal(pst_optimizer_plan_match(&s, plan, &back), !far);
+    if (!far) assert_memory_equal(back.v, choice.v, PST_OPTIMIZER_N_LOSSY);
+    assert_false(pst_optimizer_plan_match(&without, plan, &back));
+    pst_gateway_plan_unref(plan);
+    pst_buf_done(&json);
+  }
+  assert_true(remote > 0 && alone <= 1);
+  pst_optimizer_space_done(&s);
+  pst_optimizer_space_done(&without);
+}
+
+/* What a classifier leaves to the model costs in proportion, by formula and by replay, and the classifier's own time is counted. */
+static void test_a_cascade_costs_what_is_left(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  w.goal.latency_p95_ms = 0;
+  pst_optimizer_space s;
+  pst_optimizer_speed speed;
+  pst_optimizer_classifier c = made_up_classifier();
+  pst_optimizer_target one = {.name = "small", .has_template = true, .weights = "Q4_1", .label_tokens = 3};
+  assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 1, INDEX_HASH, NULL, &c, NULL), 0);
+  assert_int_equal(pst_optimizer_speed_init(&speed, &s, 1, 3600 * (int64_t)1000000, NULL), 0);
+  for (int p = 0; p < s.axes[PST_OPTIMIZER_PROMPT].n; p++)
+    for (size_t i = 0; i < s.n_classes; i++)
+      *pst_optimizer_speed_slot(&speed, &s.classes[i]) = (pst_engine_step_model){5000, 1000, 0, 400, 0.05};
+  pst_optimizer_choice model = {{0}}, half = model, alone = model;
+  half.v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_FIRST + 2;
+  alone.v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_ALONE;
+  pst_optimizer_lengths l = {.completion = 3, .steps = 3};
+  int prompt[400];
+  for (size_t i = 0; i < PST_ARRAY_LEN(prompt); i++) prompt[i] = 100;
+  assert_true(speed.n_arrivals <= PST_ARRAY_LEN(prompt));
+  for (int replayed = 0; replayed < 2; replayed++) {
+    pst_optimizer_estimate a, b, own;
+    l.prompt = replayed ? prompt : NULL;
+    if (replayed) {
+      assert_int_equal(pst_optimizer_speed_replay(&speed, &model, &l, &a, NULL), 0);
+      assert_int_equal(pst_optimizer_speed_replay(&speed, &half, &l, &b, NULL), 0);
+      assert_int_equal(pst_optimizer_speed_replay(&speed, &alone, &l, &own, NULL), 0);
+      assert_true(b.total_p95_ms > 1 && b.total_p50_ms < a.total_p50_ms);
+    } else {
+      a = pst_optimizer_speed_formula(&speed, &model, &l);
+      b = pst_optimizer_speed_formula(&speed, &half, &l);
+      own = pst_optimizer_speed_formula(&speed, &alone, &l);
+    }
+    assert_true(fabs(b.request_nusd / (0.5 * a.request_nusd) - 1) < 0.05);
+    assert_true(fabs(b.prompt_tokens / (0.5 * a.prompt_tokens) - 1) < 0.02);
+    assert_true(fabs(b.completion_tokens / (0.5 * a.completion_tokens) - 1) < 0.02);
+    assert_true(fabs(own.request_nusd - 50) < 1); /* 50 us at 1,000,000 nano-dollars a second */
+    assert_true(own.prompt_tokens == 0 && own.completion_tokens == 0 && own.total_p95_ms < 0.1);
+  }
+  pst_optimizer_speed_done(&speed);
   pst_optimizer_space_done(&s);
 }
 
@@ -319,7 +437,7 @@ static void test_beliefs_follow_measurements(void **state) {
   pst_evals_info w = make_workload();
   pst_optimizer_space s;
   pst_optimizer_target one = {.name = "small", .has_template = true, .weights = "Q4_1"};
-  assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 1, INDEX_HASH, NULL, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 1, INDEX_HASH, NULL, NULL, NULL), 0);
   pst_optimizer_belief *before = calloc(s.n_classes, sizeof *before), *after = calloc(s.n_classes, sizeof *after);
   assert_int_equal(pst_optimizer_surrogate_update(&s, NULL, 0, before, NULL), 0);
   int seen = 0, twin = 0, far = 0;
@@ -385,6 +503,87 @@ static void test_drafts_from_past_answers_are_chosen(void **state) {
   assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", &plan, NULL), 0);
   assert_int_equal(plan->root.speculation, PST_ENGINE_SPEC_ANSWERS);
   assert_string_equal(plan->root.answers, ANSWERS_HASH);
+  pst_gateway_plan_unref(plan);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
+}
+
+static outcome search_with_classifier(double accuracy, double floor, pst_optimizer_journal *j, pst_gateway_plan **ret) {
+  pst_evals_info w = make_workload();
+  w.goal.quality_floor = floor;
+  fake f = {.ceiling = 0.9, .classifier = accuracy};
+  assert_int_equal(pst_optimizer_journal_open(j, NULL, 7, false, NULL), 0);
+  outcome a = search(&f, j, 3, &w);
+  assert_int_equal(a.code, 0);
+  assert_int_equal(a.verdict, PST_OPTIMIZER_FOUND);
+  assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", ret, NULL), 0);
+  /* The same log, nobody asked: the same plan and evidence. */
+  pst_optimizer_journal again;
+  assert_int_equal(pst_optimizer_journal_open(&again, NULL, 7, false, NULL), 0);
+  copy_rows(j, &again);
+  again.replay = true;
+  fake nobody = {.forbidden = true, .classifier = accuracy};
+  outcome b = search(&nobody, &again, 3, &w);
+  assert_int_equal(b.code, 0);
+  assert_string_equal(a.evidence, b.evidence);
+  pst_optimizer_journal_close(&again);
+  outcome_done(&b);
+  return a;
+}
+
+static void test_a_good_classifier_is_all_that_is_needed(void **state) {
+  (void)state;
+  pst_optimizer_journal j;
+  pst_gateway_plan *plan = NULL;
+  outcome a = search_with_classifier(0.93, 0.6, &j, &plan);
+  assert_int_equal(plan->root.op, PST_GATEWAY_OP_CLASSIFIER);
+  assert_string_equal(plan->root.classifier, ARTEFACT);
+  assert_int_equal(plan->n_engines, 0);
+  pst_buf text = PST_BUF_INIT;
+  assert_int_equal(pst_optimizer_summary(a.evidence, &text, NULL), 0);
+  assert_non_null(strstr(pst_buf_text(&text), "no model call needed here"));
+  assert_non_null(strstr(pst_buf_text(&text), "1. classifier alone (no model call)"));
+  pst_buf_clear(&text);
+  assert_int_equal(pst_optimizer_explain(a.evidence, NULL, &text, NULL), 0);
+  assert_non_null(strstr(pst_buf_text(&text), "no model call is needed here"));
+  assert_non_null(strstr(pst_buf_text(&text), "trained on 60 examples"));
+  assert_null(strstr(pst_buf_text(&text), "nan"));
+  pst_buf_done(&text);
+  pst_gateway_plan_unref(plan);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
+}
+
+/* Neither the classifier (0.80) nor any model (0.75) reaches the floor; together they do, where the classifier answers what it is sure of. */
+static void test_a_sure_classifier_comes_before_a_model(void **state) {
+  (void)state;
+  pst_optimizer_journal j;
+  pst_gateway_plan *plan = NULL;
+  outcome a = search_with_classifier(0.80, 0.87, &j, &plan);
+  assert_int_equal(plan->root.op, PST_GATEWAY_OP_CASCADE);
+  assert_int_equal(plan->root.n_inputs, 2);
+  assert_int_equal(plan->root.inputs[0].op, PST_GATEWAY_OP_CLASSIFIER);
+  assert_int_equal(plan->root.inputs[1].op, PST_GATEWAY_OP_LOCAL);
+  assert_true(plan->root.threshold == 2); /* at 0.5 too much is wrong; at 3 more is asked of the model than must be */
+  pst_buf text = PST_BUF_INIT;
+  assert_int_equal(pst_optimizer_explain(a.evidence, NULL, &text, NULL), 0);
+  assert_non_null(strstr(pst_buf_text(&text), "classifier first, where its margin is at least 2"));
+  assert_non_null(strstr(pst_buf_text(&text), "none -> first75%"));
+  pst_buf_clear(&text);
+  assert_int_equal(pst_optimizer_summary(a.evidence, &text, NULL), 0);
+  assert_null(strstr(pst_buf_text(&text), "no model call"));
+  pst_buf_done(&text);
+  pst_gateway_plan_unref(plan);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
+}
+
+static void test_a_bad_classifier_is_left_out(void **state) {
+  (void)state;
+  pst_optimizer_journal j;
+  pst_gateway_plan *plan = NULL;
+  outcome a = search_with_classifier(0.05, 0.6, &j, &plan);
+  assert_int_not_equal(plan->root.op, PST_GATEWAY_OP_CLASSIFIER);
   pst_gateway_plan_unref(plan);
   pst_optimizer_journal_close(&j);
   outcome_done(&a);
@@ -567,8 +766,13 @@ int main(void) {
       cmocka_unit_test(test_dominance),
       cmocka_unit_test(test_dominance_against_the_definition),
       cmocka_unit_test(test_beliefs_follow_measurements),
+      cmocka_unit_test(test_a_classifier_adds_itself_and_cascades),
+      cmocka_unit_test(test_a_cascade_costs_what_is_left),
       cmocka_unit_test(test_finds_and_replays),
       cmocka_unit_test(test_drafts_from_past_answers_are_chosen),
+      cmocka_unit_test(test_a_good_classifier_is_all_that_is_needed),
+      cmocka_unit_test(test_a_sure_classifier_comes_before_a_model),
+      cmocka_unit_test(test_a_bad_classifier_is_left_out),
       cmocka_unit_test(test_replay_without_the_measurement_fails),
       cmocka_unit_test(test_resumes_after_a_kill),
       cmocka_unit_test(test_says_so_when_none_passes),
