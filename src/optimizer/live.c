@@ -267,17 +267,41 @@ static size_t collect_records(const pst_evals_info *info, pst_classifier_record 
   return n;
 }
 
-/* Mean time of a text, over the records: once to warm up, once by the clock. */
-static double time_classifier(const pst_classifier *c, const pst_classifier_record *records, size_t n) {
+static int classifier_plan(const pst_optimizer_live *l, const char *artefact, pst_gateway_plan **ret, pst_error *err) {
+  pst_optimizer_target unused = {.name = "none"};
+  pst_optimizer_classifier own = {.item_us = 1};
+  pst_optimizer_choice alone = {{0}};
+  pst_optimizer_space space;
+  (void)snprintf(own.artefact, sizeof own.artefact, "%s", artefact);
+  alone.v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_ALONE;
+  int code = pst_optimizer_space_init(&space, l->info, &unused, 1, l->threads, NULL, &own, err);
+  if (!code) code = parse_choice(&space, &alone, ret, err);
+  pst_optimizer_space_done(&space);
+  return code;
+}
+
+/* Mean time of an answer through the gateway, one after the other, as a server gives them: most of it is not the arithmetic. Examples are asked, which no quality
+ * is measured on. */
+static int time_classifier(const pst_optimizer_live *l, const char *artefact, double *ret_us, pst_error *err) {
+  pst_gateway_plan *plan = NULL;
+  size_t n = 0;
   int64_t start = 0;
-  pst_classifier_answer answer;
-  n = PST_MIN(n, (size_t)C(classifier_items));
-  for (int round = 0; round < 2; round++) {
-    start = pst_clock_us();
-    for (size_t i = 0; i < n; i++)
-      if (pst_classifier_classify(c, records[i].text, &answer, NULL, NULL)) return 0;
+  int code = classifier_plan(l, artefact, &plan, err);
+  if (!code) code = pst_gateway_prepare(l->gateway, plan, NULL, err);
+  for (size_t i = 0; i < l->info->n_items && n < (size_t)C(classifier_items) && !code; i++) {
+    if (l->info->items[i].part != PST_EVALS_EXAMPLES) continue;
+    pst_gateway_call call = {.kind = PST_GATEWAY_CHAT,
+                             .purpose = PST_STORE_PURPOSE_SEARCH,
+                             .plan = plan,
+                             .chat = &l->info->items[i].chat,
+                             .n = 1,
+                             .set = {.n_logprobs = -1}};
+    if (n++ == 0) start = pst_clock_us(); /* the artefact is open by now */
+    code = pst_gateway_chat_wait(l->gateway, &call, NULL, NULL, NULL, err);
   }
-  return n ? (double)(pst_clock_us() - start) / (double)n : 0;
+  pst_gateway_plan_unref(plan);
+  if (!code) *ret_us = (double)(pst_clock_us() - start) / (double)PST_MAX(n, 1);
+  return code;
 }
 
 static void put_classifier(const pst_classifier *c, const char *artefact, double seconds, double item_us,
@@ -330,7 +354,9 @@ static int classifier(void *state, pst_buf *out, pst_error *err) {
   }
   double seconds = (double)(pst_clock_us() - start) / 1e6;
   if (!code) code = pst_gateway_classifier_open(l->store, pst_str_from(artefact), &c, &why);
-  if (!code) put_classifier(c, artefact, seconds, time_classifier(c, records, n), out);
+  double item_us = 0;
+  if (!code) code = time_classifier(l, artefact, &item_us, &why);
+  if (!code) put_classifier(c, artefact, seconds, item_us, out);
   if (code && err) *err = why;
   pst_classifier_free(c);
   pst_free(records);

@@ -58,7 +58,7 @@ enum { PST_OPTIMIZER_N_POINTS = 3 };
 typedef struct pst_optimizer_classifier {
   char artefact[65]; /* empty: there is none */
   double accuracy;
-  double item_us; /* measured: one text */
+  double item_us; /* measured: one answer through the gateway */
   pst_classifier_point points[PST_OPTIMIZER_N_POINTS];
   int n_points;
 } pst_optimizer_classifier;
