@@ -70,8 +70,8 @@ def bits(name, n):
 
 
 def hashed(name, *shape):
-    """A tensor's numbers: norms around 1, all others around 0."""
-    mean = np.float32(1.0 if name.endswith("norm.weight") else 0.0)
+    """A tensor's numbers: norms around 1, decay rates around -1/2, all others around 0."""
+    mean = np.float32(1.0 if name.endswith("norm.weight") else -0.5 if name.endswith("ssm_a") else 0.0)
     unit = (bits(name, int(np.prod(shape))) >> np.uint64(40)).astype(np.float32) / np.float32(8388608.0) - np.float32(1.0)
     return (mean + np.float32(0.25) * unit).reshape(shape)
 
@@ -114,7 +114,7 @@ def gpt_oss(experts, used, **more):
                   tie_word_embeddings=False, rope_parameters={**YARN, "truncate": False})
     # llama.cpp rounds the ends of YaRN's ramp, as for all models.
     more["peer"] = {"rope_parameters": YARN}
-    return dict(layers=3, bias=True, o_bias=True, untied=True, experts="gpt-oss", sinks=True, config=("GptOssConfig", config), **more)
+    return dict(layers=3, bias=True, o_bias=True, untied=True, experts="gpt-oss", sinks=True, ffn_norm="post_attention_norm", config=("GptOssConfig", config), **more)
 
 
 KINDS = {
@@ -146,6 +146,14 @@ KINDS = {
                  config=("Lfm2Config", {**ROPE, "norm_eps": 1e-5, "block_auto_adjust_ff_dim": False, "conv_L_cache": 3,
                                         "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]})),
 }
+DELTA = dict(n_k=2, n_v=4, head=16, conv=4)
+DELTA_CONFIG = dict(head_dim=HEAD, linear_conv_kernel_dim=DELTA["conv"], linear_key_head_dim=DELTA["head"], linear_value_head_dim=DELTA["head"],
+                    linear_num_key_heads=DELTA["n_k"], linear_num_value_heads=DELTA["n_v"], rms_norm_eps=1e-6,
+                    layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"])
+KINDS["qwen35"] = dict(layers=4, delta=True, minus=True, head_norms=HEAD, q_gate=True, ffn_norm="post_attention_norm", config=("Qwen3_5TextConfig", {
+    **DELTA_CONFIG, "rope_parameters": {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1],
+                                        "mrope_interleaved": True}}))
+KINDS["qwen35-mtp"] = {**KINDS["qwen35"], "mtp": True}
 # transformers' names where they are not Llama's.
 NAMES = {"lfm2": {"model.norm": "model.embedding_norm", "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm",
                   "self_attn.o_proj": "self_attn.out_proj", "self_attn.q_norm": "self_attn.q_layernorm",
@@ -160,7 +168,7 @@ def attention_state(kind, a, b):
     if kind.get("fused"):
         state[b + "self_attn.qkv_proj.weight"] = tensor(a + "attn_qkv.weight", q + 2 * kv, EMBD)
     else:
-        state[b + "self_attn.q_proj.weight"] = turn(tensor(a + "attn_q.weight", q, EMBD))
+        state[b + "self_attn.q_proj.weight"] = turn(tensor(a + "attn_q.weight", 2 * q if kind.get("q_gate") else q, EMBD))
         state[b + "self_attn.k_proj.weight"] = turn(tensor(a + "attn_k.weight", kv, EMBD))
         state[b + "self_attn.v_proj.weight"] = tensor(a + "attn_v.weight", kv, EMBD)
     if kind.get("bias"):
@@ -212,7 +220,7 @@ def norm_state(kind, a, b):
     if not kind.get("no_pre"):
         state[b + "input_layernorm.weight"] = tensor(a + "attn_norm.weight", EMBD) - minus
         before = "pre_feedforward_layernorm" if post == "gemma" else "post_attention_layernorm"
-        name = "post_attention_norm" if kind.get("experts") == "gpt-oss" else "ffn_norm"
+        name = kind.get("ffn_norm", "ffn_norm")
         state[b + before + ".weight"] = tensor(a + name + ".weight", EMBD) - minus
     if post:
         state[b + "post_attention_layernorm.weight"] = tensor(a + "post_attention_norm.weight", EMBD) - minus
@@ -226,6 +234,26 @@ def conv_state(kind, a, b):
             b + "conv.conv.weight": tensor(a + "shortconv.conv.weight", EMBD, kind["conv"]).reshape(EMBD, 1, kind["conv"])}
 
 
+def untile(w, dim, head):
+    """Value heads as transformers groups them by their key head; the file has the first of every group, then the second, ..."""
+    shape, n = w.shape, DELTA["n_v"] // DELTA["n_k"]
+    return w.reshape(*shape[:dim], n, DELTA["n_k"], head, *shape[dim + 1:]).transpose(dim, dim + 1).reshape(shape)
+
+
+def delta_state(kind, a, b):
+    d, n_v = DELTA["head"], DELTA["n_v"]
+    keys, values = d * DELTA["n_k"], d * n_v
+    qkv, conv = tensor(a + "attn_qkv.weight", 2 * keys + values, EMBD), tensor(a + "ssm_conv1d.weight", 2 * keys + values, DELTA["conv"])
+    b += "linear_attn."
+    return {b + "in_proj_qkv.weight": torch.cat((qkv[:2 * keys], untile(qkv[2 * keys:], 0, d))),
+            b + "in_proj_z.weight": untile(tensor(a + "attn_gate.weight", values, EMBD), 0, d),
+            b + "in_proj_b.weight": untile(tensor(a + "ssm_beta.weight", n_v, EMBD), 0, 1),
+            b + "in_proj_a.weight": untile(tensor(a + "ssm_alpha.weight", n_v, EMBD), 0, 1),
+            b + "conv1d.weight": torch.cat((conv[:2 * keys], untile(conv[2 * keys:], 0, d))).unsqueeze(1),
+            b + "dt_bias": untile(tensor(a + "ssm_dt.bias", n_v), 0, 1), b + "A_log": torch.log(-untile(tensor(a + "ssm_a", n_v), 0, 1)),
+            b + "norm.weight": tensor(a + "ssm_norm.weight", d), b + "out_proj.weight": untile(tensor(a + "ssm_out.weight", EMBD, values), 1, d)}
+
+
 def state_of(kind, config):
     minus = 1.0 if kind.get("minus") else 0.0  # Gemma's modules add one to their norms; the file has it added
     norm = "token_embd_norm.weight" if kind.get("conv") else "output_norm.weight"
@@ -233,8 +261,8 @@ def state_of(kind, config):
     state["lm_head.weight"] = tensor("output.weight", VOCAB, EMBD) if kind.get("untied") else state["model.embed_tokens.weight"]
     for i in range(kind["layers"]):
         a, b = f"blk.{i}.", f"model.layers.{i}."
-        is_conv = kind.get("conv") and config.layer_types[i] == "conv"
-        state.update(conv_state(kind, a, b) if is_conv else attention_state(kind, a, b))
+        of = {"conv": conv_state, "linear_attention": delta_state}.get((getattr(config, "layer_types", None) or [None] * (i + 1))[i], attention_state)
+        state.update(of(kind, a, b))
         state.update(feed_forward_state(kind, config, a, b))
         state.update(norm_state(kind, a, b))
     for old, new in NAMES.get(kind.get("names"), {}).items():
@@ -275,7 +303,9 @@ def convert(model, folder, path):
     vocab = {f"token {i}": i for i in range(VOCAB)}  # counted by the converter of Gemma 3
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": {"vocab": vocab}}))
     hparams = ModelBase.load_hparams(folder, False)
-    converter = get_model_class(get_model_architecture(hparams, ModelType.TEXT))(folder, gguf.LlamaFileType.ALL_F32, path)
+    of = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+    of.no_mtp = True
+    converter = of(folder, gguf.LlamaFileType.ALL_F32, path)
     writes = getattr(converter, "impl", converter)
 
     def set_vocab():
@@ -308,6 +338,32 @@ def to_mxfp4(path, out):
             writer.add_tensor(t.name, raw.reshape(*shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
         else:
             writer.add_tensor(t.name, t.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def with_mtp(path, out):
+    """The converted file of Qwen 3.5 as checkpoints with a layer for multi-token prediction give it: one layer more, which no logit depends on."""
+    import gguf
+    reader = gguf.GGUFReader(path)
+    arch, n = reader.fields["general.architecture"].contents(), KINDS["qwen35"]["layers"]
+    writer = gguf.GGUFWriter(out, arch)
+    changed = {f"{arch}.block_count": n + 1, f"{arch}.attention.recurrent_layers": reader.fields[f"{arch}.attention.recurrent_layers"].contents() + [False]}
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(field.name, changed.get(field.name, field.contents()), field.types[0],
+                                 sub_type=field.types[-1] if len(field.types) > 1 else None)
+    writer.add_uint32(f"{arch}.nextn_predict_layers", 1)
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data)
+        if t.name.startswith("blk.1."):  # an attention layer
+            name = t.name.replace("blk.1.", f"blk.{n}.")
+            writer.add_tensor(name, hashed(name, *t.data.shape))
+    for name, *shape in (("eh_proj", EMBD, 2 * EMBD), ("enorm", EMBD), ("hnorm", EMBD), ("shared_head_norm", EMBD)):
+        name = f"blk.{n}.nextn.{name}.weight"
+        writer.add_tensor(name, hashed(name, *shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -420,9 +476,9 @@ def make(name, kind, options):
     with tempfile.TemporaryDirectory() as work:
         path = pathlib.Path(options.keep or work) / f"{name}.gguf"
         convert(model, pathlib.Path(work) / "model", path)
-        if kind.get("mxfp4"):
-            plain = path.rename(pathlib.Path(work) / "plain.gguf")
-            to_mxfp4(plain, path)
+        after = to_mxfp4 if kind.get("mxfp4") else with_mtp if kind.get("mtp") else None
+        if after:
+            after(path.rename(pathlib.Path(work) / "plain.gguf"), path)
         reader = gguf.GGUFReader(path)
         keys, tensors = keys_of(reader), tensors_of(name, reader)
         peer, apart = llama_logits(options.library, path) if options.library else None, None

@@ -31,6 +31,8 @@ typedef struct pst_engine_model_info {
   int bos, eos; /* token ids; -1: none */
   bool has_template;
   int64_t kv_bytes_per_token_f16; /* all layers, K and V */
+  int64_t
+      state_bytes; /* of a sequence's recurrent state. Such a model shares no prefixes and takes no drafts. 0: it has none */
   int64_t step_bytes; /* weights that a step for one greedy token reads: a head's screen in place of the head */
 } pst_engine_model_info;
 

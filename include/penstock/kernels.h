@@ -190,6 +190,7 @@ typedef struct pst_kernels_attend {
 typedef enum pst_kernels_gate {
   PST_KERNELS_SILU,
   PST_KERNELS_GELU_TANH,      /* the tanh form */
+  PST_KERNELS_SIGMOID,        /* sigmoid(gate) * up */
   PST_KERNELS_SWIGLU_CLAMPED, /* g = min(gate, 7), u = clamp(up, -7, 7): g * sigmoid(1.702 g) * (u + 1) (gpt-oss) */
   PST_KERNELS_GELU_ERF        /* x Phi(x) itself */
 } pst_kernels_gate;
@@ -228,6 +229,10 @@ typedef struct pst_kernels {
   /* Numbers, from `first` on, of the groups of 16 in which some x[i] + radius[i] * reach >= floor, in ascending order; how many. */
   size_t (*screen_pass)(const float *x, const float *radius, float reach, float floor, size_t n, int32_t first,
                         int32_t *ret_groups);
+  /* One step of the gated delta rule (arXiv 2412.06464, 3.1) of one head, in place on state[n_k][n_v]: state *= decay; out = v less what the state
+   * answers to k, times beta; state += k (outer) out; then out[n_v] = what the state answers to q. An answer to x is one chain over n_k. */
+  void (*delta_rule)(float *state, size_t n_k, size_t n_v, const float *q, const float *k, const float *v, float decay,
+                     float beta, float *out);
   /* Sum of exp(x - max). */
   float (*sum_exp)(const float *x, size_t n, float max);
 

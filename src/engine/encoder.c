@@ -306,7 +306,8 @@ static void plan(pst_engine_encoder *e) {
       if (!begun) e->stats.n_running++;
       begun = true;
       e->places[e->n_items] = (place){j, i};
-      e->items[e->n_items++] = (pst_engine_forward_item){j->tokens + j->starts[i], 0, n, 0, e->page_table + n_pages};
+      e->items[e->n_items++] =
+          (pst_engine_forward_item){j->tokens + j->starts[i], 0, n, 0, e->page_table + n_pages, NULL};
       n_tokens += n;
       n_pages += (n + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
     }

@@ -56,7 +56,8 @@ int pst_engine_estimate_memory(const pst_engine_model *model, const pst_engine_o
     *ret_work_bytes = (int64_t)pst_engine_encoder_work_bytes(model, &o);
     return 0;
   }
-  *ret_kv_bytes = (int64_t)(o.kv_tokens / PST_ENGINE_PAGE) * (int64_t)pst_engine_forward_page_bytes(model, o.kv);
+  *ret_kv_bytes = (int64_t)(o.kv_tokens / PST_ENGINE_PAGE) * (int64_t)pst_engine_forward_page_bytes(model, o.kv) +
+                  o.slots * model->info.state_bytes;
   *ret_work_bytes =
       (int64_t)(pst_engine_forward_work_bytes(model, o.kv, o.chunk + drafts + runs, o.slots, o.chunk + drafts, o.n_ctx,
                                               o.threads) +
@@ -85,12 +86,16 @@ static int start_generator(pst_engine *e, pst_error *err) {
   e->rows = pst_calloc((size_t)o->chunk + (size_t)drafts, sizeof *e->rows);
   e->offers = pst_calloc((size_t)o->slots, sizeof *e->offers);
   e->offerers = pst_calloc((size_t)o->slots, sizeof *e->offerers);
-  bool fits = e->pages && e->logits && e->raw && e->work && e->allowed && e->groups && e->group_marks && e->items &&
-              e->rows && e->offers && e->offerers;
-  int code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, !o->no_reuse) : PST_E_NOMEM;
+  if (model->info.state_bytes) e->states = pst_malloc_aligned((size_t)o->slots * (size_t)model->info.state_bytes, 64);
+  e->state_is_taken = pst_calloc((size_t)o->slots, sizeof *e->state_is_taken);
+  bool fits = (e->states || !model->info.state_bytes) && e->state_is_taken && e->pages && e->logits && e->raw &&
+              e->work && e->allowed && e->groups && e->group_marks && e->items && e->rows && e->offers && e->offerers;
+  /* A page says nothing of the state behind it: prefixes of a recurrent model are computed anew. */
+  bool reuse = !o->no_reuse && !e->states;
+  int code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, reuse) : PST_E_NOMEM;
   if (code)
     pst_error_set(err, code, NULL, "no memory for %.0f MB of keys and values",
-                  (double)n_pages * (double)e->page_bytes / 1e6);
+                  ((double)n_pages * (double)e->page_bytes + (double)o->slots * (double)model->info.state_bytes) / 1e6);
   if (!code)
     code = pst_engine_forward_create(model, o->kv, o->chunk + drafts + runs, o->slots, o->chunk + drafts, o->n_ctx,
                                      o->threads, &e->forward, err);
@@ -139,6 +144,8 @@ void pst_engine_free(pst_engine *e) {
   pthread_mutex_destroy(&e->lock);
   pthread_cond_destroy(&e->changed);
   pst_free(e->pages);
+  pst_free(e->states);
+  pst_free(e->state_is_taken);
   pst_free(e->logits);
   pst_free(e->raw);
   pst_free(e->work);
@@ -228,6 +235,7 @@ static void finish_session(pst_engine *e, pst_engine_session *s, pst_engine_fini
   e->counts.n_prompt_tokens += s->n_prompt_given;
   e->counts.n_drafted += s->n_drafted;
   e->counts.n_accepted += s->n_accepted;
+  if (s->state >= 0) e->state_is_taken[s->state] = false;
   pst_engine_session_end(s, finish, error);
   pst_engine_sched_remove(&e->sched, &s->seq);
   pst_engine_session_free(s);
@@ -347,6 +355,7 @@ static int rows_ahead(const pst_engine *e) {
 /* Guesses at the next tokens of the answers that want them, and the choice of how many the step verifies. */
 static void make_drafts(pst_engine *e) {
   int n = 0;
+  if (e->states) return; /* a state does not go back */
   for (int i = 0; i < e->sched.n_running; i++) {
     pst_engine_session *s = (pst_engine_session *)e->sched.running[i];
     pst_engine_seq *q = &s->seq;
@@ -365,13 +374,25 @@ static void make_drafts(pst_engine *e) {
   for (int i = 0; i < n; i++) e->offerers[i]->seq.n_draft = e->offers[i].n_chosen;
 }
 
+/* A session's recurrent state, zeroed when it gets it. There are as many as sequences run at once. */
+static float *state_of(pst_engine *e, pst_engine_session *s) {
+  size_t bytes = (size_t)e->model->info.state_bytes;
+  if (!e->states) return NULL;
+  if (s->state < 0) {
+    for (s->state = 0; e->state_is_taken[s->state];) s->state++;
+    e->state_is_taken[s->state] = true;
+    memset(e->states + (size_t)s->state * bytes, 0, bytes);
+  }
+  return (float *)(void *)(e->states + (size_t)s->state * bytes);
+}
+
 static void run_forward(pst_engine *e) {
   for (int i = 0; i < e->sched.n_items; i++) {
     const pst_engine_step_item *it = &e->sched.items[i];
     pst_engine_session *s = (pst_engine_session *)it->seq;
     for (int p = 0; p < it->seq->n_pages; p++) s->page_memory[p] = e->pages + (size_t)it->seq->pages[p] * e->page_bytes;
-    e->items[i] =
-        (pst_engine_forward_item){it->seq->tokens + it->first, it->first, it->n, it->n_logits, s->page_memory};
+    e->items[i] = (pst_engine_forward_item){
+        it->seq->tokens + it->first, it->first, it->n, it->n_logits, s->page_memory, state_of(e, s)};
     if (!s->admit_us) s->admit_us = pst_clock_us();
     s->n_steps++;
   }

@@ -58,6 +58,8 @@ struct pst_engine {
   pst_engine_session **offerers;                             /* [slots]: whose they are */
   uint8_t *pages;                                            /* page i at i * page_bytes */
   size_t page_bytes;
+  uint8_t *states;                /* [slots] recurrent states; NULL: the model has none */
+  bool *state_is_taken;           /* [slots] */
   pst_engine_forward_item *items; /* [slots] */
   pst_engine_row *rows;
   pst_engine_finish finishes[256]; /* of the step's items */

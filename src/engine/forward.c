@@ -44,12 +44,12 @@ typedef struct routes {
 
 /* What one thread owns. */
 typedef struct lane {
-  void *work;                               /* PST_KERNELS_WORK_BYTES */
-  float *plain;                             /* [ALONE_TOKENS][n_embd] */
-  pst_kernels_input narrow, wide, attended; /* for ALONE_TOKENS tokens */
-  pick picks[PST_ENGINE_HEAD_ROWS];         /* the best of each row among what this thread saw */
-  float floors[PST_ENGINE_HEAD_ROWS];       /* a true logit of each row */
-  int n_passed;                             /* groups that a screen let pass */
+  void *work;                                         /* PST_KERNELS_WORK_BYTES */
+  float *plain;                                       /* [ALONE_TOKENS][n_embd] */
+  pst_kernels_input narrow, wide, attended, recalled; /* for ALONE_TOKENS tokens */
+  pick picks[PST_ENGINE_HEAD_ROWS];                   /* the best of each row among what this thread saw */
+  float floors[PST_ENGINE_HEAD_ROWS];                 /* a true logit of each row */
+  int n_passed;                                       /* groups that a screen let pass */
 } lane;
 
 struct pst_engine_forward {
@@ -62,11 +62,14 @@ struct pst_engine_forward {
   bool any_dense, any_float_expert; /* some layer has no experts; some expert's matrix reads floats */
   /* [max_tokens] rows of n_embd, n_embd, q+k+v or 3 n_embd, q or n_embd, n_embd, 2 n_ff, n_ff */
   float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated;
+  float *gated_queries; /* 2 q: a head's query, then its gate; only where the model has such */
+  /* Of delta nets: channels, values and twice n_delta_v; channels; and one row of ones, channels long. */
+  float *mixed, *convolved, *ones;
   routes routes;
   float *kept;                        /* [max_logits][n_embd] */
   float *turns[PST_ENGINE_MAX_ROPES]; /* [max_tokens][n_rot] cosines and sines */
   float *parts;                       /* of attention: [max_blocks][SPLIT_TOKENS][n_heads][PART_FLOATS] */
-  pst_kernels_input in_normed, in_attended, in_gated, in_kept; /* shared inputs */
+  pst_kernels_input in_normed, in_attended, in_recalled, in_gated, in_kept; /* shared inputs */
   lane *lanes;
   atomic_int *claims; /* one counter per stage */
   int n_claims;
@@ -103,6 +106,17 @@ static void place_input(layout *l, pst_kernels_input *input, size_t n, size_t co
   if (p) pst_kernels_input_init(input, n, cols, p);
 }
 
+/* Widths of a delta net's rows; 0 where the model has none. */
+static size_t delta_values(const pst_engine_model *m) {
+  return m->n_delta_layers ? (size_t)m->n_delta_v * (size_t)m->delta_head : 0;
+}
+static size_t delta_channels(const pst_engine_model *m) {
+  return m->n_delta_layers ? 2 * (size_t)m->n_delta_k * (size_t)m->delta_head + delta_values(m) : 0;
+}
+static size_t delta_mixed(const pst_engine_model *m) {
+  return m->n_delta_layers ? delta_channels(m) + delta_values(m) + 2 * (size_t)m->n_delta_v : 0;
+}
+
 static void place_routes(pst_engine_forward *f, layout *l) {
   const pst_engine_model *m = f->model;
   routes *r = &f->routes;
@@ -128,11 +142,16 @@ static void place_all(pst_engine_forward *f, layout *l) {
   const pst_engine_model_info *s = &f->model->info;
   size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = f->any_dense ? (size_t)s->n_ff : 0;
   size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
-         fl = sizeof(float), wide = PST_MAX(q + 2 * kv, f->model->n_conv ? 3 * embd : 0);
+         fl = sizeof(float), wide = PST_MAX(q + 2 * kv, f->model->n_conv_layers ? 3 * embd : 0),
+         values = delta_values(f->model), attended = PST_MAX(q, values);
   f->x = place(l, n * embd * fl);
   f->normed = place(l, n * embd * fl);
   f->qkv = place(l, n * wide * fl);
-  f->attended = place(l, n * PST_MAX(q, f->model->n_conv ? embd : 0) * fl);
+  f->attended = place(l, n * PST_MAX(attended, f->model->n_conv_layers ? embd : 0) * fl);
+  f->gated_queries = place(l, f->model->gated_queries ? n * 2 * q * fl : 0);
+  f->mixed = place(l, n * delta_mixed(f->model) * fl);
+  f->convolved = place(l, n * delta_channels(f->model) * fl);
+  f->ones = place(l, delta_channels(f->model) * fl);
   f->branch = place(l, n * embd * fl);
   f->gate_up = place(l, n * 2 * ff * fl);
   f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
@@ -143,6 +162,7 @@ static void place_all(pst_engine_forward *f, layout *l) {
                                               PST_KERNELS_PART_FLOATS((size_t)s->head_dim) * fl);
   place_input(l, &f->in_normed, n, embd);
   place_input(l, &f->in_attended, n, q);
+  place_input(l, &f->in_recalled, n, values);
   place_input(l, &f->in_gated, n, ff);
   place_input(l, &f->in_kept, (size_t)f->max_logits, embd);
   place_routes(f, l);
@@ -158,6 +178,7 @@ static void place_all(pst_engine_forward *f, layout *l) {
     place_input(l, &y->narrow, ALONE_TOKENS, embd);
     place_input(l, &y->wide, ALONE_TOKENS, ff);
     place_input(l, &y->attended, ALONE_TOKENS, q);
+    place_input(l, &y->recalled, ALONE_TOKENS, values);
   }
 }
 
@@ -227,6 +248,7 @@ int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max
   memset(f->memory, 0, l.used);
   l = (layout){f->memory, 0};
   place_all(f, &l);
+  for (size_t i = 0; i < delta_channels(model); i++) f->ones[i] = 1.0f;
   *ret_forward = f;
   return 0;
 }
@@ -355,6 +377,9 @@ static void store_stage(walk *w, const pst_engine_layer *y) {
       int position = f->position[t];
       uint8_t *page = f->items[f->item_of[t]].pages[position / PST_KERNELS_PAGE];
       size_t slot = (size_t)position % PST_KERNELS_PAGE;
+      const float *both = f->gated_queries + (size_t)t * 2 * q;
+      for (int h = 0; h < s->n_heads && f->model->gated_queries; h++)
+        memcpy(query + (size_t)h * hd, both + (size_t)h * 2 * hd, hd * sizeof *query);
       norm_heads(f, query, s->n_heads, y->q_norm, y->norm_whole);
       norm_heads(f, key, s->n_kv_heads, y->k_norm, y->norm_whole);
       if (r) {
@@ -762,19 +787,125 @@ static void run_experts(walk *w, const pst_engine_layer *y) {
   combine_stage(w);
 }
 
+/* ---- delta nets ---- */
+
+static float *delta_state(const pst_engine_forward *f, const pst_engine_layer *y, int item) {
+  return f->items[item].state + (size_t)y->store * pst_engine_model_state_floats(f->model);
+}
+
+/* Where a sequence keeps the convolution's input at a position. */
+static float *delta_kept(const pst_engine_forward *f, const pst_engine_layer *y, int item, int position) {
+  const pst_engine_model *m = f->model;
+  size_t row = (size_t)(position % (m->n_conv - 1));
+  return delta_state(f, y, item) + delta_values(m) * (size_t)m->delta_head + row * delta_channels(m);
+}
+
+/* The channels of token t through the convolution and SiLU; queries and keys at unit length, queries by 1/sqrt(head) besides. */
+static void convolve_token(const pst_engine_forward *f, const pst_engine_layer *y, int t) {
+  const pst_engine_model *m = f->model;
+  size_t n = delta_channels(m), n_conv = (size_t)m->n_conv, head = (size_t)m->delta_head;
+  float *out = f->convolved + (size_t)t * n;
+  int item = f->item_of[t];
+  memset(out, 0, n * sizeof *out);
+  for (size_t k = 0; k < n_conv; k++) {
+    int before = (int)(n_conv - 1 - k), position = f->position[t] - before;
+    if (position < 0) continue;
+    const float *x = position < f->items[item].first ? delta_kept(f, y, item, position)
+                                                     : f->mixed + (size_t)(t - before) * delta_mixed(m);
+    for (size_t c = 0; c < n; c++) out[c] += y->delta.taps[c * n_conv + k] * x[c];
+  }
+  f->k->gated(PST_KERNELS_SILU, out, f->ones, n, out);
+  const float unit = 1.0f / sqrtf((float)head);
+  for (size_t h = 0; h < 2 * (size_t)m->n_delta_k; h++) {
+    f->k->rmsnorm(out + h * head, NULL, head, 1e-6f / (float)head, out + h * head);
+    f->k->scale(out + h * head, h < (size_t)m->n_delta_k ? unit * unit : unit, head, out + h * head);
+  }
+}
+
+/* The recurrence of value head h over an item's tokens, in order. */
+static void recall_head(const pst_engine_forward *f, const pst_engine_layer *y, int item, size_t h) {
+  const pst_engine_model *m = f->model;
+  size_t head = (size_t)m->delta_head, n_k = (size_t)m->n_delta_k, n_v = (size_t)m->n_delta_v, key = h % n_k;
+  size_t channels = delta_channels(m), values = delta_values(m);
+  float *state = delta_state(f, y, item) + h * head * head;
+  size_t first = (size_t)f->item_start[item], n = (size_t)f->items[item].n;
+  for (size_t t = first; t < first + n; t++) {
+    const float *row = f->convolved + t * channels, *mixed = f->mixed + t * delta_mixed(m);
+    const float *z = mixed + channels + h * head, *beta = mixed + channels + values + h, *alpha = beta + n_v;
+    float x = *alpha + y->delta.alpha_bias[h], soft = x > 20.0f ? x : log1pf(expf(x));
+    float *out = f->attended + t * values + h * head;
+    f->k->delta_rule(state, head, head, row + key * head, row + (n_k + key) * head, row + (2 * n_k + h) * head,
+                     expf(y->delta.rate[h] * soft), 1.0f / (1.0f + expf(-*beta)), out);
+    f->k->rmsnorm(out, y->delta.norm, head, m->norm_eps, out);
+    f->k->gated(PST_KERNELS_SILU, z, out, head, out);
+  }
+}
+
+static void recall_stages(walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_model *m = f->model;
+  size_t channels = delta_channels(m);
+  int begin, end;
+  while (claim(w, f->n_tokens, 1, &begin, &end))
+    for (int t = begin; t < end; t++) convolve_token(f, y, t);
+  next_stage(w); /* kept inputs are read before they are overwritten */
+  while (claim(w, f->n_items * m->n_delta_v, 1, &begin, &end)) {
+    int item = begin / m->n_delta_v, h = begin % m->n_delta_v;
+    const pst_engine_forward_item *it = &f->items[item];
+    recall_head(f, y, item, (size_t)h);
+    for (int i = PST_MAX(it->n - m->n_conv + 1, 0); i < it->n && h == 0; i++) {
+      size_t t = (size_t)f->item_start[item] + (size_t)i;
+      memcpy(delta_kept(f, y, item, it->first + i), f->mixed + t * delta_mixed(m), channels * sizeof(float));
+    }
+  }
+  next_stage(w);
+}
+
+static void run_delta(walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_model *m = f->model;
+  const pst_engine_delta *d = &y->delta;
+  size_t channels = delta_channels(m), values = delta_values(m), n_v = (size_t)m->n_delta_v, all = delta_mixed(m);
+  const pst_kernels_input *in = enter_stage(w, y->attn_norm);
+  product mixed[] = {{&d->qkv, f->mixed, all, NULL, false},
+                     {&d->z, f->mixed + channels, all, NULL, false},
+                     {&d->beta, f->mixed + channels + values, all, NULL, false},
+                     {&d->alpha, f->mixed + channels + values + n_v, all, NULL, false}};
+  run_products(w, mixed, 4, in, f->n_tokens);
+  recall_stages(w, y);
+  in = quantize_stage(w, f->attended, &f->in_recalled, &w->mine->recalled);
+  back_to_x(w, (branch_end){.matrix = &d->out}, in);
+}
+
 /* ---- a layer ---- */
+
+/* Every head's output times the sigmoid of its gate. */
+static void gate_heads_stage(walk *w) {
+  pst_engine_forward *f = w->f;
+  size_t hd = (size_t)f->model->info.head_dim, n_heads = (size_t)f->model->info.n_heads;
+  int begin, end;
+  while (claim(w, f->n_tokens, 1, &begin, &end))
+    for (size_t t = (size_t)begin; t < (size_t)end; t++)
+      for (size_t h = 0; h < n_heads; h++) {
+        float *out = f->attended + (t * n_heads + h) * hd;
+        f->k->gated(PST_KERNELS_SIGMOID, f->gated_queries + (t * n_heads + h) * 2 * hd + hd, out, hd, out);
+      }
+  next_stage(w);
+}
 
 static void run_attention(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   const pst_engine_model_info *s = &f->model->info;
   size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim;
   const pst_kernels_input *in = enter_stage(w, y->attn_norm);
-  product qkv[] = {{&y->q, f->qkv, q + 2 * kv, y->q_bias, false},
+  bool gated = f->model->gated_queries;
+  product qkv[] = {{&y->q, gated ? f->gated_queries : f->qkv, gated ? 2 * q : q + 2 * kv, y->q_bias, false},
                    {&y->k, f->qkv + q, q + 2 * kv, y->k_bias, false},
                    {&y->v, f->qkv + q + kv, q + 2 * kv, y->v_bias, false}};
   run_products(w, qkv, 3, in, f->n_tokens);
   store_stage(w, y);
   attend_stage(w, y);
+  if (gated) gate_heads_stage(w);
   in = quantize_stage(w, f->attended, &f->in_attended, &w->mine->attended);
   back_to_x(w, (branch_end){&y->o, y->o_bias, y->post_attn_norm, y->attn_sum_norm}, in);
 }
@@ -807,6 +938,8 @@ static void run_layer(walk *w, int layer) {
   w->stage = layer * MAX_STAGES_PER_LAYER;
   if (y->conv.in.n_rows)
     run_conv(w, y);
+  else if (y->delta.out.n_rows)
+    run_delta(w, y);
   else
     run_attention(w, y);
   if (y->experts.router.n_rows)

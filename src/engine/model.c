@@ -26,6 +26,7 @@ typedef struct loader {
   bool *taken;    /* per tensor: some part of the table named it */
   bool *asked;    /* per key of the file: something read it */
   const char *output_norm;
+  int n_ahead; /* layers behind the model's own that predict tokens further ahead: left out */
   /* Key heads layer by layer, 0 where a layer does not attend; NULL: all layers are alike. */
   const pst_engine_gguf_value *kv_heads;
   bool no_output_norm; /* the architecture's layers end with a norm of their own */
@@ -474,6 +475,83 @@ static int lfm2_layer(loader *l, int i, pst_engine_layer *y) {
   return code;
 }
 
+static int qwen35_keys(loader *l) {
+  pst_engine_model *m = l->m;
+  char key[128];
+  int inner = 0, code = neox_keys(l);
+  (void)key_of(l, "rope.dimension_sections", key); /* of text all sections have one position */
+  if (!code) code = need_int(l, "ssm.conv_kernel", 2, PST_ENGINE_MAX_CONV, &m->n_conv);
+  if (!code) code = need_int(l, "ssm.state_size", 8, 256, &m->delta_head);
+  if (!code) code = need_int(l, "ssm.group_count", 1, 1024, &m->n_delta_k);
+  if (!code) code = need_int(l, "ssm.time_step_rank", 1, 1024, &m->n_delta_v);
+  if (!code) code = need_int(l, "ssm.inner_size", 1, 1 << 20, &inner);
+  if (code) return code;
+  m->gated_queries = true;
+  if (inner != m->n_delta_v * m->delta_head || m->n_delta_v % m->n_delta_k || inner % PST_KERNELS_BLOCK)
+    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                         "a delta net of %d value heads over %d key heads of %d, %d wide", m->n_delta_v, m->n_delta_k,
+                         m->delta_head, inner);
+  return 0;
+}
+
+/* Whether layer i has a delta net: as a list of layers says, else all but every n-th. */
+static int is_recurrent(loader *l, int i, bool *ret) {
+  char key[128];
+  int interval = 4, code = want_int(l, "full_attention_interval", 1, 1024, &interval);
+  if (code) return code;
+  *ret = (i + 1) % interval != 0;
+  const pst_engine_gguf_value *list = NULL;
+  if (!pst_engine_gguf_find(l->m->gguf, key_of(l, "attention.recurrent_layers", key))) return 0;
+  code = pst_engine_gguf_get_array(l->m->gguf, key, PST_ENGINE_GGUF_BOOLS, &list, l->err);
+  if (code) return code;
+  int n_all = l->m->info.n_layers + l->n_ahead;
+  if (list->n != (uint64_t)n_all)
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "key '%s' has %llu entries for %d layers", key,
+                         (unsigned long long)list->n, n_all);
+  *ret = pst_engine_gguf_value_bool(list, (uint64_t)i);
+  return 0;
+}
+
+static int load_delta(loader *l, int i, pst_engine_delta *y) {
+  const pst_engine_model *m = l->m;
+  size_t embd = (size_t)m->info.n_embd, head = (size_t)m->delta_head, n_v = (size_t)m->n_delta_v;
+  size_t values = n_v * head, channels = 2 * (size_t)m->n_delta_k * head + values;
+  char name[64];
+  int code = layer_matrix(l, i, "attn_qkv", channels, embd, &y->qkv);
+  if (!code) code = layer_matrix(l, i, "attn_gate", values, embd, &y->z);
+  if (!code) code = layer_matrix(l, i, "ssm_beta", n_v, embd, &y->beta);
+  if (!code) code = layer_matrix(l, i, "ssm_alpha", n_v, embd, &y->alpha);
+  if (!code) code = layer_matrix(l, i, "ssm_out", embd, values, &y->out);
+  snprintf(name, sizeof name, "blk.%d.ssm_conv1d.weight", i);
+  if (!code) code = load_floats(l, name, channels, (size_t)m->n_conv, true, &y->taps);
+  if (!code) code = layer_row(l, i, "ssm_a", n_v, true, &y->rate);
+  if (!code) code = layer_row(l, i, "ssm_dt.bias", n_v, true, &y->alpha_bias);
+  if (!code) code = layer_row(l, i, "ssm_norm.weight", head, true, &y->norm);
+  return code;
+}
+
+static int qwen35_attention(loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model_info *f = &l->m->info;
+  size_t embd = (size_t)f->n_embd, hd = (size_t)f->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
+  int code = layer_matrix(l, i, "attn_q", 2 * q, embd, &y->q);
+  if (!code) code = layer_matrix(l, i, "attn_k", kv, embd, &y->k);
+  if (!code) code = layer_matrix(l, i, "attn_v", kv, embd, &y->v);
+  if (!code) code = layer_matrix(l, i, "attn_output", embd, q, &y->o);
+  return code ? code : load_head_norms(l, i, false, y);
+}
+
+static int qwen35_layer(loader *l, int i, pst_engine_layer *y) {
+  size_t embd = (size_t)l->m->info.n_embd;
+  bool recurrent = false;
+  int code = is_recurrent(l, i, &recurrent);
+  if (!code) code = layer_row(l, i, "attn_norm.weight", embd, true, &y->attn_norm);
+  if (!code) code = recurrent ? load_delta(l, i, &y->delta) : qwen35_attention(l, i, y);
+  if (!code) code = layer_row(l, i, "post_attention_norm.weight", embd, true, &y->ffn_norm);
+  if (!code) code = load_feed_forward(l, i, y);
+  return code;
+}
+
 /* Norms stand behind the branches only, and over the whole of queries and keys. */
 static int olmo2_layer(loader *l, int i, pst_engine_layer *y) {
   int code = load_attention(l, i, y);
@@ -743,6 +821,7 @@ static const struct architecture {
     {"qwen3moe", qwen3moe_keys, qwen3moe_layer},
     {"gpt-oss", gpt_oss_keys, gpt_oss_layer},
     {"lfm2", lfm2_keys, lfm2_layer},
+    {"qwen35", qwen35_keys, qwen35_layer},
     {"bert", bert_keys, bert_layer},
     {"nomic-bert", nomic_bert_keys, nomic_bert_layer},
     {"gemma-embedding", gemma_embedding_keys, gemma_embedding_layer},
@@ -791,6 +870,8 @@ static int read_shape(loader *l) {
   pst_engine_model_info *f = &l->m->info;
   double eps = 1e-6;
   int code = need_int(l, "block_count", 1, 1024, &f->n_layers);
+  if (!code && !strcmp(l->arch, "qwen35")) code = want_int(l, "nextn_predict_layers", 0, f->n_layers - 1, &l->n_ahead);
+  f->n_layers -= l->n_ahead;
   if (!code) code = need_int(l, "context_length", 1, 1 << 30, &f->n_ctx_train);
   if (!code) code = need_int(l, "embedding_length", 32, 1 << 17, &f->n_embd);
   if (!code) code = need_int(l, "feed_forward_length", 32, 1 << 19, &f->n_ff);
@@ -857,14 +938,17 @@ static int load_table(loader *l, const struct architecture *a) {
   l->table = 0;
   l->n_jobs = 0;
   l->output_norm = "output_norm.weight";
-  m->n_conv_layers = m->n_attention_layers = 0;
+  m->n_conv_layers = m->n_delta_layers = m->n_attention_layers = 0;
   int code = a->keys(l);
   if (!code) code = load_matrix(l, "token_embd.weight", (size_t)m->info.n_vocab, (size_t)m->info.n_embd, &m->embedding);
   if (!code) code = load_end(l);
   for (int i = 0; i < m->info.n_layers && !code; i++) {
     memset(&m->layers[i], 0, sizeof m->layers[i]);
     code = a->layer(l, i, &m->layers[i]);
-    m->layers[i].store = m->layers[i].conv.in.n_rows ? m->n_conv_layers++ : m->n_attention_layers++;
+    int *n_alike = m->layers[i].conv.in.n_rows     ? &m->n_conv_layers
+                   : m->layers[i].delta.out.n_rows ? &m->n_delta_layers
+                                                   : &m->n_attention_layers;
+    m->layers[i].store = (*n_alike)++;
   }
   return code;
 }
@@ -875,6 +959,16 @@ static const char *const silent_keys[] = {
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
 };
+
+/* Whether a tensor belongs to a layer that is left out. */
+static bool is_ahead(const loader *l, pst_str name) {
+  char prefix[32];
+  for (int i = 0; i < l->n_ahead; i++) {
+    snprintf(prefix, sizeof prefix, "blk.%d.", l->m->info.n_layers + i);
+    if (pst_str_starts(name, pst_str_from(prefix))) return true;
+  }
+  return false;
+}
 
 /* What the file says and nobody read would be ignored in silence: refused by name. */
 static int refuse_leftovers(loader *l) {
@@ -889,8 +983,8 @@ static int refuse_leftovers(loader *l) {
                          (int)PST_MIN(name.n, (size_t)100), name.data, l->arch);
   }
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(l->m->gguf); i++) {
-    if (l->taken[i]) continue;
     pst_str name = pst_engine_gguf_tensor_at(l->m->gguf, i)->name;
+    if (l->taken[i] || is_ahead(l, name)) continue;
     return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
                          "tensor '%.*s' has no place in architecture %s as this program knows it", (int)name.n,
                          name.data, l->arch);
@@ -1036,6 +1130,12 @@ done:
   return code;
 }
 
+size_t pst_engine_model_state_floats(const pst_engine_model *m) {
+  size_t head = (size_t)m->delta_head, values = (size_t)m->n_delta_v * head;
+  size_t channels = 2 * (size_t)m->n_delta_k * head + values;
+  return m->n_delta_layers ? values * head + (size_t)(m->n_conv - 1) * channels : 0;
+}
+
 static int64_t matrix_bytes(const pst_kernels_matrix *m) { return (int64_t)(m->n_groups * m->group_bytes); }
 
 static int64_t step_bytes(const pst_engine_model *m) {
@@ -1043,8 +1143,10 @@ static int64_t step_bytes(const pst_engine_model *m) {
   for (int i = 0; i < m->info.n_layers; i++) {
     const pst_engine_layer *y = &m->layers[i];
     const pst_engine_experts *e = &y->experts;
-    const pst_kernels_matrix *all[] = {&y->q,  &y->k,    &y->v,       &y->o,        &y->gate,
-                                       &y->up, &y->down, &y->conv.in, &y->conv.out, &e->router};
+    const pst_engine_delta *d = &y->delta;
+    const pst_kernels_matrix *all[] = {&y->q,   &y->k,    &y->v,       &y->o,        &y->gate,
+                                       &y->up,  &y->down, &y->conv.in, &y->conv.out, &e->router,
+                                       &d->qkv, &d->z,    &d->beta,    &d->alpha,    &d->out};
     for (size_t k = 0; k < PST_ARRAY_LEN(all); k++) bytes += matrix_bytes(all[k]);
     bytes +=
         m->n_experts_used * (matrix_bytes(&e->gate.shape) + matrix_bytes(&e->up.shape) + matrix_bytes(&e->down.shape));
@@ -1082,6 +1184,7 @@ static int open_model(const char *path, int n_threads, const char *packed_dir, p
         (int64_t)m->n_attention_layers * f->n_kv_heads * 2 *
             (int64_t)(pst_kernels_page_bytes(PST_TYPE_F16, (size_t)f->head_dim) / PST_KERNELS_PAGE) +
         (int64_t)m->n_conv_layers * PST_ENGINE_CONV_KEPT * f->n_embd * 4 / PST_KERNELS_PAGE;
+  f->state_bytes = (int64_t)pst_engine_model_state_floats(m) * m->n_delta_layers * (int64_t)sizeof(float);
   f->step_bytes = step_bytes(m);
   uint64_t identity[3] = {map->inode, map->mtime_ns, map->n};
   m->content_key = pst_hash64(identity, sizeof identity, 1);

@@ -55,6 +55,17 @@ typedef struct pst_engine_layernorm {
   const float *weight, *bias;
 } pst_engine_layernorm;
 
+/* A gated delta net in the place of attention (Qwen 3.5): qkv through a causal convolution, then the recurrence of every value head over the
+ * positions, its output normed and gated by z. Channels are queries and keys of n_delta_k heads, then values of n_delta_v heads; value head h reads key head h
+ * mod n_delta_k. */
+typedef struct pst_engine_delta {
+  pst_kernels_matrix qkv, z, beta, alpha; /* [channels][n_embd], [values][n_embd], [n_delta_v][n_embd] twice */
+  pst_kernels_matrix out;                 /* [n_embd][values]; n_rows 0: the layer has none */
+  const float *taps;                      /* [channels][n_conv], the oldest position's first */
+  const float *rate, *alpha_bias;         /* [n_delta_v]: the state decays by exp(rate * softplus(alpha + bias)) */
+  const float *norm;                      /* [delta_head], of every head's output */
+} pst_engine_delta;
+
 /* Shapes: x is [n_embd]; matrices are [rows][cols]; norms are float32 rows; NULL: the layer does without. */
 typedef struct pst_engine_layer {
   const float *attn_norm;     /* [n_embd] before attention; NULL: x goes in as it is */
@@ -74,8 +85,9 @@ typedef struct pst_engine_layer {
   pst_engine_layernorm attn_sum_norm, ffn_sum_norm; /* over x when the branch has been added to it */
   pst_engine_experts experts;
   pst_engine_conv conv;
+  pst_engine_delta delta;
   const float *post_ffn_norm;
-  int store; /* number of the layer among those that keep what it keeps in pages (keys and values, or inputs of a convolution) */
+  int store; /* number of the layer among those that keep what it keeps (keys and values, inputs of a convolution, a recurrent state) */
   int window; /* 0: attends to everything before; else to the last `window` positions */
   int rope;   /* index into the model's ropes; -1: positions leave no mark on queries and keys */
 } pst_engine_layer;
@@ -119,13 +131,19 @@ struct pst_engine_model {
   pst_kernels_gate gate;
   int n_experts, n_experts_used, n_ff_expert; /* 0: no layer has experts */
   int n_conv;                                 /* positions that a convolution sees; 0: no layer has one */
-  int n_attention_layers, n_conv_layers;
+  int n_delta_k, n_delta_v, delta_head;       /* key and value heads of delta nets, and their size */
+  int n_attention_layers, n_conv_layers, n_delta_layers;
+  bool gated_queries; /* a head's query is followed by the gate of its output: attn_q is [n_heads][2][head_dim] */
   pst_engine_encoding encoding;
   void *packed; /* one block behind all packed matrices and norms; NULL: it is mapped */
   size_t packed_bytes;
   pst_map packed_map;   /* data NULL: it was packed here */
   uint64_t content_key; /* root of prefix keys: file identity */
 };
+
+/* Floats of one delta net's state of one sequence: [n_delta_v][delta_head keys][delta_head values], then the convolution's inputs at the last n_conv - 1
+ * positions, position p's in row p mod (n_conv - 1). 0: the model has no delta net. */
+size_t pst_engine_model_state_floats(const pst_engine_model *m);
 
 /* As pst_engine_model_open, but no weight is read: a model to ask about (info.packed_bytes: what packing would take), not one to run. */
 int pst_engine_model_examine(const char *path, pst_engine_model **ret_model, pst_error *err);

@@ -95,6 +95,7 @@ int pst_engine_session_create(const pst_engine_model *m, const pst_engine_reques
   size_t n_pages = ((size_t)s->seq.n_max + PST_ENGINE_PAGE - 1) / PST_ENGINE_PAGE;
   s->seq.pages = pst_calloc(n_pages, sizeof *s->seq.pages);
   s->page_memory = pst_calloc(n_pages, sizeof *s->page_memory);
+  s->state = -1;
   s->bias = pst_malloc(r->sampling.n_bias * sizeof *s->bias);
   code = s->seq.tokens && s->seq.pages && s->page_memory && s->bias ? copy_stops(s, r) : PST_E_NOMEM;
   if (code) goto done;

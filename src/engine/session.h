@@ -31,6 +31,7 @@ typedef struct pst_engine_session {
   pst_engine_callback callback;
   void *user;
   uint8_t **page_memory; /* the page table as the kernels read it */
+  int state;             /* number of its recurrent state; -1: none yet */
   pst_engine_text_stream stream;
   pst_buf text;       /* decoded, not yet sent: may begin a stop string */
   int n_prompt_given; /* tokens of the prompt as submitted (healing takes some away) */

@@ -105,6 +105,7 @@ static float gated_one(pst_kernels_gate kind, float x, float up) {
     up = (up > -PST_SWIGLU_LIMIT ? up : -PST_SWIGLU_LIMIT) + 1.0f;
     z = PST_SWIGLU_FACTOR * x;
   }
+  if (kind == PST_KERNELS_SIGMOID) x = 1.0f;
   return x / (1.0f + pst_exp(z)) * up;
 }
 
@@ -161,6 +162,21 @@ static size_t ref_screen_pass(const float *x, const float *radius, float reach, 
     if (passes) ret_groups[n_groups++] = first + (int32_t)(at / PST_LANES);
   }
   return n_groups;
+}
+
+static void ref_delta_rule(float *state, size_t n_k, size_t n_v, const float *q, const float *k, const float *v,
+                           float decay, float beta, float *out) {
+  for (size_t j = 0; j < n_v; j++) {
+    float known = 0.0f, answer = 0.0f;
+    for (size_t i = 0; i < n_k; i++) known = fmaf(state[i * n_v + j] * decay, k[i], known);
+    float delta = (v[j] - known) * beta;
+    for (size_t i = 0; i < n_k; i++) {
+      float *s = &state[i * n_v + j];
+      *s = fmaf(k[i], delta, *s * decay);
+      answer = fmaf(*s, q[i], answer);
+    }
+    out[j] = answer;
+  }
 }
 
 static float ref_sum_exp(const float *x, size_t n, float max) {
@@ -457,6 +473,7 @@ const pst_kernels *pst_kernels_table_scalar(void) {
       .rope = ref_rope,
       .argmax = ref_argmax,
       .screen_pass = ref_screen_pass,
+      .delta_rule = ref_delta_rule,
       .sum_exp = ref_sum_exp,
       .matmul = ref_matmul,
       .store_key = ref_store_key,

@@ -274,7 +274,7 @@ static int classifier_plan(const pst_optimizer_live *l, const char *artefact, ps
   pst_optimizer_space space;
   (void)snprintf(own.artefact, sizeof own.artefact, "%s", artefact);
   alone.v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_ALONE;
-  int code = pst_optimizer_space_init(&space, l->info, &unused, 1, l->threads, NULL, &own, err);
+  int code = pst_optimizer_space_init(&space, l->info, &unused, 1, l->threads, NULL, NULL, &own, err);
   if (!code) code = parse_choice(&space, &alone, ret, err);
   pst_optimizer_space_done(&space);
   return code;

@@ -268,13 +268,13 @@ static void test_gemma3_mixes(void **state) {
   run_model("PENSTOCK_TEST_GEMMA3", test_scale(10, 2, 100));
 }
 
-/* Experts, sinks, positions that scale queries, convolutions; in floats and quantized. */
+/* Experts, sinks, positions that scale queries, convolutions, recurrent states; in floats and quantized. */
 static void test_tiny_mixes(void **state) {
   (void)state;
   static const struct {
     const char *name, *type;
-  } models[] = {{"qwen3moe", "Q8_0"}, {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"},
-                {"mistral3", "Q4_0"}, {"lfm2", "Q8_0"},  {"lfm2", NULL}};
+  } models[] = {{"qwen3moe", "Q8_0"}, {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"}, {"mistral3", "Q4_0"},
+                {"lfm2", "Q8_0"},     {"lfm2", NULL},    {"qwen35", "Q8_0"},       {"qwen35", NULL}};
   char *dir = test_temp_dir();
   for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
     const char *path = test_temp_path(dir, "model.gguf");

@@ -24,7 +24,7 @@ static void check_inputs_same(const char *what, const check_input *want, const c
 }
 
 static const pst_kernels_gate gates[] = {PST_KERNELS_SILU, PST_KERNELS_GELU_TANH, PST_KERNELS_SWIGLU_CLAMPED,
-                                         PST_KERNELS_GELU_ERF};
+                                         PST_KERNELS_GELU_ERF, PST_KERNELS_SIGMOID};
 
 static void quantizers(void **state) {
   (void)state;
@@ -104,6 +104,41 @@ static void elementwise(void **state) {
       check_free(y);
       check_free(a);
       check_free(b);
+    }
+}
+
+/* One step on random states, against the scalar table; and of that the answers against the rule in double. */
+static void delta_rules(void **state) {
+  (void)state;
+  for (const pst_kernels **t = check_tables(); *t; t++)
+    for (int round = 0; round < 100; round++) {
+      size_t n_k = 1 + check_below(round % 5 ? 40 : 130), n_v = 1 + check_below(round % 5 ? 40 : 130);
+      float *a = check_alloc(n_k * n_v * 4, 4 * check_below(16)), *b = check_alloc(n_k * n_v * 4, 4 * check_below(16));
+      float *q = check_alloc(n_k * 4, 4), *k = check_alloc(n_k * 4, 8), *v = check_alloc(n_v * 4, 12);
+      float *out_a = check_alloc(n_v * 4, 0), *out_b = check_alloc(n_v * 4, 4);
+      float decay = (float)check_below(1000) / 1000.0f, beta = (float)check_below(1000) / 1000.0f;
+      check_fill(a, n_k * n_v);
+      check_fill(q, n_k);
+      check_fill(k, n_k);
+      check_fill(v, n_v);
+      memcpy(b, a, n_k * n_v * 4);
+      size_t j = check_below(n_v);
+      double known = 0, answer = 0, size = 0;
+      for (size_t i = 0; i < n_k; i++) known += (double)(a[i * n_v + j] * decay) * (double)k[i];
+      for (size_t i = 0; i < n_k; i++) {
+        double delta = ((double)v[j] - known) * (double)beta;
+        answer += ((double)(a[i * n_v + j] * decay) + (double)k[i] * delta) * (double)q[i];
+        size += (fabs((double)a[i * n_v + j]) + fabs((double)k[i] * delta)) * fabs((double)q[i]);
+        size += fabs((double)k[i] * (double)q[i]) * 1e2 * fabs(known);
+      }
+      scalar()->delta_rule(a, n_k, n_v, q, k, v, decay, beta, out_a);
+      (*t)->delta_rule(b, n_k, n_v, q, k, v, decay, beta, out_b);
+      check_same(name_of(*t, "delta_rule", n_k, n_v, 0), out_a, out_b, n_v);
+      check_same(name_of(*t, "delta_rule state", n_k, n_v, 0), a, b, n_k * n_v);
+      if (fabs((double)out_a[j] - answer) > 1e-4 * size + 1e-30)
+        fail_msg("delta_rule %zu x %zu: %g, not %g", n_k, n_v, (double)out_a[j], answer);
+      float *all[] = {a, b, q, k, v, out_a, out_b};
+      for (size_t i = 0; i < PST_ARRAY_LEN(all); i++) check_free(all[i]);
     }
 }
 
@@ -445,6 +480,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(quantizers),
       cmocka_unit_test(elementwise),
+      cmocka_unit_test(delta_rules),
       cmocka_unit_test(activations_are_accurate),
       cmocka_unit_test(layernorm_is_accurate),
       cmocka_unit_test(ropes),

@@ -98,7 +98,8 @@ static bool tensor_of(const maker *m, const pst_json *row, tensor *ret) {
   string_of(pst_json_at(row, 0), ret->name, sizeof ret->name);
   string_of(pst_json_at(row, 1), type, sizeof type);
   for (size_t i = 0; i < 4; i++) ret->dims[i] = i < ret->n_dims ? (uint64_t)pst_json_int(pst_json_at(dims, i), 0) : 1;
-  bool is_taps = strstr(ret->name, "conv.conv") != NULL, is_bias = strstr(ret->name, ".bias") != NULL;
+  bool is_taps = strstr(ret->name, "conv.conv") || strstr(ret->name, "conv1d"),
+       is_bias = strstr(ret->name, ".bias") != NULL;
   bool is_matrix = ret->n_dims > 1 && !is_taps && !is_bias;
   const char *named = m->change->type && is_matrix && !strcmp(type, "F32") ? m->change->type : type;
   const pst_kernels_type_row *info = pst_kernels_type_find(pst_str_from(named));
@@ -131,6 +132,7 @@ static void write_tensor(maker *m, const tensor *t) {
   }
   size_t length = strlen(t->name), cols = t->dims[0], rows = t->dims[1] * t->dims[2];
   float mean = length > 11 && !strcmp(t->name + length - 11, "norm.weight") ? 1.0f : 0.0f;
+  if (length > 5 && !strcmp(t->name + length - 5, "ssm_a")) mean = -0.5f;
   if (cols > PST_ARRAY_LEN(x)) abort();
   for (size_t k = 0; k < rows; k++) {
     for (size_t i = 0; i < cols; i++)

@@ -6,17 +6,17 @@
 #include <cpuid.h>
 #include <pthread.h>
 
-#define TABLE(isa_name, isa)                                                                        \
-  {                                                                                                 \
-    .name = isa_name, .quantize = pst_kernels_quantize_##isa, .rmsnorm = pst_kernels_rmsnorm_##isa, \
-    .rmsnorm_quantize = pst_kernels_rmsnorm_quantize_##isa, .gated = pst_kernels_gated_##isa,       \
-    .gated_quantize = pst_kernels_gated_quantize_##isa, .layernorm = pst_kernels_layernorm_##isa,   \
-    .add = pst_kernels_add_##isa, .scale = pst_kernels_scale_##isa, .rope = pst_kernels_rope_##isa, \
-    .argmax = pst_kernels_argmax_##isa, .screen_pass = pst_kernels_screen_pass_##isa,               \
-    .sum_exp = pst_kernels_sum_exp_##isa, .matmul = pst_kernels_matmul_##isa,                       \
-    .store_key = pst_kernels_store_key_##isa, .store_value = pst_kernels_store_value_##isa,         \
-    .attention = pst_kernels_attention_##isa, .attention_part = pst_kernels_attention_part_##isa,   \
-    .attention_merge = pst_kernels_attention_merge_##isa,                                           \
+#define TABLE(isa_name, isa)                                                                                  \
+  {                                                                                                           \
+    .name = isa_name, .quantize = pst_kernels_quantize_##isa, .rmsnorm = pst_kernels_rmsnorm_##isa,           \
+    .rmsnorm_quantize = pst_kernels_rmsnorm_quantize_##isa, .gated = pst_kernels_gated_##isa,                 \
+    .gated_quantize = pst_kernels_gated_quantize_##isa, .layernorm = pst_kernels_layernorm_##isa,             \
+    .add = pst_kernels_add_##isa, .scale = pst_kernels_scale_##isa, .rope = pst_kernels_rope_##isa,           \
+    .argmax = pst_kernels_argmax_##isa, .screen_pass = pst_kernels_screen_pass_##isa,                         \
+    .sum_exp = pst_kernels_sum_exp_##isa, .delta_rule = pst_kernels_delta_rule_##isa,                         \
+    .matmul = pst_kernels_matmul_##isa, .store_key = pst_kernels_store_key_##isa,                             \
+    .store_value = pst_kernels_store_value_##isa, .attention = pst_kernels_attention_##isa,                   \
+    .attention_part = pst_kernels_attention_part_##isa, .attention_merge = pst_kernels_attention_merge_##isa, \
   }
 
 typedef struct cpu_features {

@@ -28,6 +28,8 @@
   size_t pst_kernels_argmax_##isa(const float *x, size_t n);                                                           \
   size_t pst_kernels_screen_pass_##isa(const float *x, const float *radius, float reach, float floor, size_t n,        \
                                        int32_t first, int32_t *ret_groups);                                            \
+  void pst_kernels_delta_rule_##isa(float *state, size_t n_k, size_t n_v, const float *q, const float *k,              \
+                                    const float *v, float decay, float beta, float *out);                              \
   float pst_kernels_sum_exp_##isa(const float *x, size_t n, float max);                                                \
   void pst_kernels_store_key_##isa(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);     \
   void pst_kernels_store_value_##isa(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);   \
