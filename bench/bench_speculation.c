@@ -3,7 +3,7 @@
  *
  *     bench_speculation MODEL.gguf PAIRS THREADS MAX_TOKENS <requests
  *
- * stdin: JSON lines {"prompt": TEXT, "past": BOOL}. The answers to the past ones, decoded without drafts first, become the corpus. The others are asked one at a time,
+ * stdin: JSON lines {"prompt": TEXT, "past": BOOL, "temperature": NUMBER}. The answers to the past ones, decoded without drafts first, become the corpus. The others are asked one at a time,
  * each in every mode one after the other, the order turning, so that a noisy machine hits all alike. An answer ends with its line. stdout: one JSON object;
  * times are those from an answer's first token to its last. It fails when a mode gives other tokens. Without arguments (make bench) it says so and ends. */
 #include <stdio.h>
@@ -18,6 +18,7 @@ static const char *const mode_names[MODES] = {"none", "lookup", "answers"};
 typedef struct request {
   pst_engine_tokens prompt;
   bool past;
+  float temperature;
 } request;
 
 typedef struct answer {
@@ -69,7 +70,8 @@ static void ask(pst_engine *engine, const request *r, int max_tokens, int mode, 
                           .n_logprobs = -1,
                           .callback = on_event,
                           .user = a};
-  q.sampling.temperature = 0;
+  q.sampling.temperature = r->temperature;
+  q.sampling.seed = 1;
   if (pst_engine_submit(engine, &q, &id, &err)) die(&err);
   pthread_mutex_lock(&a->lock);
   while (!a->done) pthread_cond_wait(&a->ended, &a->lock);
@@ -88,6 +90,7 @@ static request *read_requests(const pst_engine_model *model, size_t *ret_n) {
     if (pst_json_parse(line, (size_t)length, "stdin", &doc, &err)) die(&err);
     const pst_json *root = pst_json_root(doc);
     requests[n].past = pst_json_bool(pst_json_get(root, "past"), false);
+    requests[n].temperature = (float)pst_json_double(pst_json_get(root, "temperature"), 0);
     if (pst_engine_tokenize(model, pst_json_str(pst_json_get(root, "prompt")), false, true, &requests[n].prompt, &err))
       die(&err);
     pst_json_free(doc);

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Decoding with speculation against decoding without: interleaved, ratio of each pair, median and spread.
 
-    bench/compare_speculation.py [--rows snips,star] [--past 400] [--asked 40] [--pairs 10] [--threads 2] [--data FOLDER] MODEL.gguf
+    bench/compare_speculation.py [--rows snips,star,noise] [--past 400] [--asked 40] [--pairs 10] [--threads 2] [--data FOLDER] MODEL.gguf
 
-snips: a text becomes JSON of intent and slots, eight examples in the prompt. star: the next reply of a support dialogue. The corpus holds the model's own greedy answers
+snips: a text becomes JSON of intent and slots, eight examples in the prompt. star: the next reply of a support dialogue. noise: the same
+at temperature 1.5, which repeats nothing: what speculation costs where it cannot help. The corpus holds the model's own answers
 to requests of one half of the data; those that are timed come from the other half. A pair asks each request in every mode (none; lookup: drafts from its own text; answers:
 from the corpus too), back to back, in turning order. Ratio above 1: faster than without drafts, from an answer's first token to its last. All modes must give the same tokens.
 """
@@ -52,10 +53,11 @@ def quartiles(values):
 
 
 def one_row(name, args):
-    prompts = {"snips": snips, "star": star}[name](args.data)
+    prompts = {"snips": snips, "star": star, "noise": star}[name](args.data)
     half = len(prompts) // 2
-    requests = [{"prompt": p, "past": True} for p in prompts[: min(args.past, half)]]
-    requests += [{"prompt": p, "past": False} for p in prompts[half : half + args.asked]]
+    temperature = 1.5 if name == "noise" else 0
+    requests = [{"prompt": p, "past": True, "temperature": temperature} for p in prompts[: min(args.past, half)]]
+    requests += [{"prompt": p, "past": False, "temperature": temperature} for p in prompts[half : half + args.asked]]
     program = ROOT / "build" / "gcc" / "bench" / "bench_speculation"
     done = subprocess.run([program, args.model, str(args.pairs), str(args.threads), str(args.max_tokens)], input="".join(json.dumps(r) + "\n" for r in requests), capture_output=True, text=True)
     if done.returncode:
@@ -76,7 +78,7 @@ def one_row(name, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", metavar="MODEL.gguf")
-    parser.add_argument("--rows", default="snips,star")
+    parser.add_argument("--rows", default="snips,star,noise")
     parser.add_argument("--past", type=int, default=400, help="answers in the corpus")
     parser.add_argument("--asked", type=int, default=40)
     parser.add_argument("--pairs", type=int, default=10)

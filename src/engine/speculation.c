@@ -60,7 +60,7 @@ void pst_engine_curve_note(pst_engine_step_curve *c, int rows, double us) {
 
 void pst_engine_speculation_choose(const pst_engine_step_curve *c, int rows, pst_engine_offer *offers, int n) {
   enum { MOST = PST_ENGINE_CURVE_ROWS };
-  int order[MOST], n_order = 0, best = 0;
+  int order[MOST] = {0}, n_order = 0, best = 0;
   double reached[256];
   for (int i = 0; i < n; i++) {
     offers[i].n_chosen = 0;
