@@ -9,9 +9,8 @@ typedef struct pst_engine_forward_item {
   const int32_t *tokens; /* the n tokens */
   int first, n;          /* absolute position of the first */
   int n_logits;          /* hidden states of the last n_logits tokens are kept */
-  uint8_t *const *
-      pages; /* page of each PST_KERNELS_PAGE positions, up to the last token's; of an encoder, whose items are whole texts: space for the
-                          * step alone */
+  /* Page of each PST_KERNELS_PAGE positions, up to the last token's; of an encoder, whose items are whole texts, space for the step alone. */
+  uint8_t *const *pages;
   float *state; /* the sequence's recurrent state, model info's state_bytes; zeros before its first token */
 } pst_engine_forward_item;
 
