@@ -153,6 +153,13 @@ DELTA_CONFIG = dict(head_dim=HEAD, linear_conv_kernel_dim=DELTA["conv"], linear_
 KINDS["qwen35"] = dict(layers=4, delta=True, minus=True, head_norms=HEAD, q_gate=True, ffn_norm="post_attention_norm", config=("Qwen3_5TextConfig", {
     **DELTA_CONFIG, "rope_parameters": {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1],
                                         "mrope_interleaved": True}}))
+SHARED_FF = 32
+HYBRID_MOE = {**MOE, "shared_expert_intermediate_size": SHARED_FF}
+QWEN35 = KINDS["qwen35"]
+KINDS["qwen35moe"] = {**QWEN35, "experts": "qwen3", "shared": True,
+                      "config": ("Qwen3_5MoeTextConfig", {**QWEN35["config"][1], **HYBRID_MOE})}
+KINDS["qwen3next"] = {**KINDS["qwen35moe"], "delta_heads": "grouped", "config": ("Qwen3NextConfig", {
+    **DELTA_CONFIG, **HYBRID_MOE, "decoder_sparse_step": 1, "rope_parameters": {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.5}})}
 KINDS["qwen35-mtp"] = {**KINDS["qwen35"], "mtp": True}
 # transformers' names where they are not Llama's.
 NAMES = {"lfm2": {"model.norm": "model.embedding_norm", "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm",
@@ -206,7 +213,13 @@ def feed_forward_state(kind, config, a, b):
     down = expert_matrix(kind, a + "ffn_down_exps.weight", n, EMBD, EXPERT_FF)
     router = tensor(a + "ffn_gate_inp.weight", n, EMBD)
     if experts == "qwen3":
-        return {b + "mlp.gate.weight": router, b + "mlp.experts.gate_up_proj": torch.cat((gate, up), 1), b + "mlp.experts.down_proj": down}
+        state = {b + "mlp.gate.weight": router, b + "mlp.experts.gate_up_proj": torch.cat((gate, up), 1), b + "mlp.experts.down_proj": down}
+        if kind.get("shared"):
+            state[b + "mlp.shared_expert_gate.weight"] = tensor(a + "ffn_gate_inp_shexp.weight", 1, EMBD)
+            state[b + "mlp.shared_expert.gate_proj.weight"] = tensor(a + "ffn_gate_shexp.weight", SHARED_FF, EMBD)
+            state[b + "mlp.shared_expert.up_proj.weight"] = tensor(a + "ffn_up_shexp.weight", SHARED_FF, EMBD)
+            state[b + "mlp.shared_expert.down_proj.weight"] = tensor(a + "ffn_down_shexp.weight", EMBD, SHARED_FF)
+        return state
     gate_bias, up_bias = tensor(a + "ffn_gate_exps.bias", n, EXPERT_FF), tensor(a + "ffn_up_exps.bias", n, EXPERT_FF)
     return {b + "mlp.router.weight": router, b + "mlp.router.bias": tensor(a + "ffn_gate_inp.bias", n),
             b + "mlp.experts.gate_up_proj": torch.stack((gate, up), 2).reshape(n, 2 * EXPERT_FF, EMBD).transpose(1, 2).contiguous(),
@@ -240,7 +253,22 @@ def untile(w, dim, head):
     return w.reshape(*shape[:dim], n, DELTA["n_k"], head, *shape[dim + 1:]).transpose(dim, dim + 1).reshape(shape)
 
 
+def grouped_delta_state(a, b):
+    """Qwen 3 Next: value heads stand by key head, and the projections have each key head's parts together."""
+    d, n_k, n_v = DELTA["head"], DELTA["n_k"], DELTA["n_v"]
+    keys, values = d * n_k, d * n_v
+    q, k, v = tensor(a + "attn_qkv.weight", 2 * keys + values, EMBD).split((keys, keys, values))
+    parts = [x.reshape(n_k, -1, EMBD) for x in (q, k, v, tensor(a + "attn_gate.weight", values, EMBD))]
+    b += "linear_attn."
+    return {b + "in_proj_qkvz.weight": torch.cat(parts, 1).reshape(-1, EMBD), b + "in_proj_ba.weight": tensor(a + "ssm_ba.weight", 2 * n_v, EMBD),
+            b + "conv1d.weight": tensor(a + "ssm_conv1d.weight", 2 * keys + values, DELTA["conv"]).unsqueeze(1),
+            b + "dt_bias": tensor(a + "ssm_dt.bias", n_v), b + "A_log": torch.log(-tensor(a + "ssm_a", n_v)),
+            b + "norm.weight": tensor(a + "ssm_norm.weight", d), b + "out_proj.weight": tensor(a + "ssm_out.weight", EMBD, values)}
+
+
 def delta_state(kind, a, b):
+    if kind.get("delta_heads") == "grouped":
+        return grouped_delta_state(a, b)
     d, n_v = DELTA["head"], DELTA["n_v"]
     keys, values = d * DELTA["n_k"], d * n_v
     qkv, conv = tensor(a + "attn_qkv.weight", 2 * keys + values, EMBD), tensor(a + "ssm_conv1d.weight", 2 * keys + values, DELTA["conv"])

@@ -14,7 +14,7 @@
 #include "engine/pool.h"
 #include "engine/scheduler.h"
 
-enum { MAX_STAGES_PER_LAYER = 20, ALONE_TOKENS = 2, ATTEND_TOKENS = 16, SPLIT_TOKENS = 4, SPLIT_BLOCKS = 8 };
+enum { MAX_STAGES_PER_LAYER = 26, ALONE_TOKENS = 2, ATTEND_TOKENS = 16, SPLIT_TOKENS = 4, SPLIT_BLOCKS = 8 };
 /* Screens of the head: rows at once for which they pay, groups looked through at a time, tokens without a screen after one that let more
  * than half of the groups pass. */
 enum { SCREEN_ROWS = 4, SCREEN_GROUPS = 256, SCREEN_REST = 32 };
@@ -33,6 +33,7 @@ typedef struct routes {
   int *expert, *row_of; /* [max_tokens][n_experts_used] */
   float *weight;        /* the same: of the expert's output */
   float *logits;        /* [max_tokens][n_experts] */
+  float *shared;        /* [max_tokens] gate of the shared expert */
   int *token_of;        /* of each row */
   int *first;           /* [n_experts + 1] first row of each expert */
   int *active;          /* [n_experts] experts that have rows, ascending */
@@ -127,6 +128,7 @@ static void place_routes(pst_engine_forward *f, layout *l) {
   r->row_of = place(l, rows * sizeof(int));
   r->weight = place(l, rows * fl);
   r->logits = place(l, n * experts * fl);
+  r->shared = place(l, n * fl);
   r->token_of = place(l, rows * sizeof(int));
   r->first = place(l, (experts + 1) * sizeof(int));
   r->active = place(l, experts * sizeof(int));
@@ -140,7 +142,7 @@ static void place_routes(pst_engine_forward *f, layout *l) {
 
 static void place_all(pst_engine_forward *f, layout *l) {
   const pst_engine_model_info *s = &f->model->info;
-  size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = f->any_dense ? (size_t)s->n_ff : 0;
+  size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = f->any_dense ? (size_t)f->model->n_ff_dense : 0;
   size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
          fl = sizeof(float), wide = PST_MAX(q + 2 * kv, f->model->n_conv_layers ? 3 * embd : 0),
          values = delta_values(f->model), attended = PST_MAX(q, values);
@@ -530,7 +532,7 @@ static const float *up_of(const pst_engine_layer *y, const float *row, size_t ff
 
 static const pst_kernels_input *gated_stage(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
-  size_t ff = (size_t)f->model->info.n_ff;
+  size_t ff = (size_t)f->model->n_ff_dense;
   pst_kernels_gate kind = f->model->gate;
   if (y->down.is_float) {
     int begin, end;
@@ -766,14 +768,34 @@ static void combine_stage(walk *w) {
   next_stage(w);
 }
 
+/* x += the expert that every token goes through, as its gate says. `in`: the normed x that the others read. */
+static void run_shared_expert(walk *w, const pst_engine_layer *y, const pst_kernels_input *in) {
+  pst_engine_forward *f = w->f;
+  size_t ff = (size_t)f->model->n_ff_dense, n = (size_t)f->model->info.n_embd;
+  product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false}, {&y->up, f->gate_up + ff, 2 * ff, NULL, false}};
+  run_products(w, gate_up, 2, in, f->n_tokens);
+  product down = {&y->down, f->branch, n, NULL, false};
+  run_products(w, &down, 1, gated_stage(w, y), f->n_tokens);
+  int begin, end;
+  while (claim(w, f->n_tokens, 1, &begin, &end))
+    for (size_t t = (size_t)begin; t < (size_t)end; t++) {
+      float *row = f->branch + t * n, *x = f->x + t * n;
+      f->k->scale(row, 1.0f / (1.0f + expf(-f->routes.shared[t])), n, row);
+      f->k->add(x, row, n, x);
+    }
+  next_stage(w);
+}
+
 /* The experts' branch. An expert's rows are multiplied together, so that its weights are read once a step; an element is one chain all the same. */
 static void run_experts(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   const pst_engine_experts *e = &y->experts;
   const pst_engine_expert_matrix *gate_up[] = {&e->gate, &e->up}, *down[] = {&e->down};
   const pst_kernels_input *in = enter_stage(w, y->ffn_norm);
-  product router = {&e->router, f->routes.logits, (size_t)f->model->n_experts, NULL, false};
-  run_products(w, &router, 1, in, f->n_tokens);
+  bool shares = e->shared_gate.n_rows != 0;
+  product router[] = {{&e->router, f->routes.logits, (size_t)f->model->n_experts, NULL, false},
+                      {&e->shared_gate, f->routes.shared, 1, NULL, false}};
+  run_products(w, router, shares ? 2 : 1, in, f->n_tokens);
   int begin, end;
   while (claim(w, f->n_tokens, 2, &begin, &end))
     for (int t = begin; t < end; t++) route_token(f, e->router_bias, t);
@@ -785,6 +807,7 @@ static void run_experts(walk *w, const pst_engine_layer *y) {
   expert_gate_stage(w, e->down.shape.is_float);
   expert_products(w, down, 1, &f->routes.in_gated, f->routes.out, (size_t)f->model->info.n_embd);
   combine_stage(w);
+  if (shares) run_shared_expert(w, y, in);
 }
 
 /* ---- delta nets ---- */
@@ -825,17 +848,20 @@ static void convolve_token(const pst_engine_forward *f, const pst_engine_layer *
 /* The recurrence of value head h over an item's tokens, in order. */
 static void recall_head(const pst_engine_forward *f, const pst_engine_layer *y, int item, size_t h) {
   const pst_engine_model *m = f->model;
-  size_t head = (size_t)m->delta_head, n_k = (size_t)m->n_delta_k, n_v = (size_t)m->n_delta_v, key = h % n_k;
+  size_t head = (size_t)m->delta_head, n_k = (size_t)m->n_delta_k, n_v = (size_t)m->n_delta_v, group = n_v / n_k;
+  size_t key = m->delta_grouped ? h / group : h % n_k;
+  size_t beta_at = m->delta_grouped ? key * 2 * group + h % group : h;
+  size_t alpha_at = beta_at + (m->delta_grouped ? group : n_v);
   size_t channels = delta_channels(m), values = delta_values(m);
   float *state = delta_state(f, y, item) + h * head * head;
   size_t first = (size_t)f->item_start[item], n = (size_t)f->items[item].n;
   for (size_t t = first; t < first + n; t++) {
     const float *row = f->convolved + t * channels, *mixed = f->mixed + t * delta_mixed(m);
-    const float *z = mixed + channels + h * head, *beta = mixed + channels + values + h, *alpha = beta + n_v;
-    float x = *alpha + y->delta.alpha_bias[h], soft = x > 20.0f ? x : log1pf(expf(x));
+    const float *z = mixed + channels + h * head, *rates = mixed + channels + values;
+    float x = rates[alpha_at] + y->delta.alpha_bias[h], soft = x > 20.0f ? x : log1pf(expf(x));
     float *out = f->attended + t * values + h * head;
     f->k->delta_rule(state, head, head, row + key * head, row + (n_k + key) * head, row + (2 * n_k + h) * head,
-                     expf(y->delta.rate[h] * soft), 1.0f / (1.0f + expf(-*beta)), out);
+                     expf(y->delta.rate[h] * soft), 1.0f / (1.0f + expf(-rates[beta_at])), out);
     f->k->rmsnorm(out, y->delta.norm, head, m->norm_eps, out);
     f->k->gated(PST_KERNELS_SILU, z, out, head, out);
   }
@@ -871,7 +897,7 @@ static void run_delta(walk *w, const pst_engine_layer *y) {
                      {&d->z, f->mixed + channels, all, NULL, false},
                      {&d->beta, f->mixed + channels + values, all, NULL, false},
                      {&d->alpha, f->mixed + channels + values + n_v, all, NULL, false}};
-  run_products(w, mixed, 4, in, f->n_tokens);
+  run_products(w, mixed, m->delta_grouped ? 3 : 4, in, f->n_tokens);
   recall_stages(w, y);
   in = quantize_stage(w, f->attended, &f->in_recalled, &w->mine->recalled);
   back_to_x(w, (branch_end){.matrix = &d->out}, in);
@@ -923,7 +949,7 @@ static void run_conv(walk *w, const pst_engine_layer *y) {
 
 static void run_feed_forward(walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
-  size_t ff = (size_t)f->model->info.n_ff;
+  size_t ff = (size_t)f->model->n_ff_dense;
   const pst_kernels_input *in = enter_stage(w, y->ffn_norm);
   bool gated = y->gate.n_rows != 0;
   product up[] = {{&y->up, gated ? f->gate_up + ff : f->gate_up, 2 * ff, y->up_bias, false},

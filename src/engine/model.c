@@ -519,8 +519,9 @@ static int load_delta(loader *l, int i, pst_engine_delta *y) {
   char name[64];
   int code = layer_matrix(l, i, "attn_qkv", channels, embd, &y->qkv);
   if (!code) code = layer_matrix(l, i, "attn_gate", values, embd, &y->z);
-  if (!code) code = layer_matrix(l, i, "ssm_beta", n_v, embd, &y->beta);
-  if (!code) code = layer_matrix(l, i, "ssm_alpha", n_v, embd, &y->alpha);
+  if (!code && m->delta_grouped) code = layer_matrix(l, i, "ssm_ba", 2 * n_v, embd, &y->beta);
+  if (!code && !m->delta_grouped) code = layer_matrix(l, i, "ssm_beta", n_v, embd, &y->beta);
+  if (!code && !m->delta_grouped) code = layer_matrix(l, i, "ssm_alpha", n_v, embd, &y->alpha);
   if (!code) code = layer_matrix(l, i, "ssm_out", embd, values, &y->out);
   snprintf(name, sizeof name, "blk.%d.ssm_conv1d.weight", i);
   if (!code) code = load_floats(l, name, channels, (size_t)m->n_conv, true, &y->taps);
@@ -541,15 +542,42 @@ static int qwen35_attention(loader *l, int i, pst_engine_layer *y) {
   return code ? code : load_head_norms(l, i, false, y);
 }
 
-static int qwen35_layer(loader *l, int i, pst_engine_layer *y) {
+/* All of a layer of a hybrid but its feed-forward branch. */
+static int load_hybrid(loader *l, int i, pst_engine_layer *y) {
   size_t embd = (size_t)l->m->info.n_embd;
   bool recurrent = false;
   int code = is_recurrent(l, i, &recurrent);
   if (!code) code = layer_row(l, i, "attn_norm.weight", embd, true, &y->attn_norm);
   if (!code) code = recurrent ? load_delta(l, i, &y->delta) : qwen35_attention(l, i, y);
   if (!code) code = layer_row(l, i, "post_attention_norm.weight", embd, true, &y->ffn_norm);
-  if (!code) code = load_feed_forward(l, i, y);
   return code;
+}
+
+static int qwen35_layer(loader *l, int i, pst_engine_layer *y) {
+  int code = load_hybrid(l, i, y);
+  return code ? code : load_feed_forward(l, i, y);
+}
+
+static int qwen35moe_keys(loader *l) {
+  int code = qwen35_keys(l);
+  if (!code) code = expert_keys(l);
+  return code ? code : need_int(l, "expert_shared_feed_forward_length", 32, 1 << 19, &l->m->n_ff_dense);
+}
+
+static int qwen35moe_layer(loader *l, int i, pst_engine_layer *y) {
+  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)l->m->n_ff_dense;
+  int code = load_hybrid(l, i, y);
+  if (!code) code = load_experts(l, i, &y->experts);
+  if (!code) code = layer_matrix(l, i, "ffn_gate_inp_shexp", 1, embd, &y->experts.shared_gate);
+  if (!code) code = layer_matrix(l, i, "ffn_gate_shexp", ff, embd, &y->gate);
+  if (!code) code = layer_matrix(l, i, "ffn_up_shexp", ff, embd, &y->up);
+  if (!code) code = layer_matrix(l, i, "ffn_down_shexp", embd, ff, &y->down);
+  return code;
+}
+
+static int qwen3next_keys(loader *l) {
+  l->m->delta_grouped = true;
+  return qwen35moe_keys(l);
 }
 
 /* Norms stand behind the branches only, and over the whole of queries and keys. */
@@ -822,6 +850,8 @@ static const struct architecture {
     {"gpt-oss", gpt_oss_keys, gpt_oss_layer},
     {"lfm2", lfm2_keys, lfm2_layer},
     {"qwen35", qwen35_keys, qwen35_layer},
+    {"qwen35moe", qwen35moe_keys, qwen35moe_layer},
+    {"qwen3next", qwen3next_keys, qwen35moe_layer},
     {"bert", bert_keys, bert_layer},
     {"nomic-bert", nomic_bert_keys, nomic_bert_layer},
     {"gemma-embedding", gemma_embedding_keys, gemma_embedding_layer},
@@ -870,11 +900,18 @@ static int read_shape(loader *l) {
   pst_engine_model_info *f = &l->m->info;
   double eps = 1e-6;
   int code = need_int(l, "block_count", 1, 1024, &f->n_layers);
-  if (!code && !strcmp(l->arch, "qwen35")) code = want_int(l, "nextn_predict_layers", 0, f->n_layers - 1, &l->n_ahead);
+  bool may_predict_ahead = !strncmp(l->arch, "qwen35", 6) || !strcmp(l->arch, "qwen3next");
+  if (!code && may_predict_ahead) code = want_int(l, "nextn_predict_layers", 0, f->n_layers - 1, &l->n_ahead);
   f->n_layers -= l->n_ahead;
   if (!code) code = need_int(l, "context_length", 1, 1 << 30, &f->n_ctx_train);
   if (!code) code = need_int(l, "embedding_length", 32, 1 << 17, &f->n_embd);
-  if (!code) code = need_int(l, "feed_forward_length", 32, 1 << 19, &f->n_ff);
+  /* A model of nothing but experts may leave the width of the others out. */
+  char key[128];
+  bool has_ff = pst_engine_gguf_find(l->m->gguf, key_of(l, "feed_forward_length", key)) != NULL;
+  const char *experts_ff = "expert_feed_forward_length";
+  bool has_experts = pst_engine_gguf_find(l->m->gguf, key_of(l, experts_ff, key)) != NULL;
+  if (!code) code = need_int(l, has_ff || !has_experts ? "feed_forward_length" : experts_ff, 32, 1 << 19, &f->n_ff);
+  l->m->n_ff_dense = f->n_ff;
   if (!code) code = need_int(l, "attention.head_count", 1, 1024, &f->n_heads);
   f->n_kv_heads = f->n_heads;
   if (!code) code = read_kv_heads(l);
@@ -1144,9 +1181,9 @@ static int64_t step_bytes(const pst_engine_model *m) {
     const pst_engine_layer *y = &m->layers[i];
     const pst_engine_experts *e = &y->experts;
     const pst_engine_delta *d = &y->delta;
-    const pst_kernels_matrix *all[] = {&y->q,   &y->k,    &y->v,       &y->o,        &y->gate,
-                                       &y->up,  &y->down, &y->conv.in, &y->conv.out, &e->router,
-                                       &d->qkv, &d->z,    &d->beta,    &d->alpha,    &d->out};
+    const pst_kernels_matrix *all[] = {&y->q,    &y->k,       &y->v,        &y->o,          &y->gate, &y->up,
+                                       &y->down, &y->conv.in, &y->conv.out, &e->router,     &d->qkv,  &d->z,
+                                       &d->beta, &d->alpha,   &d->out,      &e->shared_gate};
     for (size_t k = 0; k < PST_ARRAY_LEN(all); k++) bytes += matrix_bytes(all[k]);
     bytes +=
         m->n_experts_used * (matrix_bytes(&e->gate.shape) + matrix_bytes(&e->up.shape) + matrix_bytes(&e->down.shape));

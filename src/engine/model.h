@@ -38,8 +38,10 @@ typedef struct pst_engine_expert_matrix {
 
 /* A mixture of experts in the place of gate, up and down: the router's n_experts_used greatest logits choose, softmax over them weighs. */
 typedef struct pst_engine_experts {
-  pst_kernels_matrix router;               /* [n_experts][n_embd]; n_rows 0: the layer has no experts */
-  const float *router_bias;                /* [n_experts] or NULL */
+  pst_kernels_matrix router; /* [n_experts][n_embd]; n_rows 0: the layer has no experts */
+  const float *router_bias;  /* [n_experts] or NULL */
+  pst_kernels_matrix
+      shared_gate; /* [1][n_embd]: its sigmoid weighs the shared expert, which is the layer's own gate, up and down; n_rows 0: none */
   pst_engine_expert_matrix gate, up, down; /* [n_ff_expert][n_embd] twice, [n_embd][n_ff_expert] */
 } pst_engine_experts;
 
@@ -56,14 +58,15 @@ typedef struct pst_engine_layernorm {
 } pst_engine_layernorm;
 
 /* A gated delta net in the place of attention (Qwen 3.5): qkv through a causal convolution, then the recurrence of every value head over the
- * positions, its output normed and gated by z. Channels are queries and keys of n_delta_k heads, then values of n_delta_v heads; value head h reads key head h
- * mod n_delta_k. */
+ * positions, its output normed and gated by z. Channels are queries and keys of n_delta_k heads, then values of n_delta_v heads. Value head h reads key head h
+ * mod n_delta_k; where heads are grouped (Qwen 3 Next), key head h / (n_delta_v / n_delta_k), and `beta` holds the rows of both beta and alpha, by key head. */
 typedef struct pst_engine_delta {
-  pst_kernels_matrix qkv, z, beta, alpha; /* [channels][n_embd], [values][n_embd], [n_delta_v][n_embd] twice */
-  pst_kernels_matrix out;                 /* [n_embd][values]; n_rows 0: the layer has none */
-  const float *taps;                      /* [channels][n_conv], the oldest position's first */
-  const float *rate, *alpha_bias;         /* [n_delta_v]: the state decays by exp(rate * softplus(alpha + bias)) */
-  const float *norm;                      /* [delta_head], of every head's output */
+  pst_kernels_matrix qkv, z, beta,
+      alpha; /* [channels][n_embd], [values][n_embd], [n_delta_v][n_embd] twice, or [2 n_delta_v][n_embd] and none */
+  pst_kernels_matrix out;         /* [n_embd][values]; n_rows 0: the layer has none */
+  const float *taps;              /* [channels][n_conv], the oldest position's first */
+  const float *rate, *alpha_bias; /* [n_delta_v]: the state decays by exp(rate * softplus(alpha + bias)) */
+  const float *norm;              /* [delta_head], of every head's output */
 } pst_engine_delta;
 
 /* Shapes: x is [n_embd]; matrices are [rows][cols]; norms are float32 rows; NULL: the layer does without. */
@@ -130,8 +133,10 @@ struct pst_engine_model {
   double temperature_beta, temperature_length;
   pst_kernels_gate gate;
   int n_experts, n_experts_used, n_ff_expert; /* 0: no layer has experts */
+  int n_ff_dense;                             /* rows of the layers' gate and up: n_ff, or a shared expert's */
   int n_conv;                                 /* positions that a convolution sees; 0: no layer has one */
   int n_delta_k, n_delta_v, delta_head;       /* key and value heads of delta nets, and their size */
+  bool delta_grouped;
   int n_attention_layers, n_conv_layers, n_delta_layers;
   bool gated_queries; /* a head's query is followed by the gate of its output: attn_q is [n_heads][2][head_dim] */
   pst_engine_encoding encoding;

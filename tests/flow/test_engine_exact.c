@@ -273,8 +273,9 @@ static void test_tiny_mixes(void **state) {
   (void)state;
   static const struct {
     const char *name, *type;
-  } models[] = {{"qwen3moe", "Q8_0"}, {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"}, {"mistral3", "Q4_0"},
-                {"lfm2", "Q8_0"},     {"lfm2", NULL},    {"qwen35", "Q8_0"},       {"qwen35", NULL}};
+  } models[] = {{"qwen3moe", "Q8_0"}, {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"},
+                {"mistral3", "Q4_0"}, {"lfm2", "Q8_0"},  {"lfm2", NULL},
+                {"qwen35", "Q8_0"},   {"qwen35", NULL},  {"qwen3next", "Q8_0"}};
   char *dir = test_temp_dir();
   for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
     const char *path = test_temp_path(dir, "model.gguf");

@@ -304,6 +304,8 @@ static void test_golden_refusals(void **state) {
       {"qwen35", "blk.0.ssm_a", NULL, "blk.0.ssm_a", PST_E_BAD_INPUT},
       {"qwen35", "qwen35.ssm.group_count", NULL, "qwen35.ssm.group_count", PST_E_BAD_INPUT},
       {"qwen35", NULL, "qwen35.expert_count", "qwen35.expert_count", PST_E_UNSUPPORTED},
+      {"qwen35moe", "blk.1.ffn_gate_inp_shexp.weight", NULL, "blk.1.ffn_gate_inp_shexp.weight", PST_E_BAD_INPUT},
+      {"qwen3next", "blk.2.ssm_ba.weight", NULL, "blk.2.ssm_ba.weight", PST_E_BAD_INPUT},
       {"qwen35-mtp", "qwen35.nextn_predict_layers", NULL, "blk.4.nextn", PST_E_UNSUPPORTED},
       {"lfm2", NULL, "lfm2.leading_dense_block_count", "lfm2.leading_dense_block_count", PST_E_UNSUPPORTED},
   };
