@@ -53,6 +53,12 @@ def gemma3():
 
 
 @pytest.fixture(scope="session")
+def minilm():
+    """Path of all-MiniLM-L6-v2, an encoder."""
+    return existing_file("PENSTOCK_TEST_MINILM", "the model all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
 def test_data():
     """The folder of shared test data."""
     path = pathlib.Path(os.environ.get("PENSTOCK_TEST_DATA", ROOT.parent / "shared" / "data"))

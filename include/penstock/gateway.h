@@ -161,6 +161,8 @@ int pst_gateway_provider_each(pst_store *store, int (*fn)(void *user, pst_str na
 int pst_gateway_prepare(pst_gateway *gateway, const pst_gateway_plan *plan, pst_progress *progress, pst_error *err);
 /* The same for a model called by name, outside any plan. A user's call may name models of the registry, and, among paths, only those prepared here. */
 int pst_gateway_prepare_model(pst_gateway *gateway, const char *model, pst_progress *progress, pst_error *err);
+/* Whether a model prepared by that name makes embeddings in place of text. */
+bool pst_gateway_model_embeds(pst_gateway *gateway, const char *model);
 /* The engine that serves spec i of the plan, one reference kept until pst_gateway_engine_release: for calibration and for clearing its cache. */
 int pst_gateway_engine_acquire(pst_gateway *gateway, const pst_gateway_plan *plan, int engine_index,
                                pst_engine **ret_engine, pst_error *err);

@@ -198,11 +198,11 @@ static int write_hello(service *s, const pst_cli_args *a, pst_error *err) {
   int n_name = (int)strcspn(pst_buf_text(&s->names), ",*"); /* up to a star, where the caller says which */
   bool any = pst_buf_text(&s->names)[n_name] == '*';
   snprintf(name, sizeof name, "%.*s%s", n_name, pst_buf_text(&s->names), any ? "MODEL" : "");
-  pst_buf_printf(&s->hello,
-                 "serving %s at %s; try: curl %s/chat/completions%s -d "
-                 "'{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n",
-                 pst_buf_text(&s->names), address, address,
-                 pst_cli_flag(a, "require-key") ? " -H \"Authorization: Bearer $KEY\"" : "", first ? first : name);
+  bool embeds = s->n_plans == 0 && s->n_models && pst_gateway_model_embeds(s->gateway, s->models[0].name);
+  pst_buf_printf(&s->hello, "serving %s at %s; try: curl %s/%s%s -d '{\"model\":\"%s\",%s}'\n", pst_buf_text(&s->names),
+                 address, address, embeds ? "embeddings" : "chat/completions",
+                 pst_cli_flag(a, "require-key") ? " -H \"Authorization: Bearer $KEY\"" : "", first ? first : name,
+                 embeds ? "\"input\":\"Hello\"" : "\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]");
   return pst_buf_status(&s->hello) ? no_memory(err) : 0;
 }
 
@@ -241,7 +241,8 @@ static int run_serve(const pst_cli_args *a, pst_error *err) {
 static const pst_cli_option options[] = {
     {"plan", 'p', PST_CLI_TEXT, "PLAN", NULL, 0, 0, true,
      "plan file, hash in the store, or workload; put in force for its workload"},
-    {"model", 'm', PST_CLI_TEXT, "MODEL", NULL, 0, 0, true, "pulled model or GGUF file to load at the start"},
+    {"model", 'm', PST_CLI_TEXT, "MODEL", NULL, 0, 0, true,
+     "pulled model, GGUF file or checkpoint folder to load at the start"},
     {"host", 0, PST_CLI_TEXT, "ADDRESS", "127.0.0.1", 0, 0, false, "address to listen on"},
     {"port", 0, PST_CLI_INT, "N", "8080", 0, 65535, false, "port (0: the system chooses)"},
     {"slots", 0, PST_CLI_INT, "N", NULL, 1, 256, false, "answers decoded together (models; a plan says its own)"},

@@ -441,6 +441,16 @@ int pst_gateway_prepare_model(pst_gateway *g, const char *model, pst_progress *p
   return 0;
 }
 
+bool pst_gateway_model_embeds(pst_gateway *g, const char *model) {
+  pst_gateway_engine_spec spec = pst_gateway_plain_spec(g, model);
+  pst_gateway_slot *slot;
+  if (!pst_gateway_engines_has(g->engines, &spec) || pst_gateway_engines_take_now(g->engines, &spec, NULL, &slot, NULL))
+    return false;
+  bool embeds = pst_engine_model_get_info(slot->model)->n_dims > 0;
+  pst_gateway_engines_give(g->engines, slot);
+  return embeds;
+}
+
 int pst_gateway_engine_acquire(pst_gateway *g, const pst_gateway_plan *plan, int engine_index, pst_engine **ret_engine,
                                pst_error *err) {
   pst_gateway_slot *slot;

