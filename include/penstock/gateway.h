@@ -116,9 +116,10 @@ int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *exam
 /* ---- classifiers (gateway/classifier.c) ------------------------------------------------------------------------- */
 
 /* Trains a classifier on labelled records and keeps its artefact in the store, by content hash. The same records are trained on once, by one process: what
- * came of them is noted in HOME/classifiers. Errors: those of pst_classifier_train, and of the store. Blocks. */
+ * came of them is noted in HOME/classifiers. ret_ms: how long training took, now or then; NULL: not wanted. Errors: those of pst_classifier_train, and of the store. Blocks. */
 int pst_gateway_classifier_build(pst_store *store, const pst_classifier_record *records, size_t n,
-                                 const pst_classifier_options *options, char ret_hash[65], pst_error *err);
+                                 const pst_classifier_options *options, char ret_hash[65], int64_t *ret_ms,
+                                 pst_error *err);
 /* Opens a kept artefact; pst_classifier_free. PST_E_NOT_FOUND, PST_E_CORRUPT. */
 int pst_gateway_classifier_open(pst_store *store, pst_str hash, pst_classifier **ret_classifier, pst_error *err);
 

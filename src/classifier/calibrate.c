@@ -55,7 +55,7 @@ double pst_classifier_log_loss(const pst_classifier_held_out *h, double temperat
     double most = -INFINITY, sum = 0;
     for (size_t k = 0; k < h->n_labels; k++) most = fmax(most, (double)z[k]);
     for (size_t k = 0; k < h->n_labels; k++) sum += exp(((double)z[k] - most) / temperature);
-    loss += log(sum) - ((double)z[h->labels[i]] - most) / temperature;
+    loss += log(fmax(sum, 1)) - ((double)z[h->labels[i]] - most) / temperature;
   }
   return h->n ? loss / (double)h->n : 0;
 }

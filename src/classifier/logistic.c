@@ -42,7 +42,7 @@ double pst_classifier_softmax(double *scores, size_t n, bool in_place) {
     if (in_place) scores[k] = e;
   }
   for (size_t k = 0; k < n && in_place; k++) scores[k] /= sum;
-  return most + log(sum);
+  return most + log(fmax(sum, 1)); /* the largest score gives 1 */
 }
 
 typedef struct evaluation {

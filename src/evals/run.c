@@ -68,11 +68,24 @@ static const pst_evals_item **sort_items(const runner *r) {
   return sorted;
 }
 
+static bool plan_has(const pst_gateway_node *node, pst_gateway_op op) {
+  if (node->op == op) return true;
+  for (int i = 0; i < node->n_inputs; i++)
+    if (plan_has(&node->inputs[i], op)) return true;
+  return false;
+}
+
 static int check_items(const runner *r, pst_error *err) {
   const pst_evals_run_options *o = r->options;
   const pst_evals_info *info = &r->workload->info;
   for (size_t i = 0; i < o->n_items; i++)
     if (o->items[i] >= info->n_items) return pst_error_set(err, PST_E_INTERNAL, NULL, "an item beyond the workload");
+  bool learned = plan_has(&r->plan->root, PST_GATEWAY_OP_CLASSIFIER);
+  for (size_t i = 0; i < o->n_items && learned; i++)
+    if (info->items[o->items[i]].part == PST_EVALS_EXAMPLES)
+      return pst_error_set(err, PST_E_BAD_INPUT, "part",
+                           "the plan's classifier was trained on the part examples and knows it by heart; ask it items "
+                           "of another part");
   const pst_evals_item **sorted = sort_items(r);
   if (!sorted) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a run");
   int code = 0;
@@ -547,13 +560,6 @@ static int run_loop(runner *r, pst_error *err) {
 }
 
 /* ---- the whole ---- */
-
-static bool plan_has(const pst_gateway_node *node, pst_gateway_op op) {
-  if (node->op == op) return true;
-  for (int i = 0; i < node->n_inputs; i++)
-    if (plan_has(&node->inputs[i], op)) return true;
-  return false;
-}
 
 static int concurrency_of(const runner *r) {
   int n = r->options->concurrency;

@@ -41,13 +41,24 @@ static void hash_records(const pst_classifier_record *records, size_t n, char re
   pst_hex(digest, sizeof digest, ret_key);
 }
 
-/* What the note says, when the artefact it names is there. */
-static bool read_note(pst_store *store, const char *path, char ret_hash[65]) {
+typedef struct trained {
+  char hash[65];
+  int64_t ms; /* of training */
+} trained;
+
+/* What the note says ("HASH MS"), when the artefact it names is there. */
+static bool read_note(pst_store *store, const char *path, trained *ret) {
   char *text = NULL, *kept = NULL;
   size_t n = 0;
-  bool found = !pst_file_read(path, 64, &text, &n, NULL) && n == 64 &&
-               !pst_store_file_path(store, (pst_str){text, n}, &kept, NULL);
-  if (found) memcpy(ret_hash, text, 65);
+  trained t;
+  bool found = !pst_file_read(path, 128, &text, &n, NULL) && n > 65 && text[64] == ' ' &&
+               !pst_parse_i64(pst_str_trim((pst_str){text + 65, n - 65}), 0, INT64_MAX, &t.ms) &&
+               !pst_store_file_path(store, (pst_str){text, 64}, &kept, NULL);
+  if (found) {
+    memcpy(t.hash, text, 64);
+    t.hash[64] = '\0';
+    *ret = t;
+  }
   pst_free(text);
   pst_free(kept);
   return found;
@@ -67,25 +78,31 @@ static int lock_open(const char *path, int *ret_fd, pst_error *err) {
 }
 
 static int train(pst_store *store, const pst_classifier_record *records, size_t n,
-                 const pst_classifier_options *options, const char *note, char ret_hash[65], pst_error *err) {
+                 const pst_classifier_options *options, const char *note, trained *ret, pst_error *err) {
   pst_buf artefact = PST_BUF_INIT;
-  char hash[65];
+  trained t;
+  char text[96];
   int64_t start = pst_clock_us();
   int code = pst_classifier_train(records, n, options, &artefact, err);
-  if (!code) code = pst_store_file_put(store, artefact.data, artefact.n, hash, err);
-  if (!code) code = pst_file_write_atomic(note, hash, 64, err);
+  t.ms = (pst_clock_us() - start) / 1000;
+  if (!code) code = pst_store_file_put(store, artefact.data, artefact.n, t.hash, err);
   if (!code) {
-    pst_log(PST_LOG_INFO, "event=classifier_trained records=%zu bytes=%zu seconds=%.1f", n, artefact.n,
-            (double)(pst_clock_us() - start) / 1e6);
-    memcpy(ret_hash, hash, sizeof hash);
+    (void)snprintf(text, sizeof text, "%s %lld\n", t.hash, (long long)t.ms);
+    code = pst_file_write_atomic(note, text, strlen(text), err);
+  }
+  if (!code) {
+    pst_log(PST_LOG_INFO, "event=classifier_trained records=%zu bytes=%zu ms=%lld", n, artefact.n, (long long)t.ms);
+    *ret = t;
   }
   pst_buf_done(&artefact);
   return code;
 }
 
 int pst_gateway_classifier_build(pst_store *store, const pst_classifier_record *records, size_t n,
-                                 const pst_classifier_options *options, char ret_hash[65], pst_error *err) {
+                                 const pst_classifier_options *options, char ret_hash[65], int64_t *ret_ms,
+                                 pst_error *err) {
   char key[65];
+  trained t;
   pst_buf dir = PST_BUF_INIT, note = PST_BUF_INIT, lock = PST_BUF_INIT;
   int fd = -1, code = 0;
   hash_records(records, n, key);
@@ -93,13 +110,16 @@ int pst_gateway_classifier_build(pst_store *store, const pst_classifier_record *
   pst_buf_printf(&note, "%s/classifiers/%s", pst_store_home(store), key);
   pst_buf_printf(&lock, "%s/classifiers/%s.lock", pst_store_home(store), key);
   if (pst_buf_status(&dir) || pst_buf_status(&note) || pst_buf_status(&lock)) code = no_memory(err);
-  if (!code && !read_note(store, note.data, ret_hash)) {
+  if (!code && !read_note(store, note.data, &t)) {
     code = pst_dir_make(dir.data, err);
     if (!code) code = lock_open(lock.data, &fd, err);
-    if (!code && !read_note(store, note.data, ret_hash))
-      code = train(store, records, n, options, note.data, ret_hash, err);
+    if (!code && !read_note(store, note.data, &t)) code = train(store, records, n, options, note.data, &t, err);
   }
   if (fd >= 0) (void)close(fd);
+  if (!code) {
+    memcpy(ret_hash, t.hash, sizeof t.hash);
+    if (ret_ms) *ret_ms = t.ms;
+  }
   pst_buf_done(&dir);
   pst_buf_done(&note);
   pst_buf_done(&lock);

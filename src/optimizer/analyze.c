@@ -131,11 +131,11 @@ typedef struct measured {
 typedef struct sums {
   double ttft[MOST_CALLS], total[MOST_CALLS];
   double prompt, cached, completion, decode_us, decoded, cost;
-  int64_t n, n_timed, n_failed, n_accepted;
+  int64_t n, n_graded, n_timed, n_failed, n_accepted;
 } sums;
 
-/* timed: latencies count too, not only the answers. */
-static int add_up(const pst_evals_workload *workload, const played *calls, size_t n, bool timed, sums *s,
+/* timed: latencies count too, not only the answers. learned: the plan's classifier was trained on the examples, so its answers to them say nothing. */
+static int add_up(const pst_evals_workload *workload, const played *calls, size_t n, bool timed, bool learned, sums *s,
                   pst_error *err) {
   const pst_evals_info *info = pst_evals_workload_info(workload);
   int code = 0;
@@ -148,7 +148,10 @@ static int add_up(const pst_evals_workload *workload, const played *calls, size_
     }
     code = pst_evals_grade_answer(workload, &info->items[p->item], pst_buf_str(&p->text), &grade, err);
     s->n++;
-    s->n_accepted += grade.accepted;
+    if (!learned || info->items[p->item].part != PST_EVALS_EXAMPLES) {
+      s->n_graded++;
+      s->n_accepted += grade.accepted;
+    }
     s->prompt += (double)p->prompt;
     s->cached += (double)p->cached;
     s->completion += (double)p->completion;
@@ -165,8 +168,8 @@ static int add_up(const pst_evals_workload *workload, const played *calls, size_
 }
 
 static int write_measured(sums *s, const measured *m, const expected *x, pst_buf *out, pst_error *err) {
-  double n = (double)PST_MAX(s->n, 1), answered = (double)(s->n + s->n_failed);
-  pst_evals_interval q = pst_evals_wilson(s->n_accepted, s->n + s->n_failed, 0.95);
+  double n = (double)PST_MAX(s->n, 1);
+  pst_evals_interval q = pst_evals_wilson(s->n_accepted, s->n_graded + s->n_failed, 0.95);
   double capacity = x->saturated > 0 ? x->capacity * m->saturated / x->saturated : NAN;
   double request = m->remote ? s->cost / n : capacity > 0 ? x->nusd_per_hour / 3600 / capacity : NAN;
   pst_json_writer w = pst_json_writer_on(out, false);
@@ -184,7 +187,7 @@ static int write_measured(sums *s, const measured *m, const expected *x, pst_buf
   pst_json_put_double(&w, q.low);
   pst_json_put_double(&w, q.high);
   pst_json_end_array(&w);
-  put_number(&w, "nusd_per_1000_accepted", s->n_accepted ? 1000 * request * answered / (double)s->n_accepted : NAN);
+  put_number(&w, "nusd_per_1000_accepted", s->n_accepted ? 1000 * request / q.estimate : NAN);
   put_number(&w, "ttft_p50_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.5));
   put_number(&w, "ttft_p95_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.95));
   put_number(&w, "total_p50_ms", pst_evals_quantile(s->total, (size_t)s->n_timed, 0.5));
@@ -266,17 +269,18 @@ static int read_expected(const char *evidence, expected *ret, pst_error *err) {
   return 0;
 }
 
-static bool asks_provider(const pst_gateway_node *node) {
-  bool asks = node->op == PST_GATEWAY_OP_REMOTE;
-  for (int i = 0; i < node->n_inputs; i++) asks = asks || asks_provider(&node->inputs[i]);
-  return asks;
+static bool plan_has(const pst_gateway_node *node, pst_gateway_op op) {
+  bool has = node->op == op;
+  for (int i = 0; i < node->n_inputs; i++) has = has || plan_has(&node->inputs[i], op);
+  return has;
 }
 
 static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload, pst_gateway_plan *plan,
                        const expected *x, const pst_optimizer_analyze_options *o, played *calls, sums *s, pst_buf *out,
                        pst_error *err) {
   const pst_evals_info *info = pst_evals_workload_info(workload);
-  bool remote = asks_provider(&plan->root);
+  bool remote = plan_has(&plan->root, PST_GATEWAY_OP_REMOTE);
+  bool learned = plan_has(&plan->root, PST_GATEWAY_OP_CLASSIFIER);
   double seconds = o->seconds > 0 ? o->seconds : 30;
   measured m = {.load = x->load > 0 && !remote ? x->load : 1, .remote = remote};
   size_t most = o->max_items ? PST_MIN(o->max_items, (size_t)MOST_CALLS / 2) : MOST_CALLS / 2;
@@ -291,7 +295,7 @@ static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload,
   int code = warm_up(gateway, info, plan, calls, m.n, &owner, err);
   pst_progress_begin_timed(&progress, "play the trace", (int64_t)seconds, o->quiet);
   if (!code) code = play(gateway, info, plan, calls, m.n, &progress, &owner, err);
-  if (!code) code = add_up(workload, calls, m.n, true, s, err);
+  if (!code) code = add_up(workload, calls, m.n, true, learned, s, err);
   if (!code && !remote) {
     played *more = calls + m.n;
     size_t n_more = arrivals(info, 1, 1e9, m.n, MOST_CALLS - m.n, o->seed + 1, more);
@@ -300,7 +304,7 @@ static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload,
     pst_progress_note(&progress, "flat out");
     code = saturate(gateway, info, plan, more, n_more, 2 * slots, seconds / 3, &progress, &m.saturated, &m.n_saturated,
                     err);
-    if (!code) code = add_up(workload, more, m.n_saturated, false, s, err);
+    if (!code) code = add_up(workload, more, m.n_saturated, false, learned, s, err);
   }
   pst_progress_end(&progress);
   m.seconds = (double)(pst_clock_us() - start) / 1e6;

@@ -341,8 +341,8 @@ static int classifier(void *state, pst_buf *out, pst_error *err) {
   pst_classifier_record *records = pst_calloc(PST_MAX(l->info->n_items, 1), sizeof *records);
   if (!records) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a classifier");
   size_t n = collect_records(l->info, records);
-  int64_t start = pst_clock_us();
-  int code = pst_gateway_classifier_build(l->store, records, n, &o, artefact, &why);
+  int64_t train_ms = 0;
+  int code = pst_gateway_classifier_build(l->store, records, n, &o, artefact, &train_ms, &why);
   if (code == PST_E_NO_DATA) {
     pst_json_writer w = pst_json_writer_on(out, false);
     pst_json_begin_object(&w);
@@ -352,11 +352,10 @@ static int classifier(void *state, pst_buf *out, pst_error *err) {
     pst_free(records);
     return 0;
   }
-  double seconds = (double)(pst_clock_us() - start) / 1e6;
   if (!code) code = pst_gateway_classifier_open(l->store, pst_str_from(artefact), &c, &why);
   double item_us = 0;
   if (!code) code = time_classifier(l, artefact, &item_us, &why);
-  if (!code) put_classifier(c, artefact, seconds, item_us, out);
+  if (!code) put_classifier(c, artefact, (double)train_ms / 1000, item_us, out);
   if (code && err) *err = why;
   pst_classifier_free(c);
   pst_free(records);

@@ -48,6 +48,11 @@ def test_a_choice_task_is_served_without_a_model_call(cli, serve, smollm2, folde
     again = json.loads(cli("optimize", folder, "--replay", result["run"], "--json").stdout)
     assert again["plan_hash"] == result["plan_hash"]
 
+    refused = cli("eval", folder, "--target", result["plan_hash"], "--part", "examples", ok=False)
+    assert refused.returncode == 2 and "trained on the part examples" in refused.stderr
+    sealed = json.loads(cli("eval", folder, "--target", result["plan_hash"], "--part", "sealed", "--json").stdout)
+    assert sealed["targets"][0]["accepted"] >= 0.95 * sealed["targets"][0]["n"]
+
     one = serve("--plan", "things")
     right = 0
     for text, label in texts(2, 40):
