@@ -332,6 +332,7 @@ static void run_step(pst_engine_encoder *e) {
     j->busy_us += (double)us * e->items[i].n / n_tokens;
   }
   pthread_mutex_lock(&e->lock);
+  e->stats.n_running = 0; /* between steps all wait */
   e->stats.n_steps++;
   e->stats.n_prompt_tokens += n_tokens;
   e->stats.busy_us += us;
