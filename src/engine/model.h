@@ -1,6 +1,6 @@
 /* A model made ready: what the file says, as a table of layers over packed matrices. Immutable after open; shared by threads.
  *
- * To add an architecture: one row in the table of model.c that reads its keys and names its tensors; forward.c runs whatever the layer table
+ * To add an architecture: one row in the table of architectures.c that reads its keys and names its tensors; forward.c runs whatever the layer table
  * says, an absent norm or bias being a NULL pointer. */
 #ifndef PST_ENGINE_MODEL_H
 #define PST_ENGINE_MODEL_H

@@ -1,8 +1,8 @@
 /* A GGUF file with its matrices in another type.
  *
  * Owns which tensors are converted and to what; rounding is kernels/quantize.c's, the file's appearing whole or not at all gguf_write.c's.
- * Matrices (two dimensions and more) of a type that can be read as floats are converted; norms, biases and index tensors are copied, and so is
- * every matrix that has the wanted type already. A tensor is worked through in batches of rows: the compute pool fills a batch, the
+ * Matrices (two dimensions and more) of a type that can be read as floats are converted; norms, biases, taps of convolutions, routers of experts (small, and their
+ * rounding would choose other experts) and index tensors are copied, and so is every matrix that has the wanted type already. A tensor is worked through in batches of rows: the compute pool fills a batch, the
  * caller's thread writes it, so that memory stays at a few megabytes however large the file, and an engine of the same process gets its turns. */
 #include <penstock/engine.h>
 
@@ -93,7 +93,15 @@ static int explain(int code, const char *path, const job *j, pst_error *err) {
 
 /* ---- one tensor ---- */
 
+static bool ends_with(pst_str s, const char *end) {
+  size_t n = strlen(end);
+  return s.n >= n && !memcmp(s.data + s.n - n, end, n);
+}
+
 static bool is_matrix(const pst_engine_gguf_tensor *t) {
+  static const char *const kept[] = {".bias", ".shortconv.conv.weight", ".ssm_conv1d.weight", ".ffn_gate_inp.weight"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(kept); i++)
+    if (ends_with(t->name, kept[i])) return false;
   return t->n_dims >= 2 && t->n_elements > t->dims[0] && t->type != PST_TYPE_I8 && t->type != PST_TYPE_I16 &&
          t->type != PST_TYPE_I32 && t->type != PST_TYPE_I64 && t->type != PST_TYPE_F64;
 }

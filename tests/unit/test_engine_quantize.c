@@ -17,6 +17,7 @@
 #include <penstock/engine.h>
 
 #include "engine/gguf.h"
+#include "support/golden_model.h"
 #include "support/scale.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
@@ -287,9 +288,48 @@ static void real_model_keeps_its_sense(void **state) {
   test_temp_remove(dir);
 }
 
+/* A quantized file of every architecture opens, and what is no matrix, or chooses experts, is as it was. */
+static void every_architecture(void **state) {
+  (void)state;
+  static const char *const kept[] = {".bias", "conv.conv.weight", "conv1d.weight", "ffn_gate_inp.weight",
+                                     "norm.weight"};
+  char *dir = test_temp_dir(), names[TEST_GOLDEN_MAX][32];
+  int n = test_golden_names(names);
+  for (int i = 0; i < n; i++) {
+    const char *in = test_temp_path(dir, "in.gguf"), *out = test_temp_path(dir, "out.gguf");
+    pst_json_doc *doc = test_golden_read(names[i]);
+    pst_error err = PST_ERROR_INIT;
+    pst_engine_model *model = NULL;
+    pst_engine_gguf *file = NULL;
+    int n_fallback = 0, n_converted = 0;
+    test_golden_write(in, pst_json_root(doc), NULL);
+    pst_json_free(doc);
+    if (pst_engine_quantize(in, out, i % 2 ? "Q8_0" : "Q4_K", NULL, &n_fallback, &err) ||
+        pst_engine_model_open(out, 1, &model, &err) || pst_engine_gguf_open(out, &file, &err))
+      fail_msg("%s: %s", names[i], err.message);
+    for (size_t k = 0; k < pst_engine_gguf_n_tensors(file); k++) {
+      const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(file, k);
+      char name[96];
+      bool is_kept = t->n_elements == t->dims[0];
+      snprintf(name, sizeof name, "%.*s", (int)t->name.n, t->name.data);
+      for (size_t j = 0; j < PST_ARRAY_LEN(kept); j++) is_kept |= strstr(name, kept[j]) != NULL;
+      if (is_kept)
+        assert_int_equal(t->type, PST_TYPE_F32);
+      else
+        assert_int_not_equal(t->type, PST_TYPE_F32);
+      n_converted += !is_kept;
+    }
+    assert_true(n_converted > 5);
+    pst_engine_gguf_close(file);
+    pst_engine_model_unref(model);
+  }
+  test_temp_remove(dir);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_type),
+      cmocka_unit_test(every_architecture),
       cmocka_unit_test(same_type_and_same_bytes),
       cmocka_unit_test(refusals_leave_nothing),
       cmocka_unit_test(full_disk_leaves_nothing),

@@ -1,0 +1,151 @@
+/* What the files of the forward pass share: its work space, and a thread's way through a step. Private to forward.c (attention, dense branches, steps),
+ * forward_branches.c (experts, convolutions, delta nets) and forward_head.c. */
+#ifndef PST_ENGINE_FORWARD_IMPL_H
+#define PST_ENGINE_FORWARD_IMPL_H
+
+#include "engine/forward.h"
+#include "engine/pool.h"
+
+/* Stages that a layer has at most: each has a claim counter of its own. Tokens up to which every thread does the element-wise stages for itself. */
+enum { PST_ENGINE_LAYER_STAGES = 26, PST_ENGINE_ALONE_TOKENS = 2 };
+
+typedef struct pst_engine_pick {
+  float value;
+  int32_t token;
+} pst_engine_pick;
+
+/* A step's tokens by expert: token t's k-th choice is row row_of[t * used + k] of the routed inputs, which stand in order of experts. */
+typedef struct pst_engine_routes {
+  int *expert, *row_of; /* [max_tokens][n_experts_used] */
+  float *weight;        /* the same: of the expert's output */
+  float *logits;        /* [max_tokens][n_experts] */
+  float *shared;        /* [max_tokens] gate of the shared expert */
+  int *token_of;        /* of each row */
+  int *first;           /* [n_experts + 1] first row of each expert */
+  int *active;          /* [n_experts] experts that have rows, ascending */
+  int n_active, n_rows;
+  float *x, *gate_up, *gated,
+      *out; /* rows of n_embd (only for float matrices), 2 n_ff_expert, n_ff_expert (as x), n_embd */
+  pst_kernels_input in, in_gated; /* of rows */
+} pst_engine_routes;
+
+/* What one thread owns. */
+typedef struct pst_engine_lane {
+  void *work;                                         /* PST_KERNELS_WORK_BYTES */
+  float *plain;                                       /* [PST_ENGINE_ALONE_TOKENS][n_embd] */
+  pst_kernels_input narrow, wide, attended, recalled; /* for PST_ENGINE_ALONE_TOKENS tokens */
+  pst_engine_pick picks[PST_ENGINE_HEAD_ROWS];        /* the best of each row among what this thread saw */
+  float floors[PST_ENGINE_HEAD_ROWS];                 /* a true logit of each row */
+  int n_passed;                                       /* groups that a screen let pass */
+} pst_engine_lane;
+
+struct pst_engine_forward {
+  pst_engine_model *model;
+  const pst_kernels *k;
+  uint32_t kv_type;
+  int max_tokens, max_items, max_logits, max_blocks, n_threads;
+  size_t page_bytes, head_page_bytes;
+  bool any_float_down;              /* some layer's down matrix reads floats: `gated` is there */
+  bool any_dense, any_float_expert; /* some layer has no experts; some expert's matrix reads floats */
+  /* [max_tokens] rows of n_embd, n_embd, q+k+v or 3 n_embd, q or n_embd, n_embd, 2 n_ff, n_ff */
+  float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated;
+  float *gated_queries;     /* 2 q: a head's query, then its gate; only where the model has such */
+  float *mixed, *convolved; /* of delta nets: channels, values and twice n_delta_v; channels */
+  pst_engine_routes routes;
+  float *kept;                        /* [max_logits][n_embd] */
+  float *turns[PST_ENGINE_MAX_ROPES]; /* [max_tokens][n_rot] cosines and sines */
+  float *parts;                       /* of attention: [max_blocks][SPLIT_TOKENS][n_heads][PART_FLOATS] */
+  pst_kernels_input in_normed, in_attended, in_recalled, in_gated, in_kept; /* shared inputs */
+  pst_engine_lane *lanes;
+  atomic_int *claims; /* one counter per stage */
+  int n_claims;
+  /* The step at hand. */
+  const pst_engine_forward_item *items;
+  int n_items, n_tokens, n_kept;
+  int *item_of, *position; /* of each token in the step */
+  int *item_start;         /* first token of each item in the step */
+  /* The head at hand. */
+  int head_first, head_n, head_n_groups;
+  const int32_t *head_groups;
+  float *head_out;
+  float reaches[PST_ENGINE_HEAD_ROWS];
+  bool screened;
+  int screen_rest; /* tokens to go without a screen */
+  void *memory;
+};
+
+/* One thread's way through a step: which stage it is in. */
+typedef struct pst_engine_walk {
+  pst_engine_forward *f;
+  pst_engine_team *team;
+  pst_engine_lane *mine;
+  int stage;
+} pst_engine_walk;
+
+static inline bool pst_engine_walk_claim(pst_engine_walk *w, int total, int chunk, int *ret_begin, int *ret_end) {
+  int begin = atomic_fetch_add_explicit(&w->f->claims[w->stage], chunk, memory_order_relaxed);
+  if (begin >= total) return false;
+  *ret_begin = begin;
+  *ret_end = PST_MIN(begin + chunk, total);
+  return true;
+}
+
+static inline void pst_engine_walk_next(pst_engine_walk *w) {
+  pst_engine_team_meet(w->team);
+  w->stage++;
+}
+
+static inline bool pst_engine_walk_alone(const pst_engine_forward *f) { return f->n_tokens <= PST_ENGINE_ALONE_TOKENS; }
+
+/* A product over an input that several share: out (+)= w * input, then a bias. */
+typedef struct pst_engine_product {
+  const pst_kernels_matrix *w;
+  float *out;
+  size_t stride;
+  const float *bias;
+  bool add;
+} pst_engine_product;
+
+/* Several products over the same input, as one stage. */
+void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, int n_products,
+                              const pst_kernels_input *input, int n_tokens);
+
+/* The end of a branch: a product, and what comes between it and x, as far as the layer has it. */
+typedef struct pst_engine_branch_end {
+  const pst_kernels_matrix *matrix;
+  const float *bias, *norm;
+  pst_engine_layernorm sum_norm;
+} pst_engine_branch_end;
+
+/* x += matrix * input, through a bias, a norm or a factor; then x itself may be normed. */
+void pst_engine_walk_back(pst_engine_walk *w, pst_engine_branch_end b, const pst_kernels_input *input);
+/* What a branch of a layer reads: x through its norm, or as it is. */
+const pst_kernels_input *pst_engine_walk_enter(pst_engine_walk *w, const float *norm);
+/* Rows of floats, quantized as an input: by each thread into `own` when tokens are few, else shared out into `shared`. */
+const pst_kernels_input *pst_engine_walk_quantize(pst_engine_walk *w, const float *rows, pst_kernels_input *shared,
+                                                  pst_kernels_input *own);
+/* activation(gate) * up of the step's gate_up rows, as the input of the layer's down. */
+const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engine_layer *y);
+
+/* Branches in the place of attention or of the dense feed-forward branch, norm to residual. */
+void pst_engine_walk_conv(pst_engine_walk *w, const pst_engine_layer *y);
+void pst_engine_walk_delta(pst_engine_walk *w, const pst_engine_layer *y);
+void pst_engine_walk_experts(pst_engine_walk *w, const pst_engine_layer *y);
+
+/* Widths of a delta net's rows; 0 where the model has none. */
+static inline size_t pst_engine_delta_values(const pst_engine_model *m) {
+  return m->n_delta_layers ? (size_t)m->n_delta_v * (size_t)m->delta_head : 0;
+}
+static inline size_t pst_engine_delta_channels(const pst_engine_model *m) {
+  return m->n_delta_layers ? 2 * (size_t)m->n_delta_k * (size_t)m->delta_head + pst_engine_delta_values(m) : 0;
+}
+static inline size_t pst_engine_delta_mixed(const pst_engine_model *m) {
+  return m->n_delta_layers ? pst_engine_delta_channels(m) + pst_engine_delta_values(m) + 2 * (size_t)m->n_delta_v : 0;
+}
+
+/* Of one convolution layer in one page, behind the keys and values of all layers. */
+static inline size_t pst_engine_conv_bytes(const pst_engine_model *m) {
+  return (PST_ENGINE_CONV_KEPT * (size_t)m->info.n_embd * sizeof(float) + 63) & ~(size_t)63;
+}
+
+#endif
