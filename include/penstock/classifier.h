@@ -32,7 +32,7 @@ typedef struct pst_classifier_options {
 
 /* Fits a classifier and appends its artefact to *out. The strength of the penalty and the temperature are chosen on held-out folds of the records, never on
  * others. The order of the records does not matter. options NULL: the defaults. Errors: PST_E_NO_DATA (one label only, or fewer than two groups),
- * PST_E_BAD_INPUT (an empty label), PST_E_LIMIT (more than 10,000 labels), PST_E_CANCELLED, PST_E_NOMEM. */
+ * PST_E_BAD_INPUT (an empty label), PST_E_LIMIT (more than 10,000 labels, or records times labels above 32 Mi), PST_E_CANCELLED, PST_E_NOMEM. */
 int pst_classifier_train(const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
                          pst_buf *out, pst_error *err);
 

@@ -10,7 +10,7 @@
 #include "classifier/lbfgs.h"
 #include "classifier/logistic.h"
 
-enum { FOLDS = 4, MOST_LABELS = 10000, MOST_WEIGHTS = 24 << 20, MAX_ITERATIONS = 200 };
+enum { FOLDS = 4, MOST_LABELS = 10000, MOST_WEIGHTS = 8 << 20, MOST_SCORES = 32 << 20, MAX_ITERATIONS = 200 };
 #define TOLERANCE 5e-4
 /* Inverse strengths: the penalty is 1 / (C x records), so that C means the same for any number of records. */
 static const double strengths[] = {2.5, 10, 40};
@@ -58,6 +58,11 @@ static int find_labels(training *t) {
   if (t->n_labels > MOST_LABELS)
     return pst_error_set(t->err, PST_E_LIMIT, "classifier", "%zu labels; at most %d are possible", t->n_labels,
                          MOST_LABELS);
+  if (t->n > MOST_SCORES / t->n_labels)
+    return pst_error_set(t->err, PST_E_LIMIT, "classifier",
+                         "%zu records with %zu labels are more than memory is set "
+                         "aside for; at most %zu records",
+                         t->n, t->n_labels, MOST_SCORES / t->n_labels);
   return 0;
 }
 

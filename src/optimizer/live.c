@@ -254,14 +254,24 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
 
 /* ---- the classifier ---- */
 
-/* The examples part, and nothing else: what a plan is chosen and verified on is not seen. */
+static bool may_be_learned(const pst_evals_info *info, const pst_evals_item *item) {
+  if (item->part != PST_EVALS_EXAMPLES) return false;
+  for (size_t k = 0; k < info->n_labels; k++)
+    if (pst_str_equal(item->expected, info->labels[k])) return true;
+  return false;
+}
+
+/* The examples part, and nothing else: what a plan is chosen and verified on is not seen. Of very many a sample, by a hash of their ids. */
 static size_t collect_records(const pst_evals_info *info, pst_classifier_record *ret) {
   size_t n = 0;
+  double work = 0;
+  for (size_t i = 0; i < info->n_items; i++)
+    if (may_be_learned(info, &info->items[i])) work += (double)info->items[i].input.n * (double)info->n_labels;
+  double share = fmin(C(classifier_work) / fmax(work, 1), 1);
   for (size_t i = 0; i < info->n_items; i++) {
     const pst_evals_item *item = &info->items[i];
-    bool is_label = false;
-    for (size_t k = 0; k < info->n_labels && !is_label; k++) is_label = pst_str_equal(item->expected, info->labels[k]);
-    if (item->part == PST_EVALS_EXAMPLES && is_label)
+    bool drawn = (double)(pst_hash64(item->id.data, item->id.n, 0) >> 11) * 0x1p-53 < share;
+    if (drawn && may_be_learned(info, item))
       ret[n++] = (pst_classifier_record){item->input, item->expected, item->cluster};
   }
   return n;
@@ -343,7 +353,7 @@ static int classifier(void *state, pst_buf *out, pst_error *err) {
   size_t n = collect_records(l->info, records);
   int64_t train_ms = 0;
   int code = pst_gateway_classifier_build(l->store, records, n, &o, artefact, &train_ms, &why);
-  if (code == PST_E_NO_DATA) {
+  if (code == PST_E_NO_DATA || code == PST_E_LIMIT) {
     pst_json_writer w = pst_json_writer_on(out, false);
     pst_json_begin_object(&w);
     pst_json_key(&w, "none");

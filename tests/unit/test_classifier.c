@@ -350,6 +350,23 @@ static void records_that_cannot_be_learned_from_are_refused(void **state) {
   pst_buf_done(&out);
 }
 
+static void too_much_is_refused_before_memory_is_taken(void **state) {
+  (void)state;
+  enum { MANY = 10001 };
+  pst_classifier_record *r = calloc(MANY, sizeof *r);
+  char(*labels)[8] = calloc(MANY, sizeof *labels);
+  assert_non_null(r);
+  assert_non_null(labels);
+  for (size_t i = 0; i < MANY; i++) {
+    (void)snprintf(labels[i], sizeof labels[i], "%zu", i);
+    r[i] = (pst_classifier_record){PST_STR("text"), pst_str_from(labels[i]), (uint32_t)i};
+  }
+  assert_int_equal(refused(r, MANY, "at most 10000"), PST_E_LIMIT);
+  assert_int_equal(refused(r, 6000, "at most 5592 records"), PST_E_LIMIT); /* 6,000 scores each */
+  free(r);
+  free(labels);
+}
+
 /* ---- artefacts ---- */
 
 static int open_bytes(const char *data, size_t n) {
@@ -457,6 +474,7 @@ int main(void) {
       cmocka_unit_test(probabilities_mean_what_they_say),
       cmocka_unit_test(a_group_is_never_parted),
       cmocka_unit_test(records_that_cannot_be_learned_from_are_refused),
+      cmocka_unit_test(too_much_is_refused_before_memory_is_taken),
       cmocka_unit_test(a_damaged_artefact_is_refused),
       cmocka_unit_test(odd_texts_are_answered),
       cmocka_unit_test(running_out_of_memory_is_an_error),
