@@ -2,7 +2,8 @@
  *
  * Owns the thread of an encoder's engine. A text goes through the layers in one step, since each of its tokens sees all others; nothing of it is kept behind
  * the step, so there is neither a cache nor a scheduler. Texts are not padded, and no element of a text's vector depends on what stands beside it, nor on the
- * number of threads (engine/forward.c): alone and in a batch the bits are the same. Pooling and projections run on the encoder's own thread: they are
+ * number of threads (engine/forward.c): alone and in a batch the bits are the same. Requests of one priority share the steps evenly, by tokens: whoever has had the fewest
+ * comes next, and who arrives begins level with the one who had the fewest, so that a question does not wait for a library to be indexed. Pooling and projections run on the encoder's own thread: they are
  * a thousandth of the work. */
 #include "engine/encoder.h"
 
@@ -20,9 +21,10 @@ typedef struct job {
   int priority;
   bool cancelled; /* under the lock */
   int32_t *tokens;
-  size_t *starts; /* [n_texts + 1] */
-  float *vectors; /* [n_texts][n_dims] */
-  size_t n_texts, n_done;
+  size_t *starts;                    /* [n_texts + 1] */
+  float *vectors;                    /* [n_texts][n_dims] */
+  size_t n_texts, n_done, n_planned; /* n_planned: with those of the step at hand */
+  int64_t served;                    /* tokens that it has had, and those of others before it came */
   pst_engine_embed_callback callback;
   void *user;
   int64_t submit_us, admit_us;
@@ -197,6 +199,14 @@ static job *job_create(const pst_engine_embed_request *r, size_t n_tokens, size_
   return j;
 }
 
+/* Under the lock. 0: nobody of this priority is there. */
+static int64_t least_served(const pst_engine_encoder *e, int priority) {
+  int64_t least = INT64_MAX;
+  for (const job *j = e->jobs; j; j = j->next)
+    if (j->priority == priority) least = PST_MIN(least, j->served);
+  return least == INT64_MAX ? 0 : least;
+}
+
 int pst_engine_encoder_submit(pst_engine_encoder *e, const pst_engine_embed_request *request, uint64_t *ret_request_id,
                               pst_error *err) {
   size_t n_tokens = 0;
@@ -211,6 +221,7 @@ int pst_engine_encoder_submit(pst_engine_encoder *e, const pst_engine_embed_requ
     code = pst_error_set(err, PST_E_BUSY, NULL, "%d requests wait already; try again later", e->max_queue);
   else {
     job **at = &e->jobs;
+    j->served = least_served(e, j->priority);
     while (*at && (*at)->priority <= j->priority) at = &(*at)->next;
     j->next = *at;
     *at = j;
@@ -293,24 +304,34 @@ static void take_vectors(pst_engine_encoder *e) {
 
 /* ---- the thread ---- */
 
-/* Under the lock: the next texts, in order, as many as fit. */
+/* Whose turn it is: the best priority, then the fewest tokens, then the earliest. NULL: every text is planned. */
+static job *next_job(const pst_engine_encoder *e) {
+  job *best = NULL;
+  for (job *j = e->jobs; j; j = j->next) {
+    if (j->n_planned == j->n_texts) continue;
+    if (best && j->priority > best->priority) break;
+    if (!best || j->served < best->served) best = j;
+  }
+  return best;
+}
+
+/* Under the lock: the next texts, as many as fit. */
 static void plan(pst_engine_encoder *e) {
   int n_tokens = 0, n_pages = 0;
   e->n_items = 0;
   e->stats.n_running = 0;
-  for (job *j = e->jobs; j; j = j->next) {
-    bool begun = false;
-    for (size_t i = j->n_done; i < j->n_texts; i++) {
-      int n = (int)(j->starts[i + 1] - j->starts[i]);
-      if (n_tokens + n > e->max_tokens || e->n_items == MAX_ITEMS) return;
-      if (!begun) e->stats.n_running++;
-      begun = true;
-      e->places[e->n_items] = (place){j, i};
-      e->items[e->n_items++] =
-          (pst_engine_forward_item){j->tokens + j->starts[i], 0, n, 0, e->page_table + n_pages, NULL};
-      n_tokens += n;
-      n_pages += (n + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
-    }
+  for (job *j = e->jobs; j; j = j->next) j->n_planned = j->n_done;
+  for (job *j; e->n_items < MAX_ITEMS && (j = next_job(e));) {
+    size_t i = j->n_planned;
+    int n = (int)(j->starts[i + 1] - j->starts[i]);
+    if (n_tokens + n > e->max_tokens) return;
+    e->stats.n_running += j->n_planned++ == j->n_done;
+    j->served += n;
+    e->places[e->n_items] = (place){j, i};
+    e->items[e->n_items++] =
+        (pst_engine_forward_item){j->tokens + j->starts[i], 0, n, 0, e->page_table + n_pages, NULL};
+    n_tokens += n;
+    n_pages += (n + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
   }
 }
 
@@ -321,7 +342,7 @@ static void run_step(pst_engine_encoder *e) {
     job *j = e->places[i].job;
     n_tokens += e->items[i].n;
     if (!j->admit_us) j->admit_us = start;
-    if (i == 0 || e->places[i - 1].job != j) j->n_steps++;
+    j->n_steps += e->places[i].text == j->n_done;
   }
   pst_engine_forward_run(e->forward, e->items, e->n_items);
   take_vectors(e);

@@ -7,6 +7,8 @@
 #include <cmocka.h>
 #include <math.h>
 #include <penstock/engine.h>
+#include <sched.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -160,6 +162,55 @@ static void test_many(void **state) {
   assert_true(n >= REQUESTS);
 }
 
+typedef struct ending {
+  ends *all;
+  int place; /* among those that have ended, from 1 */
+} ending;
+
+static void note_end(void *user, const pst_engine_embed_event *event) {
+  ending *e = user;
+  e->place = 1 + atomic_fetch_add(event->vectors ? &e->all->n_stopped : &e->all->n_cancelled, 1);
+}
+
+static void hold_up(void *user, const pst_engine_embed_event *event) {
+  (void)event;
+  while (sem_wait(user)) {}
+}
+
+/* A small request that comes behind large ones does not wait for them, one of a better priority still less; and the large ones end. */
+static void test_fairness(void **state) {
+  (void)state;
+  enum { LARGE = 3, TEXTS = 300, TOKENS = 30, REQUESTS = LARGE + 2 };
+  static int32_t tokens[TEXTS * TOKENS];
+  static size_t lengths[TEXTS];
+  ends all = {0};
+  ending e[REQUESTS];
+  uint64_t id;
+  sem_t go;
+  pst_engine *engine = open_tiny(&(test_tiny){.architecture = "bert"}, NULL);
+  for (int i = 0; i < TEXTS; i++) lengths[i] = TOKENS;
+  assert_int_equal(sem_init(&go, 0, 0), 0);
+  pst_engine_embed_request first = {
+      .tokens = tokens, .lengths = lengths, .n_texts = 1, .priority = -2, .callback = hold_up, .user = &go};
+  assert_int_equal(pst_engine_embed(engine, &first, &id, &err), 0); /* its end keeps the thread until all have come */
+  for (int i = 0; i < REQUESTS; i++) {
+    e[i] = (ending){&all, 0};
+    pst_engine_embed_request request = {.tokens = tokens,
+                                        .lengths = lengths,
+                                        .n_texts = i < LARGE ? TEXTS : 1,
+                                        .priority = i == REQUESTS - 1 ? -1 : 0,
+                                        .callback = note_end,
+                                        .user = &e[i]};
+    assert_int_equal(pst_engine_embed(engine, &request, &id, &err), 0);
+  }
+  sem_post(&go);
+  while (atomic_load(&all.n_stopped) < REQUESTS) sched_yield();
+  pst_engine_free(engine);
+  sem_destroy(&go);
+  assert_int_equal(atomic_load(&all.n_cancelled), 0);
+  assert_true(e[REQUESTS - 1].place <= 2 && e[REQUESTS - 2].place <= 2);
+}
+
 static void test_counts(void **state) {
   (void)state;
   const int32_t tokens[] = {1, 2, 3, 4, 5, 6};
@@ -209,7 +260,7 @@ static int remove_dir(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_files),      cmocka_unit_test(test_info),
                                      cmocka_unit_test(test_wrong_kind), cmocka_unit_test(test_refusals),
-                                     cmocka_unit_test(test_many),       cmocka_unit_test(test_counts),
-                                     cmocka_unit_test(test_cut)};
+                                     cmocka_unit_test(test_many),       cmocka_unit_test(test_fairness),
+                                     cmocka_unit_test(test_counts),     cmocka_unit_test(test_cut)};
   return cmocka_run_group_tests(tests, open_dir, remove_dir);
 }
