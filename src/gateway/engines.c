@@ -211,9 +211,15 @@ static int64_t engine_bytes(const pst_engine_model *model, const pst_engine_opti
 
 /* ---- loading ------------------------------------------------------------------------------------------------------------ */
 
+/* A checkpoint's weights stand for its folder. */
 static int file_key_of(const char *path, file_key *ret_key, pst_error *err) {
   struct stat st;
-  if (stat(path, &st)) return pst_error_set_errno(err, errno, path, "the model file cannot be examined");
+  bool folder = pst_dir_exists(path);
+  char *file = folder ? pst_path_join(path, "model.safetensors") : pst_strdup(path);
+  if (!file) return pst_error_set(err, PST_E_NOMEM, path, "out of memory for an engine");
+  int code = stat(file, &st) ? pst_error_set_errno(err, errno, file, "the model file cannot be examined") : 0;
+  pst_free(file);
+  if (code) return code;
   *ret_key = (file_key){(uint64_t)st.st_dev, (uint64_t)st.st_ino,
                         (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec, (uint64_t)st.st_size};
   return 0;

@@ -40,7 +40,7 @@ typedef struct folder {
   const char *extra;              /* one more tensor, or the same name again */
   const char *from, *to;          /* text in the header that is replaced by text of the same length */
   size_t cut;                     /* bytes missing at the end */
-  bool no_weights, is_index;
+  bool no_weights, is_index, odd; /* odd: weights begin at an odd byte */
 } folder;
 
 static char *dir;
@@ -104,7 +104,7 @@ static void write_weights(const folder *f) {
   add(&w, "bert.pooler.dense.weight", EMBD, EMBD); /* of no use */
   if (f->extra) add(&w, f->extra, 2, EMBD);
   w.header[w.header_n++] = '}';
-  while (w.header_n % 8) w.header[w.header_n++] = ' ';
+  while (w.header_n % 8 != (f->odd ? 1 : 0)) w.header[w.header_n++] = ' ';
   if (f->from) {
     char *at = strstr(w.header, f->from);
     assert_true(at && strlen(f->from) == strlen(f->to));
@@ -157,6 +157,9 @@ static void test_folder_and_file_agree(void **state) {
   embed(dir, "hello world! zzz", folder_vector, &tokens);
   assert_int_equal(tokens.n, PST_ARRAY_LEN(want));
   assert_memory_equal(tokens.ids, want, sizeof want);
+  write_folder(&(folder){.odd = true});
+  embed(dir, "hello world! zzz", file_vector, &tokens);
+  assert_memory_equal(folder_vector, file_vector, sizeof folder_vector);
   const char *file = test_temp_path(dir, "made.gguf");
   assert_int_equal(pst_engine_quantize(dir, file, "F32", NULL, NULL, &err), 0);
   embed(file, "hello world! zzz", file_vector, &tokens);
