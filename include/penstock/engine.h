@@ -43,6 +43,8 @@ int pst_engine_model_open(const char *path, int n_threads, pst_engine_model **re
  * takes milliseconds, and processes share the memory. Files there may be deleted at any time. Whatever is wrong there is logged, never an error. */
 int pst_engine_model_open_kept(const char *path, const char *packed_dir, int n_threads, pst_engine_model **ret_model,
                                pst_error *err);
+/* Whether a file is an encoder's, by its architecture alone; no weight is read. False too for what cannot be opened. */
+bool pst_engine_model_encodes(const char *path);
 pst_engine_model *pst_engine_model_ref(pst_engine_model *model);
 void pst_engine_model_unref(pst_engine_model *model); /* NULL is fine */
 const pst_engine_model_info *pst_engine_model_get_info(const pst_engine_model *model);

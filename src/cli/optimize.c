@@ -1,4 +1,5 @@
 /* penstock optimize: search the plans of a workload, verify the best, keep and print it. */
+#include <penstock/engine.h>
 #include <penstock/optimizer.h>
 
 #include <stdlib.h>
@@ -52,6 +53,7 @@ static int on_file(void *user, const pst_models_file *file, bool intact) {
     fprintf(stderr, "penstock: %s is missing or changed since it was pulled, and is left out (penstock models)\n",
             file->name);
   }
+  if (intact && pst_engine_model_encodes(file->path)) return 0; /* it could answer nothing */
   if (!intact || listed(w->list, file->name) || (w->catalogue && strcmp(file->name, w->entry) != 0)) return 0;
   return add_model(w->list, w->home, file->name, w->err);
 }

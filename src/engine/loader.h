@@ -37,6 +37,7 @@ typedef struct pst_engine_architecture {
   const char *name;
   int (*keys)(pst_engine_loader *l); /* reads what the whole model shares */
   int (*layer)(pst_engine_loader *l, int i, pst_engine_layer *y);
+  bool encodes; /* makes vectors, no text */
 } pst_engine_architecture;
 /* The row that general.architecture names; NULL: none, with the error set. */
 const pst_engine_architecture *pst_engine_architecture_find(pst_engine_loader *l);

@@ -389,6 +389,15 @@ int pst_engine_model_examine(const char *path, pst_engine_model **ret_model, pst
   return open_model(path, -1, NULL, ret_model, err);
 }
 
+bool pst_engine_model_encodes(const char *path) {
+  pst_engine_model m = {.gguf = NULL};
+  pst_engine_loader l = {.m = &m, .path = path};
+  if (pst_engine_checkpoint_open(path, &m.gguf, NULL)) return false;
+  const pst_engine_architecture *a = pst_engine_architecture_find(&l);
+  pst_engine_gguf_close(m.gguf);
+  return a && a->encodes;
+}
+
 pst_engine_model *pst_engine_model_ref(pst_engine_model *m) {
   atomic_fetch_add(&m->n_refs, 1);
   return m;

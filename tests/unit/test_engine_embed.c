@@ -65,6 +65,7 @@ static void test_info(void **state) {
   const pst_engine_model_info *info = pst_engine_model_get_info(pst_engine_get_model(engine));
   int64_t kv = -1, work = 0;
   assert_int_equal(info->n_dims, DIMS);
+  assert_true(pst_engine_model_encodes(info->path));
   assert_int_equal(info->min_dims, DIMS);
   assert_int_equal(info->kv_bytes_per_token_f16, 0);
   assert_int_equal(pst_engine_estimate_memory(pst_engine_get_model(engine), NULL, &kv, &work, &err), 0);
@@ -93,6 +94,7 @@ static void test_wrong_kind(void **state) {
   assert_true(pst_engine_calibrate(encoder, 100, &model, &err) < 0);
   pst_engine_free(encoder);
   pst_engine *generator = open_tiny(&(test_tiny){.architecture = "llama"}, NULL);
+  assert_false(pst_engine_model_encodes(pst_engine_model_get_info(pst_engine_get_model(generator))->path));
   assert_int_equal(pst_engine_embed_wait(generator, tokens, &length, 1, vector, &err), PST_E_UNSUPPORTED);
   assert_non_null(strstr(err.message, "generates text"));
   pst_engine_free(generator);
