@@ -24,6 +24,8 @@ def encoder(penstock, minilm, tmp_path_factory):
     one.generator = os.path.splitext(os.path.basename(generator))[0] if generator else None
     yield one
     assert one.stop() == 0, "".join(one.log[-20:])
+    text = "".join(one.log)
+    assert "Sanitizer" not in text and "runtime error" not in text, text
 
 
 @pytest.fixture
