@@ -9,23 +9,8 @@ import subprocess
 
 import openai
 import pytest
-from conftest import Served
 
 TEXTS = ["How do I reset my password?", "I forgot my login and cannot sign in.", "The mountain lake froze over in January."]
-
-
-@pytest.fixture(scope="module")
-def encoder(penstock, minilm, tmp_path_factory):
-    """A server with an encoder, and a generator beside it where there is one."""
-    generator = os.environ.get("PENSTOCK_TEST_SMOLLM2")
-    models = ["--model", minilm] + (["--model", generator] if generator else [])
-    one = Served(penstock, tmp_path_factory.mktemp("home"), [*models, "--drain-ms", "2000"])
-    one.model = os.path.splitext(os.path.basename(minilm))[0]
-    one.generator = os.path.splitext(os.path.basename(generator))[0] if generator else None
-    yield one
-    assert one.stop() == 0, "".join(one.log[-20:])
-    text = "".join(one.log)
-    assert "Sanitizer" not in text and "runtime error" not in text, text
 
 
 @pytest.fixture
