@@ -41,6 +41,8 @@ static int check_options(const pst_engine_model *m, pst_engine_options *o, pst_e
   if (pages > INT32_MAX / PST_ENGINE_PAGE) return pst_error_set(err, PST_E_LIMIT, "kv_tokens", "too many positions");
   o->kv_tokens = (int)pages * PST_ENGINE_PAGE;
   if (o->max_queue <= 0) o->max_queue = 1024;
+  /* A page says nothing of the state behind it: prefixes of a recurrent model are computed anew. */
+  if (f->state_bytes) o->no_reuse = true;
   return 0;
 }
 
@@ -90,9 +92,7 @@ static int start_generator(pst_engine *e, pst_error *err) {
   e->state_is_taken = pst_calloc((size_t)o->slots, sizeof *e->state_is_taken);
   bool fits = (e->states || !model->info.state_bytes) && e->state_is_taken && e->pages && e->logits && e->raw &&
               e->work && e->allowed && e->groups && e->group_marks && e->items && e->rows && e->offers && e->offerers;
-  /* A page says nothing of the state behind it: prefixes of a recurrent model are computed anew. */
-  bool reuse = !o->no_reuse && !e->states;
-  int code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, reuse) : PST_E_NOMEM;
+  int code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, !o->no_reuse) : PST_E_NOMEM;
   if (code)
     pst_error_set(err, code, NULL, "no memory for %.0f MB of keys and values",
                   ((double)n_pages * (double)e->page_bytes + (double)o->slots * (double)model->info.state_bytes) / 1e6);
