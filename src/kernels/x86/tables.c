@@ -6,19 +6,6 @@
 #include <cpuid.h>
 #include <pthread.h>
 
-#define TABLE(isa_name, isa)                                                                                  \
-  {                                                                                                           \
-    .name = isa_name, .quantize = pst_kernels_quantize_##isa, .rmsnorm = pst_kernels_rmsnorm_##isa,           \
-    .rmsnorm_quantize = pst_kernels_rmsnorm_quantize_##isa, .gated = pst_kernels_gated_##isa,                 \
-    .gated_quantize = pst_kernels_gated_quantize_##isa, .layernorm = pst_kernels_layernorm_##isa,             \
-    .add = pst_kernels_add_##isa, .scale = pst_kernels_scale_##isa, .rope = pst_kernels_rope_##isa,           \
-    .argmax = pst_kernels_argmax_##isa, .screen_pass = pst_kernels_screen_pass_##isa,                         \
-    .sum_exp = pst_kernels_sum_exp_##isa, .delta_rule = pst_kernels_delta_rule_##isa,                         \
-    .matmul = pst_kernels_matmul_##isa, .store_key = pst_kernels_store_key_##isa,                             \
-    .store_value = pst_kernels_store_value_##isa, .attention = pst_kernels_attention_##isa,                   \
-    .attention_part = pst_kernels_attention_part_##isa, .attention_merge = pst_kernels_attention_merge_##isa, \
-  }
-
 typedef struct cpu_features {
   bool avx2, avx512;
 } cpu_features;
@@ -52,11 +39,11 @@ static const cpu_features *cpu(void) {
 }
 
 const pst_kernels *pst_kernels_table_avx2(void) {
-  static const pst_kernels table = TABLE("avx2", avx2);
+  static const pst_kernels table = PST_KERNELS_TABLE("avx2", avx2, avx2);
   return cpu()->avx2 ? &table : NULL;
 }
 
 const pst_kernels *pst_kernels_table_avx512(void) {
-  static const pst_kernels table = TABLE("avx512", avx512);
+  static const pst_kernels table = PST_KERNELS_TABLE("avx512", avx512, avx512);
   return cpu()->avx512 ? &table : NULL;
 }

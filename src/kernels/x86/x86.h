@@ -2,44 +2,13 @@
 #ifndef PST_KERNELS_X86_H
 #define PST_KERNELS_X86_H
 
-#include "kernels/layout.h"
+#include "kernels/slots.h"
 
 #include <string.h>
 
-/* The slots of pst_kernels, by instruction set. */
-#define PST_X86_SLOTS(isa)                                                                                             \
-  void pst_kernels_matmul_##isa(const pst_kernels_matrix *w, const pst_kernels_input *input, size_t t0,                \
-                                size_t n_tokens, size_t group_begin, size_t group_end, bool add, float *out,           \
-                                size_t out_stride, void *work);                                                        \
-  void pst_kernels_quantize_##isa(const float *x, size_t block_begin, size_t block_end, pst_kernels_input *input,      \
-                                  size_t token);                                                                       \
-  void pst_kernels_rmsnorm_##isa(const float *x, const float *weight, size_t n, float eps, float *out);                \
-  void pst_kernels_rmsnorm_quantize_##isa(const float *x, const float *weight, float eps, float *out,                  \
-                                          pst_kernels_input *input, size_t token);                                     \
-  void pst_kernels_layernorm_##isa(const float *x, const float *weight, const float *bias, size_t n, float eps,        \
-                                   float *out);                                                                        \
-  void pst_kernels_gated_##isa(pst_kernels_gate kind, const float *gate, const float *up, size_t n, float *out);       \
-  void pst_kernels_gated_quantize_##isa(pst_kernels_gate kind, const float *gate, const float *up, size_t block_begin, \
-                                        size_t block_end, pst_kernels_input *input, size_t token);                     \
-  void pst_kernels_add_##isa(const float *x, const float *y, size_t n, float *out);                                    \
-  void pst_kernels_scale_##isa(const float *x, float factor, size_t n, float *out);                                    \
-  void pst_kernels_rope_##isa(float *x, size_t n_heads, size_t head_dim, size_t n_rot, pst_kernels_rope style,         \
-                              const float *cos_sin);                                                                   \
-  size_t pst_kernels_argmax_##isa(const float *x, size_t n);                                                           \
-  size_t pst_kernels_screen_pass_##isa(const float *x, const float *radius, float reach, float floor, size_t n,        \
-                                       int32_t first, int32_t *ret_groups);                                            \
-  void pst_kernels_delta_rule_##isa(float *state, size_t n_k, size_t n_v, const float *q, const float *k,              \
-                                    const float *v, float decay, float beta, float *out);                              \
-  float pst_kernels_sum_exp_##isa(const float *x, size_t n, float max);                                                \
-  void pst_kernels_store_key_##isa(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);     \
-  void pst_kernels_store_value_##isa(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);   \
-  void pst_kernels_attention_##isa(const pst_kernels_attend *a, void *work);                                           \
-  void pst_kernels_attention_part_##isa(const pst_kernels_attend *a, size_t block_begin, size_t block_end,             \
-                                        float *parts, void *work);                                                     \
-  void pst_kernels_attention_merge_##isa(const pst_kernels_attend *a, size_t block_begin, size_t block_end,            \
-                                         const float *parts);
-
-PST_X86_SLOTS(avx2)
-PST_X86_SLOTS(avx512)
+PST_KERNELS_MATMUL_SLOT(avx2)
+PST_KERNELS_VECTOR_SLOTS(avx2)
+PST_KERNELS_MATMUL_SLOT(avx512)
+PST_KERNELS_VECTOR_SLOTS(avx512)
 
 #endif
