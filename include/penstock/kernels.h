@@ -222,6 +222,8 @@ typedef struct pst_kernels {
   /* out = x + y; out = x * factor. out may be an input. */
   void (*add)(const float *x, const float *y, size_t n, float *out);
   void (*scale)(const float *x, float factor, size_t n, float *out);
+  /* out = cap * tanh(x / cap), cap > 0. out may be x. */
+  void (*softcap)(const float *x, float cap, size_t n, float *out);
   /* Turns the first n_rot elements of each of n_heads heads (head_dim apart) in place. cos_sin: [n_rot/2] cosines, then sines. */
   void (*rope)(float *x, size_t n_heads, size_t head_dim, size_t n_rot, pst_kernels_rope style, const float *cos_sin);
   /* Index of the greatest element, the lowest of equals; n > 0. */

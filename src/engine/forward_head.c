@@ -16,7 +16,7 @@ static void finish_logits(const pst_engine_forward *f, int first_row, int n_rows
   for (int r = first_row; r < first_row + n_rows; r++) {
     float *row = f->head_out + (size_t)r * (size_t)f->model->info.n_vocab;
     if (factor != 1.0f) f->k->scale(row + from, factor, to - from, row + from);
-    for (size_t i = from; i < to && cap != 0.0f; i++) row[i] = cap * tanhf(row[i] / cap);
+    if (cap != 0.0f) f->k->softcap(row + from, cap, to - from, row + from);
   }
 }
 

@@ -130,6 +130,16 @@ static void ref_scale(const float *x, float factor, size_t n, float *out) {
   for (size_t i = 0; i < n; i++) out[i] = x[i] * factor;
 }
 
+/* tanh(z) = 1 - 2 / (1 + exp(2z)) */
+static float softcap(float x, float cap) {
+  float z = x / cap;
+  return cap * (1.0f - 2.0f / (1.0f + pst_exp(z + z)));
+}
+
+static void ref_softcap(const float *x, float cap, size_t n, float *out) {
+  for (size_t i = 0; i < n; i++) out[i] = softcap(x[i], cap);
+}
+
 static void ref_rope(float *x, size_t n_heads, size_t head_dim, size_t n_rot, pst_kernels_rope style,
                      const float *cos_sin) {
   size_t half = n_rot / 2;
@@ -342,12 +352,7 @@ static float key_score(const pst_kernels_attend *a, const ref_query *q, const ui
       score = fmaf(pst_load_half(scales + (b * PST_PAGE + j) * 2) * q->d[b], (float)dot, score);
     }
   }
-  if (a->softcap > 0.0f) {
-    /* tanh(z) = 1 - 2 / (1 + exp(2z)) */
-    float z = score / a->softcap;
-    score = a->softcap * (1.0f - 2.0f / (1.0f + pst_exp(z + z)));
-  }
-  return score;
+  return a->softcap > 0.0f ? softcap(score, a->softcap) : score;
 }
 
 /* Positions [*ret_lo, *ret_hi) of block `block` that the token at `position` sees; false if none. */
@@ -470,6 +475,7 @@ const pst_kernels *pst_kernels_table_scalar(void) {
       .gated_quantize = ref_gated_quantize,
       .add = ref_add,
       .scale = ref_scale,
+      .softcap = ref_softcap,
       .rope = ref_rope,
       .argmax = ref_argmax,
       .screen_pass = ref_screen_pass,

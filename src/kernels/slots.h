@@ -22,6 +22,7 @@
                                         size_t block_end, pst_kernels_input *input, size_t token);                     \
   void pst_kernels_add_##isa(const float *x, const float *y, size_t n, float *out);                                    \
   void pst_kernels_scale_##isa(const float *x, float factor, size_t n, float *out);                                    \
+  void pst_kernels_softcap_##isa(const float *x, float cap, size_t n, float *out);                                     \
   void pst_kernels_rope_##isa(float *x, size_t n_heads, size_t head_dim, size_t n_rot, pst_kernels_rope style,         \
                               const float *cos_sin);                                                                   \
   size_t pst_kernels_argmax_##isa(const float *x, size_t n);                                                           \
@@ -44,12 +45,13 @@
     .name = isa_name, .quantize = pst_kernels_quantize_##vectors, .rmsnorm = pst_kernels_rmsnorm_##vectors,           \
     .rmsnorm_quantize = pst_kernels_rmsnorm_quantize_##vectors, .layernorm = pst_kernels_layernorm_##vectors,         \
     .gated = pst_kernels_gated_##vectors, .gated_quantize = pst_kernels_gated_quantize_##vectors,                     \
-    .add = pst_kernels_add_##vectors, .scale = pst_kernels_scale_##vectors, .rope = pst_kernels_rope_##vectors,       \
-    .argmax = pst_kernels_argmax_##vectors, .screen_pass = pst_kernels_screen_pass_##vectors,                         \
-    .delta_rule = pst_kernels_delta_rule_##vectors, .sum_exp = pst_kernels_sum_exp_##vectors,                         \
-    .matmul = pst_kernels_matmul_##isa, .store_key = pst_kernels_store_key_##vectors,                                 \
-    .store_value = pst_kernels_store_value_##vectors, .attention = pst_kernels_attention_##vectors,                   \
-    .attention_part = pst_kernels_attention_part_##vectors, .attention_merge = pst_kernels_attention_merge_##vectors, \
+    .add = pst_kernels_add_##vectors, .scale = pst_kernels_scale_##vectors, .softcap = pst_kernels_softcap_##vectors, \
+    .rope = pst_kernels_rope_##vectors, .argmax = pst_kernels_argmax_##vectors,                                       \
+    .screen_pass = pst_kernels_screen_pass_##vectors, .sum_exp = pst_kernels_sum_exp_##vectors,                       \
+    .delta_rule = pst_kernels_delta_rule_##vectors, .matmul = pst_kernels_matmul_##isa,                               \
+    .store_key = pst_kernels_store_key_##vectors, .store_value = pst_kernels_store_value_##vectors,                   \
+    .attention = pst_kernels_attention_##vectors, .attention_part = pst_kernels_attention_part_##vectors,             \
+    .attention_merge = pst_kernels_attention_merge_##vectors,                                                         \
   }
 
 #endif

@@ -96,6 +96,9 @@ static void elementwise(void **state) {
       scalar()->scale(x, 0.3f, n, a);
       (*k)->scale(x, 0.3f, n, b);
       check_same(name_of(*k, "scale", n, 0, 0), a, b, n);
+      scalar()->softcap(x, 30.0f, n, a);
+      (*k)->softcap(x, 30.0f, n, b);
+      check_same(name_of(*k, "softcap", n, 0, 0), a, b, n);
       assert_int_equal(scalar()->argmax(x, n), (*k)->argmax(x, n));
       float max = x[scalar()->argmax(x, n)];
       float sum_a = scalar()->sum_exp(x, n, max), sum_b = (*k)->sum_exp(x, n, max);
@@ -147,7 +150,9 @@ static void activations_are_accurate(void **state) {
   (void)state;
   float up = 1.0f;
   for (float x = -100; x < 100; x += 0.0137f) {
-    float silu, gelu, gelu_erf, clamped, sum = scalar()->sum_exp(&x, 1, 0.0f), wide = x * 0.5f;
+    float silu, gelu, gelu_erf, clamped, capped, sum = scalar()->sum_exp(&x, 1, 0.0f), wide = x * 0.5f;
+    scalar()->softcap(&x, 30.0f, 1, &capped);
+    assert_true(fabs((double)capped - 30 * tanh((double)x / 30)) <= 30 * 4e-7);
     scalar()->gated(PST_KERNELS_SILU, &x, &up, 1, &silu);
     scalar()->gated(PST_KERNELS_GELU_TANH, &x, &up, 1, &gelu);
     scalar()->gated(PST_KERNELS_GELU_ERF, &x, NULL, 1, &gelu_erf);
