@@ -15,7 +15,8 @@ static void slopes(const pst_classifier_held_out *h, double a, double *ret_first
   for (size_t i = 0; i < h->n; i++) {
     const float *z = h->scores + i * h->n_labels;
     double most = -INFINITY, sum = 0, mean = 0, square = 0;
-    for (size_t k = 0; k < h->n_labels; k++) most = fmax(most, (double)z[k]);
+    /* By comparison: gcc 12 for ARM does not survive a loop of fmax at -O3. */
+    for (size_t k = 0; k < h->n_labels; k++) most = (double)z[k] > most ? (double)z[k] : most;
     for (size_t k = 0; k < h->n_labels; k++) {
       double d = (double)z[k] - most, e = exp(a * d);
       sum += e;
@@ -53,7 +54,7 @@ double pst_classifier_log_loss(const pst_classifier_held_out *h, double temperat
   for (size_t i = 0; i < h->n; i++) {
     const float *z = h->scores + i * h->n_labels;
     double most = -INFINITY, sum = 0;
-    for (size_t k = 0; k < h->n_labels; k++) most = fmax(most, (double)z[k]);
+    for (size_t k = 0; k < h->n_labels; k++) most = (double)z[k] > most ? (double)z[k] : most;
     for (size_t k = 0; k < h->n_labels; k++) sum += exp(((double)z[k] - most) / temperature);
     loss += log(fmax(sum, 1)) - ((double)z[h->labels[i]] - most) / temperature;
   }
