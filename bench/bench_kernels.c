@@ -262,7 +262,7 @@ static void bench_vectors(const pst_kernels *k) {
 }
 
 int main(int argc, char **argv) {
-  static const char *const all[] = {"avx2", "avx512", "neon"};
+  static const char *const all[] = {"avx2", "avx512", "neon", "dotprod", "i8mm"};
   stream s = {.n = 64000000 / 8};
   uint64_t *data = must(pst_calloc(s.n, 8));
   memset(data, 1, s.n * 8);

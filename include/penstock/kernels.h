@@ -202,7 +202,7 @@ typedef enum pst_kernels_rope {
 /* One implementation. Shapes: rows of n contiguous floats unless said otherwise; no alignment is needed; outputs may be the inputs
  * where the text says so, otherwise they must not overlap. */
 typedef struct pst_kernels {
-  const char *name; /* "scalar", "avx2", "avx512" */
+  const char *name; /* "scalar", "avx2", "avx512", "neon", "dotprod", "i8mm" */
 
   /* Blocks [block_begin, block_end) of row x[n_cols] into token `token` of `input`. */
   void (*quantize)(const float *x, size_t block_begin, size_t block_end, pst_kernels_input *input, size_t token);
@@ -255,7 +255,8 @@ typedef struct pst_kernels {
   void (*attention_merge)(const pst_kernels_attend *a, size_t block_begin, size_t block_end, const float *parts);
 } pst_kernels;
 
-/* The best table this CPU runs, chosen once; $PENSTOCK_CPU=scalar|avx2|avx512 asks for less. Never NULL. */
+/* The best table this CPU runs, chosen once; $PENSTOCK_CPU=scalar|avx2|avx512 (x86) or scalar|neon|dotprod|i8mm (ARM) asks for less. Never
+ * NULL. */
 const pst_kernels *pst_kernels_get(void);
 /* The table by name, or NULL if this build or CPU does not have it. */
 const pst_kernels *pst_kernels_find(const char *name);

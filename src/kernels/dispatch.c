@@ -23,6 +23,14 @@ static const struct {
 #if defined(__x86_64__)
     {"avx2", pst_kernels_table_avx2},
     {"avx512", pst_kernels_table_avx512},
+#define ACCEPTED "scalar,avx2,avx512"
+#elif defined(__aarch64__)
+    {"neon", pst_kernels_table_neon},
+    {"dotprod", pst_kernels_table_dotprod},
+    {"i8mm", pst_kernels_table_i8mm},
+#define ACCEPTED "scalar,neon,dotprod,i8mm"
+#else
+#define ACCEPTED "scalar"
 #endif
 };
 
@@ -35,7 +43,7 @@ static void choose(void) {
     if (i < PST_ARRAY_LEN(tables))
       last = i;
     else
-      pst_log(PST_LOG_WARN, "what=cpu_mask_ignored PENSTOCK_CPU=%s accepted=scalar,avx2,avx512", wish);
+      pst_log(PST_LOG_WARN, "what=cpu_mask_ignored PENSTOCK_CPU=%s accepted=" ACCEPTED, wish);
   }
   for (size_t i = 0; i <= last; i++) {
     const pst_kernels *k = tables[i].table();

@@ -107,5 +107,8 @@ static inline size_t pst_attend_end(const pst_kernels_attend *a, size_t position
 const pst_kernels *pst_kernels_table_scalar(void);
 const pst_kernels *pst_kernels_table_avx2(void);
 const pst_kernels *pst_kernels_table_avx512(void);
+const pst_kernels *pst_kernels_table_neon(void);
+const pst_kernels *pst_kernels_table_dotprod(void);
+const pst_kernels *pst_kernels_table_i8mm(void);
 
 #endif
