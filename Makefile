@@ -35,16 +35,24 @@ COMPILER := $(if $(IS_CLANG),clang,$(notdir $(CC)))
 comma := ,
 CONFIG := $(COMPILER)$(if $(FUZZ),-fuzz)$(if $(SAN),-$(subst $(comma),-,$(SAN)))$(if $(DEBUG),-debug)
 B := build/$(CONFIG)
+# The machine that is built for. Any other than the one that builds has its libraries in a folder (tools/deps.sh arm).
 MACHINE := $(shell uname -m)
+CROSS := $(if $(filter-out aarch64,$(MACHINE)),$(filter aarch64-linux-gnu-,$(patsubst %gcc,%,$(notdir $(CC)))))
+DEPS := build/deps$(if $(CROSS),-arm64)
+ifneq ($(CROSS),)
+MACHINE := aarch64
+SYSROOT := --sysroot=$(DEPS)/root
+endif
+AR := $(CROSS)ar
 
 Q := $(if $(V),,@)
 # What is shown instead of a command: nothing under make -s.
 SHOW := $(if $(V)$(SILENT),,yes)
 
 # Targets that need no dependencies, and so may run on a bare machine.
-BARE_GOALS := help clean distclean check-layers deps lock-python test-isolated
+BARE_GOALS := help clean distclean check-layers deps lock-python test-isolated test-arm
 ifneq ($(filter-out $(BARE_GOALS),$(or $(MAKECMDGOALS),all)),)
-include build/deps/config.mk
+include $(DEPS)/config.mk
 endif
 
 # ---- sources -----------------------------------------------------------------------------------------------------------
@@ -74,7 +82,7 @@ BENCHES := $(BENCH_SOURCES:bench/%.c=$(B)/bench/%)
 # ---- flags -------------------------------------------------------------------------------------------------------------
 
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith $(if $(WERROR),-Werror)
-BASE_FLAGS := -std=c11 -D_GNU_SOURCE -g -pthread -fPIC -ffp-contract=off -fno-omit-frame-pointer -Iinclude -Isrc
+BASE_FLAGS := -std=c11 -D_GNU_SOURCE -g -pthread -fPIC -ffp-contract=off -fno-omit-frame-pointer -Iinclude -Isrc$(if $(SYSROOT), $(SYSROOT))
 SAN_LIST := $(if $(FUZZ),fuzzer-no-link$(comma))$(SAN)
 SAN_FLAGS := $(if $(SAN)$(FUZZ),-fsanitize=$(SAN_LIST:%,=%) -fno-sanitize-recover=all)
 # Sanitizers and _FORTIFY_SOURCE watch the same calls; only one of them at a time.
@@ -83,14 +91,15 @@ OPTIMIZE := $(if $(DEBUG),-Og,-O2)
 # Under a sanitizer the unrolled tiles take a compiler minutes at -O3.
 OPTIMIZE_KERNELS := $(if $(DEBUG),-Og,$(if $(SAN)$(FUZZ),-O1,-O3))
 ALL_CFLAGS = $(BASE_FLAGS) $(OPTIMIZE) $(HARDENING) $(SAN_FLAGS) $(WARNINGS) $(CFLAGS)
-ALL_LDFLAGS = -pthread $(SAN_FLAGS) -Wl,--as-needed $(LDFLAGS)
+ALL_LDFLAGS = -pthread $(SAN_FLAGS) -Wl,--as-needed $(LDFLAGS)$(if $(SYSROOT), $(SYSROOT))
 ALL_LIBS = $(DEPS_LIBS) -lm
 
 AVX2_FLAGS := -mavx2 -mfma -mf16c -mbmi2
 AVX512_FLAGS := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mfma -mf16c -mbmi2
 ISA_FLAGS = $(strip $(if $(filter %_avx2,$(basename $1)),$(AVX2_FLAGS)) $(if $(filter %_avxvnni,$(basename $1)),$(AVX2_FLAGS) -mavxvnni) \
   $(if $(filter %_avx512,$(basename $1)),$(AVX512_FLAGS)) $(if $(filter %_avx512bf16,$(basename $1)),$(AVX512_FLAGS) -mavx512bf16) \
-  $(if $(filter %_dotprod,$(basename $1)),-march=armv8.2-a+dotprod) $(if $(filter %_i8mm,$(basename $1)),-march=armv8.2-a+dotprod+i8mm))
+  $(if $(filter %_dotprod,$(basename $1)),-march=armv8.2-a+dotprod) $(if $(filter %_i8mm,$(basename $1)),-march=armv8.2-a+dotprod+i8mm) \
+  $(if $(IS_CLANG),,$(if $(filter src/kernels/arm/%,$1),-fno-schedule-insns)))
 # All flags of one source file.
 FLAGS_OF = $(ALL_CFLAGS) $(DEPS_CFLAGS) $(if $(filter src/kernels/% src/classifier/%,$1),$(OPTIMIZE_KERNELS)) $(call ISA_FLAGS,$1)
 TEST_FLAGS = $(ALL_CFLAGS) $(DEPS_CFLAGS) -Itests
@@ -106,6 +115,9 @@ unit: $(TESTS)
 build/deps/config.mk: tools/deps.sh tools/deps.lock
 	@tools/deps.sh system build
 	@tools/deps.sh sources
+build/deps-arm64/config.mk: tools/deps.sh tools/deps.lock
+	@tools/deps.sh system build arm
+	@tools/deps.sh arm
 build/deps/stamp-%: tools/deps.sh
 	@tools/deps.sh system $*
 	@mkdir -p $(@D) && touch $@
@@ -142,7 +154,7 @@ $(B)/gen/asset_table.o: $(B)/gen/asset_table.c $(B)/flags
 $(LIBRARY): $(OBJECTS) $(B)/sources
 	$(if $(SHOW),@echo '  AR    $@')
 	@rm -f $@
-	$(Q)ar rcs $@ $(OBJECTS)
+	$(Q)$(AR) rcs $@ $(OBJECTS)
 
 $(PROGRAM): $(MAIN:%.c=$(B)/%.o) $(LIBRARY)
 	$(if $(SHOW),@echo '  LD    $@')
@@ -204,6 +216,17 @@ test-full: all $(TESTS) $(VENV_PYTHON) models
 # The C programs alone, with the models if they are there: what the sanitizers run.
 test-unit: $(TESTS) $(if $(MAIN),$(PROGRAM))
 	@$(RUN_TESTS) $(TESTS)
+
+# The kernels and the engine on ARM: cross-compiled, run under qemu-user as a CPU with NEON only, one with dotprod, one with everything.
+.PHONY: test-arm test-emulated
+EMULATED_TESTS := $(filter $(B)/tests/kernels/% $(B)/tests/golden/test_logits $(B)/tests/golden/test_architectures,$(TESTS))
+EMULATE = PENSTOCK_TEST_ISA=$2 $(RUN_TESTS) --under 'qemu-aarch64 -L $(DEPS)/root -cpu $1' $(EMULATED_TESTS)
+test-arm:
+	@$(MAKE) CC=aarch64-linux-gnu-gcc test-emulated
+test-emulated: $(EMULATED_TESTS) $(PROGRAM)
+	@$(call EMULATE,cortex-a53,neon)
+	@$(call EMULATE,cortex-a76,dotprod)
+	@$(call EMULATE,max,i8mm)
 
 venv: $(VENV_PYTHON)
 $(VENV_PYTHON): tests/requirements.lock tools/deps.sh
@@ -304,7 +327,7 @@ test-isolated:
 	tools/test_isolated
 
 clean:
-	rm -rf $(filter-out build/deps build/venv build/home,$(wildcard build/*)) compile_commands.json
+	rm -rf $(filter-out build/deps build/deps-arm64 build/venv build/home,$(wildcard build/*)) compile_commands.json
 distclean:
 	rm -rf build compile_commands.json
 
@@ -316,6 +339,7 @@ help:
 #: make test           every test but the longest (tests/README.md); closes with `N passed, N failed, N skipped`
 #: make test-full      every test
 #: make test-unit      the C test programs alone: with SAN=address,undefined or SAN=thread, the sanitizers' run
+#: make test-arm       kernels and engine for ARM, cross-compiled, under qemu-user (tests/README.md)
 #: make check          layers, symbols, headers, format, sizes, static analysis (each also alone: make check-format ...)
 #: make format         rewrites C files as `check` wants them; FILES='...' for some
 #: make fuzz           each fuzz target for FUZZ_SECONDS=60

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Brings in what the build, the tests and the checks need. Called by make; safe to run again; does nothing when nothing is missing.
 #
-#   tools/deps.sh system GROUP...   Debian packages of the groups (build, clang, test, check, isolated)
+#   tools/deps.sh system GROUP...   Debian packages of the groups (build, clang, test, check, isolated, arm)
 #   tools/deps.sh sources           yyjson and llhttp: from the system, else from pinned sources, into build/deps
+#   tools/deps.sh arm               all libraries for arm64, for cross-compiling, into build/deps-arm64
 #   tools/deps.sh venv              Python environment for the tests, in build/venv
 #
 # PENSTOCK_NO_INSTALL=1 makes a missing package an error instead of an installation.
@@ -16,6 +17,7 @@ packages_clang="clang-14 libclang-rt-14-dev llvm-14"
 packages_test="libcmocka-dev"
 packages_check="clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14 cppcheck universal-ctags binutils"
 packages_isolated="debootstrap git"
+packages_arm="gcc-aarch64-linux-gnu qemu-user"
 
 say() { printf '%s\n' "deps: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -114,12 +116,13 @@ compile_static() { # name, include directory, sources...
   objects=
   for source in "$@"; do
     object="$deps/src/$(basename "$source" .c).$name.o"
-    "${DEPS_CC:-gcc}" -std=c11 -O2 -g -fPIC -I"$include" -c "$source" -o "$object"
+    # shellcheck disable=SC2086
+    ${compiler:-gcc} -std=c11 -O2 -g -fPIC -I"$include" -c "$source" -o "$object"
     objects="$objects $object"
   done
   rm -f "$deps/lib/lib$name.a"
   # shellcheck disable=SC2086
-  ar rcs "$deps/lib/lib$name.a" $objects
+  ${archiver:-ar} rcs "$deps/lib/lib$name.a" $objects
 }
 
 build_sources() {
@@ -178,6 +181,48 @@ build_sources() {
   mv "$deps/config.mk.new" "$deps/config.mk"
 }
 
+# The arm64 packages of this Debian, unpacked in a folder: what a cross-compiler takes for the root of the system, and qemu-user too. apt gets
+# a state of its own, so that this system knows of no other architecture and nothing is installed.
+build_sysroot() {
+  root=$deps/root
+  key=$(sha256sum <tools/deps.sh)
+  if [ "$key" = "$(cat "$root/key" 2>/dev/null)" ]; then return; fi
+  names="libc6-dev"
+  for name in $packages_build $packages_test; do
+    case $name in lib*-dev) names="$names $name" ;; esac
+  done
+  state=$PWD/$deps/apt
+  rm -rf "$root" "$state"
+  mkdir -p "$root" "$state/lists/partial" "$state/archives/partial"
+  : >"$state/status"
+  set -- -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State="$state" -o Dir::State::Lists="$state/lists" \
+    -o Dir::State::status="$state/status" -o Dir::Cache="$state" -o Dir::Cache::archives="$state/archives" -o Acquire::Languages=none \
+    -o Debug::NoLocking=1 -o APT::Sandbox::User=
+  run_quietly "reading package lists of arm64" apt-get "$@" -qq update
+  # shellcheck disable=SC2086
+  run_quietly "fetching libraries for arm64" apt-get "$@" -qq -y --no-install-recommends --download-only install $names
+  for package in "$state"/archives/*.deb; do
+    dpkg-deb -x "$package" "$root"
+  done
+  # What the installation of OpenBLAS would leave to update-alternatives.
+  ln -sf openblas-pthread/libopenblas.so openblas-pthread/libopenblas.so.0 "$root/usr/lib/aarch64-linux-gnu/"
+  rm -rf "$state"
+  printf '%s\n' "$key" >"$root/key"
+}
+
+# As build_sources, for arm64.
+build_arm() {
+  mkdir -p "$deps"
+  exec 8>"$deps/root.lock"
+  flock 8
+  build_sysroot
+  libraries=$PWD/$deps/root/usr/lib/aarch64-linux-gnu
+  compiler="aarch64-linux-gnu-gcc --sysroot=$deps/root"
+  archiver=aarch64-linux-gnu-ar
+  export PKG_CONFIG_LIBDIR="$libraries/pkgconfig:$libraries/openblas-pthread/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$PWD/$deps/root"
+  build_sources
+}
+
 # The tests' Python: every package pinned by hash, wheels only, so nothing is run while installing.
 build_venv() {
   mkdir -p "$deps"
@@ -202,6 +247,10 @@ system)
   install_system "$@"
   ;;
 sources) build_sources ;;
+arm)
+  deps=build/deps-arm64
+  build_arm
+  ;;
 venv) build_venv ;;
-*) die "usage: tools/deps.sh system GROUP... | sources | venv" ;;
+*) die "usage: tools/deps.sh system GROUP... | sources | arm | venv" ;;
 esac
