@@ -56,8 +56,9 @@ class Place:
         return text
 
     def listing(self):
-        """Every file but the empty ones that stay by design: those that locks are taken on, and a database that has nothing in it yet."""
-        found = [os.path.join(d, f) for d, _, files in os.walk(self.path) for f in files if os.path.basename(d) != "locks"]
+        """Every file but those that stay by design: the empty ones that locks are taken on, a database that has nothing in it yet, and the packed
+        weights of a sound model, which the next command is glad to find."""
+        found = [os.path.join(d, f) for d, _, files in os.walk(self.path) for f in files if os.path.basename(d) != "locks" and not f.endswith(".packed")]
         return [f for f in found if os.path.basename(f) != "penstock.db" or os.path.getsize(f)]
 
 
