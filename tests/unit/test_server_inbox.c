@@ -27,6 +27,12 @@ static void open_fixture(fixture *f) {
   assert_int_equal(pst_net_loop_start(f->loop, NULL), 0);
 }
 
+/* Keeps the loop from running until the lock that `arg` is has been given back. */
+static void pass_lock(void *arg) {
+  pthread_mutex_lock(arg);
+  pthread_mutex_unlock(arg);
+}
+
 static void settle(fixture *f) { assert_int_equal(pst_net_loop_call(f->loop, nothing, NULL), 0); }
 
 static void close_fixture(fixture *f) {
@@ -63,7 +69,12 @@ static void everything_comes_through(void **state) {
        .cost_nusd = INT64_MAX,
        .completion_id = NULL},
   };
+  pthread_mutex_t hold = PTHREAD_MUTEX_INITIALIZER;
+  pst_net_task holding = {.fn = pass_lock, .arg = &hold};
+  pthread_mutex_lock(&hold);
+  assert_int_equal(pst_net_loop_post_task(f.loop, &holding), 0);
   for (uint32_t i = 0; i < 3; i++) pst_server_inbox_put(&f.inbox, i + 7, &events[i]);
+  pthread_mutex_unlock(&hold);
   settle(&f);
   assert_int_equal(f.n_wakes, 1);
   pst_buf taken = PST_BUF_INIT;
