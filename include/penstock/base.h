@@ -160,6 +160,8 @@ int pst_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *r
 int pst_file_write_atomic(const char *path, const void *data, size_t n, pst_error *err);
 /* The same for a content that lies in pieces. */
 int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n_parts, pst_error *err);
+/* Makes the file if need be and waits until no other process has its flock(). Closing the descriptor gives the lock back, and so does the process's end. */
+int pst_file_lock(const char *path, int *ret_fd, pst_error *err);
 int pst_dir_make(const char *path, pst_error *err); /* with parents, mode 0700 for new ones; fine if there */
 bool pst_file_exists(const char *path);
 bool pst_dir_exists(const char *path);

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -159,6 +160,21 @@ int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n
   }
   pst_free(temporary);
   return rc;
+}
+
+/* ---- locks ---- */
+
+int pst_file_lock(const char *path, int *ret_fd, pst_error *err) {
+  int fd = open_retry(path, O_RDWR | O_CREAT, 0600);
+  if (fd < 0) return pst_error_set_errno(err, errno, path, "the lock file cannot be made");
+  while (flock(fd, LOCK_EX)) {
+    if (errno == EINTR) continue;
+    int code = pst_error_set_errno(err, errno, path, "the lock cannot be taken");
+    (void)close(fd);
+    return code;
+  }
+  *ret_fd = fd;
+  return 0;
 }
 
 /* ---- directories and paths ---- */

@@ -55,13 +55,19 @@ static void add_stall(pst_engine_team *team, int64_t since_us) {
   if (since_us) atomic_fetch_add_explicit(&team->stalled_us, pst_clock_us() - since_us, memory_order_relaxed);
 }
 
-/* Call number i of a wait: spins, later gives the CPU away, from *since_us on. */
-static void wait_turn(int i, int64_t *since_us) {
-  if (i < MEET_SPINS) {
+/* One turn of a wait: spins at first, later gives the CPU away, from since_us on. */
+typedef struct waiting {
+  int n_spins;
+  int64_t since_us; /* 0: still spinning */
+} waiting;
+
+static void wait_turn(waiting *w) {
+  if (w->n_spins < MEET_SPINS) {
+    w->n_spins++;
     relax();
     return;
   }
-  if (i == MEET_SPINS) *since_us = pst_clock_us();
+  if (!w->since_us) w->since_us = pst_clock_us();
   sched_yield();
 }
 
@@ -73,9 +79,9 @@ void pst_engine_team_meet(pst_engine_team *team) {
     atomic_store(&team->phase, phase + 1);
     return;
   }
-  int64_t since_us = 0;
-  for (int i = 0; atomic_load(&team->phase) == phase; i++) wait_turn(PST_MIN(i, MEET_SPINS + 1), &since_us);
-  add_stall(team, since_us);
+  waiting w = {0, 0};
+  while (atomic_load(&team->phase) == phase) wait_turn(&w);
+  add_stall(team, w.since_us);
 }
 
 static void sleep_until_wanted(seat *s, unsigned seen) {
@@ -147,7 +153,8 @@ static void judge(int n, int64_t now_us, int64_t spent_us, int64_t stalled_us) {
 
 void pst_engine_pool_run(int n_threads, void (*fn)(void *arg, pst_engine_team *team, int index), void *arg) {
   pthread_mutex_lock(&pool.turn);
-  int64_t start_us = pst_clock_us(), since_us = 0;
+  int64_t start_us = pst_clock_us();
+  waiting w = {0, 0};
   n_threads = choose_threads(PST_MIN(n_threads, PST_ENGINE_MAX_THREADS), start_us);
   add_workers(n_threads - 1);
   n_threads = PST_MIN(n_threads, pool.n_workers + 1);
@@ -159,8 +166,8 @@ void pst_engine_pool_run(int n_threads, void (*fn)(void *arg, pst_engine_team *t
   atomic_store(&pool.left, n_threads - 1);
   for (int i = 1; i < n_threads; i++) wake(&pool.seats[i]);
   fn(arg, &pool.team, 0);
-  for (int i = 0; atomic_load(&pool.left) > 0; i++) wait_turn(PST_MIN(i, MEET_SPINS + 1), &since_us);
-  add_stall(&pool.team, since_us);
+  while (atomic_load(&pool.left) > 0) wait_turn(&w);
+  add_stall(&pool.team, w.since_us);
   int64_t end_us = pst_clock_us();
   judge(n_threads, end_us, end_us - start_us, atomic_load(&pool.team.stalled_us));
   pthread_mutex_unlock(&pool.turn);

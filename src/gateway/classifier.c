@@ -6,9 +6,7 @@
 #include "gateway/live.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #define FILE_BYTES_MAX ((size_t)1 << 30)
@@ -64,19 +62,6 @@ static bool read_note(pst_store *store, const char *path, trained *ret) {
   return found;
 }
 
-static int lock_open(const char *path, int *ret_fd, pst_error *err) {
-  int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (fd < 0) return pst_error_set_errno(err, errno, path, "the lock file cannot be made");
-  while (flock(fd, LOCK_EX)) {
-    if (errno == EINTR) continue;
-    int code = pst_error_set_errno(err, errno, path, "the lock cannot be taken");
-    (void)close(fd);
-    return code;
-  }
-  *ret_fd = fd;
-  return 0;
-}
-
 static int train(pst_store *store, const pst_classifier_record *records, size_t n,
                  const pst_classifier_options *options, const char *note, trained *ret, pst_error *err) {
   pst_buf artefact = PST_BUF_INIT;
@@ -112,7 +97,7 @@ int pst_gateway_classifier_build(pst_store *store, const pst_classifier_record *
   if (pst_buf_status(&dir) || pst_buf_status(&note) || pst_buf_status(&lock)) code = no_memory(err);
   if (!code && !read_note(store, note.data, &t)) {
     code = pst_dir_make(dir.data, err);
-    if (!code) code = lock_open(lock.data, &fd, err);
+    if (!code) code = pst_file_lock(lock.data, &fd, err);
     if (!code && !read_note(store, note.data, &t)) code = train(store, records, n, options, note.data, &t, err);
   }
   if (fd >= 0) (void)close(fd);

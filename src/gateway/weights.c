@@ -7,9 +7,7 @@
 #include <penstock/models.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "out of memory"); }
@@ -33,19 +31,6 @@ static int find_shipped(const char *home, const pst_gateway_engine_spec *spec, p
         spec->sha256, ret_file->sha256);
   if (code) pst_models_file_done(ret_file);
   return code;
-}
-
-static int lock_open(const char *path, int *ret_fd, pst_error *err) {
-  int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (fd < 0) return pst_error_set_errno(err, errno, path, "the lock file cannot be made");
-  while (flock(fd, LOCK_EX)) {
-    if (errno == EINTR) continue;
-    int code = pst_error_set_errno(err, errno, path, "the lock cannot be taken");
-    (void)close(fd);
-    return code;
-  }
-  *ret_fd = fd;
-  return 0;
 }
 
 static int make_copy(const char *shipped, const char *path, const char *type, pst_progress *progress, pst_error *err) {
@@ -90,7 +75,7 @@ static int requantized(const char *home, const pst_models_file *file, const char
   }
   if (!pst_file_exists(path.data)) {
     if ((code = pst_dir_make(dir.data, err))) goto done;
-    if ((code = lock_open(lock.data, &fd, err))) goto done;
+    if ((code = pst_file_lock(lock.data, &fd, err))) goto done;
     if (!pst_file_exists(path.data)) code = make_copy(file->path, path.data, type, progress, err);
   }
   if (!code && !(*ret_path = pst_buf_take(&path))) code = no_memory(err);

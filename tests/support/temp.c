@@ -49,3 +49,17 @@ void test_temp_write(const char *path, const void *data, size_t n) {
   FILE *f = fopen(path, "wb");
   if (!f || (n && fwrite(data, 1, n, f) != n) || fclose(f)) die(path);
 }
+
+char *test_dir;
+
+int test_dir_open(void **state) {
+  (void)state;
+  test_dir = test_temp_dir();
+  return 0;
+}
+
+int test_dir_close(void **state) {
+  (void)state;
+  test_temp_remove(test_dir);
+  return 0;
+}

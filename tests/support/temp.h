@@ -13,4 +13,9 @@ const char *test_temp_path(const char *dir, const char *name);
 /* Writes a whole file; aborts on failure. */
 void test_temp_write(const char *path, const void *data, size_t n);
 
+/* A directory of its own for a test, or for a group of them, as its setup and teardown. */
+extern char *test_dir;
+int test_dir_open(void **state);
+int test_dir_close(void **state);
+
 #endif

@@ -43,11 +43,10 @@ typedef struct folder {
   bool no_weights, is_index, odd; /* odd: weights begin at an odd byte */
 } folder;
 
-static char *dir;
 static pst_error err;
 
 static void put_file(const char *name, const void *data, size_t n) {
-  char *path = pst_path_join(dir, name);
+  char *path = pst_path_join(test_dir, name);
   assert_int_equal(pst_file_write_atomic(path, data, n, &err), 0);
   pst_free(path);
 }
@@ -119,13 +118,13 @@ static void write_weights(const folder *f) {
 }
 
 static void write_folder(const folder *f) {
-  test_temp_remove(dir);
-  dir = test_temp_dir();
+  test_temp_remove(test_dir);
+  test_dir = test_temp_dir();
   const char *config = f->config ? f->config : CONFIG, *tokenizer = f->tokenizer ? f->tokenizer : TOKENIZER;
   put_file("config.json", config, strlen(config));
   put_file("tokenizer.json", tokenizer, strlen(tokenizer));
   if (f->pooling) {
-    char *pooling = pst_path_join(dir, "1_Pooling");
+    char *pooling = pst_path_join(test_dir, "1_Pooling");
     assert_int_equal(pst_dir_make(pooling, &err), 0);
     pst_free(pooling);
     put_file("1_Pooling/config.json", f->pooling, strlen(f->pooling));
@@ -154,24 +153,24 @@ static void test_folder_and_file_agree(void **state) {
   float folder_vector[EMBD], file_vector[EMBD], cls_vector[EMBD];
   pst_engine_tokens tokens = {NULL, 0, 0};
   write_folder(&(folder){0});
-  embed(dir, "hello world! zzz", folder_vector, &tokens);
+  embed(test_dir, "hello world! zzz", folder_vector, &tokens);
   assert_int_equal(tokens.n, PST_ARRAY_LEN(want));
   assert_memory_equal(tokens.ids, want, sizeof want);
   write_folder(&(folder){.odd = true});
-  embed(dir, "hello world! zzz", file_vector, &tokens);
+  embed(test_dir, "hello world! zzz", file_vector, &tokens);
   assert_memory_equal(folder_vector, file_vector, sizeof folder_vector);
-  const char *file = test_temp_path(dir, "made.gguf");
-  assert_int_equal(pst_engine_quantize(dir, file, "F32", NULL, NULL, &err), 0);
+  const char *file = test_temp_path(test_dir, "made.gguf");
+  assert_int_equal(pst_engine_quantize(test_dir, file, "F32", NULL, NULL, &err), 0);
   embed(file, "hello world! zzz", file_vector, &tokens);
   assert_memory_equal(folder_vector, file_vector, sizeof folder_vector);
   embed(file, text, file_vector, &tokens); /* accents and case are gone, the comma is unknown */
   assert_int_equal(tokens.n, PST_ARRAY_LEN(all));
   assert_memory_equal(tokens.ids, all, sizeof all);
   write_folder(&(folder){.pooling = "{\"pooling_mode_cls_token\":true,\"pooling_mode_mean_tokens\":false}"});
-  embed(dir, "hello world! zzz", cls_vector, &tokens);
+  embed(test_dir, "hello world! zzz", cls_vector, &tokens);
   assert_memory_not_equal(folder_vector, cls_vector, sizeof folder_vector);
   write_folder(&(folder){.pooling = "{\"pooling_mode\":\"cls\"}"});
-  embed(dir, "hello world! zzz", file_vector, &tokens);
+  embed(test_dir, "hello world! zzz", file_vector, &tokens);
   assert_memory_equal(cls_vector, file_vector, sizeof cls_vector);
   pst_engine_tokens_done(&tokens);
 }
@@ -180,17 +179,17 @@ static void test_inspected(void **state) {
   (void)state;
   pst_buf out = PST_BUF_INIT;
   write_folder(&(folder){0});
-  assert_int_equal(pst_engine_inspect(dir, 0, &out, &err), 0);
+  assert_int_equal(pst_engine_inspect(test_dir, 0, &out, &err), 0);
   assert_non_null(strstr(pst_buf_text(&out), "\"runs\": true"));
   assert_non_null(strstr(pst_buf_text(&out), "\"n_dims\": 32"));
-  assert_int_equal(pst_engine_check_weights(dir, NULL, &err), 0);
+  assert_int_equal(pst_engine_check_weights(test_dir, NULL, &err), 0);
   pst_buf_done(&out);
 }
 
 static void refuse(const folder *f, int code, const char *word) {
   pst_engine_model *model = NULL;
   write_folder(f);
-  int got = pst_engine_model_open(dir, 1, &model, &err);
+  int got = pst_engine_model_open(test_dir, 1, &model, &err);
   if (got != code || !strstr(err.message, word)) fail_msg("%d '%s', expected %d with %s", got, err.message, code, word);
 }
 
@@ -255,28 +254,16 @@ static void test_tensors(void **state) {
   refuse(&(folder){.cut = 4}, PST_E_BAD_INPUT, "outside the file");
   put_file("model.safetensors", "\xff\xff\xff\xff\xff\xff\xff\x7f{}", 10);
   pst_engine_model *model = NULL;
-  assert_int_equal(pst_engine_model_open(dir, 1, &model, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_engine_model_open(test_dir, 1, &model, &err), PST_E_BAD_INPUT);
   put_file("model.safetensors", "\x02", 1);
-  assert_int_equal(pst_engine_model_open(dir, 1, &model, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_engine_model_open(test_dir, 1, &model, &err), PST_E_BAD_INPUT);
   put_file("model.safetensors", "\x02\0\0\0\0\0\0\0[]", 10);
-  assert_int_equal(pst_engine_model_open(dir, 1, &model, &err), PST_E_BAD_INPUT);
-}
-
-static int open_dir(void **state) {
-  (void)state;
-  dir = test_temp_dir();
-  return 0;
-}
-
-static int remove_dir(void **state) {
-  (void)state;
-  test_temp_remove(dir);
-  return 0;
+  assert_int_equal(pst_engine_model_open(test_dir, 1, &model, &err), PST_E_BAD_INPUT);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_folder_and_file_agree), cmocka_unit_test(test_inspected),
                                      cmocka_unit_test(test_settings), cmocka_unit_test(test_tokenizers),
                                      cmocka_unit_test(test_tensors)};
-  return cmocka_run_group_tests(tests, open_dir, remove_dir);
+  return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }

@@ -18,13 +18,12 @@
 
 enum { DIMS = 64, CONTEXT = 2048 };
 
-static char *dir;
 static pst_error err;
 
 static pst_engine *open_tiny(const test_tiny *tiny, const pst_engine_options *options) {
   pst_engine_model *model = NULL;
   pst_engine *engine = NULL;
-  const char *path = test_temp_path(dir, "model.gguf");
+  const char *path = test_temp_path(test_dir, "model.gguf");
   test_tiny_write(path, tiny);
   if (pst_engine_model_open(path, 1, &model, &err) || pst_engine_create(model, options, &engine, &err))
     fail_msg("%s: %s", err.place, err.message);
@@ -34,7 +33,7 @@ static pst_engine *open_tiny(const test_tiny *tiny, const pst_engine_options *op
 
 static int refuse_open(const test_tiny *tiny, const char *word) {
   pst_engine_model *model = NULL;
-  const char *path = test_temp_path(dir, "model.gguf");
+  const char *path = test_temp_path(test_dir, "model.gguf");
   test_tiny_write(path, tiny);
   int code = pst_engine_model_open(path, 1, &model, &err);
   assert_true(code < 0);
@@ -247,22 +246,10 @@ static void test_cut(void **state) {
   assert_int_equal(pst_engine_embedding_cut(v, 4, 5), PST_E_BAD_INPUT);
 }
 
-static int open_dir(void **state) {
-  (void)state;
-  dir = test_temp_dir();
-  return 0;
-}
-
-static int remove_dir(void **state) {
-  (void)state;
-  test_temp_remove(dir);
-  return 0;
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_files),      cmocka_unit_test(test_info),
                                      cmocka_unit_test(test_wrong_kind), cmocka_unit_test(test_refusals),
                                      cmocka_unit_test(test_many),       cmocka_unit_test(test_fairness),
                                      cmocka_unit_test(test_counts),     cmocka_unit_test(test_cut)};
-  return cmocka_run_group_tests(tests, open_dir, remove_dir);
+  return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }

@@ -15,21 +15,8 @@
 #include "support/temp.h"
 #include "support/tiny_model.h"
 
-static char *dir;
-
-static int make_dir(void **state) {
-  (void)state;
-  dir = test_temp_dir();
-  return 0;
-}
-static int remove_dir(void **state) {
-  (void)state;
-  test_temp_remove(dir);
-  return 0;
-}
-
 static void opens(const test_tiny *options, int layers) {
-  const char *path = test_temp_path(dir, "model.gguf");
+  const char *path = test_temp_path(test_dir, "model.gguf");
   pst_error err = PST_ERROR_INIT;
   pst_engine_model *model = NULL;
   test_tiny_write(path, options);
@@ -52,7 +39,7 @@ static void refuses_file(const char *path, int code, const char *named) {
 }
 
 static void refuses(const test_tiny *options, int code, const char *named) {
-  const char *path = test_temp_path(dir, "model.gguf");
+  const char *path = test_temp_path(test_dir, "model.gguf");
   test_tiny_write(path, options);
   refuses_file(path, code, named);
 }
@@ -225,7 +212,7 @@ static void test_answers(void **state) {
       {.architecture = "smollm3", .type = "Q4_1", .seed = 10, .n_layers = 4},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
-    const char *path = test_temp_path(dir, "model.gguf");
+    const char *path = test_temp_path(test_dir, "model.gguf");
     test_tiny_write(path, &models[i]);
     check_answers(path);
   }
@@ -238,7 +225,7 @@ static void test_golden_answers(void **state) {
   char names[TEST_GOLDEN_MAX][32];
   int n = test_golden_names(names);
   for (int i = 0; i < n; i++) {
-    const char *path = test_temp_path(dir, "model.gguf");
+    const char *path = test_temp_path(test_dir, "model.gguf");
     pst_json_doc *doc = test_golden_read(names[i]);
     test_golden_write(path, pst_json_root(doc), &(test_golden_change){.type = types[i % 4]});
     pst_json_free(doc);
@@ -254,7 +241,7 @@ static void test_golden_tables(void **state) {
   char names[TEST_GOLDEN_MAX][32];
   int n = test_golden_names(names), n_compared = 0;
   for (int i = 0; i < n; i++) {
-    const char *path = test_temp_path(dir, "model.gguf");
+    const char *path = test_temp_path(test_dir, "model.gguf");
     pst_json_doc *doc = test_golden_read(names[i]);
     answer first = {0}, again;
     test_golden_write(path, pst_json_root(doc), &(test_golden_change){.type = types[i % 2]});
@@ -310,7 +297,7 @@ static void test_golden_refusals(void **state) {
       {"lfm2", NULL, "lfm2.leading_dense_block_count", "lfm2.leading_dense_block_count", PST_E_UNSUPPORTED},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) {
-    const char *path = test_temp_path(dir, "model.gguf");
+    const char *path = test_temp_path(test_dir, "model.gguf");
     pst_json_doc *doc = test_golden_read(rows[i].name);
     test_golden_write(path, pst_json_root(doc),
                       &(test_golden_change){.drop = rows[i].drop, .extra_key = rows[i].extra});
@@ -326,5 +313,5 @@ int main(void) {
       cmocka_unit_test(test_answers),         cmocka_unit_test(test_golden_answers),
       cmocka_unit_test(test_golden_refusals), cmocka_unit_test(test_golden_tables),
   };
-  return cmocka_run_group_tests(tests, make_dir, remove_dir);
+  return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }

@@ -18,23 +18,11 @@
 
 enum { N_TOKENS = 24, HEAD_BYTES = 4096 };
 
-static char *dir;
 static const char *model_path, *packed_dir;
 
-static int make_dir(void **state) {
-  (void)state;
-  dir = test_temp_dir();
-  return 0;
-}
-static int remove_dir(void **state) {
-  (void)state;
-  test_temp_remove(dir);
-  return 0;
-}
-
 static void begin(const test_tiny *options) {
-  model_path = strdup(test_temp_path(dir, "model.gguf"));
-  packed_dir = strdup(test_temp_path(dir, "deep/packed"));
+  model_path = strdup(test_temp_path(test_dir, "model.gguf"));
+  packed_dir = strdup(test_temp_path(test_dir, "deep/packed"));
   test_tiny_write(model_path, options);
 }
 
@@ -93,8 +81,8 @@ static void test_mapped_is_packed(void **state) {
     assert_true(answer(packed_dir) == packed);
     pst_free(path);
     end();
-    test_temp_remove(dir);
-    dir = test_temp_dir();
+    test_temp_remove(test_dir);
+    test_dir = test_temp_dir();
   }
 }
 
@@ -127,7 +115,7 @@ static void test_cannot_be_kept(void **state) {
   (void)state;
   begin(&(test_tiny){.seed = 3});
   uint64_t right = answer(NULL);
-  test_temp_write(test_temp_path(dir, "deep"), "x", 1); /* a file where the directory should be */
+  test_temp_write(test_temp_path(test_dir, "deep"), "x", 1); /* a file where the directory should be */
   assert_true(answer(packed_dir) == right);
   end();
 }
@@ -151,10 +139,10 @@ static void test_many_at_once(void **state) {
 int main(void) {
   pst_log_set_level(PST_LOG_WARN);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(test_mapped_is_packed, make_dir, remove_dir),
-      cmocka_unit_test_setup_teardown(test_what_is_taken, make_dir, remove_dir),
-      cmocka_unit_test_setup_teardown(test_cannot_be_kept, make_dir, remove_dir),
-      cmocka_unit_test_setup_teardown(test_many_at_once, make_dir, remove_dir),
+      cmocka_unit_test_setup_teardown(test_mapped_is_packed, test_dir_open, test_dir_close),
+      cmocka_unit_test_setup_teardown(test_what_is_taken, test_dir_open, test_dir_close),
+      cmocka_unit_test_setup_teardown(test_cannot_be_kept, test_dir_open, test_dir_close),
+      cmocka_unit_test_setup_teardown(test_many_at_once, test_dir_open, test_dir_close),
   };
   return cmocka_run_group_tests_name("engine packed", tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
  * in memory. */
 #include "kernels/layout.h"
 #include "kernels/x86/x86.h"
+#include "kernels/tile_input.h"
 
 #include <immintrin.h>
 
@@ -299,13 +300,6 @@ INLINE void dot_steps(const int kind, const int T, const int first, const int en
 }
 
 /* ---- float part ------------------------------------------------------------------------------------------------- */
-
-typedef struct tile_input {
-  const int8_t *q; /* first token's row at the first block */
-  const float *d, *s;
-  const int16_t *half;
-  size_t q_stride, stride; /* between tokens: bytes of q, blocks of the rest */
-} tile_input;
 
 /* -offset times the sum of the activations over the whole block (half < 0) or one half of it. */
 INLINE __m256i offset_term(const int offset, const int half, const int16_t *sums2) {
@@ -599,18 +593,6 @@ static const panel_kind panel_table[PST_TYPE_END] = {
     PANEL_ROW(Q2_K, u2m), PANEL_ROW(Q3_K, u3),   PANEL_ROW(Q4_K, u4m),  PANEL_ROW(Q5_K, u5m), PANEL_ROW(Q6_K, u6),
     PANEL_ROW(MXFP4, mx), PANEL_ROW(IQ4_NL, s8), PANEL_ROW(IQ4_XS, s8),
 };
-
-static tile_input input_at(const pst_kernels_input *in, size_t token, size_t block_index) {
-  size_t at = token * in->n_blocks + block_index;
-  return (tile_input){
-      .q = in->q + token * in->n_cols + block_index * PST_BLOCK,
-      .d = in->d + at,
-      .s = in->s + at,
-      .half = in->half + 2 * at,
-      .q_stride = in->n_cols,
-      .stride = in->n_blocks,
-  };
-}
 
 /* Work space of the panel path. */
 typedef struct panel_work {

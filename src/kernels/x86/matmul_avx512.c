@@ -12,6 +12,7 @@
 #include "kernels/x86/x86.h"
 
 #include "kernels/x86/unpack_avx512.h"
+#include "kernels/tile_input.h"
 
 enum {
   DIRECT_TILE = 8,
@@ -21,25 +22,6 @@ enum {
   RUN_TOKENS = 512,   /* tokens whose sums are kept between two panels of the same rows */
   PANEL_CODES = 1024, /* [step][group][64] */
 };
-
-typedef struct tile_input {
-  const int8_t *q; /* first token's row at the first block */
-  const float *d, *s;
-  const int16_t *half;
-  size_t q_stride, stride; /* between tokens: bytes of q, blocks of the rest */
-} tile_input;
-
-static tile_input input_at(const pst_kernels_input *in, size_t token, size_t block_index) {
-  size_t at = token * in->n_blocks + block_index;
-  return (tile_input){
-      .q = in->q + token * in->n_cols + block_index * PST_BLOCK,
-      .d = in->d + at,
-      .s = in->s + at,
-      .half = in->half + 2 * at,
-      .q_stride = in->n_cols,
-      .stride = in->n_blocks,
-  };
-}
 
 /* Where finished sums go. */
 typedef struct tile_output {
