@@ -299,6 +299,16 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
+  if (v->prompted >= 0) {
+    pst_json_key(w, "prompted");
+    pst_json_begin_object(w);
+    put_choice(w, s->space, &s->best_exact[v->prompted]);
+    put_answers(w, "verify", &s->verify[v->prompted]);
+    put_estimate(w, "estimate", &s->estimates[v->prompted]);
+    put_cost(w, &s->estimates[v->prompted], v->against_prompted.b);
+    put_comparison(w, &v->against_prompted); /* "reference": the prompted plan */
+    pst_json_end_object(w);
+  }
   pst_json_end_object(w);
 }
 

@@ -315,10 +315,9 @@ static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {
                  number(f, "comparison.mcnemar_mid_p"));
 }
 
-static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int rank) {
+static void put_choice_name(pst_buf *out, const pst_json *f) {
   static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
   bool alone = is(f, "choice.classifier", "alone");
-  pst_buf_printf(out, "  %d. ", rank);
   if (at(f, "choice.classifier") && !is(f, "choice.classifier", "none")) {
     pst_buf_puts(out, "classifier ");
     put_str(out, f, "choice.classifier");
@@ -328,6 +327,11 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
     if (i) pst_buf_putc(out, ' ');
     put_str(out, at(f, "choice"), names[i]);
   }
+}
+
+static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int rank) {
+  pst_buf_printf(out, "  %d. ", rank);
+  put_choice_name(out, f);
   if (!pst_json_bool(at(f, "asked"), false)) {
     pst_buf_puts(out, "\n     not asked: ");
     put_str(out, f, "not_asked");
@@ -349,6 +353,24 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
                      : " by the point estimate, not by the whole interval");
   put_cost(out, f);
   pst_buf_printf(out, " per 1,000 accepted: %s\n", pst_json_bool(at(f, "passed"), false) ? "taken" : "not taken");
+}
+
+/* What was learned, against what prompts alone reach. */
+static void put_prompted(pst_buf *out, const pst_json *e) {
+  const pst_json *p = at(e, "verification.prompted");
+  if (!p) return;
+  pst_buf_puts(out, "\nThe best plan of prompted models, on the same items: ");
+  put_choice_name(out, p);
+  pst_buf_puts(out, "\n     quality ");
+  put_percent(out, p, "comparison.reference");
+  pst_buf_printf(out, "; against it the plan taken has %+.1f points [%+.1f, %+.1f], paired on %.0f items\n     ",
+                 100 * bound(p, "comparison.difference", 0), 100 * bound(p, "comparison.difference", 1),
+                 100 * bound(p, "comparison.difference", 2), number(p, "comparison.n"));
+  put_cost(out, p);
+  double ratio = bound(p, "nusd_per_1000_accepted", 0) / bound(at(e, "plan"), "nusd_per_1000_accepted", 0);
+  pst_buf_puts(out, " per 1,000 accepted");
+  if (isfinite(ratio)) pst_buf_printf(out, ", %.3g times the cost of the plan taken", ratio);
+  pst_buf_putc(out, '\n');
 }
 
 /* Rows of the front by cost; few enough for selection by repeated search. */
@@ -394,6 +416,7 @@ int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
     pst_buf_puts(out, "never asked before)\n");
   for (pst_json_iter it = pst_json_iterate(at(e, "verification.finalists")); pst_json_next(&it);)
     put_trial(out, e, it.value, rank++);
+  put_prompted(out, e);
   put_front(out, e);
   pst_json_free(doc);
   return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the summary") : 0;

@@ -94,11 +94,41 @@ static const char *why_not(const pst_optimizer_state *s, int class_index, int n)
   return spent + needed > C(verify_overrun) * s->budget_s ? no_time : NULL;
 }
 
+/* The prompted class that the search makes the most of; -1: none was asked. */
+static int best_prompted(const pst_optimizer_state *s) {
+  int best = -1;
+  double most = 0;
+  for (size_t i = 0; i < s->space->n_classes; i++) {
+    if (!s->search[i].n || s->estimates[i].capacity <= 0 || !pst_optimizer_is_prompted(&s->space->classes[i])) continue;
+    double u = pst_optimizer_expected_utility(s, &s->estimates[i], s->beliefs[i]);
+    if (best >= 0 && u <= most) continue;
+    best = (int)i;
+    most = u;
+  }
+  return best;
+}
+
+static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verification *v, pst_error *err) {
+  int taken = v->trials[v->taken].class_index, best = best_prompted(s);
+  if (best < 0 || pst_optimizer_is_prompted(&s->space->classes[taken])) return 0;
+  double left = C(verify_overrun) * s->budget_s - (double)s->journal->elapsed_us / 1e6;
+  double fit = 1000 * left / pst_optimizer_seconds(s, best, 1000);
+  int asked = s->verify[best].n, n = fit < v->n_items ? PST_MAX((int)fit, asked) : v->n_items;
+  if (n < LEAST_ITEMS && n < v->n_items) return 0;
+  if (s->world->note) s->world->note(s->world->state, "verify: the best prompted plan, to compare with");
+  int code = pst_optimizer_choose_exact(s, best, err);
+  if (!code) code = pst_optimizer_measure(s, best, true, n, err);
+  if (code) return code;
+  v->prompted = best;
+  pst_optimizer_pair(&s->verify[taken], &s->verify[best], s->goal.margin, &v->against_prompted);
+  return 0;
+}
+
 int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_finalists,
                          pst_optimizer_verification *ret, pst_error *err) {
   pst_optimizer_verification v;
   memset(&v, 0, sizeof v);
-  v.taken = -1;
+  v.taken = v.prompted = -1;
   v.n_trials = PST_MIN(n_finalists, (size_t)PST_OPTIMIZER_MAX_FINALISTS);
   for (size_t i = 0; i < v.n_trials; i++) v.trials[i].class_index = finalists[i];
   bool inconclusive = false;
@@ -122,6 +152,7 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
     inconclusive |= undecided(s, &v.trials[i]);
     if (v.trials[i].passed) v.taken = (int)i;
   }
+  if (!code && v.taken >= 0) code = compare_with_prompted(s, &v, err);
   v.verdict = v.taken >= 0 ? PST_OPTIMIZER_FOUND : inconclusive ? PST_OPTIMIZER_NOT_ENOUGH_DATA : PST_OPTIMIZER_NONE;
   if (!code) *ret = v;
   return code;

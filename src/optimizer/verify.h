@@ -23,6 +23,10 @@ typedef struct pst_optimizer_verification {
   int n_items;  /* fixed before the first answer */
   int64_t uses; /* how many plans were asked these items before this run */
   int taken;    /* trial that passed; -1: none */
+  /* The best plan of prompted models, asked the first of the same items when the plan taken is no such plan itself: what was learned is compared with
+   * what prompts alone reach, and not only with the reference. -1: there is none, or the time was spent. */
+  int prompted;
+  pst_evals_comparison against_prompted; /* a: the plan taken, b: the prompted one */
   pst_optimizer_verdict verdict;
 } pst_optimizer_verification;
 

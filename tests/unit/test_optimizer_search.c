@@ -468,6 +468,7 @@ static void test_finds_and_replays(void **state) {
   outcome a = search(&f, &j, 3, &w);
   assert_int_equal(a.code, 0);
   assert_int_equal(a.verdict, PST_OPTIMIZER_FOUND);
+  assert_null(strstr(a.evidence, "\"prompted\":"));
   pst_gateway_plan *plan = NULL;
   assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", &plan, NULL), 0);
   assert_string_equal(plan->hash, a.hash);
@@ -531,6 +532,23 @@ static outcome search_with_classifier(double accuracy, double floor, pst_optimiz
   return a;
 }
 
+/* What was learned is compared with what prompts alone reach, on held-back items; the difference is the paired one of their right answers. */
+static void check_prompted(const char *evidence) {
+  pst_json_doc *doc = NULL;
+  assert_int_equal(pst_json_parse(evidence, strlen(evidence), "evidence", &doc, NULL), 0);
+  const pst_json *v = pst_json_get(pst_json_root(doc), "verification"), *p = pst_json_get(v, "prompted");
+  assert_non_null(p);
+  assert_true(pst_str_equal(pst_json_str(pst_json_get(pst_json_get(p, "choice"), "classifier")), pst_str_from("none")));
+  const pst_json *c = pst_json_get(p, "comparison");
+  int64_t n = pst_json_int(pst_json_get(c, "n"), 0), only = pst_json_int(pst_json_get(c, "only_plan"), -1);
+  int64_t other = pst_json_int(pst_json_get(c, "only_reference"), -1);
+  assert_true(n >= 100 && n <= pst_json_int(pst_json_get(v, "n"), 0));
+  double difference = pst_json_double(pst_json_at(pst_json_get(c, "difference"), 0), -2);
+  assert_true(fabs(difference - (double)(only - other) / (double)n) < 1e-4);
+  assert_int_equal(pst_json_int(pst_json_get(pst_json_get(p, "verify"), "n"), 0), n);
+  pst_json_free(doc);
+}
+
 static void test_a_good_classifier_is_all_that_is_needed(void **state) {
   (void)state;
   pst_optimizer_journal j;
@@ -543,6 +561,8 @@ static void test_a_good_classifier_is_all_that_is_needed(void **state) {
   assert_int_equal(pst_optimizer_summary(a.evidence, &text, NULL), 0);
   assert_non_null(strstr(pst_buf_text(&text), "no model call needed here"));
   assert_non_null(strstr(pst_buf_text(&text), "1. classifier alone (no model call)"));
+  assert_non_null(strstr(pst_buf_text(&text), "The best plan of prompted models, on the same items: "));
+  check_prompted(a.evidence);
   pst_buf_clear(&text);
   assert_int_equal(pst_optimizer_explain(a.evidence, NULL, &text, NULL), 0);
   assert_non_null(strstr(pst_buf_text(&text), "no model call is needed here"));
