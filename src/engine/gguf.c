@@ -277,15 +277,23 @@ static int index_values(pst_engine_gguf *g, pst_error *err) {
 }
 
 /* Overlaps are looked for in offset order, double names in name order; the index stays in name order. */
-static int index_tensors(pst_engine_gguf *g, pst_error *err) {
-  const pst_engine_gguf_tensor **t = g->tensors_by_name = pst_calloc(g->n_tensors, sizeof *t);
-  if (!t) return pst_error_set(err, PST_E_NOMEM, g->path, "no memory for the tensor table");
-  for (size_t i = 0; i < g->n_tensors; i++) t[i] = &g->tensors[i];
+/* No two tensors of a file share a byte. */
+static int check_overlaps(pst_engine_gguf *g, pst_error *err) {
+  const pst_engine_gguf_tensor **t = g->tensors_by_name;
   if (g->n_tensors) qsort(t, g->n_tensors, sizeof *t, order_tensors_by_offset);
   for (size_t i = 1; i < g->n_tensors; i++)
     if (t[i]->offset - t[i - 1]->offset < t[i - 1]->bytes)
       return pst_error_set(err, PST_E_BAD_INPUT, g->path, "the data of tensors '%.*s' and '%.*s' overlap",
                            SHOWN(t[i - 1]->name), SHOWN(t[i]->name));
+  return 0;
+}
+
+static int index_tensors(pst_engine_gguf *g, bool is_file, pst_error *err) {
+  const pst_engine_gguf_tensor **t = g->tensors_by_name = pst_calloc(g->n_tensors, sizeof *t);
+  if (!t) return pst_error_set(err, PST_E_NOMEM, g->path, "no memory for the tensor table");
+  for (size_t i = 0; i < g->n_tensors; i++) t[i] = &g->tensors[i];
+  int r = is_file ? check_overlaps(g, err) : 0; /* tied weights of other formats share theirs */
+  if (r < 0) return r;
   if (g->n_tensors) qsort(t, g->n_tensors, sizeof *t, order_tensors);
   for (size_t i = 1; i < g->n_tensors; i++)
     if (pst_str_equal(t[i - 1]->name, t[i]->name))
@@ -419,7 +427,7 @@ static int read_file(pst_engine_gguf *g, pst_error *err) {
       (r = read_values(g, &c, n_values)) < 0 || (r = index_values(g, err)) < 0 || (r = read_alignment(g, err)) < 0 ||
       (r = read_tensors(g, &c, n_tensors)) < 0 || (r = place_tensors(g, &c)) < 0)
     return r;
-  return index_tensors(g, err);
+  return index_tensors(g, true, err);
 }
 
 static int open_mapped(pst_map map, bool owns_map, const char *path, pst_engine_gguf **ret_gguf, pst_error *err) {
@@ -464,7 +472,7 @@ static int read_parts(pst_engine_gguf *g, const pst_engine_gguf_parts *parts, ps
     return pst_error_set(err, PST_E_NOMEM, g->path, "no memory for the tensor table");
   for (size_t i = 0; i < parts->n_tensors; i++) g->tensors[i] = parts->tensors[i];
   g->n_tensors = parts->n_tensors;
-  return index_tensors(g, err);
+  return index_tensors(g, false, err);
 }
 
 int pst_engine_gguf_assemble(const pst_engine_gguf_parts *parts, const char *path, pst_engine_gguf **ret_gguf,

@@ -20,99 +20,10 @@
 #include "support/scale.h"
 #include "support/temp.h"
 
-enum { MAX_TOKENS = 64, N_BEST = 5 };
-
-typedef struct scores {
-  pthread_mutex_t lock;
-  pthread_cond_t ended;
-  int n, n_best;
-  double logprobs[MAX_TOKENS], best_logprobs[N_BEST];
-  int32_t best[N_BEST];
-  bool done;
-} scores;
-
-static void on_event(void *user, const pst_engine_event *e) {
-  scores *s = user;
-  pthread_mutex_lock(&s->lock);
-  if (e->token >= 0 && s->n < MAX_TOKENS) {
-    s->logprobs[s->n++] = (double)e->logprob;
-    for (s->n_best = 0; s->n_best < (int)PST_MIN(e->n_top, (size_t)N_BEST); s->n_best++) {
-      s->best[s->n_best] = e->top[s->n_best].token;
-      s->best_logprobs[s->n_best] = (double)e->top[s->n_best].logprob;
-    }
-  }
-  s->done |= e->finish != PST_ENGINE_FINISH_NONE;
-  pthread_cond_signal(&s->ended);
-  pthread_mutex_unlock(&s->lock);
-}
-
-static void score(const char *path, const int32_t *tokens, size_t n, scores *s) {
-  pst_error err = PST_ERROR_INIT;
-  pst_engine_model *model = NULL;
-  pst_engine *engine = NULL;
-  pst_engine_options o = pst_engine_options_default();
-  pst_engine_request q = {0};
-  uint64_t id;
-  o.chunk = 16;
-  o.threads = 1;
-  o.slots = 1;
-  o.n_ctx = o.kv_tokens = MAX_TOKENS;
-  if (pst_engine_model_open(path, 1, &model, &err) || pst_engine_create(model, &o, &engine, &err))
-    fail_msg("%s: %s", err.place, err.message);
-  *s = (scores){.lock = PTHREAD_MUTEX_INITIALIZER, .ended = PTHREAD_COND_INITIALIZER};
-  q.prompt = tokens;
-  q.n_prompt = n;
-  q.max_tokens = 1;
-  q.sampling = pst_engine_sampling_default();
-  q.sampling.temperature = 0;
-  q.ignore_end = true;
-  q.n_logprobs = N_BEST;
-  q.score_prompt = true;
-  q.callback = on_event;
-  q.user = s;
-  if (pst_engine_submit(engine, &q, &id, &err)) fail_msg("%s", err.message);
-  pthread_mutex_lock(&s->lock);
-  while (!s->done) pthread_cond_wait(&s->ended, &s->lock);
-  pthread_mutex_unlock(&s->lock);
-  pst_engine_free(engine);
-  pst_engine_model_unref(model);
-}
-
-static double number(const pst_json *array, size_t i) {
-  double x = pst_json_double(pst_json_at(array, i), NAN);
-  assert_true(x == x);
-  return x;
-}
-
-typedef struct distance {
-  double mean, worst;
-} distance;
-
 /* How far the model that a golden file describes, changed or not, is from what the file says. */
-static distance measure(const pst_json *golden, const test_golden_change *change, const char *path) {
-  int32_t tokens[MAX_TOKENS];
-  const pst_json *given = pst_json_get(golden, "tokens"), *logprobs = pst_json_get(golden, "logprobs");
-  size_t n = pst_json_size(given);
-  scores s;
-  distance d = {0, 0};
-  assert_true(n <= MAX_TOKENS && pst_json_size(logprobs) == n - 1);
-  for (size_t i = 0; i < n; i++) tokens[i] = (int32_t)number(given, i);
+static test_golden_distance measure(const pst_json *golden, const test_golden_change *change, const char *path) {
   test_golden_write(path, golden, change);
-  score(path, tokens, n, &s);
-  assert_int_equal(s.n, (int)n);
-  for (size_t i = 0; i + 1 < n; i++) {
-    double apart = fabs(s.logprobs[i] - number(logprobs, i));
-    d.mean += apart / (double)(n - 1);
-    d.worst = PST_MAX(d.worst, apart);
-  }
-  for (size_t i = 0; i < N_BEST; i++)
-    d.worst = PST_MAX(d.worst, fabs(s.best_logprobs[i] - number(pst_json_get(golden, "best_logprobs"), i)));
-  return d;
-}
-
-static bool within(const pst_json *golden, distance d) {
-  return d.mean <= pst_json_double(pst_json_get(golden, "mean_tolerance"), 0) &&
-         d.worst <= pst_json_double(pst_json_get(golden, "worst_tolerance"), 0);
+  return test_golden_measure(golden, path);
 }
 
 static void text_of(const pst_json *v, char out[96]) {
@@ -122,9 +33,9 @@ static void text_of(const pst_json *v, char out[96]) {
 }
 
 static bool is_noticed(const char *name, const pst_json *golden, const test_golden_change *change, const char *path) {
-  distance d = measure(golden, change, path);
+  test_golden_distance d = measure(golden, change, path);
   const char *changed = change->other_key ? change->other_key : change->other_tensor;
-  if (!within(golden, d)) return true;
+  if (!test_golden_within(golden, d)) return true;
   print_error("%s: another '%s' makes no difference (mean %.1e, worst %.1e)\n", name, changed, d.mean, d.worst);
   return false;
 }
@@ -181,9 +92,9 @@ static void test_architectures(void **state) {
   assert_true(n >= 16);
   for (int i = 0; i < n; i++) {
     pst_json_doc *doc = test_golden_read(names[i]);
-    distance d = measure(pst_json_root(doc), NULL, path);
+    test_golden_distance d = measure(pst_json_root(doc), NULL, path);
     print_message("%-14s mean %.1e, worst %.1e\n", names[i], d.mean, d.worst);
-    if (!within(pst_json_root(doc), d)) {
+    if (!test_golden_within(pst_json_root(doc), d)) {
       print_error("%s is not what transformers computes\n", names[i]);
       n_wrong++;
     }

@@ -25,4 +25,13 @@ pst_json_doc *test_golden_read(const char *name);
 enum { TEST_GOLDEN_MAX = 64 };
 int test_golden_names(char ret_names[TEST_GOLDEN_MAX][32]);
 
+/* How far log-probabilities are from a golden file's: of the tokens of its text, and of the best at its end. */
+typedef struct test_golden_distance {
+  double mean, worst;
+} test_golden_distance;
+
+/* Runs a model of the golden file's weights over its text. Aborts on failure. */
+test_golden_distance test_golden_measure(const pst_json *golden, const char *path);
+bool test_golden_within(const pst_json *golden, test_golden_distance d); /* by the file's own tolerances */
+
 #endif
