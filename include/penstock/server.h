@@ -1,6 +1,7 @@
 /* Penstock server: the OpenAI-compatible HTTP address in front of a gateway.
  *
  *   POST /v1/chat/completions   POST /v1/completions   POST /v1/feedback
+ *   POST GET DELETE /v1/files[/ID[/content]]           POST GET /v1/fine_tuning/jobs[/ID[/cancel|events|checkpoints]]
  *   GET  /v1/models[/ID]        GET  /health           GET  /metrics
  *
  * Which plan answers: the request's `model` names a workload with a plan in force, a local model, "provider/model", a served alias, or "default" (what

@@ -334,6 +334,26 @@ int pst_store_job_get(pst_store *store, int64_t job_id, int (*fn)(void *user, co
 int pst_store_job_each(pst_store *store, int64_t limit, int (*fn)(void *user, const pst_store_job *job), void *user,
                        pst_error *err);
 
+/* ---- uploads (store/uploads.c) ---------------------------------------------------------------------------------- */
+
+/* A file that a client sent, by a number; its bytes are a kept file (store/files.c). */
+typedef struct pst_store_upload {
+  int64_t id, key_id; /* key_id 0: sent without one */
+  pst_str name, purpose, hash;
+  int64_t bytes, created_ms;
+} pst_store_upload;
+/* Keeps the bytes and a row about them. name and purpose: valid UTF-8. */
+int pst_store_upload_put(pst_store *store, pst_str name, pst_str purpose, int64_t key_id, pst_str data, int64_t now_ms,
+                         int64_t *ret_id, pst_error *err);
+/* Calls fn once; PST_E_NOT_FOUND, also for what was deleted and for another key's. key_id -1: whosever it is. */
+int pst_store_upload_get(pst_store *store, int64_t id, int64_t key_id,
+                         int (*fn)(void *user, const pst_store_upload *upload), void *user, pst_error *err);
+/* Newest first; those before_id (0: from the newest). limit 0: all. */
+int pst_store_upload_each(pst_store *store, int64_t key_id, int64_t before_id, int64_t limit,
+                          int (*fn)(void *user, const pst_store_upload *upload), void *user, pst_error *err);
+/* Forgets the row, and removes the bytes when no other row names them. PST_E_NOT_FOUND as above. */
+int pst_store_upload_delete(pst_store *store, int64_t id, int64_t key_id, pst_error *err);
+
 /* ---- settings, prices, cached answers (store/settings.c) -------------------------------------------------------- */
 
 /* A named value, text of the caller's choice. data NULL removes it. */

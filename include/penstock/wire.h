@@ -214,6 +214,56 @@ void pst_wire_models_write(const pst_wire_model *models, size_t n,
                            pst_buf *out); /* {"object": "list", "data": [...]} */
 void pst_wire_model_write(const pst_wire_model *model, pst_buf *out);
 
+/* ---- files and fine-tuning (wire/finetune.c, wire/multipart.c) -------------------------------------------------- */
+
+/* A part of a form (RFC 7578); views into the body. */
+typedef struct pst_wire_part {
+  pst_str name, filename, data; /* filename empty: it is a field */
+} pst_wire_part;
+/* Splits a multipart/form-data body. *ret_n: how many of at most max parts. PST_E_BAD_INPUT: no boundary in the media type, or a body that is not of this form;
+ * PST_E_LIMIT: more parts. */
+int pst_wire_multipart_parse(pst_str media_type, pst_str body, pst_wire_part *ret_parts, size_t max, size_t *ret_n,
+                             pst_error *err);
+
+typedef struct pst_wire_file {
+  int64_t id, bytes, created; /* unix seconds */
+  pst_str name, purpose;
+} pst_wire_file;
+/* "file-17" and the like, both ways; 0: it is no such id. */
+void pst_wire_id_write(const char *prefix, int64_t id, char ret_text[40]);
+int64_t pst_wire_id_parse(const char *prefix, pst_str text);
+void pst_wire_file_write(const pst_wire_file *file, pst_json_writer *w);
+void pst_wire_deleted_write(pst_str object, pst_str id, pst_json_writer *w);
+
+/* POST /v1/fine_tuning/jobs. Numbers that were left out or "auto" are 0. */
+typedef struct pst_wire_tuning_request {
+  pst_str model, training_file, validation_file, suffix;
+  int64_t seed, n_epochs, batch_size;
+  double learning_rate_multiplier;
+  bool has_seed;
+  pst_json_doc *doc;
+} pst_wire_tuning_request;
+/* PST_E_BAD_INPUT with the field; PST_E_UNSUPPORTED: a method other than supervised, integrations. */
+int pst_wire_tuning_parse(pst_str body, pst_wire_tuning_request *ret_request, pst_error *err);
+void pst_wire_tuning_done(pst_wire_tuning_request *request); /* fine on a zeroed struct */
+
+typedef struct pst_wire_tuning_job {
+  int64_t id, created, finished;                      /* unix seconds; finished 0: not yet */
+  pst_str model, tuned_model, status;                 /* tuned_model empty: null */
+  pst_str training_file, validation_file;             /* validation_file empty: null */
+  pst_str suffix, error;                              /* empty: null */
+  int64_t seed, n_epochs, batch_size, trained_tokens; /* 0: "auto", null */
+  double learning_rate_multiplier;
+} pst_wire_tuning_job;
+void pst_wire_tuning_job_write(const pst_wire_tuning_job *job, pst_json_writer *w);
+
+typedef struct pst_wire_tuning_event {
+  int64_t id, created;
+  pst_str level, message; /* "info", "warn", "error" */
+  const pst_json *data;   /* NULL: none; figures of a step */
+} pst_wire_tuning_event;
+void pst_wire_tuning_event_write(const pst_wire_tuning_event *event, pst_json_writer *w);
+
 /* ---- requests to providers (wire/upstream.c) --------------------------------------------------------------------- */
 
 /* Writes the body of a request for an OpenAI-compatible provider from a parsed or self-made pst_wire_request (arena and docs are not looked at). The extensions

@@ -193,6 +193,9 @@ static pst_server_call *make_call(pst_server *server, pst_net_exchange *x, const
   call->server = server;
   call->endpoint = endpoint;
   call->path = copy(call->arena, request->path, &failed);
+  call->query = copy(call->arena, request->query, &failed);
+  call->media_type =
+      copy(call->arena, pst_net_header_find(request->headers, request->n_headers, "content-type"), &failed);
   call->body = copy(call->arena, request->body, &failed);
   call->authorization =
       copy(call->arena, pst_net_header_find(request->headers, request->n_headers, "authorization"), &failed);
@@ -223,7 +226,7 @@ void pst_server_handle(void *user, pst_net_exchange *x) {
       snprintf(
           text, sizeof text,
           "nothing is served at this path; see /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /v1/feedback, "
-          "/health, /metrics");
+          "/v1/files, /v1/fine_tuning/jobs, /health, /metrics");
     }
     refuse(server, x, &e, text, other ? other->method : NULL, other ? other->path : "other");
     return;

@@ -39,7 +39,7 @@ struct pst_server_call {
 
   /* Copied from the request: it outlives the exchange. */
   pst_arena *arena; /* whoever has the call */
-  pst_str path, body, authorization;
+  pst_str path, query, media_type, body, authorization;
   bool head_only, from_here; /* from_here: needs no key unless all do */
   char peer[64];
   int64_t received_us;
@@ -115,6 +115,13 @@ bool pst_server_embedding_over(const pst_server_embedding *embedding);
 const char *pst_server_embedding_id(const pst_server_embedding *embedding);
 void pst_server_embedding_free(pst_server_embedding *embedding);
 void pst_server_embedding_describe(const pst_server_embedding *embedding, pst_buf *out);
+
+/* ---- tuning.c: files and fine-tuning jobs; each by the method and what comes below its path ---- */
+void pst_server_files_post(pst_server_call *call);
+void pst_server_files_get(pst_server_call *call);
+void pst_server_files_delete(pst_server_call *call);
+void pst_server_jobs_post(pst_server_call *call);
+void pst_server_jobs_get(pst_server_call *call);
 
 /* ---- server.c ---- */
 void pst_server_call_gone_from_list(pst_server *server); /* a call was freed: a drain may be over */

@@ -68,6 +68,11 @@ static const char *const STEPS[] = {
     "  PRIMARY KEY(provider, model)) STRICT, WITHOUT ROWID;"
     "CREATE TABLE answers(scope TEXT NOT NULL, key TEXT NOT NULL, answer TEXT NOT NULL, meta TEXT,"
     "  time_ms INTEGER NOT NULL, PRIMARY KEY(scope, key)) STRICT;",
+    /* uploads: files that clients sent, for jobs */
+    "CREATE TABLE uploads(id INTEGER PRIMARY KEY AUTOINCREMENT, key_id INTEGER REFERENCES api_keys(id),"
+    "  name TEXT NOT NULL, purpose TEXT NOT NULL, hash TEXT NOT NULL, bytes INTEGER NOT NULL,"
+    "  created_ms INTEGER NOT NULL) STRICT;"
+    "CREATE INDEX uploads_hash ON uploads(hash);",
 };
 
 static int pragma_int(pst_store_conn *conn, const char *sql, int64_t *ret_value, pst_error *err) {

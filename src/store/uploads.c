@@ -1,0 +1,121 @@
+/* Files that clients sent: a row each over the files kept by content hash. */
+#include "store/db.h"
+
+#include <inttypes.h>
+#include <unistd.h>
+
+typedef struct put_call {
+  pst_str name, purpose, hash;
+  int64_t key_id, bytes, now_ms;
+  int64_t id; /* out */
+} put_call;
+
+static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  put_call *c = arg;
+  int code = pst_store_sql_run(
+      conn, NULL, "INSERT INTO uploads(key_id, name, purpose, hash, bytes, created_ms) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+      err, "nsssii", c->key_id, c->name, c->purpose, c->hash, c->bytes, c->now_ms);
+  if (!code) c->id = sqlite3_last_insert_rowid(conn->db);
+  return code;
+}
+
+int pst_store_upload_put(pst_store *store, pst_str name, pst_str purpose, int64_t key_id, pst_str data, int64_t now_ms,
+                         int64_t *ret_id, pst_error *err) {
+  char hash[65];
+  int code = pst_store_file_put(store, data.data, data.n, hash, err);
+  put_call c = {name, purpose, pst_str_from(hash), key_id, (int64_t)data.n, now_ms, 0};
+  if (!code) code = pst_store_write_now(store, false, put_apply, &c, err);
+  if (!code) *ret_id = c.id;
+  return code;
+}
+
+static int no_such_upload(int64_t id, pst_error *err) {
+  return pst_error_set(err, PST_E_NOT_FOUND, "file", "there is no file number %" PRId64, id);
+}
+
+typedef struct upload_walk {
+  int (*fn)(void *user, const pst_store_upload *upload);
+  void *user;
+  int64_t n;
+} upload_walk;
+
+#define UPLOAD_SELECT                                                                          \
+  "SELECT id, coalesce(key_id, 0), name, purpose, hash, bytes, created_ms FROM uploads WHERE " \
+  "(?1 < 0 OR coalesce(key_id, 0) = ?1) AND "
+
+static int upload_row(sqlite3_stmt *stmt, void *context) {
+  upload_walk *walk = context;
+  pst_store_upload u = {.id = sqlite3_column_int64(stmt, 0),
+                        .key_id = sqlite3_column_int64(stmt, 1),
+                        .name = pst_store_column_str(stmt, 2),
+                        .purpose = pst_store_column_str(stmt, 3),
+                        .hash = pst_store_column_str(stmt, 4),
+                        .bytes = sqlite3_column_int64(stmt, 5),
+                        .created_ms = sqlite3_column_int64(stmt, 6)};
+  walk->n++;
+  return walk->fn(walk->user, &u);
+}
+
+int pst_store_upload_get(pst_store *store, int64_t id, int64_t key_id,
+                         int (*fn)(void *user, const pst_store_upload *upload), void *user, pst_error *err) {
+  pst_store_conn *conn = NULL;
+  sqlite3_stmt *stmt = NULL;
+  int code = pst_store_reader_take(store, &conn, err);
+  if (code) return code;
+  code = pst_store_sql_begin(conn, UPLOAD_SELECT "id = ?2", &stmt, err, "ii", key_id, id);
+  upload_walk walk = {fn, user, 0};
+  code = pst_store_sql_each(conn, code, stmt, upload_row, &walk, err);
+  pst_store_reader_give(store, conn);
+  return !code && walk.n == 0 ? no_such_upload(id, err) : code;
+}
+
+int pst_store_upload_each(pst_store *store, int64_t key_id, int64_t before_id, int64_t limit,
+                          int (*fn)(void *user, const pst_store_upload *upload), void *user, pst_error *err) {
+  pst_store_conn *conn = NULL;
+  sqlite3_stmt *stmt = NULL;
+  int code = pst_store_reader_take(store, &conn, err);
+  if (code) return code;
+  code = pst_store_sql_begin(conn, UPLOAD_SELECT "(?2 = 0 OR id < ?2) ORDER BY id DESC LIMIT ?3", &stmt, err, "iii",
+                             key_id, before_id, limit > 0 ? limit : INT64_C(-1));
+  upload_walk walk = {fn, user, 0};
+  code = pst_store_sql_each(conn, code, stmt, upload_row, &walk, err);
+  pst_store_reader_give(store, conn);
+  return code;
+}
+
+/* ---- deletion ---- */
+
+typedef struct delete_call {
+  int64_t id, key_id;
+  char hash[65];  /* of the row */
+  int64_t others; /* rows that name it too */
+} delete_call;
+
+static int delete_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  delete_call *c = arg;
+  int64_t n = 0;
+  int code = pst_store_sql_run(conn, &n, "DELETE FROM uploads WHERE id = ?1 AND (?2 < 0 OR coalesce(key_id, 0) = ?2)",
+                               err, "ii", c->id, c->key_id);
+  if (!code && n == 0) return no_such_upload(c->id, err);
+  if (!code)
+    code = pst_store_sql_int(conn, &c->others, "SELECT count(*) FROM uploads WHERE hash = ?1", err, "s",
+                             pst_str_from(c->hash));
+  return code;
+}
+
+static int note_hash(void *user, const pst_store_upload *upload) {
+  delete_call *c = user;
+  (void)snprintf(c->hash, sizeof c->hash, "%.*s", (int)PST_MIN(upload->hash.n, sizeof c->hash - 1), upload->hash.data);
+  return 0;
+}
+
+int pst_store_upload_delete(pst_store *store, int64_t id, int64_t key_id, pst_error *err) {
+  delete_call c = {.id = id, .key_id = key_id};
+  char *path = NULL;
+  int code = pst_store_upload_get(store, id, key_id, note_hash, &c, err);
+  if (!code) code = pst_store_write_now(store, false, delete_apply, &c, err);
+  if (code) return code;
+  if (c.others == 0 && !pst_store_file_path(store, pst_str_from(c.hash), &path, NULL)) (void)unlink(path);
+  pst_free(path);
+  return 0;
+}

@@ -1,0 +1,235 @@
+/* /v1/files and /v1/fine_tuning/jobs: requests read, objects written, in the shapes of the OpenAI API. */
+#include "wire/reader.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* ---- ids ---- */
+
+void pst_wire_id_write(const char *prefix, int64_t id, char ret_text[40]) {
+  (void)snprintf(ret_text, 40, "%s-%" PRId64, prefix, id);
+}
+
+int64_t pst_wire_id_parse(const char *prefix, pst_str text) {
+  size_t n = strlen(prefix);
+  int64_t id = 0;
+  if (text.n < n + 2 || text.n > n + 19 || memcmp(text.data, prefix, n) != 0 || text.data[n] != '-') return 0;
+  for (size_t i = n + 1; i < text.n; i++) {
+    if (text.data[i] < '0' || text.data[i] > '9') return 0;
+    id = id * 10 + (text.data[i] - '0');
+  }
+  return id;
+}
+
+/* ---- members ---- */
+
+static void put_text(pst_json_writer *w, const char *key, pst_str text) {
+  pst_json_key(w, key);
+  if (text.n)
+    pst_json_put_str(w, text);
+  else
+    pst_json_put_null(w);
+}
+
+static void put_int(pst_json_writer *w, const char *key, int64_t value) {
+  pst_json_key(w, key);
+  pst_json_put_int(w, value);
+}
+
+static void put_id(pst_json_writer *w, const char *key, const char *prefix, int64_t id) {
+  char text[40];
+  pst_wire_id_write(prefix, id, text);
+  put_text(w, key, pst_str_from(text));
+}
+
+/* ---- files ---- */
+
+void pst_wire_file_write(const pst_wire_file *file, pst_json_writer *w) {
+  pst_json_begin_object(w);
+  put_id(w, "id", "file", file->id);
+  put_text(w, "object", PST_STR("file"));
+  put_int(w, "bytes", file->bytes);
+  put_int(w, "created_at", file->created);
+  put_text(w, "filename", file->name);
+  put_text(w, "purpose", file->purpose);
+  put_text(w, "status", PST_STR("processed"));
+  pst_json_end_object(w);
+}
+
+void pst_wire_deleted_write(pst_str object, pst_str id, pst_json_writer *w) {
+  pst_json_begin_object(w);
+  put_text(w, "id", id);
+  put_text(w, "object", object);
+  pst_json_key(w, "deleted");
+  pst_json_put_bool(w, true);
+  pst_json_end_object(w);
+}
+
+/* ---- jobs: the request ---- */
+
+static bool is_auto(const pst_json *v) {
+  return !v || (pst_json_typeof(v) == PST_JSON_STRING && pst_str_is(pst_json_str(v), "auto"));
+}
+
+/* As the older field "hyperparameters" and the newer method.supervised.hyperparameters have them. */
+static int read_hyperparameters(const pst_wire_reader *r, pst_wire_tuning_request *q) {
+  int rc = 0;
+  if (!is_auto(pst_wire_get(r, "n_epochs"))) rc = pst_wire_read_int(r, "n_epochs", 1, 1000, NULL, &q->n_epochs);
+  if (!rc && !is_auto(pst_wire_get(r, "batch_size")))
+    rc = pst_wire_read_int(r, "batch_size", 1, 4096, NULL, &q->batch_size);
+  if (!rc && !is_auto(pst_wire_get(r, "learning_rate_multiplier")))
+    rc = pst_wire_read_double(r, "learning_rate_multiplier", 1e-4, 1e4, NULL, &q->learning_rate_multiplier);
+  return rc;
+}
+
+static int want_object(const pst_wire_reader *r, const char *key, const pst_json **ret_value) {
+  *ret_value = pst_wire_get(r, key);
+  return *ret_value && pst_json_typeof(*ret_value) != PST_JSON_OBJECT
+             ? pst_wire_fail_type(r, key, "an object", *ret_value)
+             : 0;
+}
+
+static int read_method(const pst_wire_reader *r, pst_wire_tuning_request *q) {
+  const pst_json *method = NULL, *supervised = NULL, *hyper = NULL;
+  pst_str type = PST_STR("supervised");
+  int rc = want_object(r, "method", &method);
+  if (rc || !method) return rc;
+  pst_wire_reader m = pst_wire_reader_into(r, "method", -1, method);
+  rc = pst_wire_read_str(&m, "type", 40, &type);
+  if (!rc && !pst_str_is(type, "supervised"))
+    return pst_wire_fail(&m, PST_E_UNSUPPORTED, "type", "'%.*s' is not offered; 'supervised' is", (int)type.n,
+                         type.data);
+  if (!rc) rc = want_object(&m, "supervised", &supervised);
+  if (rc || !supervised) return rc;
+  pst_wire_reader s = pst_wire_reader_into(&m, "supervised", -1, supervised);
+  rc = want_object(&s, "hyperparameters", &hyper);
+  if (rc || !hyper) return rc;
+  pst_wire_reader h = pst_wire_reader_into(&s, "hyperparameters", -1, hyper);
+  return read_hyperparameters(&h, q);
+}
+
+static int read_request(const pst_wire_reader *r, pst_wire_tuning_request *q) {
+  const pst_json *hyper = NULL;
+  int rc = pst_wire_read_str(r, "model", 1024, &q->model);
+  if (!rc && !q->model.n) rc = pst_wire_fail(r, PST_E_BAD_INPUT, "model", "is missing");
+  if (!rc) rc = pst_wire_read_str(r, "training_file", 64, &q->training_file);
+  if (!rc && !q->training_file.n) rc = pst_wire_fail(r, PST_E_BAD_INPUT, "training_file", "is missing");
+  if (!rc) rc = pst_wire_read_str(r, "validation_file", 64, &q->validation_file);
+  if (!rc) rc = pst_wire_read_str(r, "suffix", 64, &q->suffix);
+  if (!rc) rc = pst_wire_read_int(r, "seed", 0, INT32_MAX, &q->has_seed, &q->seed);
+  if (!rc) rc = want_object(r, "hyperparameters", &hyper);
+  if (!rc && hyper) {
+    pst_wire_reader h = pst_wire_reader_into(r, "hyperparameters", -1, hyper);
+    rc = read_hyperparameters(&h, q);
+  }
+  if (!rc) rc = read_method(r, q);
+  if (!rc && pst_json_size(pst_wire_get(r, "integrations")))
+    rc = pst_wire_fail(r, PST_E_UNSUPPORTED, "integrations", "are not offered");
+  return rc;
+}
+
+int pst_wire_tuning_parse(pst_str body, pst_wire_tuning_request *ret_request, pst_error *err) {
+  pst_wire_tuning_request q = {0};
+  pst_wire_reader r = {.err = err};
+  int rc = pst_wire_parse_body(&r, body, &q.doc);
+  if (!rc) rc = read_request(&r, &q);
+  if (rc)
+    pst_wire_tuning_done(&q);
+  else
+    *ret_request = q;
+  return rc;
+}
+
+void pst_wire_tuning_done(pst_wire_tuning_request *request) {
+  pst_json_free(request->doc);
+  *request = (pst_wire_tuning_request){0};
+}
+
+/* ---- jobs: what is written ---- */
+
+static void put_auto(pst_json_writer *w, const char *key, double value) {
+  pst_json_key(w, key);
+  if (value > 0)
+    pst_json_put_double(w, value);
+  else
+    pst_json_put_cstr(w, "auto");
+}
+
+static void put_hyperparameters(pst_json_writer *w, const pst_wire_tuning_job *job) {
+  pst_json_key(w, "hyperparameters");
+  pst_json_begin_object(w);
+  if (job->n_epochs)
+    put_int(w, "n_epochs", job->n_epochs);
+  else
+    put_auto(w, "n_epochs", 0);
+  if (job->batch_size)
+    put_int(w, "batch_size", job->batch_size);
+  else
+    put_auto(w, "batch_size", 0);
+  put_auto(w, "learning_rate_multiplier", job->learning_rate_multiplier);
+  pst_json_end_object(w);
+}
+
+void pst_wire_tuning_job_write(const pst_wire_tuning_job *job, pst_json_writer *w) {
+  pst_json_begin_object(w);
+  put_id(w, "id", "ftjob", job->id);
+  put_text(w, "object", PST_STR("fine_tuning.job"));
+  put_int(w, "created_at", job->created);
+  pst_json_key(w, "finished_at");
+  if (job->finished)
+    pst_json_put_int(w, job->finished);
+  else
+    pst_json_put_null(w);
+  put_text(w, "model", job->model);
+  put_text(w, "fine_tuned_model", job->tuned_model);
+  put_text(w, "organization_id", PST_STR("penstock"));
+  put_text(w, "status", job->status);
+  put_text(w, "training_file", job->training_file);
+  put_text(w, "validation_file", job->validation_file);
+  put_text(w, "user_provided_suffix", job->suffix);
+  put_int(w, "seed", job->seed);
+  put_hyperparameters(w, job);
+  pst_json_key(w, "method");
+  pst_json_begin_object(w);
+  put_text(w, "type", PST_STR("supervised"));
+  pst_json_key(w, "supervised");
+  pst_json_begin_object(w);
+  put_hyperparameters(w, job);
+  pst_json_end_object(w);
+  pst_json_end_object(w);
+  pst_json_key(w, "result_files");
+  pst_json_begin_array(w);
+  pst_json_end_array(w);
+  pst_json_key(w, "trained_tokens");
+  if (job->trained_tokens)
+    pst_json_put_int(w, job->trained_tokens);
+  else
+    pst_json_put_null(w);
+  pst_json_key(w, "error");
+  if (job->error.n) {
+    pst_json_begin_object(w);
+    put_text(w, "code", PST_STR("job_failed"));
+    put_text(w, "message", job->error);
+    put_text(w, "param", (pst_str){NULL, 0});
+    pst_json_end_object(w);
+  } else {
+    pst_json_put_null(w);
+  }
+  pst_json_end_object(w);
+}
+
+void pst_wire_tuning_event_write(const pst_wire_tuning_event *event, pst_json_writer *w) {
+  pst_json_begin_object(w);
+  put_id(w, "id", "ftevent", event->id);
+  put_text(w, "object", PST_STR("fine_tuning.job.event"));
+  put_int(w, "created_at", event->created);
+  put_text(w, "level", event->level);
+  put_text(w, "message", event->message);
+  put_text(w, "type", event->data ? PST_STR("metrics") : PST_STR("message"));
+  pst_json_key(w, "data");
+  if (event->data)
+    pst_json_put_value(w, event->data);
+  else
+    pst_json_put_null(w);
+  pst_json_end_object(w);
+}
