@@ -145,7 +145,8 @@ static int read_lines(pst_gateway_index *x, pst_str text, const char *path, pst_
     size_t end = PST_MIN(pst_str_find(text, PST_STR("\n"), at), text.n);
     pst_json_doc *doc = NULL;
     if (line > x->n && line) return corrupt(path, line + 1, "is longer than its header says", err);
-    if (pst_json_parse(text.data + at, end - at, path, &doc, err)) return corrupt(path, line + 1, "is not JSON", err);
+    if ((code = pst_json_parse(text.data + at, end - at, path, &doc, err)))
+      return code == PST_E_NOMEM ? code : corrupt(path, line + 1, "is not JSON", err);
     if (line == 0)
       code = read_header(x, pst_json_root(doc), text.n, path, err);
     else if ((code = read_example(x, pst_json_root(doc), &x->examples[line - 1])) == PST_E_CORRUPT)

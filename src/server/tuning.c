@@ -437,9 +437,9 @@ static void put_member(pst_json_writer *w, const char *key, pst_str value) {
   pst_json_put_str(w, value);
 }
 
-static void put_number(pst_json_writer *w, const char *key, double value) {
+static void put_int(pst_json_writer *w, const char *key, int64_t value) {
   pst_json_key(w, key);
-  pst_json_put_double(w, value);
+  pst_json_put_int(w, value);
 }
 
 static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const file_wanted *training,
@@ -456,12 +456,13 @@ static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const
   put_member(&w, "validation_file", q->validation_file.data ? q->validation_file : PST_STR(""));
   put_member(&w, "validation_hash", pst_str_from(validation->hash));
   put_member(&w, "suffix", q->suffix.data ? q->suffix : PST_STR(""));
-  put_number(&w, "seed", q->has_seed ? (double)q->seed : 1);
-  put_number(&w, "n_epochs", (double)q->n_epochs);
-  put_number(&w, "batch_size", (double)q->batch_size);
-  put_number(&w, "learning_rate_multiplier", q->learning_rate_multiplier);
-  put_number(&w, "key_id", (double)call->key.id);
-  put_number(&w, "run", (double)run);
+  put_int(&w, "seed", q->has_seed ? q->seed : 1);
+  put_int(&w, "n_epochs", q->n_epochs);
+  put_int(&w, "batch_size", q->batch_size);
+  pst_json_key(&w, "learning_rate_multiplier");
+  pst_json_put_double(&w, q->learning_rate_multiplier);
+  put_int(&w, "key_id", call->key.id);
+  put_int(&w, "run", run);
   pst_json_end_object(&w);
   pst_buf_printf(&event, "{\"time_ms\":%" PRId64 ",\"level\":\"info\",\"message\":\"Created fine-tuning job\"}", now);
   if (!code && (pst_buf_status(&params) || pst_buf_status(&event)))
