@@ -63,6 +63,58 @@ int pst_engine_check_weights(const char *path, pst_progress *progress, pst_error
 int pst_engine_quantize(const char *in_path, const char *out_path, const char *type, pst_progress *progress,
                         int *ret_n_fallback, pst_error *err);
 
+/* ---- LoRA adapters as files (engine/lora.c, engine/lora_peft.c) ---------------------------------------------------- */
+
+/* What a matrix of the base gets on top: y += scale * b (a x). Hu et al. 2021, arXiv:2106.09685. */
+typedef struct pst_engine_lora_target {
+  char *name; /* of the base's tensor as in its GGUF file: "blk.0.attn_q.weight" */
+  int rank, n_in, n_out;
+  float *a; /* [rank][n_in] */
+  float *
+      b; /* [n_out][rank]; rows in the order of the GGUF file's tensor, which for some architectures is not that of PEFT */
+} pst_engine_lora_target;
+
+/* What may be said of an adapter. base and data are content hashes (SHA-256, hexadecimal), prompt the layout of the prompts that it was trained with. */
+typedef enum pst_engine_lora_note {
+  PST_ENGINE_LORA_NAME,
+  PST_ENGINE_LORA_BASE,
+  PST_ENGINE_LORA_DATA,
+  PST_ENGINE_LORA_RUN,
+  PST_ENGINE_LORA_PROMPT,
+  PST_ENGINE_LORA_NOTES,
+} pst_engine_lora_note;
+
+/* An adapter in the caller's memory, to be read, written and trained. Plain data, owned by one thread; starts as {0}. */
+typedef struct pst_engine_lora {
+  char *architecture; /* of the base: "llama" */
+  float alpha;        /* scale is alpha / rank; 0: scale is 1 */
+  pst_engine_lora_target *targets;
+  size_t n_targets, capacity;
+  char *notes[PST_ENGINE_LORA_NOTES]; /* UTF-8; NULL: nothing is said */
+} pst_engine_lora;
+
+void pst_engine_lora_done(pst_engine_lora *lora); /* frees everything inside; {0} again */
+double pst_engine_lora_scale(const pst_engine_lora *lora, const pst_engine_lora_target *target);
+/* One target more, a and b all zeros; *ret_target (NULL: not wanted) is good until the next one. The name is copied. PST_E_BAD_INPUT: a name that is there
+ * already or a size out of range; PST_E_NOMEM. */
+int pst_engine_lora_add(pst_engine_lora *lora, pst_str name, int rank, int n_in, int n_out,
+                        pst_engine_lora_target **ret_target, pst_error *err);
+/* Replaces a note; the text is copied. NULL text: nothing is said. PST_E_NOMEM. */
+int pst_engine_lora_set_note(pst_engine_lora *lora, pst_engine_lora_note note, const char *text, pst_error *err);
+
+/* Reads an adapter: a GGUF file as llama.cpp's converter makes them, or PEFT's adapter_model.safetensors beside its adapter_config.json (the path of the folder or
+ * of the safetensors file). base: the model that it is for, asked about architecture, layers and heads; a GGUF file can be read without (NULL). Whether the
+ * targets' shapes are the model's is not asked here. What changes more than the linear layers' products (DoRA, modules_to_save, biases, embeddings, ...) is refused
+ * by name. *ret_lora becomes the caller's. Errors: PST_E_IO and its kin, PST_E_BAD_INPUT (malformed, with the place), PST_E_UNSUPPORTED, PST_E_LIMIT, PST_E_NOMEM. */
+int pst_engine_lora_read(const char *path, const pst_engine_model_info *base, pst_engine_lora *ret_lora,
+                         pst_error *err);
+/* A GGUF adapter of float32, whole or not at all; replaces a file at `path`. PST_E_BAD_INPUT: no architecture, no target; else as writing files. */
+int pst_engine_lora_write_gguf(const pst_engine_lora *lora, const char *path, pst_error *err);
+/* A folder as PEFT's save_pretrained makes it, for the text model's class, whole or not at all. base as for reading. PST_E_EXISTS: something is at `path`;
+ * PST_E_UNSUPPORTED: the architecture or a tensor has no name in PEFT. */
+int pst_engine_lora_write_peft(const pst_engine_lora *lora, const pst_engine_model_info *base, const char *path,
+                               pst_error *err);
+
 /* ---- text and tokens -------------------------------------------------------------------------------------------- */
 
 typedef struct pst_engine_tokens {

@@ -1,4 +1,4 @@
-/* The safetensors reader: an 8-byte length, a JSON object of {dtype, shape, data_offsets} by name, the data.
+/* The safetensors format, read and written: an 8-byte length, a JSON object of {dtype, shape, data_offsets} by name, the data.
  *
  * Owns the format. What the names mean is checkpoint.c's. As with GGUF nothing is believed: each tensor's size must be what its shape says and lie inside the
  * file. Entries may share bytes: tied weights. */
@@ -99,20 +99,33 @@ static int read_header(const pst_map *map, const char *path, size_t *ret_n, pst_
   return 0;
 }
 
-int pst_engine_safetensors_read(const pst_map *map, const char *path, pst_arena *arena,
-                                pst_engine_gguf_tensor **ret_tensors, size_t *ret_n, pst_error *err) {
-  size_t header = 0, n = 0;
+int pst_engine_safetensors_header(const pst_map *map, const char *path, pst_json_doc **ret_doc, size_t *ret_data_start,
+                                  pst_error *err) {
+  size_t header = 0;
   pst_json_doc *doc = NULL;
   int code = read_header(map, path, &header, err);
   if (!code) code = pst_json_parse((const char *)map->data + 8, header, path, &doc, err);
   if (code) return code;
+  if (pst_json_typeof(pst_json_root(doc)) != PST_JSON_OBJECT) {
+    pst_json_free(doc);
+    return pst_error_set(err, PST_E_BAD_INPUT, path, "the header is no JSON object");
+  }
+  *ret_doc = doc;
+  *ret_data_start = 8 + header;
+  return 0;
+}
+
+int pst_engine_safetensors_read(const pst_map *map, const char *path, pst_arena *arena,
+                                pst_engine_gguf_tensor **ret_tensors, size_t *ret_n, pst_error *err) {
+  size_t n = 0;
+  pst_json_doc *doc = NULL;
+  reading r = {map, path, 0, arena, err};
+  int code = pst_engine_safetensors_header(map, path, &doc, &r.data_start, err);
+  if (code) return code;
   const pst_json *root = pst_json_root(doc);
-  reading r = {map, path, 8 + header, arena, err};
   size_t most = pst_json_size(root);
   pst_engine_gguf_tensor *tensors = NULL;
-  if (pst_json_typeof(root) != PST_JSON_OBJECT)
-    code = pst_error_set(err, PST_E_BAD_INPUT, path, "the header is no JSON object");
-  else if (most > MAX_TENSORS)
+  if (most > MAX_TENSORS)
     code = pst_error_set(err, PST_E_LIMIT, path, "the header names %zu tensors, more than %d", most, MAX_TENSORS);
   else if (!(tensors = pst_arena_calloc(arena, most + 1, sizeof *tensors)))
     code = pst_error_set(err, PST_E_NOMEM, path, "no memory for the tensor table");
@@ -123,4 +136,70 @@ int pst_engine_safetensors_read(const pst_map *map, const char *path, pst_arena 
   *ret_tensors = tensors;
   *ret_n = n;
   return 0;
+}
+
+/* ---- writing ---- */
+
+static void put_header(pst_json_writer *j, const pst_engine_safetensors_item *items, size_t n_items,
+                       const pst_engine_safetensors_note *notes, size_t n_notes) {
+  uint64_t at = 0;
+  pst_json_begin_object(j);
+  if (n_notes) {
+    pst_json_key(j, "__metadata__");
+    pst_json_begin_object(j);
+    for (size_t i = 0; i < n_notes; i++) {
+      pst_json_key(j, notes[i].key);
+      pst_json_put_cstr(j, notes[i].text);
+    }
+    pst_json_end_object(j);
+  }
+  for (size_t i = 0; i < n_items; i++) {
+    uint64_t end = at + items[i].shape[0] * items[i].shape[1] * sizeof(float);
+    pst_json_key(j, items[i].name);
+    pst_json_begin_object(j);
+    pst_json_key(j, "dtype");
+    pst_json_put_cstr(j, "F32");
+    pst_json_key(j, "shape");
+    pst_json_begin_array(j);
+    for (size_t d = 0; d < 2; d++) pst_json_put_int(j, (int64_t)items[i].shape[d]);
+    pst_json_end_array(j);
+    pst_json_key(j, "data_offsets");
+    pst_json_begin_array(j);
+    pst_json_put_int(j, (int64_t)at);
+    pst_json_put_int(j, (int64_t)end);
+    pst_json_end_array(j);
+    pst_json_end_object(j);
+    at = end;
+  }
+  pst_json_end_object(j);
+}
+
+/* Floats are written as they lie in memory. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format is little-endian");
+
+int pst_engine_safetensors_write(const char *path, const pst_engine_safetensors_item *items, size_t n_items,
+                                 const pst_engine_safetensors_note *notes, size_t n_notes, pst_error *err) {
+  pst_buf header = PST_BUF_INIT;
+  pst_json_writer j = pst_json_writer_on(&header, false);
+  pst_str *parts = pst_calloc(n_items + 2, sizeof *parts);
+  char length[8];
+  int code = 0;
+  put_header(&j, items, n_items, notes, n_notes);
+  while (header.n % 8 && !pst_buf_status(&header)) pst_buf_putc(&header, ' '); /* the data begins on a multiple of 8 */
+  if (!parts || pst_buf_status(&header))
+    code = pst_error_set(err, PST_E_NOMEM, path, "no memory to write the file");
+  else if (header.n > MAX_HEADER || n_items > MAX_TENSORS)
+    code = pst_error_set(err, PST_E_LIMIT, path, "too many tensors for one file: %zu", n_items);
+  if (!code) {
+    for (size_t i = 0; i < sizeof length; i++) length[i] = (char)(header.n >> (8 * i));
+    parts[0] = (pst_str){length, sizeof length};
+    parts[1] = pst_buf_str(&header);
+    for (size_t i = 0; i < n_items; i++)
+      parts[i + 2] =
+          (pst_str){(const char *)items[i].data, (size_t)(items[i].shape[0] * items[i].shape[1] * sizeof(float))};
+    code = pst_file_write_parts_atomic(path, parts, n_items + 2, err);
+  }
+  pst_free(parts);
+  pst_buf_done(&header);
+  return code;
 }
