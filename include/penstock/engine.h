@@ -115,6 +115,30 @@ int pst_engine_lora_write_gguf(const pst_engine_lora *lora, const char *path, ps
 int pst_engine_lora_write_peft(const pst_engine_lora *lora, const pst_engine_model_info *base, const char *path,
                                pst_error *err);
 
+/* ---- adapters that requests can name (engine/adapter.c) ----------------------------------------------------------- */
+
+/* An adapter made ready for a model: packed for this CPU. Immutable, counted, shared by threads; any number may be loaded, and requests of one engine may each
+ * name another. */
+typedef struct pst_engine_adapter pst_engine_adapter;
+enum { PST_ENGINE_ADAPTER_MAX_RANK = 256 };
+
+typedef struct pst_engine_adapter_info {
+  const char *notes[PST_ENGINE_LORA_NOTES]; /* owned by the adapter; NULL: nothing is said */
+  int n_targets, rank;                      /* the largest */
+  int64_t bytes;                            /* of packed weights: what a step with it reads beside the base's */
+} pst_engine_adapter_info;
+
+/* Reads and packs an adapter for a model. Errors: those of pst_engine_lora_read; PST_E_BAD_INPUT (made for another architecture or for other shapes), PST_E_UNSUPPORTED (a
+ * tensor whose product takes no adapter here: experts, recurrences, the head; an encoder), PST_E_LIMIT (rank). One reference for the caller. */
+int pst_engine_adapter_open(const pst_engine_model *model, const char *path, pst_engine_adapter **ret_adapter,
+                            pst_error *err);
+/* The same from memory; `lora` stays the caller's. */
+int pst_engine_adapter_create(const pst_engine_model *model, const pst_engine_lora *lora,
+                              pst_engine_adapter **ret_adapter, pst_error *err);
+pst_engine_adapter *pst_engine_adapter_ref(pst_engine_adapter *adapter);
+void pst_engine_adapter_unref(pst_engine_adapter *adapter); /* NULL is fine */
+const pst_engine_adapter_info *pst_engine_adapter_get_info(const pst_engine_adapter *adapter);
+
 /* ---- text and tokens -------------------------------------------------------------------------------------------- */
 
 typedef struct pst_engine_tokens {
@@ -233,6 +257,8 @@ typedef struct pst_engine_request {
   pst_engine_corpus *corpus; /* with SPEC_ANSWERS; referenced */
   int n_logprobs;            /* -1: none; 0: the chosen token's; up to 20 alternatives */
   bool score_prompt; /* an event for every prompt token after the first, with its log-probability (teacher forcing) */
+  /* NULL: the base, bit for bit. Else of this engine's model; referenced. Prompts with different adapters share no pages. */
+  pst_engine_adapter *adapter;
   uint64_t prefix_salt; /* prompts with different salts share no pages (isolation of API keys); 0: the common one */
   int priority;         /* lower first; same priority in order of arrival */
   pst_engine_callback callback;

@@ -6,8 +6,16 @@
 #include "cli/cli.h"
 #include "cli/model_path.h"
 
+/* Sequence i takes adapter i mod n; n 0: the base. */
+typedef struct bench_adapters {
+  pst_engine_adapter **list;
+  int n;
+  int64_t bytes; /* of one, the largest */
+} bench_adapters;
+
 typedef struct bench_case {
   int n_prompt, n_gen, n_depth, n_seq, n_threads;
+  const bench_adapters *adapters;
 } bench_case;
 
 /* One repetition as the callbacks see it. Guarded by lock. */
@@ -49,8 +57,9 @@ static void on_event(void *user, const pst_engine_event *e) {
 }
 
 /* Sends n_seq random prompts of n_prompt tokens, the same ones for a seed, and waits for n_gen + 1 tokens of each. *w: what was seen. */
-static int run_prompts(pst_engine *engine, int n_seq, int n_prompt, int n_gen, uint64_t seed, watch *w,
+static int run_prompts(pst_engine *engine, const bench_case *c, int n_prompt, int n_gen, uint64_t seed, watch *w,
                        pst_error *err) {
+  int n_seq = c->n_seq;
   const pst_engine_model_info *info = pst_engine_model_get_info(pst_engine_get_model(engine));
   *w = (watch){PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, n_seq, 0, 0, 0, 0, 0, 0, 0};
   seat *seats = pst_calloc((size_t)n_seq, sizeof *seats);
@@ -70,6 +79,7 @@ static int run_prompts(pst_engine *engine, int n_seq, int n_prompt, int n_gen, u
     q.sampling.temperature = 0;
     q.ignore_end = true;
     q.n_logprobs = -1;
+    if (c->adapters->n) q.adapter = c->adapters->list[n_sent % c->adapters->n];
     q.callback = on_event;
     q.user = &seats[n_sent];
     uint64_t id;
@@ -90,13 +100,13 @@ static int run_once(pst_engine *engine, const bench_case *c, uint64_t seed, doub
   watch w;
   int code = 0;
   if (c->n_gen) {
-    code = run_prompts(engine, c->n_seq, PST_MAX(c->n_depth, 1), c->n_gen, seed, &w, err);
+    code = run_prompts(engine, c, PST_MAX(c->n_depth, 1), c->n_gen, seed, &w, err);
     *ret_rate = (double)w.n_after * 1e6 / (double)PST_MAX(w.ended_us - w.started_us, 1);
     return code;
   }
-  if (c->n_depth) code = run_prompts(engine, c->n_seq, c->n_depth, 0, seed, &w, err);
+  if (c->n_depth) code = run_prompts(engine, c, c->n_depth, 0, seed, &w, err);
   int64_t start = pst_clock_us();
-  if (!code) code = run_prompts(engine, c->n_seq, c->n_depth + c->n_prompt, 0, seed, &w, err);
+  if (!code) code = run_prompts(engine, c, c->n_depth + c->n_prompt, 0, seed, &w, err);
   *ret_rate = (double)w.n_computed * 1e6 / (double)PST_MAX(w.started_us - start, 1);
   return code;
 }
@@ -134,11 +144,13 @@ static void put_row(output *o, const pst_engine_model_info *info, const bench_ca
   pst_json_put_int(w, c->n_seq);
   pst_json_key(w, "n_threads");
   pst_json_put_int(w, c->n_threads);
+  pst_json_key(w, "n_adapters");
+  pst_json_put_int(w, PST_MIN(c->adapters->n, c->n_seq));
   pst_json_key(w, "isa");
   pst_json_put_cstr(w, info->isa);
-  pst_json_key(w, "bytes_per_step"); /* of one decoded token of every sequence: weights, keys and values */
-  pst_json_put_int(w,
-                   info->step_bytes + (int64_t)c->n_seq * (c->n_depth + c->n_gen / 2) * info->kv_bytes_per_token_f16);
+  pst_json_key(w, "bytes_per_step"); /* of one decoded token of every sequence: weights, adapters, keys and values */
+  pst_json_put_int(w, info->step_bytes + PST_MIN(c->adapters->n, c->n_seq) * c->adapters->bytes +
+                          (int64_t)c->n_seq * (c->n_depth + c->n_gen / 2) * info->kv_bytes_per_token_f16);
   pst_json_key(w, "tokens_per_second");
   pst_json_begin_array(w);
   for (int i = 0; i < n; i++) pst_json_put_double(w, rates[i]);
@@ -199,17 +211,90 @@ typedef struct bench_lists {
   int n_prompt, n_gen, n_depth, n_seq, n_threads;
 } bench_lists;
 
-static int run_all(pst_engine_model *model, const bench_lists *l, const pst_cli_args *a, output *o, pst_error *err) {
+/* ---- adapters ---- */
+
+static void free_adapters(bench_adapters *x) {
+  for (int i = 0; i < x->n; i++) pst_engine_adapter_unref(x->list[i]);
+  pst_free(x->list);
+  *x = (bench_adapters){0};
+}
+
+static void add_adapter(bench_adapters *x, pst_engine_adapter *adapter) {
+  x->list[x->n++] = adapter;
+  x->bytes = PST_MAX(x->bytes, pst_engine_adapter_get_info(adapter)->bytes);
+}
+
+/* All linear layers of a model of plain decoder layers, small random numbers. */
+static int make_adapter(const pst_engine_model *model, int rank, uint64_t seed, pst_engine_adapter **ret_adapter,
+                        pst_error *err) {
+  const pst_engine_model_info *m = pst_engine_model_get_info(model);
+  int q = m->n_heads * m->head_dim, kv = m->n_kv_heads * m->head_dim;
+  const struct {
+    const char *name;
+    int n_in, n_out;
+  } layers[] = {{"attn_q", m->n_embd, q},        {"attn_k", m->n_embd, kv},        {"attn_v", m->n_embd, kv},
+                {"attn_output", q, m->n_embd},   {"ffn_gate", m->n_embd, m->n_ff}, {"ffn_up", m->n_embd, m->n_ff},
+                {"ffn_down", m->n_ff, m->n_embd}};
+  pst_engine_lora lora = {.architecture = pst_strdup(m->architecture), .alpha = 1};
+  pst_random r = {seed, 0, 0};
+  int code = lora.architecture ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  for (int i = 0; i < m->n_layers * (int)PST_ARRAY_LEN(layers) && !code; i++) {
+    char name[64];
+    pst_engine_lora_target *t = NULL;
+    int k = i % (int)PST_ARRAY_LEN(layers);
+    snprintf(name, sizeof name, "blk.%d.%s.weight", i / (int)PST_ARRAY_LEN(layers), layers[k].name);
+    code = pst_engine_lora_add(&lora, pst_str_from(name), rank, layers[k].n_in, layers[k].n_out, &t, err);
+    for (int e = 0; !code && e < rank * t->n_in; e++) t->a[e] = (float)(pst_random_next_unit(&r) - 0.5) * 0.1f;
+    for (int e = 0; !code && e < rank * t->n_out; e++) t->b[e] = (float)(pst_random_next_unit(&r) - 0.5) * 0.1f;
+  }
+  if (!code) code = pst_engine_adapter_create(model, &lora, ret_adapter, err);
+  pst_engine_lora_done(&lora);
+  return code;
+}
+
+/* Random adapters, one for each sequence, or those of --adapter in turn. */
+static int open_adapters(const pst_engine_model *model, const pst_cli_args *a, int n_seq, bench_adapters *x,
+                         pst_error *err) {
+  const char *paths = pst_cli_text(a, "adapter");
+  int rank = (int)pst_cli_int(a, "lora-rank"), code = 0;
+  size_t n_paths = 0;
+  for (const char *p = paths; p && *p; p += strcspn(p, ",") + (p[strcspn(p, ",")] == ',')) n_paths++;
+  if (n_paths && rank)
+    return pst_error_set(err, PST_E_BAD_INPUT, "bench", "--adapter and --lora-rank exclude each other");
+  x->list = pst_calloc(PST_MAX(n_paths, (size_t)n_seq), sizeof *x->list);
+  if (!x->list) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  for (int i = 0; i < n_seq && rank && !code; i++) {
+    pst_engine_adapter *adapter = NULL;
+    code = make_adapter(model, rank, (uint64_t)i, &adapter, err);
+    if (!code) add_adapter(x, adapter);
+  }
+  for (size_t i = 0; i < n_paths && !code; i++) {
+    pst_engine_adapter *adapter = NULL;
+    size_t n = strcspn(paths, ",");
+    char *path = pst_strndup(paths, n);
+    code =
+        path ? pst_engine_adapter_open(model, path, &adapter, err) : pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+    if (!code) add_adapter(x, adapter);
+    pst_free(path);
+    paths += n + (paths[n] == ',');
+  }
+  return code;
+}
+
+static int run_all(pst_engine_model *model, const bench_lists *l, const bench_adapters *adapters, const pst_cli_args *a,
+                   output *o, pst_error *err) {
   int code = 0;
   for (int t = 0; t < l->n_threads; t++)
     for (int d = 0; d < l->n_depth; d++)
       for (int s = 0; s < l->n_seq; s++) {
         for (int i = 0; i < l->n_prompt && !code; i++)
           if (l->prompt[i])
-            code = run_case(model, &(bench_case){l->prompt[i], 0, l->depth[d], l->seq[s], l->threads[t]}, a, o, err);
+            code = run_case(model, &(bench_case){l->prompt[i], 0, l->depth[d], l->seq[s], l->threads[t], adapters}, a,
+                            o, err);
         for (int i = 0; i < l->n_gen && !code; i++)
           if (l->gen[i])
-            code = run_case(model, &(bench_case){0, l->gen[i], l->depth[d], l->seq[s], l->threads[t]}, a, o, err);
+            code = run_case(model, &(bench_case){0, l->gen[i], l->depth[d], l->seq[s], l->threads[t], adapters}, a, o,
+                            err);
       }
   return code;
 }
@@ -218,6 +303,7 @@ static int run_bench(const pst_cli_args *a, pst_error *err) {
   bench_lists l = {0};
   output o = {pst_cli_flag(a, "json"), PST_BUF_INIT, {0}};
   pst_engine_model *model = NULL;
+  bench_adapters adapters = {0};
   int code = parse_list("n-prompt", pst_cli_text(a, "n-prompt"), 0, 1 << 20, l.prompt, &l.n_prompt, err);
   if (!code) code = parse_list("n-gen", pst_cli_text(a, "n-gen"), 0, 1 << 20, l.gen, &l.n_gen, err);
   if (!code) code = parse_list("n-depth", pst_cli_text(a, "n-depth"), 0, 1 << 20, l.depth, &l.n_depth, err);
@@ -231,6 +317,9 @@ static int run_bench(const pst_cli_args *a, pst_error *err) {
   if (!code && !any)
     code = pst_error_set(err, PST_E_BAD_INPUT, "bench", "nothing to measure: --n-prompt and --n-gen are 0");
   if (!code) code = pst_cli_model_open(a, a->words[0], 0, &model, err);
+  int n_seq = 1;
+  for (int i = 0; i < l.n_seq && !code; i++) n_seq = PST_MAX(n_seq, l.seq[i]);
+  if (!code) code = open_adapters(model, a, n_seq, &adapters, err);
   if (!code) {
     if (o.json) {
       o.w = pst_json_writer_on(&o.text, true);
@@ -239,12 +328,13 @@ static int run_bench(const pst_cli_args *a, pst_error *err) {
       printf("%-12s %-8s %7s %5s  %-14s %10s   (kernels: %s)\n", "model", "weights", "threads", "n_seq", "test",
              "tokens/s", pst_engine_model_get_info(model)->isa);
     }
-    code = run_all(model, &l, a, &o, err);
+    code = run_all(model, &l, &adapters, a, &o, err);
   }
   if (!code && o.json) {
     pst_json_end_array(&o.w);
     if (!(code = pst_buf_status(&o.text))) puts(o.text.data);
   }
+  free_adapters(&adapters);
   pst_engine_model_unref(model);
   pst_buf_done(&o.text);
   return code;
@@ -259,6 +349,8 @@ static const pst_cli_option options[] = {
     {"repetitions", 'r', PST_CLI_INT, "N", "5", 1, 1000, false, "repetitions of each test"},
     {"ubatch", 'u', PST_CLI_INT, "N", "512", 16, 2048, false, "prompt tokens in one step"},
     {"kv", 0, PST_CLI_TEXT, "TYPE", "f16", 0, 0, false, "type of keys and values: f16 or q8_0"},
+    {"adapter", 0, PST_CLI_TEXT, "PATH,..", NULL, 0, 0, false, "LoRA adapters, which the sequences take in turn"},
+    {"lora-rank", 0, PST_CLI_INT, "R", "0", 0, 256, false, "a random adapter of this rank for each sequence"},
     {"no-warmup", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "skip the unmeasured first run"},
     PST_CLI_HOME,
     PST_CLI_JSON,

@@ -329,7 +329,7 @@ static void plan(pst_engine_encoder *e) {
     j->served += n;
     e->places[e->n_items] = (place){j, i};
     e->items[e->n_items++] =
-        (pst_engine_forward_item){j->tokens + j->starts[i], 0, n, 0, e->page_table + n_pages, NULL};
+        (pst_engine_forward_item){.tokens = j->tokens + j->starts[i], .n = n, .pages = e->page_table + n_pages};
     n_tokens += n;
     n_pages += (n + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
   }

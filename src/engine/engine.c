@@ -386,13 +386,36 @@ static float *state_of(pst_engine *e, pst_engine_session *s) {
   return (float *)(void *)(e->states + (size_t)s->state * bytes);
 }
 
+/* Whose adapter comes first; the base's are last. Any order that keeps an adapter's items together will do. */
+static bool comes_before(const pst_engine_step_item *a, const pst_engine_step_item *b) {
+  uintptr_t x = (uintptr_t)((const pst_engine_session *)a->seq)->adapter,
+            y = (uintptr_t)((const pst_engine_session *)b->seq)->adapter;
+  return x > y;
+}
+
+/* Items of one adapter stand together, so that a step reads its weights once. */
+static void gather_adapters(pst_engine_sched *s) {
+  for (int i = 1; i < s->n_items; i++) {
+    pst_engine_step_item item = s->items[i];
+    int k = i;
+    for (; k > 0 && comes_before(&item, &s->items[k - 1]); k--) s->items[k] = s->items[k - 1];
+    s->items[k] = item;
+  }
+}
+
 static void run_forward(pst_engine *e) {
+  gather_adapters(&e->sched);
   for (int i = 0; i < e->sched.n_items; i++) {
     const pst_engine_step_item *it = &e->sched.items[i];
     pst_engine_session *s = (pst_engine_session *)it->seq;
     for (int p = 0; p < it->seq->n_pages; p++) s->page_memory[p] = e->pages + (size_t)it->seq->pages[p] * e->page_bytes;
-    e->items[i] = (pst_engine_forward_item){
-        it->seq->tokens + it->first, it->first, it->n, it->n_logits, s->page_memory, state_of(e, s)};
+    e->items[i] = (pst_engine_forward_item){.tokens = it->seq->tokens + it->first,
+                                            .first = it->first,
+                                            .n = it->n,
+                                            .n_logits = it->n_logits,
+                                            .pages = s->page_memory,
+                                            .adapter = s->adapter,
+                                            .state = state_of(e, s)};
     if (!s->admit_us) s->admit_us = pst_clock_us();
     s->n_steps++;
   }

@@ -13,6 +13,8 @@
 
 enum { ATTEND_TOKENS = 16, SPLIT_TOKENS = 4, SPLIT_BLOCKS = 8 };
 
+static bool both_ways(const pst_engine_model *m) { return m->encoding.pooling != PST_ENGINE_POOL_NONE; }
+
 /* ---- work space ---- */
 
 typedef struct layout {
@@ -68,7 +70,10 @@ static void place_all(pst_engine_forward *f, layout *l) {
   f->convolved = place(l, n * pst_engine_delta_channels(f->model) * fl);
   f->branch = place(l, n * embd * fl);
   f->gate_up = place(l, n * 2 * ff * fl);
-  f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
+  bool adapts = !both_ways(f->model);
+  f->gated = place(l, f->any_float_down || adapts ? n * ff * fl : 0);
+  f->inner = place(l, adapts ? PST_ENGINE_ADAPTED_PRODUCTS * n * PST_ENGINE_ADAPTER_MAX_RANK * fl : 0);
+  f->runs = place(l, (size_t)f->max_items * sizeof *f->runs);
   f->kept = place(l, (size_t)f->max_logits * embd * fl);
   for (int i = 0; i < f->model->n_ropes; i++) f->turns[i] = place(l, n * (size_t)f->model->ropes[i].n_rot * fl);
   f->parts = place(l, f->n_threads == 1 ? 0
@@ -95,8 +100,6 @@ static void place_all(pst_engine_forward *f, layout *l) {
     place_input(l, &y->recalled, PST_ENGINE_ALONE_TOKENS, values);
   }
 }
-
-static bool both_ways(const pst_engine_model *m) { return m->encoding.pooling != PST_ENGINE_POOL_NONE; }
 
 /* Layers whose keys and values have a place of their own: an encoder's are of no use behind their layer. */
 static size_t stored_layers(const pst_engine_model *m) { return both_ways(m) ? 1 : (size_t)m->n_attention_layers; }
@@ -173,6 +176,7 @@ void pst_engine_forward_free(pst_engine_forward *f) {
 void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, int n_products,
                               const pst_kernels_input *input, int n_tokens) {
   int total = 0;
+  bool adapted = pst_engine_walk_adapt_in(w, p, n_products, input);
   for (int i = 0; i < n_products; i++) total += (int)p[i].w->n_groups;
   /* Enough chunks that threads end together; at one token a chunk is at least two groups, so that claiming stays cheap. */
   int chunk = PST_MAX(total / (w->team->n_threads * 8), n_tokens > 8 ? 1 : 2);
@@ -198,6 +202,7 @@ void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, i
     }
   }
   pst_engine_walk_next(w);
+  if (adapted) pst_engine_walk_adapt_out(w, p, n_products);
 }
 
 /* ---- stages ---- */
@@ -409,6 +414,7 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
   pst_engine_forward *f = w->f;
   size_t ff = (size_t)f->model->n_ff_dense;
   pst_kernels_gate kind = f->model->gate;
+  bool adapted = pst_engine_walk_adapts(w, PST_ENGINE_ADAPT_DOWN); /* adapters read floats */
   if (y->down.is_float) {
     int begin, end;
     while (pst_engine_walk_claim(w, f->n_tokens, 1, &begin, &end))
@@ -420,7 +426,7 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
     pst_engine_walk_next(w);
     return &f->in_gated;
   }
-  if (pst_engine_walk_alone(f)) {
+  if (pst_engine_walk_alone(f) && !adapted) {
     pst_kernels_input *own = &w->mine->wide;
     for (int t = 0; t < f->n_tokens; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
@@ -433,7 +439,10 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
     for (int t = begin; t < end; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
       f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, f->in_gated.n_blocks, &f->in_gated, (size_t)t);
+      if (adapted && f->items[f->item_of[t]].adapter)
+        f->k->gated(kind, row, up_of(y, row, ff), ff, f->gated + (size_t)t * ff);
     }
+  if (w->mine == &f->lanes[0]) f->in_gated.x = f->gated;
   pst_engine_walk_next(w);
   return &f->in_gated;
 }
@@ -444,11 +453,11 @@ void pst_engine_walk_back(pst_engine_walk *w, pst_engine_branch_end b, const pst
   size_t n = (size_t)f->model->info.n_embd;
   float factor = f->model->residual_scale, eps = f->model->norm_eps;
   if (!b.norm && !b.sum_norm.weight && factor == 1.0f) {
-    pst_engine_product p = {b.matrix, f->x, n, b.bias, true};
+    pst_engine_product p = {b.matrix, f->x, n, b.bias, true, b.slot};
     pst_engine_walk_products(w, &p, 1, input, f->n_tokens);
     return;
   }
-  pst_engine_product p = {b.matrix, f->branch, n, b.bias, false};
+  pst_engine_product p = {b.matrix, f->branch, n, b.bias, false, b.slot};
   pst_engine_walk_products(w, &p, 1, input, f->n_tokens);
   int begin, end;
   while (pst_engine_walk_claim(w, f->n_tokens, 1, &begin, &end))
@@ -484,15 +493,17 @@ static void run_attention(pst_engine_walk *w, const pst_engine_layer *y) {
   size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim;
   const pst_kernels_input *in = pst_engine_walk_enter(w, y->attn_norm);
   bool gated = f->model->gated_queries;
-  pst_engine_product qkv[] = {{&y->q, gated ? f->gated_queries : f->qkv, gated ? 2 * q : q + 2 * kv, y->q_bias, false},
-                              {&y->k, f->qkv + q, q + 2 * kv, y->k_bias, false},
-                              {&y->v, f->qkv + q + kv, q + 2 * kv, y->v_bias, false}};
+  pst_engine_product qkv[] = {
+      {&y->q, gated ? f->gated_queries : f->qkv, gated ? 2 * q : q + 2 * kv, y->q_bias, false, PST_ENGINE_ADAPT_Q},
+      {&y->k, f->qkv + q, q + 2 * kv, y->k_bias, false, PST_ENGINE_ADAPT_K},
+      {&y->v, f->qkv + q + kv, q + 2 * kv, y->v_bias, false, PST_ENGINE_ADAPT_V}};
   pst_engine_walk_products(w, qkv, 3, in, f->n_tokens);
   store_stage(w, y);
   attend_stage(w, y);
   if (gated) gate_heads_stage(w);
   in = pst_engine_walk_quantize(w, f->attended, &f->in_attended, &w->mine->attended);
-  pst_engine_walk_back(w, (pst_engine_branch_end){&y->o, y->o_bias, y->post_attn_norm, y->attn_sum_norm}, in);
+  pst_engine_walk_back(
+      w, (pst_engine_branch_end){&y->o, y->o_bias, y->post_attn_norm, y->attn_sum_norm, PST_ENGINE_ADAPT_O}, in);
 }
 
 static void run_feed_forward(pst_engine_walk *w, const pst_engine_layer *y) {
@@ -500,15 +511,18 @@ static void run_feed_forward(pst_engine_walk *w, const pst_engine_layer *y) {
   size_t ff = (size_t)f->model->n_ff_dense;
   const pst_kernels_input *in = pst_engine_walk_enter(w, y->ffn_norm);
   bool gated = y->gate.n_rows != 0;
-  pst_engine_product up[] = {{&y->up, gated ? f->gate_up + ff : f->gate_up, 2 * ff, y->up_bias, false},
-                             {&y->gate, f->gate_up, 2 * ff, NULL, false}};
+  pst_engine_product up[] = {
+      {&y->up, gated ? f->gate_up + ff : f->gate_up, 2 * ff, y->up_bias, false, PST_ENGINE_ADAPT_UP},
+      {&y->gate, f->gate_up, 2 * ff, NULL, false, PST_ENGINE_ADAPT_GATE}};
   pst_engine_walk_products(w, up, gated ? 2 : 1, in, f->n_tokens);
   in = pst_engine_walk_gate(w, y);
-  pst_engine_walk_back(w, (pst_engine_branch_end){&y->down, y->down_bias, y->post_ffn_norm, y->ffn_sum_norm}, in);
+  pst_engine_walk_back(
+      w, (pst_engine_branch_end){&y->down, y->down_bias, y->post_ffn_norm, y->ffn_sum_norm, PST_ENGINE_ADAPT_DOWN}, in);
 }
 
 static void run_layer(pst_engine_walk *w, int layer) {
   const pst_engine_layer *y = &w->f->model->layers[layer];
+  w->layer = layer;
   w->stage = layer * PST_ENGINE_LAYER_STAGES;
   if (y->conv.in.n_rows)
     pst_engine_walk_conv(w, y);
@@ -574,18 +588,30 @@ static void keep(pst_engine_walk *w) {
 
 static void step_thread(void *arg, pst_engine_team *team, int index) {
   pst_engine_forward *f = arg;
-  pst_engine_walk w = {f, team, &f->lanes[index], f->model->info.n_layers * PST_ENGINE_LAYER_STAGES};
+  pst_engine_walk w = {f, team, &f->lanes[index], f->model->info.n_layers * PST_ENGINE_LAYER_STAGES, -1};
   embed(&w);
   for (int i = 0; i < f->model->info.n_layers; i++) run_layer(&w, i);
   keep(&w);
+}
+
+/* Neighbours with the same adapter are one run. */
+static void add_to_runs(pst_engine_forward *f, const pst_engine_forward_item *item, int first) {
+  pst_engine_adapter_run *last = f->n_runs ? &f->runs[f->n_runs - 1] : NULL;
+  if (!item->adapter) return;
+  if (last && last->adapter == item->adapter && last->first + last->n == first)
+    last->n += item->n;
+  else
+    f->runs[f->n_runs++] = (pst_engine_adapter_run){item->adapter, first, item->n};
 }
 
 void pst_engine_forward_run(pst_engine_forward *f, const pst_engine_forward_item *items, int n_items) {
   f->items = items;
   f->n_items = n_items;
   f->n_tokens = 0;
+  f->n_runs = 0;
   for (int i = 0; i < n_items; i++) {
     f->item_start[i] = f->n_tokens;
+    add_to_runs(f, &items[i], f->n_tokens);
     for (int k = 0; k < items[i].n; k++, f->n_tokens++) {
       f->item_of[f->n_tokens] = i;
       f->position[f->n_tokens] = items[i].first + k;

@@ -2,7 +2,7 @@
 #ifndef PST_ENGINE_FORWARD_H
 #define PST_ENGINE_FORWARD_H
 
-#include "engine/model.h"
+#include "engine/adapter.h"
 
 /* Tokens [first, first + n) of one sequence. */
 typedef struct pst_engine_forward_item {
@@ -11,6 +11,7 @@ typedef struct pst_engine_forward_item {
   int n_logits;          /* hidden states of the last n_logits tokens are kept */
   /* Page of each PST_KERNELS_PAGE positions, up to the last token's; of an encoder, whose items are whole texts, space for the step alone. */
   uint8_t *const *pages;
+  const pst_engine_adapter *adapter; /* NULL: the base; items with the same one should stand together */
   float *state; /* the sequence's recurrent state, model info's state_bytes; zeros before its first token */
 } pst_engine_forward_item;
 

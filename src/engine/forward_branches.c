@@ -69,7 +69,7 @@ void pst_engine_walk_conv(pst_engine_walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   size_t n = (size_t)f->model->info.n_embd;
   const pst_kernels_input *in = pst_engine_walk_enter(w, y->attn_norm);
-  pst_engine_product bcu = {&y->conv.in, f->qkv, 3 * n, NULL, false};
+  pst_engine_product bcu = {&y->conv.in, f->qkv, 3 * n, NULL, false, PST_ENGINE_ADAPT_NONE};
   pst_engine_walk_products(w, &bcu, 1, in, f->n_tokens);
   conv_stages(w, y);
   in = pst_engine_walk_quantize(w, f->attended, &f->in_normed, &w->mine->narrow);
@@ -202,10 +202,10 @@ static void combine_stage(pst_engine_walk *w) {
 static void run_shared_expert(pst_engine_walk *w, const pst_engine_layer *y, const pst_kernels_input *in) {
   pst_engine_forward *f = w->f;
   size_t ff = (size_t)f->model->n_ff_dense, n = (size_t)f->model->info.n_embd;
-  pst_engine_product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false},
-                                  {&y->up, f->gate_up + ff, 2 * ff, NULL, false}};
+  pst_engine_product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false, PST_ENGINE_ADAPT_NONE},
+                                  {&y->up, f->gate_up + ff, 2 * ff, NULL, false, PST_ENGINE_ADAPT_NONE}};
   pst_engine_walk_products(w, gate_up, 2, in, f->n_tokens);
-  pst_engine_product down = {&y->down, f->branch, n, NULL, false};
+  pst_engine_product down = {&y->down, f->branch, n, NULL, false, PST_ENGINE_ADAPT_NONE};
   pst_engine_walk_products(w, &down, 1, pst_engine_walk_gate(w, y), f->n_tokens);
   int begin, end;
   while (pst_engine_walk_claim(w, f->n_tokens, 1, &begin, &end))
@@ -224,8 +224,9 @@ void pst_engine_walk_experts(pst_engine_walk *w, const pst_engine_layer *y) {
   const pst_engine_expert_matrix *gate_up[] = {&e->gate, &e->up}, *down[] = {&e->down};
   const pst_kernels_input *in = pst_engine_walk_enter(w, y->ffn_norm);
   bool shares = e->shared_gate.n_rows != 0;
-  pst_engine_product router[] = {{&e->router, f->routes.logits, (size_t)f->model->n_experts, NULL, false},
-                                 {&e->shared_gate, f->routes.shared, 1, NULL, false}};
+  pst_engine_product router[] = {
+      {&e->router, f->routes.logits, (size_t)f->model->n_experts, NULL, false, PST_ENGINE_ADAPT_NONE},
+      {&e->shared_gate, f->routes.shared, 1, NULL, false, PST_ENGINE_ADAPT_NONE}};
   pst_engine_walk_products(w, router, shares ? 2 : 1, in, f->n_tokens);
   int begin, end;
   while (pst_engine_walk_claim(w, f->n_tokens, 2, &begin, &end))
@@ -326,10 +327,11 @@ void pst_engine_walk_delta(pst_engine_walk *w, const pst_engine_layer *y) {
   size_t channels = pst_engine_delta_channels(m), values = pst_engine_delta_values(m), n_v = (size_t)m->n_delta_v,
          all = pst_engine_delta_mixed(m);
   const pst_kernels_input *in = pst_engine_walk_enter(w, y->attn_norm);
-  pst_engine_product mixed[] = {{&d->qkv, f->mixed, all, NULL, false},
-                                {&d->z, f->mixed + channels, all, NULL, false},
-                                {&d->beta, f->mixed + channels + values, all, NULL, false},
-                                {&d->alpha, f->mixed + channels + values + n_v, all, NULL, false}};
+  pst_engine_product mixed[] = {
+      {&d->qkv, f->mixed, all, NULL, false, PST_ENGINE_ADAPT_NONE},
+      {&d->z, f->mixed + channels, all, NULL, false, PST_ENGINE_ADAPT_NONE},
+      {&d->beta, f->mixed + channels + values, all, NULL, false, PST_ENGINE_ADAPT_NONE},
+      {&d->alpha, f->mixed + channels + values + n_v, all, NULL, false, PST_ENGINE_ADAPT_NONE}};
   pst_engine_walk_products(w, mixed, m->delta_grouped ? 3 : 4, in, f->n_tokens);
   recall_stages(w, y);
   in = pst_engine_walk_quantize(w, f->attended, &f->in_recalled, &w->mine->recalled);

@@ -31,7 +31,7 @@ static void head_groups(pst_engine_walk *w, int row, int n_rows, size_t from, si
 
 static void head_thread(void *arg, pst_engine_team *team, int index) {
   pst_engine_forward *f = arg;
-  pst_engine_walk w = {f, team, &f->lanes[index], 0};
+  pst_engine_walk w = {f, team, &f->lanes[index], 0, -1};
   int total = f->head_groups ? f->head_n_groups : (int)f->model->head.n_groups;
   int chunk = f->head_groups ? 1 : PST_MAX(total / (team->n_threads * 16), 1), begin, end;
   while (pst_engine_walk_claim(&w, total, chunk, &begin, &end)) {
@@ -112,7 +112,7 @@ static void pick_screened(pst_engine_walk *w) {
 
 static void greedy_thread(void *arg, pst_engine_team *team, int index) {
   pst_engine_forward *f = arg;
-  pst_engine_walk w = {f, team, &f->lanes[index], 0};
+  pst_engine_walk w = {f, team, &f->lanes[index], 0, -1};
   if (f->screened) {
     pick_screened(&w);
     return;

@@ -7,7 +7,9 @@
 #include "engine/pool.h"
 
 /* Stages that a layer has at most: each has a claim counter of its own. Tokens up to which every thread does the element-wise stages for itself. */
-enum { PST_ENGINE_LAYER_STAGES = 26, PST_ENGINE_ALONE_TOKENS = 2 };
+enum { PST_ENGINE_LAYER_STAGES = 38, PST_ENGINE_ALONE_TOKENS = 2 };
+/* Products over one input that take adapters, at most. */
+enum { PST_ENGINE_ADAPTED_PRODUCTS = 3 };
 
 typedef struct pst_engine_pick {
   float value;
@@ -39,6 +41,12 @@ typedef struct pst_engine_lane {
   int n_passed;                                       /* groups that a screen let pass */
 } pst_engine_lane;
 
+/* Tokens [first, first + n) of the step, all of one adapter. */
+typedef struct pst_engine_adapter_run {
+  const pst_engine_adapter *adapter;
+  int first, n;
+} pst_engine_adapter_run;
+
 struct pst_engine_forward {
   pst_engine_model *model;
   const pst_kernels *k;
@@ -52,6 +60,9 @@ struct pst_engine_forward {
   float *gated_queries;     /* 2 q: a head's query, then its gate; only where the model has such */
   float *mixed, *convolved; /* of delta nets: channels, values and twice n_delta_v; channels */
   pst_engine_routes routes;
+  float *inner;                       /* of adapters: [ADAPTED_PRODUCTS][max_tokens][ADAPTER_MAX_RANK] a x */
+  pst_engine_adapter_run *runs;       /* [max_items] of the step */
+  int n_runs;                         /* 0: every token is the base's */
   float *kept;                        /* [max_logits][n_embd] */
   float *turns[PST_ENGINE_MAX_ROPES]; /* [max_tokens][n_rot] cosines and sines */
   float *parts;                       /* of attention: [max_blocks][SPLIT_TOKENS][n_heads][PART_FLOATS] */
@@ -80,6 +91,7 @@ typedef struct pst_engine_walk {
   pst_engine_team *team;
   pst_engine_lane *mine;
   int stage;
+  int layer; /* -1: none */
 } pst_engine_walk;
 
 static inline bool pst_engine_walk_claim(pst_engine_walk *w, int total, int chunk, int *ret_begin, int *ret_end) {
@@ -104,9 +116,18 @@ typedef struct pst_engine_product {
   size_t stride;
   const float *bias;
   bool add;
+  pst_engine_adapter_slot slot; /* what an adapter calls it; NONE: it takes none */
 } pst_engine_product;
 
-/* Several products over the same input, as one stage. */
+/* What adapters add to products over one input, in two halves (forward_adapter.c): a x of every run that has a part in these, which may go on beside the products
+ * themselves; then, when these are there, out += b (a x). False: no run has a part, and no stage was begun. */
+bool pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, int n_products,
+                              const pst_kernels_input *input);
+void pst_engine_walk_adapt_out(pst_engine_walk *w, const pst_engine_product *p, int n_products);
+/* Whether any run has a part in this slot of the walk's layer. */
+bool pst_engine_walk_adapts(const pst_engine_walk *w, pst_engine_adapter_slot slot);
+
+/* Several products over the same input, with what adapters add to them, as one stage or two. */
 void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, int n_products,
                               const pst_kernels_input *input, int n_tokens);
 
@@ -115,6 +136,7 @@ typedef struct pst_engine_branch_end {
   const pst_kernels_matrix *matrix;
   const float *bias, *norm;
   pst_engine_layernorm sum_norm;
+  pst_engine_adapter_slot slot;
 } pst_engine_branch_end;
 
 /* x += matrix * input, through a bias, a norm or a factor; then x itself may be normed. */

@@ -462,7 +462,7 @@ static int write_config(const writing *w, const char *path) {
   pst_json_key(&j, "task_type");
   pst_json_put_cstr(&j, "CAUSAL_LM");
   pst_json_key(&j, "base_model_name_or_path");
-  pst_json_put_cstr(&j, w->base->name);
+  pst_json_put_null(&j);
   pst_json_key(&j, "bias");
   pst_json_put_cstr(&j, "none");
   pst_json_key(&j, "fan_in_fan_out");

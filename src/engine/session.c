@@ -20,6 +20,8 @@ static int check(const pst_engine_model *m, const pst_engine_request *r, int n_c
   if (r->max_tokens < 0) return pst_error_set(err, PST_E_BAD_INPUT, "max_tokens", "max_tokens must be 0 or more");
   if (r->n_logprobs > PST_ENGINE_MAX_TOP)
     return pst_error_set(err, PST_E_BAD_INPUT, "top_logprobs", "at most %d alternatives", PST_ENGINE_MAX_TOP);
+  if (r->adapter && r->adapter->model_key != m->content_key)
+    return pst_error_set(err, PST_E_BAD_INPUT, "adapter", "the adapter was opened for another model");
   if (r->speculation == PST_ENGINE_SPEC_ANSWERS && !r->corpus)
     return pst_error_set(err, PST_E_BAD_INPUT, "speculation", "drafts from past answers need their corpus");
   return pst_engine_sampling_check(&r->sampling, m->info.n_vocab, err);
@@ -102,11 +104,12 @@ int pst_engine_session_create(const pst_engine_model *m, const pst_engine_reques
   memcpy(s->seq.tokens, r->prompt, r->n_prompt * sizeof *r->prompt);
   s->seq.n_prompt = s->seq.n_tokens = s->n_prompt_given = (int)r->n_prompt;
   s->seq.priority = r->priority;
-  s->seq.salt = pst_random_u64(m->content_key, r->prefix_salt, 0);
+  s->seq.salt = pst_random_u64(m->content_key, r->prefix_salt, r->adapter ? r->adapter->key : 0);
   s->seq.score_prompt = r->score_prompt;
   s->sampling = r->sampling;
   if (r->sampling.n_bias) memcpy(s->bias, r->sampling.bias, r->sampling.n_bias * sizeof *s->bias);
   s->sampling.bias = s->bias;
+  if (r->adapter) s->adapter = pst_engine_adapter_ref(r->adapter);
   if (r->choices) s->choices = pst_engine_choices_ref(r->choices);
   s->strip_space = r->choices != NULL;
   s->ignore_end = r->ignore_end;
@@ -130,6 +133,7 @@ done:
 
 void pst_engine_session_free(pst_engine_session *s) {
   if (!s) return;
+  pst_engine_adapter_unref(s->adapter);
   pst_engine_choices_unref(s->choices);
   pst_engine_corpus_unref(s->corpus);
   pst_buf_done(&s->text);

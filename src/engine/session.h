@@ -2,6 +2,7 @@
 #ifndef PST_ENGINE_SESSION_H
 #define PST_ENGINE_SESSION_H
 
+#include "engine/adapter.h"
 #include "engine/choices.h"
 #include "engine/draft.h"
 #include "engine/model.h"
@@ -18,6 +19,7 @@ typedef struct pst_engine_session {
   pst_str *stop; /* views into stop_bytes */
   char *stop_bytes;
   size_t n_stop;
+  pst_engine_adapter *adapter;
   pst_engine_choices *choices;
   int choice_node;
   char *heal; /* bytes backed up and not yet written again; n_heal of them */

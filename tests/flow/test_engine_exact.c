@@ -1,4 +1,5 @@
-/* A request's log-probabilities are the same bits alone, in any batch, chunking, thread count, with or without prefix reuse and drafts.
+/* A request's log-probabilities are the same bits alone, in any batch, chunking, thread count, with or without prefix reuse and drafts, whatever adapters its
+ * neighbours have.
  *
  * Runs on the real models named by PENSTOCK_TEST_SMOLLM2 and PENSTOCK_TEST_GEMMA3: 1,000 random mixes of the first and 100 of the second in make
  * test-full, fewer otherwise; and on tiny models of the architectures whose layers are of other kinds. PENSTOCK_TEST_MIXES: how many of each; PENSTOCK_TEST_SEED: their seed. */
@@ -8,6 +9,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <math.h>
 #include <penstock/engine.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +17,10 @@
 #include "support/golden_model.h"
 #include "support/scale.h"
 #include "support/temp.h"
+#include "support/tiny_model.h"
 
+/* Of the adapters the first is none. */
+enum { N_ADAPTERS = 3 };
 enum { N_PROMPTS = 10, MAX_ANSWER = 8, N_TOP = 5, MAX_PROMPT = 490 };
 
 /* One answer as it is compared: every bit of it. */
@@ -40,8 +45,10 @@ typedef struct seat {
 typedef struct fixture {
   pst_engine_model *model;
   pst_engine_tokens prompts[N_PROMPTS];
-  answer expected[N_PROMPTS][2]; /* greedy, sampled */
-  pst_engine_corpus *corpus;     /* of these, some tokens exchanged */
+  pst_engine_adapter *adapters[N_ADAPTERS];
+  int n_adapters;
+  answer expected[N_ADAPTERS][N_PROMPTS][2]; /* greedy, sampled */
+  pst_engine_corpus *corpus;                 /* of these, some tokens exchanged */
 } fixture;
 
 static void on_event(void *user, const pst_engine_event *e) {
@@ -63,8 +70,8 @@ static void on_event(void *user, const pst_engine_event *e) {
   pthread_mutex_unlock(&s->w->lock);
 }
 
-static void submit(pst_engine *engine, const fixture *f, int prompt, bool sampled, pst_engine_speculation speculation,
-                   seat *s) {
+static void submit(pst_engine *engine, const fixture *f, int adapter, int prompt, bool sampled,
+                   pst_engine_speculation speculation, seat *s) {
   pst_error err = PST_ERROR_INIT;
   pst_engine_request q = {0};
   uint64_t id;
@@ -78,6 +85,7 @@ static void submit(pst_engine *engine, const fixture *f, int prompt, bool sample
   q.speculation = speculation;
   q.corpus = f->corpus;
   q.n_logprobs = N_TOP;
+  q.adapter = f->adapters[adapter];
   q.callback = on_event;
   q.user = s;
   if (pst_engine_submit(engine, &q, &id, &err)) fail_msg("%s", err.message);
@@ -129,17 +137,19 @@ static void make_prompts(fixture *f) {
 static int n_prompts(void) { return test_scale(N_PROMPTS, 4, N_PROMPTS); }
 
 static void expect_alone(fixture *f) {
-  for (int i = 0; i < n_prompts(); i++)
-    for (int sampled = 0; sampled < 2; sampled++) {
+  for (int k = 0; k < 2 * n_prompts(); k++)
+    for (int adapter = 0; adapter < f->n_adapters; adapter++) {
+      int i = k / 2, sampled = k % 2;
       pst_engine *engine = open_engine(f, 1, 512, 1, false, false);
       waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
       seat s = {&w, {0}};
-      submit(engine, f, i, sampled, PST_ENGINE_SPEC_NONE, &s);
+      submit(engine, f, adapter, i, sampled, PST_ENGINE_SPEC_NONE, &s);
       wait_for(&w, 1);
       pst_engine_free(engine);
       assert_false(s.a.failed);
       assert_int_equal(s.a.n, MAX_ANSWER);
-      f->expected[i][sampled] = s.a;
+      f->expected[adapter][i][sampled] = s.a;
+      if (adapter) assert_memory_not_equal(&s.a, &f->expected[0][i][sampled], sizeof s.a); /* it does something */
     }
 }
 
@@ -149,7 +159,7 @@ static void make_corpus(fixture *f) {
   int32_t tokens[2 * N_PROMPTS * MAX_ANSWER];
   size_t lengths[2 * N_PROMPTS], n = 0;
   for (int i = 0; i < 2 * n_prompts(); i++) {
-    const answer *a = &f->expected[i / 2][i % 2];
+    const answer *a = &f->expected[0][i / 2][i % 2];
     lengths[i] = MAX_ANSWER;
     for (int k = 0; k < MAX_ANSWER; k++, n++) tokens[n] = (i + k) % 5 == 4 ? a->tokens[0] : a->tokens[k];
   }
@@ -164,21 +174,59 @@ static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
   pst_engine *engine = open_engine(f, slots, chunk, threads, reuse, always);
   waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
   seat seats[8];
-  int prompt[8], sampled[8];
+  int prompt[8], sampled[8], adapter[8];
   for (int i = 0; i < n; i++) {
     prompt[i] = (int)pst_random_below(r, (uint64_t)n_prompts());
     sampled[i] = pst_random_below(r, 3) == 0;
+    adapter[i] = (int)pst_random_below(r, (uint64_t)f->n_adapters);
     seats[i] = (seat){&w, {0}};
-    submit(engine, f, prompt[i], sampled[i] != 0, (pst_engine_speculation)pst_random_below(r, 3), &seats[i]);
+    submit(engine, f, adapter[i], prompt[i], sampled[i] != 0, (pst_engine_speculation)pst_random_below(r, 3),
+           &seats[i]);
     if (pst_random_below(r, 4) == 0) wait_for(&w, 1 + (int)pst_random_below(r, (uint64_t)i + 1)); /* some come late */
   }
   wait_for(&w, n);
   pst_engine_free(engine);
   for (int i = 0; i < n; i++)
-    if (memcmp(&seats[i].a, &f->expected[prompt[i]][sampled[i]], sizeof(answer)))
+    if (memcmp(&seats[i].a, &f->expected[adapter[i]][prompt[i]][sampled[i]], sizeof(answer)))
       fail_msg(
-          "mix %llu: slots %d, chunk %d, threads %d, reuse %d, always %d: request %d (prompt %d, sampled %d) differs from the same alone",
-          (unsigned long long)mix, slots, chunk, threads, reuse, always, i, prompt[i], sampled[i]);
+          "mix %llu: slots %d, chunk %d, threads %d, reuse %d, always %d: request %d (prompt %d, sampled %d, adapter %d) differs from the same alone",
+          (unsigned long long)mix, slots, chunk, threads, reuse, always, i, prompt[i], sampled[i], adapter[i]);
+}
+
+/* Adapter k: of rank 5 or 16, on all linear layers of attention and on the feed-forward's where the layers have it, or on some of these. */
+static void make_adapter(fixture *f, int k, bool dense) {
+  const pst_engine_model_info *m = pst_engine_model_get_info(f->model);
+  int q = m->n_heads * m->head_dim, kv = m->n_kv_heads * m->head_dim, rank = k == 1 ? 5 : 16;
+  const struct {
+    const char *name;
+    int n_in, n_out;
+  } layers[] = {{"attn_q", m->n_embd, q},        {"attn_k", m->n_embd, kv},        {"attn_v", m->n_embd, kv},
+                {"attn_output", q, m->n_embd},   {"ffn_gate", m->n_embd, m->n_ff}, {"ffn_up", m->n_embd, m->n_ff},
+                {"ffn_down", m->n_ff, m->n_embd}};
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_lora lora = {.architecture = pst_strdup(m->architecture), .alpha = (float)rank};
+  for (int i = 0; i < m->n_layers; i++)
+    for (int j = 0; j < (dense ? 7 : 4); j += k) {
+      char name[64];
+      pst_engine_lora_target *t = NULL;
+      snprintf(name, sizeof name, "blk.%d.%s.weight", i, layers[j].name);
+      if (pst_engine_lora_add(&lora, pst_str_from(name), rank, layers[j].n_in, layers[j].n_out, &t, &err))
+        fail_msg("%s", err.message);
+      float spread = 1.5f / sqrtf((float)layers[j].n_in);
+      for (int e = 0; e < rank * t->n_in; e++) t->a[e] = spread * test_tiny_element(name, (uint64_t)k, (uint64_t)e);
+      for (int e = 0; e < rank * t->n_out; e++) t->b[e] = 0.2f * test_tiny_element(name, (uint64_t)k + 9, (uint64_t)e);
+    }
+  if (pst_engine_adapter_create(f->model, &lora, &f->adapters[k], &err)) fail_msg("%s", err.message);
+  pst_engine_lora_done(&lora);
+}
+
+/* Layers of attention and a dense feed-forward branch, and of the mixtures attention alone, take adapters. */
+static void make_adapters(fixture *f) {
+  const char *name = pst_engine_model_get_info(f->model)->architecture;
+  bool mixture = !strcmp(name, "qwen3moe") || !strcmp(name, "gpt-oss");
+  bool recurrent = !strcmp(name, "lfm2") || !strncmp(name, "qwen35", 6) || !strcmp(name, "qwen3next");
+  f->n_adapters = recurrent ? 1 : N_ADAPTERS;
+  for (int k = 1; k < f->n_adapters; k++) make_adapter(f, k, !mixture);
 }
 
 static void run_file(const char *path, int default_mixes) {
@@ -187,6 +235,7 @@ static void run_file(const char *path, int default_mixes) {
   pst_error err = PST_ERROR_INIT;
   if (pst_engine_model_open(path, 0, &f.model, &err)) fail_msg("%s", err.message);
   make_prompts(&f);
+  make_adapters(&f);
   expect_alone(&f);
   make_corpus(&f);
   int n = mixes ? atoi(mixes) : default_mixes;
@@ -197,6 +246,7 @@ static void run_file(const char *path, int default_mixes) {
     run_mix(&f, &r, (uint64_t)i);
   }
   for (int i = 0; i < N_PROMPTS; i++) pst_engine_tokens_done(&f.prompts[i]);
+  for (int k = 0; k < N_ADAPTERS; k++) pst_engine_adapter_unref(f.adapters[k]);
   pst_engine_corpus_unref(f.corpus);
   pst_engine_model_unref(f.model);
 }
@@ -233,10 +283,10 @@ static void run_long(const char *variable) {
     pst_engine *engine = open_engine_for(&f, N_CTX, 2, 512, threads, true, true);
     waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
     seat seats[2] = {{&w, {0}}, {&w, {0}}};
-    submit(engine, &f, 0, false, PST_ENGINE_SPEC_NONE,
+    submit(engine, &f, 0, 0, false, PST_ENGINE_SPEC_NONE,
            &seats[0]); /* alone, then again over its shared pages, with drafts */
     wait_for(&w, 1);
-    submit(engine, &f, 0, false, PST_ENGINE_SPEC_LOOKUP, &seats[1]);
+    submit(engine, &f, 0, 0, false, PST_ENGINE_SPEC_LOOKUP, &seats[1]);
     wait_for(&w, 2);
     pst_engine_free(engine);
     if (threads == n_first) first = seats[0].a;
@@ -273,9 +323,9 @@ static void test_tiny_mixes(void **state) {
   (void)state;
   static const struct {
     const char *name, *type;
-  } models[] = {{"qwen3moe", "Q8_0"}, {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"},
-                {"mistral3", "Q4_0"}, {"lfm2", "Q8_0"},  {"lfm2", NULL},
-                {"qwen35", "Q8_0"},   {"qwen35", NULL},  {"qwen3next", "Q8_0"}};
+  } models[] = {{"qwen3moe", "Q8_0"},  {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"}, {"mistral3", "Q4_0"},
+                {"lfm2", "Q8_0"},      {"lfm2", NULL},    {"qwen35", "Q8_0"},       {"qwen35", NULL},
+                {"qwen3next", "Q8_0"}, {"gemma3", NULL},  {"gemma2", "Q8_0"},       {"olmo2", "Q5_1"}};
   char *dir = test_temp_dir();
   for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
     const char *path = test_temp_path(dir, "model.gguf");
