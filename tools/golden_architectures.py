@@ -430,8 +430,8 @@ def tensors_of(name, reader):
 
 # ---- llama.cpp ----------------------------------------------------------------------------------------------------------
 
-def llama_logits(library, path):
-    """float32 logits of TOKENS by llama.cpp, keys and values in float32; a process of its own is not needed, files are tiny."""
+def llama_logits(library, path, adapter=None):
+    """float32 logits of TOKENS by llama.cpp, with a GGUF adapter where one is given, keys and values in float32; a process of its own is not needed, files are tiny."""
     import os
     os.environ["LLAMA_CPP_LIB_PATH"] = str(library)
     import llama_cpp as api
@@ -447,6 +447,10 @@ def llama_logits(library, path):
     params.type_k = params.type_v = api.GGML_TYPE_F32
     params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = api.llama_init_from_model(model, params)
+    if adapter:
+        lora = api.llama_adapter_lora_init(model, str(adapter).encode())
+        if not lora or api.llama_set_adapters_lora(context, (api.llama_adapter_lora_p_ctypes * 1)(lora), 1, (ctypes.c_float * 1)(1.0)):
+            sys.exit(f"{adapter}: llama.cpp does not take it")
     batch = api.llama_batch_init(N_TOKENS, 0, 1)
     for i, token in enumerate(TOKENS):
         batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, True

@@ -139,6 +139,12 @@ pst_engine_adapter *pst_engine_adapter_ref(pst_engine_adapter *adapter);
 void pst_engine_adapter_unref(pst_engine_adapter *adapter); /* NULL is fine */
 const pst_engine_adapter_info *pst_engine_adapter_get_info(const pst_engine_adapter *adapter);
 
+/* A GGUF file of a model with an adapter added to its matrices: a matrix with a target is dequantized, gets scale * b a in float32 and is quantized again, to `type` as in
+ * pst_engine_quantize, or to the type it has (NULL); all others are as pst_engine_quantize leaves them. Errors: those of quantizing and of opening
+ * the adapter; PST_E_UNSUPPORTED: type NULL, and a matrix has a type that is not written here. */
+int pst_engine_merge(const char *in_path, const char *adapter_path, const char *out_path, const char *type,
+                     pst_progress *progress, int *ret_n_fallback, pst_error *err);
+
 /* ---- text and tokens -------------------------------------------------------------------------------------------- */
 
 typedef struct pst_engine_tokens {

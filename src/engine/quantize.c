@@ -1,4 +1,4 @@
-/* A GGUF file with its matrices in another type.
+/* A GGUF file with its matrices in another type, or with an adapter merged into them.
  *
  * Owns which tensors are converted and to what; rounding is kernels/quantize.c's, the file's appearing whole or not at all gguf_write.c's.
  * Matrices (two dimensions and more) of a type that can be read as floats are converted; norms, biases, taps of convolutions, routers of experts (small, and their
@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "engine/checkpoint.h"
+#include "engine/model.h"
 #include "engine/pool.h"
 
 enum { BATCH_ELEMENTS = 1 << 20 };
@@ -48,9 +49,16 @@ static int parse_target(const char *name, const target_row **ret, pst_error *err
 
 /* ---- one batch ---- */
 
+/* What becomes of one tensor. */
+typedef struct change {
+  uint32_t type;                      /* of the new file */
+  const pst_engine_lora_target *lora; /* NULL: nothing is added */
+  float scale;                        /* of lora */
+} change;
+
 typedef struct job {
   const pst_engine_gguf_tensor *t;
-  uint32_t type;              /* of the new file */
+  const change *change;
   uint64_t row_begin, n_rows; /* of this batch */
   size_t in_bytes, out_bytes; /* of a row */
   float *floats;              /* [PST_ENGINE_MAX_THREADS][row length]; a thread's own row */
@@ -59,12 +67,23 @@ typedef struct job {
   atomic_int code;            /* of the first row that failed */
 } job;
 
+/* x[n] += scale * row of b, times a. */
+static void add_lora(const change *c, uint64_t row, float *x, size_t n) {
+  const pst_engine_lora_target *t = c->lora;
+  for (size_t k = 0; k < (size_t)t->rank; k++) {
+    float factor = c->scale * t->b[row * (size_t)t->rank + k];
+    const float *a = t->a + k * n;
+    for (size_t i = 0; i < n; i++) x[i] += factor * a[i];
+  }
+}
+
 static int convert_row(const job *j, uint64_t r, float *row) {
   size_t n = (size_t)j->t->dims[0];
   int code = pst_kernels_dequantize_row(j->t->type, j->t->data + (j->row_begin + r) * j->in_bytes, n, row);
+  if (!code && j->change->lora) add_lora(j->change, j->row_begin + r, row, n);
   for (size_t i = 0; i < n && !code; i++)
     if (!isfinite(row[i])) code = PST_E_BAD_INPUT;
-  return code ? code : pst_kernels_quantize_row(j->type, row, n, NULL, j->out + r * j->out_bytes);
+  return code ? code : pst_kernels_quantize_row(j->change->type, row, n, NULL, j->out + r * j->out_bytes);
 }
 
 static void convert_rows(void *arg, pst_engine_team *team, int index) {
@@ -86,7 +105,7 @@ static int explain(int code, const char *path, const job *j, pst_error *err) {
     return pst_error_set(err, code, path, "tensor '%.*s' holds a value that is not finite", n, name);
   if (code == PST_E_LIMIT)
     return pst_error_set(err, code, path, "tensor '%.*s' holds a value too large for %s; BF16 and F32 have the range",
-                         n, name, pst_kernels_type_info(j->type)->name);
+                         n, name, pst_kernels_type_info(j->change->type)->name);
   return pst_error_set(err, code, path, "tensor '%.*s' has type %s, which cannot be read as numbers", n, name,
                        pst_kernels_type_info(j->t->type)->name);
 }
@@ -116,13 +135,13 @@ static uint32_t new_type(const pst_engine_gguf_tensor *t, const target_row *targ
 }
 
 static int write_converted(pst_engine_gguf_writer *w, const pst_engine_gguf *in, const pst_engine_gguf_tensor *t,
-                           uint32_t type, pst_progress *progress, int64_t done, pst_error *err) {
+                           const change *c, pst_progress *progress, int64_t done, pst_error *err) {
   uint64_t n_rows = t->n_elements / t->dims[0];
   uint64_t per_batch = PST_MIN(PST_MAX(BATCH_ELEMENTS / t->dims[0], 1), n_rows);
   job j = {.t = t,
-           .type = type,
+           .change = c,
            .in_bytes = pst_kernels_row_bytes(t->type, t->dims[0]),
-           .out_bytes = pst_kernels_row_bytes(type, t->dims[0])};
+           .out_bytes = pst_kernels_row_bytes(c->type, t->dims[0])};
   int n_threads = PST_MIN(pst_cpu_count(), PST_ENGINE_MAX_THREADS), code = 0;
   j.floats = pst_malloc((size_t)n_threads * (size_t)t->dims[0] * sizeof *j.floats);
   j.out = pst_malloc((size_t)per_batch * j.out_bytes);
@@ -158,39 +177,78 @@ static int write_copied(pst_engine_gguf_writer *w, const pst_engine_gguf_tensor 
 
 /* ---- the file ---- */
 
-static int write_tensors(pst_engine_gguf_writer *w, const pst_engine_gguf *in, const uint32_t *types,
+static int write_tensors(pst_engine_gguf_writer *w, const pst_engine_gguf *in, const change *changes,
                          pst_progress *progress, pst_error *err) {
   int64_t done = 0;
   int code = 0;
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(in) && !code; i++) {
     const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(in, i);
-    code = types[i] == t->type ? write_copied(w, t, progress, done, err)
-                               : write_converted(w, in, t, types[i], progress, done, err);
+    bool same = changes[i].type == t->type && !changes[i].lora;
+    code = same ? write_copied(w, t, progress, done, err) : write_converted(w, in, t, &changes[i], progress, done, err);
     done += (int64_t)t->bytes;
   }
   return code;
 }
 
-static int quantize_to(pst_engine_gguf_writer *w, const pst_engine_gguf *in, const target_row *target,
-                       pst_progress *progress, int *ret_n_fallback, pst_error *err) {
+/* Target `t` of the adapter and the tensor of the file that it is for. */
+static int place_target(const pst_engine_gguf *in, const pst_engine_lora *lora, const pst_engine_lora_target *t,
+                        change *changes, pst_error *err) {
+  const char *path = pst_engine_gguf_path(in);
+  const pst_engine_gguf_tensor *first = pst_engine_gguf_tensor_at(in, 0), *x = pst_engine_gguf_find_tensor(in, t->name);
+  if (!x) return pst_error_set(err, PST_E_BAD_INPUT, path, "has no tensor '%s', which the adapter is for", t->name);
+  if (x->dims[0] != (uint64_t)t->n_in || x->n_elements != x->dims[0] * (uint64_t)t->n_out || !is_matrix(x))
+    return pst_error_set(err, PST_E_BAD_INPUT, path,
+                         "the adapter's '%s' is %d by %d, where the file's has rows of %llu: it is another model's",
+                         t->name, t->n_out, t->n_in, (unsigned long long)x->dims[0]);
+  change *c = &changes[x - first];
+  if (!find_target(c->type))
+    return pst_error_set(err, PST_E_UNSUPPORTED, path, "tensor '%s' has type %s, which is not written; choose a type",
+                         t->name, pst_kernels_type_info(c->type)->name);
+  c->lora = t;
+  c->scale = (float)pst_engine_lora_scale(lora, t);
+  return 0;
+}
+
+/* target NULL: tensors keep their types; lora NULL: nothing is added. */
+static int plan_changes(const pst_engine_gguf *in, const target_row *target, const pst_engine_lora *lora,
+                        change *changes, int *ret_n_fallback, pst_error *err) {
+  int code = 0;
+  *ret_n_fallback = 0;
+  for (size_t i = 0; i < pst_engine_gguf_n_tensors(in); i++) {
+    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(in, i);
+    changes[i].type = target ? new_type(t, target, ret_n_fallback) : t->type;
+  }
+  for (size_t i = 0; lora && i < lora->n_targets && !code; i++)
+    code = place_target(in, lora, &lora->targets[i], changes, err);
+  return code;
+}
+
+static int write_file(pst_engine_gguf_writer *w, const pst_engine_gguf *in, const target_row *target,
+                      const pst_engine_lora *lora, pst_progress *progress, int *ret_n_fallback, pst_error *err) {
   size_t n = pst_engine_gguf_n_tensors(in);
   int n_fallback = 0;
-  uint32_t *types = pst_calloc(n, sizeof *types);
-  if (!types) return pst_error_set(err, PST_E_NOMEM, pst_engine_gguf_path(in), "no memory");
+  change *changes = pst_calloc(n, sizeof *changes);
+  if (!changes) return pst_error_set(err, PST_E_NOMEM, pst_engine_gguf_path(in), "no memory");
+  int code = plan_changes(in, target, lora, changes, &n_fallback, err);
+  if (code) goto done;
   pst_engine_gguf_writer_copy_values(w, in);
-  pst_engine_gguf_writer_put_u32(w, "general.file_type", target->file_type);
-  pst_engine_gguf_writer_put_u32(w, "general.quantization_version", 2);
+  if (target) {
+    pst_engine_gguf_writer_put_u32(w, "general.file_type", target->file_type);
+    pst_engine_gguf_writer_put_u32(w, "general.quantization_version", 2);
+  }
+  if (lora && lora->notes[PST_ENGINE_LORA_NAME])
+    pst_engine_gguf_writer_put_str(w, "penstock.merged", pst_str_from(lora->notes[PST_ENGINE_LORA_NAME]));
   if (progress) progress->total = 0;
   for (size_t i = 0; i < n; i++) {
     const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(in, i);
-    types[i] = new_type(t, target, &n_fallback);
-    pst_engine_gguf_writer_add_tensor(w, t->name, types[i], t->n_dims, t->dims);
+    pst_engine_gguf_writer_add_tensor(w, t->name, changes[i].type, t->n_dims, t->dims);
     if (progress) progress->total += (int64_t)t->bytes;
   }
-  int code = write_tensors(w, in, types, progress, err);
+  code = write_tensors(w, in, changes, progress, err);
   if (!code) code = pst_engine_gguf_writer_finish(w, err);
   if (!code && ret_n_fallback) *ret_n_fallback = n_fallback;
-  pst_free(types);
+done:
+  pst_free(changes);
   return code;
 }
 
@@ -203,17 +261,39 @@ static int check_target(const char *in_path, const char *out_path, pst_error *er
   return pst_error_set(err, PST_E_BAD_INPUT, out_path, "is the file to be read; give the new one another name");
 }
 
+static int convert_file(const char *in_path, const char *out_path, const target_row *target,
+                        const pst_engine_lora *lora, pst_progress *progress, int *ret_n_fallback, pst_error *err) {
+  pst_engine_gguf *in = NULL;
+  pst_engine_gguf_writer *w = NULL;
+  int code = check_target(in_path, out_path, err);
+  if (!code) code = pst_engine_checkpoint_open(in_path, &in, err);
+  if (!code) code = pst_engine_gguf_writer_create(out_path, pst_engine_gguf_alignment(in), &w, err);
+  if (!code) code = write_file(w, in, target, lora, progress, ret_n_fallback, err);
+  pst_engine_gguf_writer_free(w);
+  pst_engine_gguf_close(in);
+  return code;
+}
+
 int pst_engine_quantize(const char *in_path, const char *out_path, const char *type, pst_progress *progress,
                         int *ret_n_fallback, pst_error *err) {
   const target_row *target = NULL;
-  pst_engine_gguf *in = NULL;
-  pst_engine_gguf_writer *w = NULL;
   int code = parse_target(type, &target, err);
-  if (!code) code = check_target(in_path, out_path, err);
-  if (!code) code = pst_engine_checkpoint_open(in_path, &in, err);
-  if (!code) code = pst_engine_gguf_writer_create(out_path, pst_engine_gguf_alignment(in), &w, err);
-  if (!code) code = quantize_to(w, in, target, progress, ret_n_fallback, err);
-  pst_engine_gguf_writer_free(w);
-  pst_engine_gguf_close(in);
+  return code ? code : convert_file(in_path, out_path, target, NULL, progress, ret_n_fallback, err);
+}
+
+int pst_engine_merge(const char *in_path, const char *adapter_path, const char *out_path, const char *type,
+                     pst_progress *progress, int *ret_n_fallback, pst_error *err) {
+  const target_row *target = NULL;
+  pst_engine_model *model = NULL; /* only to ask about */
+  pst_engine_lora lora = {0};
+  int code = type ? parse_target(type, &target, err) : 0;
+  if (!code) code = pst_engine_model_examine(in_path, &model, err);
+  if (!code) code = pst_engine_lora_read(adapter_path, &model->info, &lora, err);
+  if (!code && strcmp(lora.architecture, model->info.architecture) != 0)
+    code = pst_error_set(err, PST_E_BAD_INPUT, adapter_path, "is for models of architecture '%s', not '%s'",
+                         lora.architecture, model->info.architecture);
+  if (!code) code = convert_file(in_path, out_path, target, &lora, progress, ret_n_fallback, err);
+  pst_engine_lora_done(&lora);
+  pst_engine_model_unref(model);
   return code;
 }

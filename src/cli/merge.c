@@ -1,0 +1,44 @@
+/* penstock merge: a model file with an adapter in its weights. */
+#include <stdio.h>
+
+#include "cli/commands.h"
+#include "cli/model_path.h"
+
+static int run_merge(const pst_cli_args *a, pst_error *err) {
+  char *in = NULL;
+  const char *adapter = a->words[1], *out = a->words[2], *type = pst_cli_text(a, "type");
+  int n_fallback = 0;
+  if (pst_file_exists(out) && !pst_cli_flag(a, "force"))
+    return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
+  int code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &in, err);
+  if (code) return code;
+  pst_progress progress;
+  pst_progress_begin(&progress, "merging", 0, true, pst_cli_flag(a, "quiet"));
+  code = pst_engine_merge(in, adapter, out, type, &progress, &n_fallback, err);
+  pst_progress_end(&progress);
+  if (!code) printf("%s: %s with %s\n", out, a->words[0], adapter);
+  if (!code && n_fallback)
+    printf("%d matrices have rows that %s blocks do not divide; they have the next larger type that fits\n", n_fallback,
+           type);
+  pst_free(in);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"type", 0, PST_CLI_TEXT, "TYPE", NULL, 0, 0, false,
+     "type of the matrices, as for quantize (default: as they are)"},
+    {"force", 'f', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "replace OUT if it is there"},
+    PST_CLI_QUIET,
+    PST_CLI_HOME,
+};
+const pst_cli_command pst_cli_merge = {
+    "merge",
+    "MODEL ADAPTER OUT",
+    "write a model file with a LoRA adapter in its weights",
+    "MODEL is a pulled model's name or a GGUF file; ADAPTER a GGUF adapter or a folder of PEFT. A matrix with an adapter is added up in float32\n"
+    "and quantized again. OUT appears only when it is whole.",
+    3,
+    3,
+    options,
+    PST_ARRAY_LEN(options),
+    run_merge};
