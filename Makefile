@@ -101,7 +101,7 @@ ISA_FLAGS = $(strip $(if $(filter %_avx2,$(basename $1)),$(AVX2_FLAGS)) $(if $(f
   $(if $(filter %_dotprod,$(basename $1)),-march=armv8.2-a+dotprod) $(if $(filter %_i8mm,$(basename $1)),-march=armv8.2-a+dotprod+i8mm) \
   $(if $(IS_CLANG),,$(if $(filter src/kernels/arm/%,$1),-fno-schedule-insns)))
 # All flags of one source file.
-FLAGS_OF = $(ALL_CFLAGS) $(DEPS_CFLAGS) $(if $(filter src/kernels/% src/classifier/%,$1),$(OPTIMIZE_KERNELS)) $(call ISA_FLAGS,$1)
+FLAGS_OF = $(ALL_CFLAGS) $(DEPS_CFLAGS) $(if $(filter src/kernels/% src/classifier/% src/tune/%,$1),$(OPTIMIZE_KERNELS)) $(call ISA_FLAGS,$1)
 TEST_FLAGS = $(ALL_CFLAGS) $(DEPS_CFLAGS) -Itests
 
 # ---- build -------------------------------------------------------------------------------------------------------------

@@ -145,6 +145,61 @@ const pst_engine_adapter_info *pst_engine_adapter_get_info(const pst_engine_adap
 int pst_engine_merge(const char *in_path, const char *adapter_path, const char *out_path, const char *type,
                      pst_progress *progress, int *ret_n_fallback, pst_error *err);
 
+/* ---- a decoder's weights as numbers (engine/decoder.c) -------------------------------------------------------------- */
+
+/* The linear layers of a decoder's layer: queries, keys, values, attention's output, and the gated feed-forward branch. */
+typedef enum pst_engine_role {
+  PST_ENGINE_ROLE_Q,
+  PST_ENGINE_ROLE_K,
+  PST_ENGINE_ROLE_V,
+  PST_ENGINE_ROLE_O,
+  PST_ENGINE_ROLE_GATE,
+  PST_ENGINE_ROLE_UP,
+  PST_ENGINE_ROLE_DOWN,
+  PST_ENGINE_ROLE_COUNT
+} pst_engine_role;
+/* "attn_q": the tensor of layer i is "blk.<i>.attn_q.weight" in a GGUF file. */
+const char *pst_engine_role_name(pst_engine_role role);
+
+/* Position p turns a head's pair i by p * scale * base^(-2i/n_rot) / factors[i], and stretches it by magnitude. */
+typedef struct pst_engine_turn {
+  double base, scale, magnitude;
+  const float *factors; /* [n_rot / 2]; NULL: ones */
+  int n_rot;
+  bool neighbours; /* elements 2i and 2i + 1 are a pair; else i and i + n_rot / 2 */
+} pst_engine_turn;
+
+/* NULL: the layer does without. */
+typedef struct pst_engine_decoder_layer {
+  const float *attn_norm, *post_attn_norm, *ffn_norm, *post_ffn_norm; /* [n_embd] */
+  const float *q_norm, *k_norm;             /* [head_dim], each head by itself, before turning */
+  const float *bias[PST_ENGINE_ROLE_COUNT]; /* [rows] */
+  int window;                               /* 0: all positions before; else the last so many */
+  int turn;                                 /* of the decoder's turns; -1: none */
+} pst_engine_decoder_layer;
+
+/* What one token's way through a decoder is made of: x = embedding * embedding_scale; in each layer x += post(o(attention(turned q, k, v of norm(x)))) and
+ * x += post(down(activation(gate) * up)) of norm(x); logits = head * norm(x). Pointers live as long as the model. */
+typedef struct pst_engine_decoder {
+  const pst_engine_model_info *info;
+  const float *output_norm;
+  float embedding_scale, attention_scale, norm_eps;
+  bool gelu; /* the gate's activation is GELU in the tanh form; else SiLU */
+  bool tied; /* the head is the embedding */
+  int n_turns;
+  pst_engine_turn turns[2];
+} pst_engine_decoder;
+
+/* PST_E_UNSUPPORTED, by name: an architecture that is none of llama, qwen2, qwen3 and gemma3. */
+int pst_engine_decoder_get(const pst_engine_model *model, pst_engine_decoder *ret_decoder, pst_error *err);
+void pst_engine_decoder_get_layer(const pst_engine_model *model, int layer, pst_engine_decoder_layer *ret_layer);
+void pst_engine_decoder_shape(const pst_engine_model *model, pst_engine_role role, size_t *ret_rows, size_t *ret_cols);
+/* Rows [first, first + n) of a layer's matrix, of the embedding, of the head: float32, ret_out[n][cols], in the row order of the file. Any thread. */
+void pst_engine_decoder_rows(const pst_engine_model *model, int layer, pst_engine_role role, size_t first, size_t n,
+                             float *ret_out);
+void pst_engine_decoder_embedding(const pst_engine_model *model, size_t first, size_t n, float *ret_out);
+void pst_engine_decoder_head(const pst_engine_model *model, size_t first, size_t n, float *ret_out);
+
 /* ---- text and tokens -------------------------------------------------------------------------------------------- */
 
 typedef struct pst_engine_tokens {

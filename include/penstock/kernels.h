@@ -185,6 +185,18 @@ typedef struct pst_kernels_attend {
 /* Bytes of work space a thread hands to matmul and attention; 64-byte aligned. */
 #define PST_KERNELS_WORK_BYTES ((size_t)512 * 1024)
 
+/* ---- products of float matrices (kernels/product.c) --------------------------------------------------------------- */
+
+/* Columns of a panel: the right operand [depth][32] of a product, contiguous. Rows of the left one that go over a panel together. */
+#define PST_KERNELS_PANEL 32
+#define PST_KERNELS_STRIP 12
+
+/* Element (i, j) of a matrix is data[i * row + j * col]; one of the strides is 1. */
+typedef struct pst_kernels_floats {
+  const float *data;
+  size_t row, col;
+} pst_kernels_floats;
+
 /* ---- the table ---------------------------------------------------------------------------------------------------- */
 
 typedef enum pst_kernels_gate {
@@ -237,6 +249,12 @@ typedef struct pst_kernels {
                      float beta, float *out);
   /* Sum of exp(x - max). */
   float (*sum_exp)(const float *x, size_t n, float max);
+  /* out = exp(x - shift). out may be x. */
+  void (*exp_less)(const float *x, float shift, size_t n, float *out);
+  /* c[i * c_row + j] = (add ? that : 0) + sum over p < n_deep of a[i * a_row + p * a_col] * panel[p * 32 + j], for i < n_rows and j < n_cols <= 32:
+   * one chain of fused multiply-adds in ascending p. */
+  void (*panel_product)(size_t n_rows, size_t n_deep, const float *a, size_t a_row, size_t a_col, const float *panel,
+                        float *c, size_t c_row, size_t n_cols, bool add);
 
   /* out[t * out_stride + r] = sum over columns of w[r][c] * input[t0 + t][c], for rows r of groups [group_begin, group_end), t <
    * n_tokens. add: the product is added to what out holds. Rows of other groups are not touched. work: WORK_BYTES of this thread. */
@@ -262,6 +280,12 @@ const pst_kernels *pst_kernels_get(void);
 const pst_kernels *pst_kernels_find(const char *name);
 /* For tests: makes pst_kernels_get return `k` from now on; NULL: back to the choice by CPU and environment. */
 void pst_kernels_set(const pst_kernels *k);
+
+/* c = (add ? c : 0) + a b, a [n_rows][n_deep], b [n_deep][n_cols], rows of c c_row floats apart. Every element is one chain of fused multiply-adds in
+ * ascending depth, so that a product cut into tiles, its depth included (with add), has the bits of the whole. c overlaps neither operand. work:
+ * PST_KERNELS_WORK_BYTES of this thread, 64-byte aligned. */
+void pst_kernels_product(const pst_kernels *k, size_t n_rows, size_t n_cols, size_t n_deep, pst_kernels_floats a,
+                         pst_kernels_floats b, float *c, size_t c_row, bool add, void *work);
 
 /* Cosines and sines for one position: angle(i) = position * scale * base^(-2i/n_rot) / factors[i] (NULL: ones), i < n_rot/2.
  * out: [n_rot/2] cosines, then sines, each times `magnitude`. */

@@ -195,6 +195,20 @@ static float ref_sum_exp(const float *x, size_t n, float max) {
   return lanes_sum(lane);
 }
 
+static void ref_exp_less(const float *x, float shift, size_t n, float *out) {
+  for (size_t i = 0; i < n; i++) out[i] = pst_exp(x[i] - shift);
+}
+
+static void ref_panel_product(size_t n_rows, size_t n_deep, const float *a, size_t a_row, size_t a_col,
+                              const float *panel, float *c, size_t c_row, size_t n_cols, bool add) {
+  for (size_t i = 0; i < n_rows; i++)
+    for (size_t j = 0; j < n_cols; j++) {
+      float sum = add ? c[i * c_row + j] : 0.0f;
+      for (size_t p = 0; p < n_deep; p++) sum = fmaf(a[i * a_row + p * a_col], panel[p * PST_KERNELS_PANEL + j], sum);
+      c[i * c_row + j] = sum;
+    }
+}
+
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
 /* One link of an element's chain: the sums are exact integers, the products d * d and the two fused steps are the whole rounding. */
@@ -481,6 +495,8 @@ const pst_kernels *pst_kernels_table_scalar(void) {
       .screen_pass = ref_screen_pass,
       .delta_rule = ref_delta_rule,
       .sum_exp = ref_sum_exp,
+      .exp_less = ref_exp_less,
+      .panel_product = ref_panel_product,
       .matmul = ref_matmul,
       .store_key = ref_store_key,
       .store_value = ref_store_value,

@@ -110,6 +110,82 @@ static void elementwise(void **state) {
     }
 }
 
+static void exponentials(void **state) {
+  (void)state;
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (int round = 0; round < 200; round++) {
+      size_t n = 1 + check_below(100);
+      float *x = check_alloc(n * 4, 4 * check_below(16)), *a = check_alloc(n * 4, 4), *b = check_alloc(n * 4, 8);
+      float shift = check_float(-5, 5);
+      check_fill(x, n);
+      scalar()->exp_less(x, shift, n, a);
+      (*k)->exp_less(x, shift, n, b);
+      check_same(name_of(*k, "exp_less", n, 0, 0), a, b, n);
+      (*k)->exp_less(x, shift, n, x); /* in place */
+      check_same(name_of(*k, "exp_less", n, 1, 0), a, x, n);
+      check_free(x);
+      check_free(a);
+      check_free(b);
+    }
+}
+
+/* A float matrix [n][m] read by rows or by columns, at odd strides. */
+typedef struct strided {
+  float *memory;
+  pst_kernels_floats m;
+} strided;
+
+static strided make_strided(size_t n, size_t m) {
+  bool by_columns = check_below(2);
+  size_t stride = (by_columns ? n : m) + check_below(5), total = stride * (by_columns ? m : n);
+  strided s = {check_alloc(total * 4, 4 * check_below(16)), {NULL, by_columns ? 1 : stride, by_columns ? stride : 1}};
+  check_fill(s.memory, total);
+  s.m.data = s.memory;
+  return s;
+}
+
+static void float_products(void **state) {
+  (void)state;
+  void *work = pst_malloc_aligned(PST_KERNELS_WORK_BYTES, 64);
+  assert_non_null(work);
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (int round = 0; round < 150; round++) {
+      bool deep = round % 10 == 0, wide = round % 10 == 1, add = check_below(2);
+      size_t rows = 1 + check_below(40), cols = 1 + check_below(wide ? 300 : 70), depth = check_below(deep ? 1500 : 60);
+      size_t c_row = cols + check_below(7), n = rows * c_row;
+      strided a = make_strided(rows, PST_MAX(depth, 1)), b = make_strided(PST_MAX(depth, 1), cols);
+      float *c = check_alloc(n * 4, 4), *d = check_alloc(n * 4, 8), *e = check_alloc(n * 4, 12);
+      check_fill(c, n);
+      memcpy(d, c, n * 4);
+      memcpy(e, c, n * 4);
+      pst_kernels_product(scalar(), rows, cols, depth, a.m, b.m, c, c_row, add, work);
+      pst_kernels_product(*k, rows, cols, depth, a.m, b.m, d, c_row, add, work);
+      check_same(name_of(*k, "product", rows, cols, depth), c, d, n);
+      /* The definition: one chain. And a product cut into tiles, its depth too, is the whole. */
+      size_t i = check_below(rows), j = check_below(cols), cut = depth ? check_below(depth) : 0,
+             left = check_below(cols);
+      float sum = add ? e[i * c_row + j] : 0.0f;
+      for (size_t p = 0; p < depth; p++)
+        sum = fmaf(a.m.data[i * a.m.row + p * a.m.col], b.m.data[p * b.m.row + j * b.m.col], sum);
+      check_same("product", &sum, &d[i * c_row + j], 1);
+      for (int half = 0; half < 2; half++) {
+        size_t from = half ? left : 0, n_cols = half ? cols - left : left;
+        pst_kernels_floats b_at = {b.m.data + from * b.m.col, b.m.row, b.m.col};
+        pst_kernels_product(*k, rows, n_cols, cut, a.m, b_at, e + from, c_row, add, work);
+        b_at.data += cut * b.m.row;
+        pst_kernels_floats a_at = {a.m.data + cut * a.m.col, a.m.row, a.m.col};
+        pst_kernels_product(*k, rows, n_cols, depth - cut, a_at, b_at, e + from, c_row, true, work);
+      }
+      check_same(name_of(*k, "product in tiles", rows, cols, depth), c, e, n);
+      check_free(a.memory);
+      check_free(b.memory);
+      check_free(c);
+      check_free(d);
+      check_free(e);
+    }
+  pst_free(work);
+}
+
 /* One step on random states, against the scalar table; and of that the answers against the rule in double. */
 static void delta_rules(void **state) {
   (void)state;
@@ -485,6 +561,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(quantizers),
       cmocka_unit_test(elementwise),
+      cmocka_unit_test(exponentials),
+      cmocka_unit_test(float_products),
       cmocka_unit_test(delta_rules),
       cmocka_unit_test(activations_are_accurate),
       cmocka_unit_test(layernorm_is_accurate),

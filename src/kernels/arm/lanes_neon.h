@@ -15,6 +15,9 @@
 /* Queries and 16-lane columns of an attention tile: 24 registers of sums, 8 for the rest. */
 #define PST_ATTEND_QUERIES 3
 #define PST_ATTEND_COLUMNS 2
+/* Rows and 16-lane columns of a tile of a float product. */
+#define PST_PRODUCT_ROWS 6
+#define PST_PRODUCT_COLUMNS 1
 
 typedef struct v16 {
   float32x4_t a, b, c, d; /* lanes 0-3, 4-7, 8-11, 12-15 */

@@ -5,4 +5,5 @@
 
 #define PST_ISA(name) pst_kernels_##name##_neon
 #include "kernels/vector.inc"
+#include "kernels/product.inc"
 #include "kernels/attention.inc"

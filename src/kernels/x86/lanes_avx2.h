@@ -12,6 +12,9 @@
 /* Queries and 16-lane columns of an attention tile, and of one with int8 keys: what 16 registers hold. */
 #define PST_ATTEND_QUERIES 3
 #define PST_ATTEND_COLUMNS 2
+/* Rows and 16-lane columns of a tile of a float product. */
+#define PST_PRODUCT_ROWS 6
+#define PST_PRODUCT_COLUMNS 1
 
 typedef struct v16 {
   __m256 l, h;

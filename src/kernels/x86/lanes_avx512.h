@@ -12,6 +12,9 @@
 /* Queries and 16-lane columns of an attention tile: 24 sums in 32 registers. */
 #define PST_ATTEND_QUERIES 6
 #define PST_ATTEND_COLUMNS 4
+/* Rows and 16-lane columns of a tile of a float product. */
+#define PST_PRODUCT_ROWS 12
+#define PST_PRODUCT_COLUMNS 2
 
 typedef __m512 v16;
 typedef __m512i i16;

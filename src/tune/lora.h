@@ -1,0 +1,49 @@
+/* Where the trained numbers of an adapter stand in one row of them. Shared by forward, backward, the optimizer and checkpoints.
+ *
+ * y = w x + scale * b (a x) (Hu et al. 2021, arXiv:2106.09685). Linear layers that read the same input are a group: their a's lie one behind the other,
+ * a matrix [n_trained * rank][n_in], then come their b's. */
+#ifndef PST_TUNE_LORA_H
+#define PST_TUNE_LORA_H
+
+#include "tune/model.h"
+
+typedef enum pst_tune_group {
+  PST_TUNE_GROUP_QKV,
+  PST_TUNE_GROUP_O,
+  PST_TUNE_GROUP_GATE_UP,
+  PST_TUNE_GROUP_DOWN,
+  PST_TUNE_GROUP_COUNT
+} pst_tune_group;
+
+/* Roles [first, first + n) are the group's. */
+typedef struct pst_tune_members {
+  int first, n;
+} pst_tune_members;
+pst_tune_members pst_tune_group_members(pst_tune_group group);
+
+enum { PST_TUNE_NO_ADAPTER = -1 };
+
+typedef struct pst_tune_lora_layer {
+  size_t a[PST_TUNE_GROUP_COUNT]; /* offset of the group's a's */
+  int n_trained[PST_TUNE_GROUP_COUNT];
+  size_t b[PST_ENGINE_ROLE_COUNT];  /* offset of the role's b [n_out][rank] */
+  int place[PST_ENGINE_ROLE_COUNT]; /* of the role's a among the group's; PST_TUNE_NO_ADAPTER: the role has none */
+} pst_tune_lora_layer;
+
+typedef struct pst_tune_lora {
+  size_t rank;
+  double scale;
+  size_t n_layers, n; /* numbers altogether */
+  pst_tune_lora_layer *layers;
+} pst_tune_lora;
+
+/* roles: which linear layers are trained, [PST_ENGINE_ROLE_COUNT]. PST_E_BAD_INPUT: none; PST_E_NOMEM. */
+int pst_tune_lora_init(const pst_tune_model *model, size_t rank, double alpha, const bool *roles,
+                       pst_tune_lora *ret_lora, pst_error *err);
+void pst_tune_lora_done(pst_tune_lora *lora);
+/* Offset of a role's a [rank][n_in]. The role is trained. */
+size_t pst_tune_lora_a(const pst_tune_model *model, const pst_tune_lora *lora, size_t layer, pst_engine_role role);
+/* The start of training: a uniform in +-sqrt(3 / n_in) by (seed, layer, role), of variance 1 / n_in; b zero, so that the model is as it was. */
+void pst_tune_lora_start(const pst_tune_model *model, const pst_tune_lora *lora, uint64_t seed, float *ret_params);
+
+#endif

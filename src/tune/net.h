@@ -1,0 +1,19 @@
+/* A decoder with a LoRA adapter: loss of a batch, and what it derives by the adapter's numbers. In float for training, in double for checks. */
+#ifndef PST_TUNE_NET_H
+#define PST_TUNE_NET_H
+
+#include "tune/lora.h"
+#include "tune/ops.h"
+
+#define REAL float
+#define FN(name) pst_tune_##name##_f32
+#include "tune/net_types.inc"
+#undef REAL
+#undef FN
+#define REAL double
+#define FN(name) pst_tune_##name##_f64
+#include "tune/net_types.inc"
+#undef REAL
+#undef FN
+
+#endif

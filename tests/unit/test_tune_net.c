@@ -1,0 +1,170 @@
+/* What must not change a derivative: the number of threads, which texts stand beside a text, how a step is cut into batches, and whether a shared
+ * beginning is there once or in every text. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "support/golden_model.h"
+#include "support/temp.h"
+#include "tune/net.h"
+
+enum { N_TEXTS = 5, LENGTH = 50, SHARED = 21, MAX_TOKENS = 300, RANK = 8 };
+
+typedef struct setting {
+  pst_tune_model model;
+  pst_tune_lora lora;
+  int32_t tokens[N_TEXTS][LENGTH];
+  pst_tune_text texts[N_TEXTS];
+} setting;
+
+/* Texts 0 to 2 begin alike, 3 is text 0 again and 4 a beginning of it. */
+static void open_setting(setting *s, const char *name) {
+  pst_error err = PST_ERROR_INIT;
+  pst_json_doc *doc = test_golden_read(name);
+  const char *path = test_temp_path(test_dir, "model.gguf");
+  test_golden_write(path, pst_json_root(doc), NULL);
+  pst_json_free(doc);
+  pst_engine_model *model = NULL;
+  if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s", err.message);
+  bool roles[PST_ENGINE_ROLE_COUNT];
+  for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) roles[r] = r != PST_ENGINE_ROLE_K; /* one layer goes without */
+  if (pst_tune_model_load(model, NULL, &s->model, &err)) fail_msg("%s", err.message);
+  if (pst_tune_lora_init(&s->model, RANK, 12, roles, &s->lora, &err)) fail_msg("%s", err.message);
+  pst_engine_model_unref(model);
+  for (int t = 0; t < N_TEXTS; t++) {
+    for (int i = 0; i < LENGTH; i++)
+      s->tokens[t][i] = (int32_t)(pst_random_u64(3, i < SHARED || t > 2 ? 0 : (uint64_t)t, (uint64_t)i) % 256);
+    s->texts[t] = (pst_tune_text){s->tokens[t], t == 4 ? LENGTH - 9 : LENGTH, SHARED + 9, t == 1 ? 0.5f : 1.0f};
+  }
+}
+
+static void close_setting(setting *s) {
+  pst_tune_lora_done(&s->lora);
+  pst_tune_model_done(&s->model);
+}
+
+/* Sums of losses and derivatives over batches, one after the other. The result is the caller's. */
+#define DERIVE(kind, type)                                                                                         \
+  static type *derive_##kind(setting *s, int threads, const pst_tune_batch *batches, size_t n, double *ret_loss) { \
+    pst_error err = PST_ERROR_INIT;                                                                                \
+    pst_tune_team *team = NULL;                                                                                    \
+    pst_tune_net_##kind *net = NULL;                                                                               \
+    double sum = 0, loss;                                                                                          \
+    if (pst_tune_team_create(threads, pst_tune_scratch_bytes(MAX_TOKENS, s->model.n_ff), &team, &err) ||           \
+        pst_tune_net_create_##kind(&s->model, &s->lora, team, MAX_TOKENS, MAX_TOKENS, MAX_TOKENS, &net, &err))     \
+      fail_msg("%s", err.message);                                                                                 \
+    for (size_t i = 0; i < s->lora.n; i++) net->params[i] = (type)(0.5 * pst_random_unit(5, 0, i) - 0.25);         \
+    for (size_t i = 0; i < n; i++) {                                                                               \
+      pst_tune_net_run_##kind(net, &batches[i], 0.01, &loss);                                                      \
+      sum += loss;                                                                                                 \
+    }                                                                                                              \
+    type *grads = pst_malloc(s->lora.n * sizeof *grads);                                                           \
+    assert_non_null(grads);                                                                                        \
+    memcpy(grads, net->grads, s->lora.n * sizeof *grads);                                                          \
+    pst_tune_net_free_##kind(net);                                                                                 \
+    pst_tune_team_free(team);                                                                                      \
+    *ret_loss = sum;                                                                                               \
+    return grads;                                                                                                  \
+  }
+DERIVE(f32, float)
+DERIVE(f64, double)
+
+static const char *const names[] = {"llama", "qwen2", "qwen3", "gemma3"};
+
+static pst_tune_batch batch_of(const setting *s, size_t first, size_t n) {
+  pst_tune_batch b = {0};
+  for (size_t i = first; i < first + n; i++) assert_int_equal(pst_tune_batch_add(&b, &s->texts[i]), 0);
+  return b;
+}
+
+/* One batch on 1, 2 and 3 threads, and the same texts in three batches and in five: the same bits. */
+static void test_bits(void **state) {
+  (void)state;
+  for (size_t m = 0; m < PST_ARRAY_LEN(names); m++) {
+    setting s;
+    double loss, other;
+    open_setting(&s, names[m]);
+    pst_tune_batch whole = batch_of(&s, 0, N_TEXTS),
+                   parts[3] = {batch_of(&s, 0, 2), batch_of(&s, 2, 1), batch_of(&s, 3, 2)}, single[N_TEXTS];
+    for (size_t i = 0; i < N_TEXTS; i++) single[i] = batch_of(&s, i, 1);
+    float *want = derive_f32(&s, 1, &whole, 1, &loss);
+    for (int way = 0; way < 4; way++) {
+      float *got = way < 2    ? derive_f32(&s, 2 + way, &whole, 1, &other)
+                   : way == 2 ? derive_f32(&s, 2, parts, 3, &other)
+                              : derive_f32(&s, 1, single, N_TEXTS, &other);
+      assert_memory_equal(want, got, s.lora.n * sizeof *got);
+      assert_true(fabs(other - loss) <= 1e-12 * fabs(loss)); /* double sums of the same losses, in another order */
+      pst_free(got);
+    }
+    pst_free(want);
+    pst_tune_batch_done(&whole);
+    for (int i = 0; i < 3; i++) pst_tune_batch_done(&parts[i]);
+    for (int i = 0; i < N_TEXTS; i++) pst_tune_batch_done(&single[i]);
+    close_setting(&s);
+  }
+}
+
+#define APART(kind, type)                                                          \
+  static double apart_##kind(const type *a, const type *b, size_t n) {             \
+    double difference = 0, size = 0;                                               \
+    for (size_t i = 0; i < n; i++) {                                               \
+      difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]); \
+      size += (double)a[i] * (double)a[i];                                         \
+    }                                                                              \
+    assert_true(size > 0);                                                         \
+    return sqrt(difference / size);                                                \
+  }
+APART(f32, float)
+APART(f64, double)
+
+static void test_tree(void **state) {
+  (void)state;
+  for (size_t m = 0; m < PST_ARRAY_LEN(names); m++) {
+    setting s;
+    double loss, other;
+    open_setting(&s, names[m]);
+    pst_tune_batch plain = batch_of(&s, 0, N_TEXTS), tree = {0};
+    assert_int_equal(pst_tune_batch_add_tree(&tree, s.texts, N_TEXTS, 8), 0);
+    /* the beginning; of text 0: up to the end of text 4, then the rest, for texts 0 and 3 at once; texts 1 and 2 */
+    assert_int_equal(tree.n_tokens, LENGTH - 1 + 2 * (LENGTH - 1 - SHARED));
+    assert_int_equal(tree.n_scores, plain.n_scores);
+    float *want = derive_f32(&s, 2, &plain, 1, &loss), *got = derive_f32(&s, 2, &tree, 1, &other);
+    assert_true(apart_f32(want, got, s.lora.n) < 1e-5);
+    assert_true(fabs(other / loss - 1) < 1e-5);
+    double *exact = derive_f64(&s, 2, &plain, 1, &loss), *shared = derive_f64(&s, 2, &tree, 1, &other);
+    assert_true(apart_f64(exact, shared, s.lora.n) < 1e-12);
+    pst_free(want);
+    pst_free(got);
+    pst_free(exact);
+    pst_free(shared);
+    pst_tune_batch_done(&plain);
+    pst_tune_batch_done(&tree);
+    close_setting(&s);
+  }
+}
+
+static void test_unknown_architecture(void **state) {
+  (void)state;
+  pst_error err = PST_ERROR_INIT;
+  pst_tune_model model;
+  pst_json_doc *doc = test_golden_read("gemma2");
+  const char *path = test_temp_path(test_dir, "other.gguf");
+  test_golden_write(path, pst_json_root(doc), NULL);
+  pst_json_free(doc);
+  pst_engine_model *source = NULL;
+  assert_int_equal(pst_engine_model_open(path, 1, &source, &err), 0);
+  assert_int_equal(pst_tune_model_load(source, NULL, &model, &err), PST_E_UNSUPPORTED);
+  assert_non_null(strstr(err.message, "gemma2"));
+  pst_engine_model_unref(source);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_bits), cmocka_unit_test(test_tree),
+                                     cmocka_unit_test(test_unknown_architecture)};
+  return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
+}
