@@ -1,0 +1,426 @@
+/* Records as data: consent, retention, erasure down to the bytes, data sets and their lineage, guarded items. */
+#include <penstock/store.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "support/temp.h"
+
+static const pst_str NONE = {NULL, 0};
+static pst_error err;
+static pst_store *store;
+
+#define OK(call)                                                                \
+  do {                                                                          \
+    int code_ = (call);                                                         \
+    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
+  } while (0)
+
+static int open_store(void **state) { return test_dir_open(state) || pst_store_open(test_dir, &store, &err); }
+static int close_store(void **state) {
+  pst_store_close(store);
+  store = NULL;
+  return test_dir_close(state);
+}
+
+static pst_store_request record(const char *id, const char *subject, pst_store_keep keep) {
+  return (pst_store_request){.completion_id = pst_str_from(id),
+                             .time_ms = 1000,
+                             .purpose = PST_STORE_PURPOSE_USER,
+                             .workload = PST_STR("desk"),
+                             .target = PST_STR("local"),
+                             .prompt_tokens = 7,
+                             .status = 200,
+                             .finish = PST_STR("stop"),
+                             .keep = keep,
+                             .train = true,
+                             .subject = pst_str_from(subject),
+                             .input_json =
+                                 PST_STR("{\"messages\":[{\"role\":\"user\",\"content\":\"quixotic-zebra\"}]}"),
+                             .output_json = PST_STR("{\"choices\":[{\"index\":0,\"text\":\"plummeting-yak\"}]}")};
+}
+
+static void put(const char *id, const char *subject, pst_store_keep keep) {
+  pst_store_request r = record(id, subject, keep);
+  OK(pst_store_request_put(store, &r, &err));
+  OK(pst_store_flush(store, &err));
+}
+
+/* Whether bytes stand in the database file or its log. */
+static bool on_disk(const char *bytes) {
+  static const char *const names[] = {"penstock.db", "penstock.db-wal"};
+  bool found = false;
+  for (size_t i = 0; i < PST_ARRAY_LEN(names); i++) {
+    char *data = NULL;
+    size_t n = 0;
+    if (pst_file_read(test_temp_path(test_dir, names[i]), 1 << 26, &data, &n, &err)) continue;
+    found = found || pst_str_find((pst_str){data, n}, pst_str_from(bytes), 0) != SIZE_MAX;
+    pst_free(data);
+  }
+  return found;
+}
+
+typedef struct seen {
+  int n;
+  int64_t id, prompt_tokens;
+  bool content, train;
+  char subject[64];
+} seen;
+
+static int see(void *user, const pst_store_request *r) {
+  seen *s = user;
+  s->n++;
+  s->id = r->id;
+  s->prompt_tokens = r->prompt_tokens;
+  s->content = r->input_json.data || r->output_json.data;
+  s->train = r->train;
+  snprintf(s->subject, sizeof s->subject, "%.*s", (int)r->subject.n, r->subject.data ? r->subject.data : "");
+  return 0;
+}
+
+static seen look(const char *id) {
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  seen s = {0};
+  f.completion_id = pst_str_from(id);
+  if (!id) f.completion_id.data = NULL;
+  f.origin = PST_STORE_ANY_ORIGIN;
+  f.with_content = true;
+  OK(pst_store_request_each(store, &f, see, &s, &err));
+  return s;
+}
+
+/* ---- consent ---- */
+
+static void consent_is_only_lowered(void **state) {
+  (void)state;
+  for (int a = -1; a <= 1; a++)
+    for (int b = -1; b <= 1; b++)
+      for (int t = 0; t < 4; t++) {
+        pst_store_consent x = {(pst_store_keep)a, t & 1, 0}, y = {(pst_store_keep)b, t & 2, 0};
+        pst_store_consent c = pst_store_consent_lower(x, y);
+        assert_int_equal(c.keep, PST_MIN(a, b));
+        assert_int_equal(c.train, t == 3 && a == 1 && b == 1);
+      }
+  static const int days[][3] = {{0, 0, 0}, {0, 5, 5}, {5, 0, 5}, {3, 9, 3}, {9, 3, 3}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(days); i++) {
+    pst_store_consent c = pst_store_consent_lower((pst_store_consent){.retention_days = days[i][0]},
+                                                  (pst_store_consent){.retention_days = days[i][1]});
+    assert_int_equal(c.retention_days, days[i][2]);
+  }
+  pst_store_keep keep = PST_STORE_KEEP_METADATA;
+  assert_true(pst_store_keep_from(PST_STR("nothing"), &keep) && keep == PST_STORE_KEEP_NOTHING);
+  assert_false(pst_store_keep_from(PST_STR("all"), &keep));
+}
+
+static void a_key_has_its_own_consent(void **state) {
+  (void)state;
+  pst_store_key key;
+  int64_t id = 0;
+  const pst_store_consent wanted = {PST_STORE_KEEP_CONTENT, true, 30};
+  char secret[PST_STORE_SECRET_BYTES];
+  OK(pst_store_key_create(store, PST_STR("app"), NONE, (pst_store_limits){-1, -1, -1}, 1, &id, secret, &err));
+  OK(pst_store_key_get(store, PST_STR("app"), &key, &err));
+  assert_false(key.has_consent);
+  OK(pst_store_key_set_consent(store, id, &wanted, &err));
+  OK(pst_store_key_check(store, pst_str_from(secret), &key, &err));
+  assert_true(key.has_consent && key.consent.keep == PST_STORE_KEEP_CONTENT && key.consent.train);
+  assert_int_equal(key.consent.retention_days, 30);
+  OK(pst_store_key_set_consent(store, id, NULL, &err));
+  OK(pst_store_key_get(store, PST_STR("app"), &key, &err));
+  assert_false(key.has_consent);
+  static const pst_store_consent bad[] = {
+      {PST_STORE_KEEP_METADATA, true, 0}, {PST_STORE_KEEP_CONTENT, true, -1}, {PST_STORE_KEEP_CONTENT, true, 36501}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(bad); i++)
+    assert_int_equal(pst_store_key_set_consent(store, id, &bad[i], &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_store_key_set_consent(store, 99, &wanted, &err), PST_E_NOT_FOUND);
+}
+
+static void what_may_not_be_kept_is_not(void **state) {
+  (void)state;
+  put("none", "ann", PST_STORE_KEEP_NOTHING);
+  assert_int_equal(look("none").n, 0);
+  put("meta", "ann", PST_STORE_KEEP_METADATA);
+  seen s = look("meta");
+  assert_int_equal(s.n, 1);
+  assert_false(s.content || s.train);
+  assert_string_equal(s.subject, "ann");
+  assert_false(on_disk("quixotic-zebra") || on_disk("plummeting-yak") || on_disk("none"));
+  const pst_store_feedback text = {.completion_id = PST_STR("meta"), .correction = PST_STR("better")};
+  assert_int_equal(pst_store_feedback_put(store, &text, &err), PST_E_UNSUPPORTED);
+  assert_string_equal(err.place, "correction");
+  const pst_store_feedback verb = {.completion_id = PST_STR("meta"), .retried = true};
+  OK(pst_store_feedback_put(store, &verb, &err));
+  put("whole", "ann", PST_STORE_KEEP_CONTENT);
+  assert_true(look("whole").content && look("whole").train);
+  assert_true(on_disk("quixotic-zebra")); /* so the search finds what is there */
+}
+
+/* ---- data sets ---- */
+
+typedef struct set_seen {
+  int n;
+  int64_t n_lines;
+  pst_store_data_state state;
+  char replaced_by[65];
+} set_seen;
+
+static int see_set(void *user, const pst_store_data_set *set) {
+  set_seen *s = user;
+  s->n++;
+  s->n_lines = set->n_lines;
+  s->state = set->state;
+  snprintf(s->replaced_by, sizeof s->replaced_by, "%.*s", (int)set->replaced_by.n,
+           set->replaced_by.data ? set->replaced_by.data : "");
+  return 0;
+}
+
+static int64_t id_of(const char *completion_id) { return look(completion_id).id; }
+
+static void make_set(const char *text, bool by_line, const int64_t *ids, size_t n, char hash[65]) {
+  OK(pst_store_file_put(store, text, strlen(text), hash, &err));
+  const pst_store_data_set set = {.hash = {hash, 64},
+                                  .kind = PST_STR("training"),
+                                  .workload = PST_STR("desk"),
+                                  .n_lines = (int64_t)n,
+                                  .params = PST_STR("{}"),
+                                  .created_ms = 5};
+  OK(pst_store_data_set_put(store, &set, by_line, ids, n, &err));
+}
+
+static char *text_of(const char *hash) {
+  char *path = NULL, *text = NULL;
+  size_t n = 0;
+  if (pst_store_file_path(store, pst_str_from(hash), &path, &err)) return NULL;
+  OK(pst_file_read(path, 1 << 20, &text, &n, &err));
+  pst_free(path);
+  return text;
+}
+
+static int see_line(void *user, int64_t line, int64_t record_id) {
+  int64_t *lines = user;
+  assert_true(line >= 0 && line < 8);
+  lines[line] = record_id;
+  return 0;
+}
+
+static int count_hash(void *user, pst_str hash) {
+  (void)hash;
+  ++*(int *)user;
+  return 0;
+}
+
+static void erasure_reaches_everything(void **state) {
+  (void)state;
+  char hash[65], other[65], loose[65];
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  put("b1", "bob", PST_STORE_KEEP_CONTENT);
+  put("a2", "ann", PST_STORE_KEEP_CONTENT);
+  put("b2", "bob", PST_STORE_KEEP_CONTENT);
+  const pst_store_feedback f = {.completion_id = PST_STR("a1"), .correction = PST_STR("velvet-gnu")};
+  OK(pst_store_feedback_put(store, &f, &err));
+  const int64_t ids[] = {id_of("a1"), id_of("b1"), id_of("a2"), id_of("b2")};
+  make_set("one\ntwo\nthree\nfour\n", true, ids, 4, hash);
+  make_set("two\nfour\n", true, (const int64_t[]){ids[1], ids[3]}, 2, other);
+  make_set("anything\n", false, ids, 2, loose);
+  OK(pst_store_data_set_used(store, pst_str_from(hash), PST_STR("adapter"), PST_STR("ad1"), 6, &err));
+  OK(pst_store_data_set_used(store, pst_str_from(other), PST_STR("adapter"), PST_STR("ad2"), 6, &err));
+  int n = 0;
+  OK(pst_store_data_set_of_record(store, ids[0], count_hash, &n, &err));
+  assert_int_equal(n, 2);
+
+  pst_store_erasure e;
+  OK(pst_store_records_erase(store, PST_STR("ann"), NONE, 9, &e, &err));
+  assert_int_equal(e.n_records, 2);
+  assert_int_equal(e.n_sets, 2);
+  assert_string_equal(e.sets[0].hash, hash);
+  assert_int_equal(e.sets[0].n_lines, 2);
+  assert_string_equal(e.sets[0].replaced_by, other); /* the same lines have the same hash */
+  assert_string_equal(e.sets[1].hash, loose);
+  assert_string_equal(e.sets[1].replaced_by, "");
+  assert_int_equal(e.n_uses, 1);
+  assert_string_equal(e.uses[0].name, "ad1");
+  assert_false(e.in_log);
+  pst_store_erasure_done(&e);
+
+  assert_int_equal(look("a1").n, 0);
+  assert_int_equal(look("b1").n, 1);
+  assert_false(on_disk("velvet-gnu"));
+  assert_null(text_of(hash));
+  assert_null(text_of(loose));
+  char *kept = text_of(other);
+  assert_non_null(kept);
+  assert_string_equal(kept, "two\nfour\n");
+  pst_free(kept);
+  set_seen s = {0};
+  OK(pst_store_data_set_get(store, (pst_str){hash, 12}, see_set, &s, &err));
+  assert_true(s.state == PST_STORE_DATA_WITHDRAWN);
+  assert_string_equal(s.replaced_by, other);
+  int64_t lines[8] = {0};
+  OK(pst_store_data_set_records(store, pst_str_from(other), see_line, lines, &err));
+  assert_true(lines[0] == ids[1] && lines[1] == ids[3] && lines[2] == 0);
+
+  OK(pst_store_records_erase(store, NONE, PST_STR("b2"), 9, &e, &err));
+  assert_int_equal(e.n_sets, 1);
+  char *left = text_of(e.sets[0].replaced_by);
+  assert_string_equal(left, "two\n");
+  pst_free(left);
+  pst_store_erasure_done(&e);
+  OK(pst_store_records_erase(store, PST_STR("bob"), NONE, 9, &e, &err));
+  assert_string_equal(e.sets[0].replaced_by, ""); /* nothing is left */
+  pst_store_erasure_done(&e);
+  assert_false(on_disk("quixotic-zebra") || on_disk("plummeting-yak") || on_disk("ann") || on_disk("bob"));
+  assert_int_equal(pst_store_records_erase(store, PST_STR("ann"), NONE, 9, &e, &err), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_records_erase(store, NONE, NONE, 9, &e, &err), PST_E_BAD_INPUT);
+  OK(pst_store_verify(store, &err));
+}
+
+static void sets_are_checked(void **state) {
+  (void)state;
+  char hash[65];
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  OK(pst_store_file_put(store, "x\n", 2, hash, &err));
+  pst_store_data_set set = {.hash = {hash, 64}, .kind = PST_STR("training"), .n_lines = 1, .created_ms = 5};
+  assert_int_equal(pst_store_data_set_put(store, &set, true, (const int64_t[]){77}, 1, &err), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_data_set_put(store, &set, true, NULL, 0, &err), PST_E_BAD_INPUT);
+  set.hash = PST_STR("0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0");
+  assert_int_equal(pst_store_data_set_put(store, &set, false, NULL, 0, &err), PST_E_NOT_FOUND);
+  set_seen s = {0};
+  OK(pst_store_data_set_each(store, NONE, see_set, &s, &err));
+  assert_int_equal(s.n, 0); /* what failed left nothing */
+  assert_int_equal(pst_store_data_set_get(store, PST_STR("0f1e2d3c"), see_set, &s, &err), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_data_set_get(store, PST_STR("../../x"), see_set, &s, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_store_data_set_used(store, set.hash, PST_STR("adapter"), PST_STR("a"), 1, &err),
+                   PST_E_NOT_FOUND);
+}
+
+/* ---- retention ---- */
+
+static void what_has_expired_is_forgotten(void **state) {
+  (void)state;
+  char hash[65];
+  pst_store_request r = record("old", "ann", PST_STORE_KEEP_CONTENT);
+  r.expires_ms = 2000;
+  OK(pst_store_request_put(store, &r, &err));
+  r = record("later", "ann", PST_STORE_KEEP_CONTENT);
+  r.expires_ms = 4000;
+  OK(pst_store_request_put(store, &r, &err));
+  OK(pst_store_flush(store, &err));
+  put("ever", "bob", PST_STORE_KEEP_CONTENT);
+  const pst_store_feedback f = {.completion_id = PST_STR("old"), .correction = PST_STR("velvet-gnu")};
+  OK(pst_store_feedback_put(store, &f, &err));
+  make_set("one\ntwo\n", true, (const int64_t[]){id_of("old"), id_of("ever")}, 2, hash);
+
+  pst_store_erasure e;
+  OK(pst_store_records_prune(store, 1999, &e, &err));
+  assert_int_equal(e.n_records, 0);
+  pst_store_erasure_done(&e);
+  OK(pst_store_records_prune(store, 2000, &e, &err));
+  assert_int_equal(e.n_records, 1);
+  assert_int_equal(e.n_sets, 1);
+  char *text = text_of(e.sets[0].replaced_by);
+  assert_string_equal(text, "two\n");
+  pst_free(text);
+  pst_store_erasure_done(&e);
+  seen s = look("old"); /* the books stay */
+  assert_int_equal(s.n, 1);
+  assert_int_equal(s.prompt_tokens, 7);
+  assert_false(s.content || s.train);
+  assert_string_equal(s.subject, "");
+  assert_true(look("later").content && look("ever").content);
+  assert_false(on_disk("velvet-gnu"));
+  OK(pst_store_records_prune(store, 2000, &e, &err));
+  assert_int_equal(e.n_records, 0);
+  pst_store_erasure_done(&e);
+}
+
+/* A crash between the commit of an erasure and the removal of the file leaves the file; the next prune removes it. */
+static void a_file_that_a_crash_left_is_removed(void **state) {
+  (void)state;
+  char hash[65];
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  make_set("one\n", true, (const int64_t[]){id_of("a1")}, 1, hash);
+  pst_store_erasure e;
+  OK(pst_store_records_erase(store, PST_STR("ann"), NONE, 9, &e, &err));
+  pst_store_erasure_done(&e);
+  OK(pst_store_file_put(store, "one\n", 4, hash, &err));
+  OK(pst_store_records_prune(store, 1, &e, &err));
+  pst_store_erasure_done(&e);
+  assert_null(text_of(hash));
+}
+
+/* ---- import ---- */
+
+typedef struct rows {
+  int n, fail_at;
+} rows;
+
+static int next_row(void *user, pst_store_request *ret_row, pst_error *e) {
+  rows *r = user;
+  static char id[32];
+  if (r->n == r->fail_at) return pst_error_set(e, PST_E_BAD_INPUT, "rows", "row %d is bad", r->n);
+  if (r->n == 100) return 0;
+  snprintf(id, sizeof id, "row-%d", r->n++);
+  *ret_row = record(id, "ann", PST_STORE_KEEP_CONTENT);
+  return 1;
+}
+
+static void an_import_is_whole_or_nothing(void **state) {
+  (void)state;
+  int64_t n_new = 0, n_known = 0;
+  rows bad = {0, 57}, good = {0, -1}, again = {0, -1};
+  assert_int_equal(pst_store_records_import(store, next_row, &bad, &n_new, &n_known, &err), PST_E_BAD_INPUT);
+  assert_string_equal(err.message, "row 57 is bad");
+  assert_int_equal(look(NULL).n, 0);
+  OK(pst_store_records_import(store, next_row, &good, &n_new, &n_known, &err));
+  assert_true(n_new == 100 && n_known == 0 && look(NULL).n == 100);
+  OK(pst_store_records_import(store, next_row, &again, &n_new, &n_known, &err));
+  assert_true(n_new == 0 && n_known == 100 && look(NULL).n == 100);
+  pst_store_request_filter served = PST_STORE_REQUEST_FILTER_INIT;
+  pst_store_usage usage;
+  OK(pst_store_usage_get(store, &served, &usage, &err));
+  assert_int_equal(usage.n_requests, 0); /* an import is no request in the books */
+}
+
+/* ---- guards ---- */
+
+static int see_guard(void *user, const pst_store_guarded *g) {
+  uint64_t *sum = user;
+  for (size_t i = 0; i < g->n_words; i++) *sum += g->words[i];
+  *sum += g->part == 3;
+  return 0;
+}
+
+static void guards_are_kept_once(void **state) {
+  (void)state;
+  const uint64_t words[] = {10, 20, 30};
+  const pst_store_guarded items[] = {{PST_STR("desk"), PST_STR("i1"), 1, words, 2},
+                                     {PST_STR("desk"), PST_STR("i2"), 3, words + 2, 1},
+                                     {PST_STR("desk"), PST_STR("i3"), 1, NULL, 0}};
+  assert_false(pst_store_guard_known(store, PST_STR("desk"), PST_STR("f")));
+  for (int i = 0; i < 2; i++) OK(pst_store_guard_put(store, PST_STR("desk"), PST_STR("f"), items, 3, &err));
+  assert_true(pst_store_guard_known(store, PST_STR("desk"), PST_STR("f")));
+  uint64_t sum = 0;
+  OK(pst_store_guard_each(store, see_guard, &sum, &err));
+  assert_int_equal(sum, 61);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, open_store, close_store)
+
+int main(void) {
+  const struct CMUnitTest tests[] = {TEST(consent_is_only_lowered),
+                                     TEST(a_key_has_its_own_consent),
+                                     TEST(what_may_not_be_kept_is_not),
+                                     TEST(erasure_reaches_everything),
+                                     TEST(sets_are_checked),
+                                     TEST(what_has_expired_is_forgotten),
+                                     TEST(a_file_that_a_crash_left_is_removed),
+                                     TEST(an_import_is_whole_or_nothing),
+                                     TEST(guards_are_kept_once)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
