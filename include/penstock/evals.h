@@ -106,6 +106,26 @@ typedef struct pst_evals_import_options {
 int pst_evals_import(const char *jsonl_path, const char *folder, const pst_evals_import_options *options,
                      pst_progress *progress, pst_error *err);
 
+/* ---- near-duplicates (evals/text.c, evals/cluster.c) ------------------------------------------------------------ */
+
+/* Two inputs whose sets of words have a Jaccard index above this are near-duplicates. */
+#define PST_EVALS_NEAR_DUPLICATE 0.6
+
+/* The words of a text (runs of letters, digits and marks; each CJK letter for itself), lower-cased NFKC, joined by single spaces. Appends. */
+int pst_evals_words(pst_str text, pst_buf *out);
+
+/* Numbers texts by near-duplicate cluster: single linkage over pairs with a word Jaccard above the threshold. own[i] (own NULL: none)
+ * not empty: text i is linked to those with the same name, and to no others. ret_cluster: n numbers, ascending by first
+ * member from 0. Exact, and near-linear for ordinary text: all-pairs join with prefix filter (Bayardo, Ma, Srikant 2007). */
+int pst_evals_cluster(const pst_str *texts, const pst_str *own, size_t n, double threshold, uint32_t *ret_cluster,
+                      pst_error *err);
+
+/* Keeps the words of a workload's items, but for its examples, in the store for good, so that no training data may hold them (evals/guard.c). Every run does it for
+ * the items it asks; once a state of a workload is known it costs a query. */
+int pst_evals_guard(pst_store *store, const pst_evals_workload *workload, pst_error *err);
+/* Hashes of a text's words in their order, as guarded items hold them; appends to *words ([*n], pst_array_reserve). */
+int pst_evals_word_hashes(pst_str text, uint64_t **words, size_t *n, size_t *capacity);
+
 /* ---- graders (evals/grade.c) ------------------------------------------------------------------------------------ */
 
 typedef struct pst_evals_grade {

@@ -128,7 +128,7 @@ int pst_gateway_classifier_open(pst_store *store, pst_str hash, pst_classifier *
 /* Writes answers into the store as a file that a plan's speculation may draft from, by content hash: the same answers in any order give the same file.
  * PST_E_LIMIT: more than 2,000,000 bytes, three more counted for each. */
 int pst_gateway_answers_build(pst_store *store, const pst_str *answers, size_t n, char ret_hash[65], pst_error *err);
-/* The same of the answers that were recorded with their text (serve --keep-content) when users called a workload: the newest that fit. *ret_n (NULL: not wanted): how
+/* The same of the answers that were recorded with their text (consent) when users called a workload: the newest that fit. *ret_n (NULL: not wanted): how
  * many. PST_E_NO_DATA when there are none. */
 int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_hash[65], size_t *ret_n, pst_error *err);
 
@@ -231,8 +231,9 @@ typedef struct pst_gateway_call {
                                       a target that cannot serve it answers PST_E_UNSUPPORTED. Read before the function returns. */
   const pst_str *exclude_examples; /* ids never to be retrieved */
   size_t n_exclude;
-  bool stream;       /* text as it comes; else one event per choice at its end */
-  bool keep_content; /* keep input and output text with the record */
+  bool stream;               /* text as it comes; else one event per choice at its end */
+  pst_store_consent consent; /* what may be kept of a user's call; zero: metadata */
+  pst_str subject;           /* whose call it is; empty: unknown */
   pst_gateway_callback callback;
   void *user;
 } pst_gateway_call;

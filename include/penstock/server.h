@@ -11,7 +11,10 @@
  * Keys: a request over the loopback interface needs none unless require_key is set; all others need one, and so do those that come over loopback for
  * somebody else: with a proxy's header (Forwarded, X-Forwarded-For, X-Real-IP), or with an Origin that is not on loopback, which is a page of another site
  * in a browser on this machine. A key that is sent and begins as ours do ("pst-") must be right in any case; other texts are what clients send that insist
- * on a key, and are ignored where none is needed. */
+ * on a key, and are ignored where none is needed.
+ *
+ * Records: the consent of the caller's key holds, else that of the options. Headers of a request can only lower it: X-Penstock-Keep (nothing, metadata,
+ * content), X-Penstock-Train (no), X-Penstock-Retention-Days. Whose request it is: X-Penstock-Subject, else `safety_identifier`, else `user`. */
 #ifndef PENSTOCK_SERVER_H
 #define PENSTOCK_SERVER_H
 
@@ -31,10 +34,10 @@ typedef struct pst_server_alias {
 } pst_server_alias;
 
 typedef struct pst_server_options {
-  const char *address; /* "127.0.0.1" */
-  int port;            /* 0: the system chooses */
-  bool require_key;    /* on loopback too */
-  bool keep_content;   /* keep input and output text with the records */
+  const char *address;       /* "127.0.0.1" */
+  int port;                  /* 0: the system chooses */
+  bool require_key;          /* on loopback too */
+  pst_store_consent consent; /* what may be kept of requests whose key says nothing about it */
   const pst_server_alias *aliases;
   size_t n_aliases;
   const char *default_model; /* id or gateway name that "default" stands for; NULL: there is none */

@@ -1,4 +1,4 @@
-/* Penstock store: what outlives the process. Requests, feedback, API keys, the ledger, plans, evidence, runs, jobs,
+/* Penstock store: what outlives the process. Requests, feedback, data sets, API keys, the ledger, plans, evidence, runs, jobs,
  * settings, prices, cached answers (all in HOME/penstock.db) and files kept by content hash (HOME/files).
  *
  * Threads: any thread may call any function of an open store. All writes of a process go through one writer thread, which
@@ -75,12 +75,32 @@ typedef struct pst_store_limits {
   int64_t day_nusd, month_nusd, total_nusd;
 } pst_store_limits;
 
+/* What may be kept of a request. Metadata: who asked what workload when, tokens, time, money, subject, feedback without texts. */
+typedef enum pst_store_keep {
+  PST_STORE_KEEP_NOTHING = -1, /* no record at all; the ledger has its sum of money */
+  PST_STORE_KEEP_METADATA,
+  PST_STORE_KEEP_CONTENT,
+} pst_store_keep;
+const char *pst_store_keep_name(pst_store_keep keep); /* "nothing", "metadata", "content" */
+bool pst_store_keep_from(pst_str name, pst_store_keep *ret_keep);
+
+enum { PST_STORE_RETENTION_MAX = 36500 }; /* days */
+typedef struct pst_store_consent {
+  pst_store_keep keep;
+  bool train;         /* with CONTENT: may become training data */
+  int retention_days; /* then content, subject and feedback are deleted; 0: never */
+} pst_store_consent;
+/* What both allow: the lesser keep, train only where both say so, the shorter retention. */
+pst_store_consent pst_store_consent_lower(pst_store_consent a, pst_store_consent b);
+
 typedef struct pst_store_key {
   int64_t id; /* > 0 */
   char name[64];
   char hint[16];     /* the secret's first characters, for lists */
   char workload[64]; /* default workload; empty: none */
   pst_store_limits limits;
+  bool has_consent; /* false: what the server says holds */
+  pst_store_consent consent;
   int64_t created_ms;
   int64_t disabled_ms; /* 0: in use */
 } pst_store_key;
@@ -95,6 +115,8 @@ int pst_store_key_get(pst_store *store, pst_str name, pst_store_key *ret_key, ps
 int pst_store_key_each(pst_store *store, int (*fn)(void *user, const pst_store_key *key), void *user, pst_error *err);
 int pst_store_key_set_limits(pst_store *store, int64_t key_id, pst_store_limits limits, pst_error *err);
 int pst_store_key_set_workload(pst_store *store, int64_t key_id, pst_str workload, pst_error *err);
+/* NULL: the server's own holds again. PST_E_BAD_INPUT for training without content, or a retention outside 0 to PST_STORE_RETENTION_MAX. */
+int pst_store_key_set_consent(pst_store *store, int64_t key_id, const pst_store_consent *consent, pst_error *err);
 int pst_store_key_disable(pst_store *store, int64_t key_id, int64_t now_ms, pst_error *err); /* for good */
 
 /* ---- budgets and the ledger (store/ledger.c) -------------------------------------------------------------------- */
@@ -160,13 +182,19 @@ typedef struct pst_store_request {
   int status;                /* HTTP status the caller saw */
   pst_str finish;            /* "stop", "length" ...; absent on failure */
   int64_t cost_nusd;
-  pst_str input_json; /* content: absent unless the workload wants it kept */
-  pst_str output_json;
+  pst_store_keep keep; /* NOTHING is not stored, METADATA without its content */
+  bool train;          /* with CONTENT */
+  bool imported;       /* brought in by pst_store_records_import, not served here */
+  int64_t expires_ms;  /* when pst_store_records_prune forgets it; 0: never */
+  pst_str subject;     /* whose request it was, by the application's own id; absent: unknown */
+  pst_str input_json;  /* content: what was asked, a request as providers take it */
+  pst_str output_json; /* content: {"choices": [{"index", "text", "finish"}]} */
 } pst_store_request;
 
 /* Queues a record; strings are copied. PST_E_BAD_INPUT for a missing completion_id, PST_E_LIMIT when 100,000 writes wait already. */
 int pst_store_request_put(pst_store *store, const pst_store_request *request, pst_error *err);
 
+typedef enum pst_store_origin { PST_STORE_SERVED, PST_STORE_IMPORTED, PST_STORE_ANY_ORIGIN } pst_store_origin;
 typedef struct pst_store_request_filter {
   pst_str workload;           /* data NULL: any */
   pst_str completion_id;      /* data NULL: any */
@@ -176,10 +204,14 @@ typedef struct pst_store_request_filter {
   int64_t after_id;           /* only records with a larger id: pages */
   int64_t limit;              /* 0: no limit */
   bool newest_first;
-  bool with_content; /* fill input_json, output_json */
+  bool with_content;       /* fill input_json, output_json */
+  pst_str subject;         /* data NULL: any */
+  pst_store_origin origin; /* INIT: SERVED */
+  bool answered;           /* only those that were answered and whose texts are kept */
+  bool train;              /* only those that may become training data */
 } pst_store_request_filter;
 #define PST_STORE_REQUEST_FILTER_INIT \
-  { {NULL, 0}, {NULL, 0}, -1, -1, 0, 0, 0, 0, false, false }
+  { {NULL, 0}, {NULL, 0}, -1, -1, 0, 0, 0, 0, false, false, {NULL, 0}, PST_STORE_SERVED, false, false }
 int pst_store_request_each(pst_store *store, const pst_store_request_filter *filter,
                            int (*fn)(void *user, const pst_store_request *request), void *user, pst_error *err);
 
@@ -203,12 +235,120 @@ typedef struct pst_store_feedback {
   double score;
   pst_str correction; /* the answer it should have been */
   pst_str outcome;    /* what happened in the product */
+  bool retried;       /* the user asked again */
+  bool abandoned;     /* the user went away */
 } pst_store_feedback;
-/* Appends; several per completion are fine. PST_E_NOT_FOUND for an unknown completion_id, PST_E_BAD_INPUT when it says nothing. */
+/* Appends; several per completion are fine. PST_E_NOT_FOUND for an unknown completion_id, PST_E_BAD_INPUT when it says nothing, PST_E_UNSUPPORTED
+ * for a correction where the record's consent does not allow texts. */
 int pst_store_feedback_put(pst_store *store, const pst_store_feedback *feedback, pst_error *err);
 /* completion_id data NULL: all; after_id as above. Oldest first. */
 int pst_store_feedback_each(pst_store *store, pst_str completion_id, int64_t after_id,
                             int (*fn)(void *user, const pst_store_feedback *feedback), void *user, pst_error *err);
+
+/* ---- records as data (store/records.c) -------------------------------------------------------------------------- */
+
+/* Stores rows as imported records, in one transaction: all or none, whatever happens to the process. next: 1 with a row (its strings live until the next
+ * call), 0 at the end, negative to give up with *err; it runs on the writer thread. A row whose completion_id is there already is passed over. While
+ * it runs no other process can write: some 10 us a row. */
+int pst_store_records_import(pst_store *store, int (*next)(void *user, pst_store_request *ret_row, pst_error *err),
+                             void *user, int64_t *ret_n_new, int64_t *ret_n_known, pst_error *err);
+
+/* What an erasure reached. */
+typedef struct pst_store_erased_set {
+  char hash[65],
+      replaced_by
+          [65]; /* replaced_by: the same without the erased lines; empty: nothing was left, or it is not made of lines */
+  const char *kind;
+  int64_t n_lines; /* erased of it */
+} pst_store_erased_set;
+typedef struct pst_store_erased_use {
+  char hash[65]; /* of the data set */
+  const char *kind, *name;
+} pst_store_erased_use;
+typedef struct pst_store_erasure {
+  int64_t n_records;
+  pst_store_erased_set *sets;
+  size_t n_sets, sets_capacity;
+  pst_store_erased_use *uses; /* what was made of those sets and is now marked stale */
+  size_t n_uses, uses_capacity;
+  bool in_log; /* another process reads: bytes may stand in the write-ahead log until it is done */
+  pst_arena *arena;
+} pst_store_erasure;
+void pst_store_erasure_done(pst_store_erasure *erasure);
+
+/* Deletes records with content and feedback: all of a subject, or the one with a completion id (the other has data NULL). Data sets made of them are
+ * replaced by others without their lines and their files removed; what was made of those sets is marked stale. PST_E_NOT_FOUND when there is no
+ * such record. The bytes are overwritten in the database. */
+int pst_store_records_erase(pst_store *store, pst_str subject, pst_str completion_id, int64_t now_ms,
+                            pst_store_erasure *ret_erasure, pst_error *err);
+/* The same for what has expired; of what was served here the books remain (tokens, time, money), without subject. */
+int pst_store_records_prune(pst_store *store, int64_t now_ms, pst_store_erasure *ret_erasure, pst_error *err);
+
+/* What there is of each workload, by its name (absent: outside any). */
+typedef struct pst_store_record_counts {
+  pst_str workload;
+  int64_t n_records; /* answered requests of users, and imported rows */
+  int64_t n_imported, n_content, n_train, n_subjects, n_expiring;
+  int64_t n_feedback, n_up, n_down, n_corrected; /* feedback rows */
+  int64_t oldest_ms, newest_ms;
+} pst_store_record_counts;
+int pst_store_records_count(pst_store *store, int (*fn)(void *user, const pst_store_record_counts *counts), void *user,
+                            pst_error *err);
+
+/* ---- data sets and their lineage (store/data_sets.c) ------------------------------------------------------------ */
+
+typedef enum pst_store_data_state {
+  PST_STORE_DATA_WHOLE,
+  PST_STORE_DATA_WITHDRAWN /* records of it were erased; its file is gone */
+} pst_store_data_state;
+typedef struct pst_store_data_set {
+  pst_str hash; /* of its file (pst_store_file_path) */
+  pst_str
+      kind; /* "training": one JSON object a line, {"messages": [...], "part": "train" or "held", "cluster": n}; others as their makers say */
+  pst_str workload;
+  int64_t n_lines;
+  pst_str params, report; /* JSON, or absent */
+  int64_t created_ms;
+  pst_store_data_state state;
+  pst_str replaced_by; /* with WITHDRAWN: absent when nothing was left */
+} pst_store_data_set;
+/* Registers a kept file as made of records: record_ids[i] gave line i (by_line), or simply took part. Registering it again adds nothing. PST_E_NOT_FOUND
+ * when one of the records is gone meanwhile. */
+int pst_store_data_set_put(pst_store *store, const pst_store_data_set *set, bool by_line, const int64_t *record_ids,
+                           size_t n_records, pst_error *err);
+/* By full hash or a unique prefix of at least 8 digits; calls fn once. PST_E_NOT_FOUND. */
+int pst_store_data_set_get(pst_store *store, pst_str hash, int (*fn)(void *user, const pst_store_data_set *set),
+                           void *user, pst_error *err);
+/* Newest first; workload data NULL: any. */
+int pst_store_data_set_each(pst_store *store, pst_str workload, int (*fn)(void *user, const pst_store_data_set *set),
+                            void *user, pst_error *err);
+/* The records it was made of, by line. */
+int pst_store_data_set_records(pst_store *store, pst_str hash, int (*fn)(void *user, int64_t line, int64_t record_id),
+                               void *user, pst_error *err);
+/* The sets that hold a record. */
+int pst_store_data_set_of_record(pst_store *store, int64_t record_id, int (*fn)(void *user, pst_str hash), void *user,
+                                 pst_error *err);
+/* Notes that something (kind "adapter", name its hash) was made of a data set. PST_E_NOT_FOUND for an unknown set. */
+int pst_store_data_set_used(pst_store *store, pst_str hash, pst_str kind, pst_str name, int64_t now_ms, pst_error *err);
+/* hash data NULL: of all sets. stale: records of the set were erased since. */
+int pst_store_data_set_uses(pst_store *store, pst_str hash,
+                            int (*fn)(void *user, pst_str hash, pst_str kind, pst_str name, bool stale), void *user,
+                            pst_error *err);
+
+/* ---- items that no training data may hold (store/data_sets.c) --------------------------------------------------- */
+
+typedef struct pst_store_guarded {
+  pst_str workload, item;
+  int part;              /* of the workload, as evals number them */
+  const uint64_t *words; /* hashes of its words in their order, [n_words] */
+  size_t n_words;
+} pst_store_guarded;
+/* Keeps the items of a workload's state (fingerprint) for good. Keeping a state twice is fine, and quick. */
+int pst_store_guard_put(pst_store *store, pst_str workload, pst_str fingerprint, const pst_store_guarded *items,
+                        size_t n, pst_error *err);
+bool pst_store_guard_known(pst_store *store, pst_str workload, pst_str fingerprint);
+int pst_store_guard_each(pst_store *store, int (*fn)(void *user, const pst_store_guarded *item), void *user,
+                         pst_error *err);
 
 /* ---- plans and evidence (store/plans.c) ------------------------------------------------------------------------- */
 

@@ -76,7 +76,7 @@ typedef struct pst_wire_request {
   int n;          /* 1 to 16 */
   int n_logprobs; /* -1: none; 0: the chosen token's alone; up to 20 */
   bool stream, include_usage;
-  pst_str user; /* empty: none */
+  pst_str user, safety_identifier; /* whose request it is, the old name and the new one; empty: none */
   bool
       newer_max_tokens; /* CHAT: was called max_completion_tokens, the only name that reasoning models of providers take */
   pst_str reasoning_effort; /* CHAT: for providers; empty: none */
@@ -121,14 +121,15 @@ typedef struct pst_wire_embedding_answer {
 } pst_wire_embedding_answer;
 void pst_wire_embedding_write(const pst_wire_embedding_answer *answer, pst_buf *out);
 
-/* POST /v1/feedback. At least one of the four judgements is there. */
+/* POST /v1/feedback. At least one of the judgements is there. */
 typedef struct pst_wire_feedback {
   pst_str completion_id;
   bool has_thumbs, thumbs_up;
   bool has_score;
-  double score;       /* finite */
-  pst_str correction; /* data NULL: none */
-  pst_str outcome;    /* data NULL: none */
+  double score;            /* finite */
+  pst_str correction;      /* data NULL: none */
+  pst_str outcome;         /* data NULL: none */
+  bool retried, abandoned; /* the user asked again; went away */
   pst_json_doc *doc;
 } pst_wire_feedback;
 int pst_wire_feedback_parse(pst_str body, pst_wire_feedback *ret_feedback, pst_error *err);

@@ -23,6 +23,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_requests,
     &pst_cli_feedback,
     &pst_cli_answers,
+    &pst_cli_data,
 };
 /* clang-format on */
 const size_t pst_cli_n_commands = PST_ARRAY_LEN(pst_cli_commands);

@@ -34,10 +34,14 @@ static int create(const pst_cli_args *a, pst_store *store, const char *name, pst
   pst_store_limits limits = none;
   char secret[PST_STORE_SECRET_BYTES];
   int64_t id;
+  pst_store_consent consent = {.keep = PST_STORE_KEEP_METADATA};
+  bool consents = pst_cli_given(a, "keep") || pst_cli_given(a, "train") || pst_cli_given(a, "retention");
   int code = read_limits(a, none, &limits, err);
+  if (!code) code = pst_cli_consent(a, consent, &consent, err);
   if (!code)
     code = pst_store_key_create(store, pst_str_from(name), pst_str_from(pst_cli_text(a, "workload")), limits,
                                 pst_clock_unix_ms(), &id, secret, err);
+  if (!code && consents) code = pst_store_key_set_consent(store, id, &consent, err);
   if (!code) put_secret(name, secret, pst_cli_flag(a, "json"));
   return code;
 }
@@ -54,6 +58,21 @@ static int change(const pst_cli_args *a, pst_store *store, const char *name, pst
   if (!code && pst_cli_given(a, "workload"))
     code = pst_store_key_set_workload(store, key.id, pst_str_from(pst_cli_text(a, "workload")), err);
   return code;
+}
+
+static int consent(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
+  pst_store_key key;
+  pst_store_consent wanted;
+  const char *keep = pst_cli_text(a, "keep");
+  bool none = keep && !strcmp(keep, "default");
+  int code = pst_store_key_get(store, pst_str_from(name), &key, err);
+  if (code) return code;
+  if (none) return pst_store_key_set_consent(store, key.id, NULL, err);
+  if (!keep && !pst_cli_given(a, "train") && !pst_cli_given(a, "retention"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "key", "say what may be kept: --keep, --train or --retention");
+  code = pst_cli_consent(a, key.has_consent ? key.consent : (pst_store_consent){.keep = PST_STORE_KEEP_METADATA},
+                         &wanted, err);
+  return code ? code : pst_store_key_set_consent(store, key.id, &wanted, err);
 }
 
 static int disable(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
@@ -97,6 +116,12 @@ static void put_json(listing *l, const pst_store_key *k, const pst_store_budget 
   pst_json_put_bool(w, k->disabled_ms != 0);
   pst_json_key(w, "created_ms");
   pst_json_put_int(w, k->created_ms);
+  pst_json_key(w, "keep");
+  pst_json_put_cstr(w, k->has_consent ? pst_store_keep_name(k->consent.keep) : NULL); /* null: the server's */
+  pst_json_key(w, "train");
+  pst_json_put_bool(w, k->consent.train);
+  pst_json_key(w, "retention_days");
+  pst_json_put_int(w, k->consent.retention_days);
   put_amount(w, "limit_day_usd", k->limits.day_nusd);
   put_amount(w, "limit_month_usd", k->limits.month_nusd);
   put_amount(w, "limit_total_usd", k->limits.total_nusd);
@@ -132,11 +157,14 @@ static int put_key(void *user, const pst_store_key *k) {
   }
   char day[72], month[72], total[72];
   if (l->n == 1)
-    printf("%-20s %-14s %-16s %-24s %-24s %-24s %s\n", "NAME", "KEY", "WORKLOAD", "TODAY $", "MONTH $", "TOTAL $",
-           "STATE");
-  printf("%-20s %-14s %-16s %-24s %-24s %-24s %s\n", k->name, *k->hint ? k->hint : "-",
+    printf("%-20s %-14s %-16s %-24s %-24s %-24s %-10s %s\n", "NAME", "KEY", "WORKLOAD", "TODAY $", "MONTH $", "TOTAL $",
+           "KEEP", "STATE");
+  printf("%-20s %-14s %-16s %-24s %-24s %-24s %-10s %s\n", k->name, *k->hint ? k->hint : "-",
          *k->workload ? k->workload : "-", spent_of(b.day_nusd, k->limits.day_nusd, day),
          spent_of(b.month_nusd, k->limits.month_nusd, month), spent_of(b.total_nusd, k->limits.total_nusd, total),
+         !k->has_consent    ? "default"
+         : k->consent.train ? "train"
+                            : pst_store_keep_name(k->consent.keep),
          k->disabled_ms ? "disabled" : "in use");
   return 0;
 }
@@ -159,14 +187,14 @@ static int run_key(const pst_cli_args *a, pst_error *err) {
   static const struct {
     const char *verb;
     int (*run)(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err);
-  } verbs[] = {{"create", create}, {"limit", change}, {"disable", disable}};
+  } verbs[] = {{"create", create}, {"limit", change}, {"consent", consent}, {"disable", disable}};
   const char *verb = a->n_words ? a->words[0] : "list";
   bool listed = !strcmp(verb, "list");
   size_t i = 0;
   while (i < PST_ARRAY_LEN(verbs) && strcmp(verb, verbs[i].verb)) i++;
   if (!listed && i == PST_ARRAY_LEN(verbs))
-    return pst_error_set(err, PST_E_BAD_INPUT, "key", "unknown action '%.40s'; there are create, list, limit, disable",
-                         verb);
+    return pst_error_set(err, PST_E_BAD_INPUT, "key",
+                         "unknown action '%.40s'; there are create, list, limit, consent, disable", verb);
   if (listed != (a->n_words < 2))
     return pst_error_set(err, PST_E_BAD_INPUT, "key",
                          listed ? "list takes no name" : "%s needs the key's name: penstock key %s NAME", verb, verb);
@@ -183,18 +211,21 @@ static const pst_cli_option options[] = {
     {"total", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much ever"},
     {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
      "answers requests whose model is nothing this server knows"},
+    PST_CLI_CONSENT,
     PST_CLI_HOME,
     PST_CLI_JSON,
 };
-const pst_cli_command pst_cli_key = {"key",
-                                     "create|list|limit|disable [NAME]",
-                                     "API keys and their budgets",
-                                     "create NAME   makes a key and prints it, once; limits and workload as below\n"
-                                     "list          keys, what they may spend and have spent (the default)\n"
-                                     "limit NAME    changes limits or workload\n"
-                                     "disable NAME  for good; running requests are finished",
-                                     0,
-                                     2,
-                                     options,
-                                     PST_ARRAY_LEN(options),
-                                     run_key};
+const pst_cli_command pst_cli_key = {
+    "key",
+    "create|list|limit|consent|disable [NAME]",
+    "API keys and their budgets",
+    "create NAME   makes a key and prints it, once; limits and workload as below\n"
+    "list          keys, what they may spend and have spent (the default)\n"
+    "limit NAME    changes limits or workload\n"
+    "consent NAME  says what may be kept of its requests; --keep default: what the server says\n"
+    "disable NAME  for good; running requests are finished",
+    0,
+    2,
+    options,
+    PST_ARRAY_LEN(options),
+    run_key};

@@ -24,6 +24,25 @@ int pst_cli_money(const pst_cli_args *a, const char *option, int64_t fallback, i
   return 0;
 }
 
+int pst_cli_consent(const pst_cli_args *a, pst_store_consent old, pst_store_consent *ret_consent, pst_error *err) {
+  pst_store_consent c = old;
+  const char *keep = pst_cli_text(a, "keep"), *train = pst_cli_text(a, "train");
+  if (keep && !pst_store_keep_from(pst_str_from(keep), &c.keep))
+    return pst_error_set(err, PST_E_BAD_INPUT, "keep", "--keep takes nothing, metadata or content; not '%.40s'", keep);
+  if (train && strcmp(train, "yes") && strcmp(train, "no"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "train", "--train takes yes or no; not '%.40s'", train);
+  if (train) c.train = !strcmp(train, "yes");
+  if (c.keep != PST_STORE_KEEP_CONTENT) {
+    if (train && c.train)
+      return pst_error_set(err, PST_E_BAD_INPUT, "train",
+                           "what is not kept cannot be trained on; say --keep content as well");
+    c.train = false;
+  }
+  if (pst_cli_given(a, "retention")) c.retention_days = (int)pst_cli_int(a, "retention");
+  *ret_consent = c;
+  return 0;
+}
+
 const char *pst_cli_show_money(int64_t nusd, char text[32]) {
   if (nusd == PST_STORE_NO_LIMIT)
     snprintf(text, 32, "-");

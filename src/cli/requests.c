@@ -147,8 +147,8 @@ static int put_feedback(void *user, const pst_store_feedback *f) {
       printf("%8.3g", f->score);
     else
       printf("%8s", "-");
-    printf("  %.*s%s%.*s\n", (int)f->outcome.n, f->outcome.data ? f->outcome.data : "",
-           f->outcome.n && f->correction.n ? "; " : "", (int)f->correction.n,
+    printf("  %s%s%.*s%s%.*s\n", f->retried ? "retried; " : "", f->abandoned ? "abandoned; " : "", (int)f->outcome.n,
+           f->outcome.data ? f->outcome.data : "", f->outcome.n && f->correction.n ? "; " : "", (int)f->correction.n,
            f->correction.data ? f->correction.data : "");
     return 0;
   }
@@ -161,7 +161,32 @@ static int put_feedback(void *user, const pst_store_feedback *f) {
   pst_json_put_double(w, f->has_score ? f->score : (double)NAN);
   put_text(w, "correction", f->correction);
   put_text(w, "outcome", f->outcome);
+  pst_json_key(w, "retry");
+  pst_json_put_bool(w, f->retried);
+  pst_json_key(w, "abandon");
+  pst_json_put_bool(w, f->abandoned);
   pst_json_end_object(w);
+  return 0;
+}
+
+/* What the options say of one answer. *ret_any false: they say nothing. */
+static int read_feedback(const pst_cli_args *a, pst_store_feedback *f, bool *ret_any, pst_error *err) {
+  const char *thumbs = pst_cli_text(a, "thumbs"), *correction = pst_cli_text(a, "correction"),
+             *outcome = pst_cli_text(a, "outcome");
+  *f = (pst_store_feedback){.time_ms = pst_clock_unix_ms(),
+                            .has_score = pst_cli_given(a, "score"),
+                            .retried = pst_cli_flag(a, "retry"),
+                            .abandoned = pst_cli_flag(a, "abandon")};
+  if (thumbs && strcmp(thumbs, "up") && strcmp(thumbs, "down"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "thumbs", "--thumbs takes up or down; not '%.40s'", thumbs);
+  if (thumbs) f->thumbs = !strcmp(thumbs, "up") ? 1 : -1;
+  if (f->has_score) f->score = pst_cli_number(a, "score");
+  if (correction) f->correction = pst_str_from(correction);
+  if (outcome) f->outcome = pst_str_from(outcome);
+  *ret_any = thumbs || f->has_score || correction || outcome || f->retried || f->abandoned;
+  if (*ret_any && !a->n_words)
+    return pst_error_set(err, PST_E_BAD_INPUT, "feedback", "say which answer: penstock feedback COMPLETION_ID ...");
+  if (*ret_any) f->completion_id = pst_str_from(a->words[0]);
   return 0;
 }
 
@@ -170,7 +195,15 @@ static int run_feedback(const pst_cli_args *a, pst_error *err) {
   listing l = {.n = 0};
   pst_str id = pst_str_from(a->n_words ? a->words[0] : NULL);
   int64_t total = 0;
-  int code = pst_cli_store_open(a, &store, err);
+  pst_store_feedback given;
+  bool any = false;
+  int code = read_feedback(a, &given, &any, err);
+  if (!code) code = pst_cli_store_open(a, &store, err);
+  if (!code && any) code = pst_store_feedback_put(store, &given, err);
+  if (code || any) {
+    pst_store_close(store);
+    return code;
+  }
   if (!a->n_words) id.data = NULL;
   if (!code) code = pst_store_feedback_each(store, id, 0, count_feedback, &total, err);
   l.skip = total - pst_cli_int(a, "limit");
@@ -183,12 +216,26 @@ static int run_feedback(const pst_cli_args *a, pst_error *err) {
 
 static const pst_cli_option feedback_options[] = {
     {"limit", 'n', PST_CLI_INT, "N", "20", 1, 1000000, false, "the newest N"},
+    {"thumbs", 0, PST_CLI_TEXT, "UP/DOWN", NULL, 0, 0, false, "add: it was liked, or not"},
+    {"score", 0, PST_CLI_NUMBER, "X", NULL, -1e300, 1e300, false, "add: a score, on the application's scale"},
+    {"correction", 0, PST_CLI_TEXT, "TEXT", NULL, 0, 0, false, "add: the answer it should have been"},
+    {"outcome", 0, PST_CLI_TEXT, "TEXT", NULL, 0, 0, false, "add: what happened later in the product"},
+    {"retry", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "add: the user asked again"},
+    {"abandon", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "add: the user went away"},
     PST_CLI_HOME,
     PST_CLI_JSON,
 };
 const pst_cli_command pst_cli_feedback = {
-    "feedback", "[COMPLETION_ID]", "what people thought of answers", NULL,        0,
-    1,          feedback_options,  PST_ARRAY_LEN(feedback_options),  run_feedback};
+    "feedback",
+    "[COMPLETION_ID]",
+    "what people thought of answers",
+    "Lists what was said, of all answers or of one; with an option that adds, says something of that one. Applications\n"
+    "say the same to POST /v1/feedback.",
+    0,
+    1,
+    feedback_options,
+    PST_ARRAY_LEN(feedback_options),
+    run_feedback};
 
 /* ---- answers --------------------------------------------------------------------------------------------------------------- */
 

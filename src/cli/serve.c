@@ -140,11 +140,15 @@ static void say_hello(void *user) {
 }
 
 static int open_server(service *s, const pst_cli_args *a, pst_error *err) {
+  pst_store_consent consent = {.keep =
+                                   pst_cli_flag(a, "keep-content") ? PST_STORE_KEEP_CONTENT : PST_STORE_KEEP_METADATA};
+  int code = pst_cli_consent(a, consent, &consent, err);
+  if (code) return code;
   pst_server_options options = {
       .address = pst_cli_text(a, "host"),
       .port = (int)pst_cli_int(a, "port"),
       .require_key = pst_cli_flag(a, "require-key"),
-      .keep_content = pst_cli_flag(a, "keep-content"),
+      .consent = consent,
       .aliases = s->models,
       .n_aliases = (size_t)s->n_models,
       .default_model = s->n_plans    ? s->workloads[0]
@@ -257,7 +261,8 @@ static const pst_cli_option options[] = {
     {"max-open", 0, PST_CLI_INT, "N", "0", 0, 1 << 20, false, "requests being answered before 503 (0: 512)"},
     {"drain-ms", 0, PST_CLI_INT, "MS", "30000", 1, 1 << 30, false, "time for what is in flight after SIGTERM"},
     {"require-key", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "an API key is needed on loopback too"},
-    {"keep-content", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "keep texts with the records"},
+    {"keep-content", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "the same as --keep content"},
+    PST_CLI_CONSENT,
     PST_CLI_QUIET,
     PST_CLI_HOME,
 };
@@ -267,6 +272,7 @@ const pst_cli_command pst_cli_serve = {
     "serve plans and models over the OpenAI API",
     "A request's `model` is a workload with a plan in force, a pulled model, provider/model, or \"default\": the first --plan, else the\n"
     "first --model. A name that is none of these goes to the workload of the caller's API key, if it has one.\n"
+    "What is kept of a request is what its API key says, else --keep, --train and --retention; headers of the request can lower it.\n"
     "Callers from other machines need an API key ('penstock key'), also through a proxy or a web page on this one. SIGTERM drains; a\n"
     "second one cuts what is open.",
     0,

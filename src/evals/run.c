@@ -659,6 +659,7 @@ int pst_evals_run_plan(pst_gateway *gateway, pst_store *store, const pst_evals_w
   runner r = {.gateway = gateway, .store = store, .workload = workload, .plan = plan, .options = options, .run = &run};
   bool ended = false;
   int code = check_items(&r, err);
+  if (!code) code = pst_evals_guard(store, workload, err);
   if (!code && prepare_answers(&r)) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a run");
   if (!code) code = find_run(&r, &ended, err);
   if (!code) code = load_rows(&r, ended, err);

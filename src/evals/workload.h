@@ -4,9 +4,6 @@
 
 #include <penstock/evals.h>
 
-/* Two inputs whose sets of words have a Jaccard index above this are near-duplicates. */
-#define PST_EVALS_NEAR_DUPLICATE 0.6
-
 typedef struct pst_evals_grading {
   double tolerance, relative_tolerance; /* NUMERIC: |x - expected| <= max(tolerance, relative_tolerance |expected|) */
   const pst_str *fields;                /* JSON: dotted paths; none: all members, on both sides */
@@ -35,16 +32,6 @@ struct pst_evals_workload {
  * at the ends (but a sign or point before a digit, and a per cent sign behind one). Broken UTF-8 becomes U+FFFD. Idempotent. Text of punctuation
  * alone is kept. Appends. */
 int pst_evals_normalize(pst_str text, pst_buf *out);
-/* The words of a text (runs of letters, digits and marks; each CJK letter for itself), lower-cased NFKC, joined by single spaces. Appends. */
-int pst_evals_words(pst_str text, pst_buf *out);
-
-/* ---- cluster.c ---- */
-
-/* Numbers texts by near-duplicate cluster: single linkage over pairs with a word Jaccard above the threshold. own[i] (own NULL: none)
- * not empty: text i is linked to those with the same name, and to no others. ret_cluster: n numbers, ascending by first
- * member from 0. Exact, and near-linear for ordinary text: all-pairs join with prefix filter (Bayardo, Ma, Srikant 2007). */
-int pst_evals_cluster(const pst_str *texts, const pst_str *own, size_t n, double threshold, uint32_t *ret_cluster,
-                      pst_error *err);
 
 /* ---- grade.c ---- */
 

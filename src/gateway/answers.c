@@ -92,9 +92,10 @@ int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_has
   if (code == PST_E_NOMEM) pst_error_set(err, code, "answers", "no memory for past answers");
   if (code == 1) code = 0;
   if (!code && c.n == 0)
-    code = pst_error_set(err, PST_E_NO_DATA, "answers",
-                         "no answer of \"%.*s\" is recorded with its text; serve with --keep-content to record them",
-                         (int)PST_MIN(workload.n, (size_t)80), workload.data);
+    code = pst_error_set(
+        err, PST_E_NO_DATA, "answers",
+        "no answer of \"%.*s\" is recorded with its text; let texts be kept (serve --keep content, or the key's --keep) to record them",
+        (int)PST_MIN(workload.n, (size_t)80), workload.data);
   if (!code) code = pst_gateway_answers_build(store, c.answers, c.n, ret_hash, err);
   if (!code && ret_n) *ret_n = c.n;
   pst_free(c.answers);

@@ -122,7 +122,8 @@ int pst_gateway_live_create(pst_gateway *g, const pst_gateway_call *call, pst_ga
   live->key_id = call->key_id;
   live->n = call->n;
   live->stream = call->stream;
-  live->keep_content = call->keep_content;
+  live->consent = call->consent;
+  live->keep_content = call->purpose == PST_STORE_PURPOSE_USER && call->consent.keep == PST_STORE_KEEP_CONTENT;
   live->callback = call->callback;
   live->user = call->user;
   live->margin = live->stage_margin = NAN;
@@ -132,7 +133,8 @@ int pst_gateway_live_create(pst_gateway *g, const pst_gateway_call *call, pst_ga
   for (uint32_t i = 0; i < PST_GATEWAY_MAX_N; i++) live->choices[i] = (pst_gateway_choice){.call = live, .index = i};
   live->arena = pst_arena_create();
   bool copied = live->arena && !copy_overrides(live, &call->set) &&
-                copy_strs(live->arena, call->exclude_examples, call->n_exclude, &live->exclude);
+                copy_strs(live->arena, call->exclude_examples, call->n_exclude, &live->exclude) &&
+                copy_str(live->arena, call->subject, &live->subject);
   live->n_exclude = call->n_exclude;
   live->chat = call->kind == PST_GATEWAY_CHAT ? call->chat : NULL;
   live->text = call->text;
@@ -174,6 +176,7 @@ static void live_free(pst_gateway_live *live) {
   for (int i = 0; i < PST_GATEWAY_MAX_N; i++) {
     pst_buf_done(&live->choices[i].text);
     pst_buf_done(&live->choices[i].kept_bytes);
+    pst_buf_done(&live->choices[i].tool_calls);
     pst_free(live->choices[i].kept);
   }
   pst_gateway_plan_unref(live->plan);
@@ -299,9 +302,31 @@ static void deliver_finish(pst_gateway_live *live, uint32_t choice, const pst_ch
                                      .margin = NAN});
 }
 
+static void keep_tool_calls(const pst_chat_tool_call *calls, size_t n, pst_buf *out) {
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_array(&w);
+  for (size_t i = 0; i < n; i++) {
+    pst_json_begin_object(&w);
+    pst_json_key(&w, "id");
+    pst_json_put_str(&w, calls[i].id);
+    pst_json_key(&w, "type");
+    pst_json_put_cstr(&w, "function");
+    pst_json_key(&w, "function");
+    pst_json_begin_object(&w);
+    pst_json_key(&w, "name");
+    pst_json_put_str(&w, calls[i].name);
+    pst_json_key(&w, "arguments");
+    pst_json_put_str(&w, calls[i].arguments);
+    pst_json_end_object(&w);
+    pst_json_end_object(&w);
+  }
+  pst_json_end_array(&w);
+}
+
 void pst_gateway_live_finish(pst_gateway_live *live, uint32_t choice, pst_engine_finish finish,
                              const pst_chat_tool_call *tool_calls, size_t n_tool_calls) {
   live->choices[choice].finish = finish;
+  if (live->keep_content && n_tool_calls) keep_tool_calls(tool_calls, n_tool_calls, &live->choices[choice].tool_calls);
   if (live->final) deliver_finish(live, choice, tool_calls, n_tool_calls);
 }
 
@@ -329,6 +354,7 @@ void pst_gateway_live_forget(pst_gateway_live *live) {
     pst_gateway_choice *c = &live->choices[i];
     pst_buf_clear(&c->text);
     pst_buf_clear(&c->kept_bytes);
+    pst_buf_clear(&c->tool_calls);
     c->n_kept = c->n_delivered = 0;
     c->finish = PST_ENGINE_FINISH_NONE;
     c->strip_space = false;
@@ -352,6 +378,10 @@ static void write_output(const pst_gateway_live *live, pst_buf *out) {
     pst_json_put_int(&w, i);
     pst_json_key(&w, "text");
     pst_json_put_str(&w, pst_buf_str(&live->choices[i].text));
+    if (live->choices[i].tool_calls.n && !pst_buf_status(&live->choices[i].tool_calls)) {
+      pst_json_key(&w, "tool_calls");
+      pst_json_put_raw(&w, pst_buf_str(&live->choices[i].tool_calls));
+    }
     pst_json_key(&w, "finish");
     pst_json_put_cstr(&w, finish_name(live->choices[i].finish));
     pst_json_end_object(&w);
@@ -368,6 +398,7 @@ static int status_of(const pst_error *error) {
 
 static void record(pst_gateway_live *live, const pst_error *error, int64_t total_us) {
   if (live->purpose != PST_STORE_PURPOSE_USER) return; /* evals and searches keep their own books */
+  if (live->consent.keep == PST_STORE_KEEP_NOTHING) return;
   pst_buf output = PST_BUF_INIT;
   if (live->keep_content && !error && live->kind != PST_GATEWAY_EMBED) write_output(live, &output);
   pst_store_request r = {.completion_id = pst_str_from(live->completion_id),
@@ -385,7 +416,11 @@ static void record(pst_gateway_live *live, const pst_error *error, int64_t total
                          .total_us = total_us,
                          .status = status_of(error),
                          .cost_nusd = live->cost_nusd,
+                         .keep = live->consent.keep,
+                         .train = live->consent.train,
+                         .subject = live->subject.n ? live->subject : (pst_str){NULL, 0},
                          .input_json = pst_str_from(live->input_json)};
+  if (live->consent.retention_days > 0) r.expires_ms = live->time_ms + live->consent.retention_days * INT64_C(86400000);
   if (!error) r.finish = pst_str_from(finish_name(live->choices[0].finish));
   if (output.n && !pst_buf_status(&output)) r.output_json = pst_buf_str(&output);
   pst_error why = PST_ERROR_INIT;

@@ -120,6 +120,7 @@ typedef struct pst_gateway_choice {
   pst_gateway_kept_token *kept;
   size_t n_kept, kept_capacity;
   pst_buf kept_bytes;
+  pst_buf tool_calls; /* keep_content: what it calls, a JSON array */
 } pst_gateway_choice;
 
 typedef enum pst_gateway_phase {
@@ -143,6 +144,8 @@ struct pst_gateway_live {
   int64_t key_id;
   int n;
   bool stream, keep_content;
+  pst_store_consent consent;
+  pst_str subject;
   pst_gateway_overrides set;
   pst_gateway_callback callback;
   void *user;

@@ -170,6 +170,32 @@ static bool is_loopback_origin(pst_str origin) {
   return false;
 }
 
+static int bad_header(const char *name, pst_str value, const char *accepted, pst_error *err) {
+  return pst_error_set(err, PST_E_BAD_INPUT, name, "takes %s, not '%.*s'", accepted, (int)PST_MIN(value.n, (size_t)40),
+                       value.data);
+}
+
+int pst_server_consent(const pst_server_call *call, pst_str safety_identifier, pst_str user,
+                       pst_store_consent *ret_consent, pst_str *ret_subject, pst_error *err) {
+  pst_store_consent allowed = call->key.has_consent ? call->key.consent : call->server->options.consent;
+  pst_store_consent asked = allowed;
+  int64_t days = asked.retention_days;
+  if (call->keep.n && !pst_store_keep_from(call->keep, &asked.keep))
+    return bad_header("x-penstock-keep", call->keep, "nothing, metadata or content", err);
+  if (call->train.n && !pst_str_is(call->train, "yes") && !pst_str_is(call->train, "no"))
+    return bad_header("x-penstock-train", call->train, "yes or no", err);
+  if (pst_str_is(call->train, "no")) asked.train = false;
+  if (call->retention.n && pst_parse_i64(call->retention, 1, PST_STORE_RETENTION_MAX, &days))
+    return bad_header("x-penstock-retention-days", call->retention, "1 to 36500 days", err);
+  pst_str subject = call->subject.n ? call->subject : safety_identifier.n ? safety_identifier : user;
+  if (subject.n > 512 || !pst_utf8_valid(subject))
+    return bad_header("x-penstock-subject", subject, "at most 512 bytes of UTF-8", err);
+  asked.retention_days = (int)days;
+  *ret_consent = pst_store_consent_lower(allowed, asked);
+  *ret_subject = subject;
+  return 0;
+}
+
 /* Over the loopback interface, and not for somebody else: a proxy on this machine passes on the world's requests, and a browser on it those of any page
  * that is open. */
 static bool is_from_here(const pst_net_request *request) {
@@ -199,6 +225,16 @@ static pst_server_call *make_call(pst_server *server, pst_net_exchange *x, const
   call->body = copy(call->arena, request->body, &failed);
   call->authorization =
       copy(call->arena, pst_net_header_find(request->headers, request->n_headers, "authorization"), &failed);
+  const struct {
+    const char *name;
+    pst_str *to;
+  } headers[] = {{"x-penstock-keep", &call->keep},
+                 {"x-penstock-train", &call->train},
+                 {"x-penstock-retention-days", &call->retention},
+                 {"x-penstock-subject", &call->subject}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(headers); i++)
+    *headers[i].to = copy(
+        call->arena, pst_str_trim(pst_net_header_find(request->headers, request->n_headers, headers[i].name)), &failed);
   call->from_here = is_from_here(request);
   call->received_us = request->received_us;
   snprintf(call->peer, sizeof call->peer, "%s", request->peer);

@@ -35,6 +35,8 @@ struct pst_server_completion {
   pst_server_call *call;
   pst_wire_request request;
   pst_str model; /* what the gateway is asked for */
+  pst_store_consent consent;
+  pst_str subject;
   part *parts;
   size_t n_parts, n_started;
   choice *choices; /* n_parts * request.n */
@@ -121,7 +123,8 @@ static int start_part(pst_server_completion *c, part *p, pst_str model, const ps
       .set = *set,
       .request = q,
       .stream = q->stream || q->n_logprobs >= 0, /* a token's log-probabilities come with its own event */
-      .keep_content = call->server->options.keep_content,
+      .consent = c->consent,
+      .subject = c->subject,
       .callback = on_event,
       .user = p,
   };
@@ -168,6 +171,8 @@ static int make_completion(pst_server_call *call, pst_wire_kind kind, pst_error 
   c->ttft_us = -1;
   c->created = pst_clock_unix_ms() / 1000;
   int code = pst_wire_request_parse(kind, call->body, &c->request, err);
+  if (!code)
+    code = pst_server_consent(call, c->request.safety_identifier, c->request.user, &c->consent, &c->subject, err);
   if (code) return code;
   c->n_parts = kind == PST_WIRE_CHAT ? 1 : c->request.n_prompts;
   c->n_choices = c->n_parts * (size_t)c->request.n;

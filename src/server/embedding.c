@@ -58,6 +58,10 @@ static void on_event(void *user, const pst_gateway_event *event) {
 static int start(pst_server_embedding *e, pst_error *err) {
   const pst_server_call *call = e->call;
   const pst_wire_embedding_request *q = &e->request;
+  pst_store_consent consent;
+  pst_str subject;
+  int code = pst_server_consent(call, (pst_str){NULL, 0}, q->user, &consent, &subject, err);
+  if (code) return code;
   pst_gateway_call g = {.kind = PST_GATEWAY_EMBED,
                         .purpose = PST_STORE_PURPOSE_USER,
                         .key_id = call->key.id,
@@ -67,11 +71,12 @@ static int start(pst_server_embedding *e, pst_error *err) {
                         .dims = q->dimensions,
                         .n = 1,
                         .set = {.n_logprobs = -1},
-                        .keep_content = call->server->options.keep_content,
+                        .consent = consent,
+                        .subject = subject,
                         .callback = on_event,
                         .user = e};
   e->started_us = pst_clock_us();
-  int code = pst_gateway_chat(call->server->gateway, &g, &e->id, err);
+  code = pst_gateway_chat(call->server->gateway, &g, &e->id, err);
   if (code != PST_E_NOT_FOUND) return code;
   return pst_error_set(err, code, "model", "the model '%.*s' does not exist; GET /v1/models lists those that do",
                        (int)PST_MIN(q->model.n, (size_t)200), q->model.data);

@@ -82,6 +82,8 @@ static void feedback_work(pst_server_call *call) {
         .score = f.score,
         .correction = f.correction,
         .outcome = f.outcome,
+        .retried = f.retried,
+        .abandoned = f.abandoned,
     };
     code = pst_store_feedback_put(call->server->store, &record, &err);
     if (code == PST_E_NOT_FOUND) {

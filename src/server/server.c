@@ -151,6 +151,8 @@ int pst_server_open(pst_store *store, pst_gateway *gateway, const pst_server_opt
   server->store = store;
   server->gateway = gateway;
   server->started_ms = pst_clock_unix_ms();
+  pthread_mutex_init(&server->retention_lock, NULL);
+  pthread_cond_init(&server->retention_wake, NULL);
   pst_server_metrics_init(&server->metrics);
   server->arena = pst_arena_create();
   server->jobs = pst_queue_create();
@@ -179,6 +181,7 @@ int pst_server_port(const pst_server *server) { return pst_net_server_port(serve
 
 int pst_server_run(pst_server *server, pst_error *err) {
   int code = start_workers(server, err);
+  if (!code) code = pst_server_retention_start(server, err);
   if (!code) code = pst_net_loop_on_signal(server->loop, SIGTERM, on_signal, server, err);
   if (!code) code = pst_net_loop_on_signal(server->loop, SIGINT, on_signal, server, err);
   /* A terminal that closes ends the server as SIGTERM does; under nohup it is ignored. */
@@ -187,17 +190,21 @@ int pst_server_run(pst_server *server, pst_error *err) {
   if (!code && watched) code = pst_net_loop_on_signal(server->loop, SIGHUP, on_signal, server, err);
   if (!code && server->options.ready) server->options.ready(server->options.user);
   if (!code) code = pst_net_loop_run(server->loop, err);
+  pst_server_retention_stop(server);
   stop_workers(server);
   return code;
 }
 
 void pst_server_close(pst_server *server) {
   if (!server) return;
+  pst_server_retention_stop(server);
   stop_workers(server);
   pst_net_server_free(server->http);
   pst_net_timer_free(server->drain_timer);
   pst_net_loop_free(server->loop);
   if (server->jobs) pst_queue_free(server->jobs);
   pst_arena_free(server->arena);
+  pthread_mutex_destroy(&server->retention_lock);
+  pthread_cond_destroy(&server->retention_wake);
   pst_free(server);
 }

@@ -40,7 +40,8 @@ struct pst_server_call {
   /* Copied from the request: it outlives the exchange. */
   pst_arena *arena; /* whoever has the call */
   pst_str path, query, media_type, body, authorization;
-  bool head_only, from_here; /* from_here: needs no key unless all do */
+  pst_str keep, train, retention, subject; /* headers; empty: not sent */
+  bool head_only, from_here;               /* from_here: needs no key unless all do */
   char peer[64];
   int64_t received_us;
 
@@ -70,6 +71,12 @@ struct pst_server {
   int n_workers;
   int64_t started_ms;
 
+  pthread_t retention;
+  bool retention_runs; /* of the thread that opens and closes the server */
+  pthread_mutex_t retention_lock;
+  pthread_cond_t retention_wake;
+  bool retention_ends; /* under its lock */
+
   /* Loop: */
   pst_server_metrics metrics;
   pst_server_call *calls;
@@ -88,6 +95,10 @@ void pst_server_answered(pst_server_call *call, int status);
 void pst_server_reply_plain(pst_server_call *call); /* loop: status and out, as they are */
 void pst_server_call_unref(
     pst_server_call *call); /* loop: frees what neither client, worker nor gateway needs any more */
+
+/* Worker: what may be kept of this request, by key, options and headers, and whose it is by header or else `user`. PST_E_BAD_INPUT for a header that is wrong. */
+int pst_server_consent(const pst_server_call *call, pst_str safety_identifier, pst_str user,
+                       pst_store_consent *ret_consent, pst_str *ret_subject, pst_error *err);
 
 /* ---- route.c: the endpoints ---- */
 const pst_server_endpoint *pst_server_route(pst_str method, pst_str path, const pst_server_endpoint **ret_other_method);
@@ -122,6 +133,10 @@ void pst_server_files_get(pst_server_call *call);
 void pst_server_files_delete(pst_server_call *call);
 void pst_server_jobs_post(pst_server_call *call);
 void pst_server_jobs_get(pst_server_call *call);
+
+/* ---- retention.c: what has expired is forgotten ---- */
+int pst_server_retention_start(pst_server *server, pst_error *err);
+void pst_server_retention_stop(pst_server *server); /* fine if it does not run */
 
 /* ---- server.c ---- */
 void pst_server_call_gone_from_list(pst_server *server); /* a call was freed: a drain may be over */

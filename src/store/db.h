@@ -106,6 +106,22 @@ int pst_store_write_later(pst_store *store, bool ledger, int (*fn)(pst_store_con
 /* As many bytes as `text` needs, copied to *cursor, which moves on; for packing strings behind a struct. */
 pst_str pst_store_pack(char **cursor, pst_str text);
 
+/* ---- requests.c ---- */
+
+/* One record with its content, as far as its consent goes. ret_changes NULL: a completion id that is there already is PST_E_EXISTS; else how many rows
+ * came in, 0 or 1. */
+int pst_store_request_insert(pst_store_conn *conn, const pst_store_request *request, int64_t *ret_changes,
+                             pst_error *err);
+
+/* ---- data_sets.c ---- */
+
+/* Inside a write: replaces every data set that holds records of temp table erased(id) and drops their lineage. Files of withdrawn sets are removed by
+ * pst_store_data_sets_clean after the commit. */
+int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, int64_t now_ms, pst_store_erasure *erasure,
+                                 pst_error *err);
+/* Removes the files of withdrawn sets that are still there, also those that a crash left. */
+int pst_store_data_sets_clean(pst_store *store, pst_error *err);
+
 /* ---- ledger.c, jobs.c: what recovery needs ---- */
 
 /* Settles the owner's open reservations at their full reserve. *ret_n may be NULL. */

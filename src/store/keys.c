@@ -94,7 +94,9 @@ int pst_store_key_create(pst_store *store, pst_str name, pst_str workload, pst_s
   return 0;
 }
 
-#define KEY_COLUMNS "id, name, hint, workload, day_nusd, month_nusd, total_nusd, created_ms, disabled_ms"
+#define KEY_COLUMNS \
+  "id, name, hint, workload, day_nusd, month_nusd, total_nusd, created_ms, disabled_ms, keep, train, retention_days"
+enum { COLUMN_SALT = 12, COLUMN_HASH = 13 }; /* where they are read, behind KEY_COLUMNS */
 
 static void read_key(sqlite3_stmt *stmt, pst_store_key *key) {
   memset(key, 0, sizeof *key);
@@ -106,12 +108,16 @@ static void read_key(sqlite3_stmt *stmt, pst_store_key *key) {
       (pst_store_limits){sqlite3_column_int64(stmt, 4), sqlite3_column_int64(stmt, 5), sqlite3_column_int64(stmt, 6)};
   key->created_ms = sqlite3_column_int64(stmt, 7);
   key->disabled_ms = sqlite3_column_int64(stmt, 8);
+  key->has_consent = sqlite3_column_type(stmt, 9) != SQLITE_NULL;
+  if (key->has_consent)
+    key->consent = (pst_store_consent){(pst_store_keep)sqlite3_column_int(stmt, 9), sqlite3_column_int(stmt, 10) != 0,
+                                       sqlite3_column_int(stmt, 11)};
 }
 
-/* True if the row's hash is that of the secret; the row is at `stmt`, salt and hash in columns 9 and 10. */
+/* True if the row's hash is that of the secret; the row is at `stmt`, salt and hash in its columns. */
 static bool secret_fits(sqlite3_stmt *stmt, pst_str secret) {
-  const uint8_t *salt = sqlite3_column_blob(stmt, 9), *hash = sqlite3_column_blob(stmt, 10);
-  if (sqlite3_column_bytes(stmt, 9) != 16 || sqlite3_column_bytes(stmt, 10) != 32) return false;
+  const uint8_t *salt = sqlite3_column_blob(stmt, COLUMN_SALT), *hash = sqlite3_column_blob(stmt, COLUMN_HASH);
+  if (sqlite3_column_bytes(stmt, COLUMN_SALT) != 16 || sqlite3_column_bytes(stmt, COLUMN_HASH) != 32) return false;
   uint8_t computed[32];
   salted_hash(salt, secret, computed);
   return equal_in_constant_time(computed, hash, 32);
@@ -187,6 +193,7 @@ typedef struct change_call {
   int64_t key_id, now_ms;
   pst_store_limits limits;
   pst_str workload;
+  const pst_store_consent *consent; /* NULL: none */
 } change_call;
 
 static int changed_one(int code, int64_t n, int64_t key_id, pst_error *err) {
@@ -211,6 +218,20 @@ static int workload_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   return changed_one(code, n, c->key_id, err);
 }
 
+static int consent_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const change_call *c = arg;
+  int64_t n = 0;
+  int code;
+  if (c->consent)
+    code = pst_store_sql_run(conn, &n, "UPDATE api_keys SET keep = ?2, train = ?3, retention_days = ?4 WHERE id = ?1",
+                             err, "iiii", c->key_id, (int64_t)c->consent->keep, (int64_t)c->consent->train,
+                             (int64_t)c->consent->retention_days);
+  else
+    code = pst_store_sql_run(conn, &n, "UPDATE api_keys SET keep = NULL, train = 0, retention_days = 0 WHERE id = ?1",
+                             err, "i", c->key_id);
+  return changed_one(code, n, c->key_id, err);
+}
+
 static int disable_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   const change_call *c = arg;
   int64_t n = 0;
@@ -230,6 +251,18 @@ int pst_store_key_set_workload(pst_store *store, int64_t key_id, pst_str workloa
   if (workload.n > 63) return pst_error_set(err, PST_E_BAD_INPUT, "workload", "a workload's name has at most 63 bytes");
   change_call c = {.key_id = key_id, .workload = workload};
   return pst_store_write_now(store, false, workload_apply, &c, err);
+}
+
+int pst_store_key_set_consent(pst_store *store, int64_t key_id, const pst_store_consent *consent, pst_error *err) {
+  if (consent && consent->train && consent->keep != PST_STORE_KEEP_CONTENT)
+    return pst_error_set(err, PST_E_BAD_INPUT, "train", "what is not kept cannot be trained on; keep content as well");
+  if (consent && (consent->keep < PST_STORE_KEEP_NOTHING || consent->keep > PST_STORE_KEEP_CONTENT))
+    return pst_error_set(err, PST_E_BAD_INPUT, "keep", "keep is nothing, metadata or content");
+  if (consent && (consent->retention_days < 0 || consent->retention_days > PST_STORE_RETENTION_MAX))
+    return pst_error_set(err, PST_E_BAD_INPUT, "retention", "retention is 0 (for ever) to %d days",
+                         PST_STORE_RETENTION_MAX);
+  change_call c = {.key_id = key_id, .consent = consent};
+  return pst_store_write_now(store, false, consent_apply, &c, err);
 }
 
 int pst_store_key_disable(pst_store *store, int64_t key_id, int64_t now_ms, pst_error *err) {

@@ -73,6 +73,35 @@ static const char *const STEPS[] = {
     "  name TEXT NOT NULL, purpose TEXT NOT NULL, hash TEXT NOT NULL, bytes INTEGER NOT NULL,"
     "  created_ms INTEGER NOT NULL) STRICT;"
     "CREATE INDEX uploads_hash ON uploads(hash);",
+    /* consent of keys (keep NULL: the server's) and requests, data sets with their lineage, guarded items */
+    "ALTER TABLE api_keys ADD COLUMN keep INTEGER CHECK(keep BETWEEN -1 AND 1);"
+    "ALTER TABLE api_keys ADD COLUMN train INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE api_keys ADD COLUMN retention_days INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE requests ADD COLUMN keep INTEGER NOT NULL DEFAULT 0 CHECK(keep BETWEEN 0 AND 1);"
+    "ALTER TABLE requests ADD COLUMN train INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE requests ADD COLUMN imported INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE requests ADD COLUMN expires_ms INTEGER;"
+    "ALTER TABLE requests ADD COLUMN subject TEXT;"
+    "UPDATE requests SET keep = 1 WHERE id IN (SELECT request_id FROM request_content);"
+    "CREATE INDEX requests_subject ON requests(subject) WHERE subject IS NOT NULL;"
+    "CREATE INDEX requests_expiry ON requests(expires_ms) WHERE expires_ms IS NOT NULL;"
+    "ALTER TABLE feedback ADD COLUMN retried INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE feedback ADD COLUMN abandoned INTEGER NOT NULL DEFAULT 0;"
+    /* state: 0 whole, 1 withdrawn */
+    "CREATE TABLE data_sets(id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,"
+    "  workload TEXT, by_line INTEGER NOT NULL, n_lines INTEGER NOT NULL, params TEXT, report TEXT,"
+    "  created_ms INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0 CHECK(state BETWEEN 0 AND 1),"
+    "  replaced_by TEXT) STRICT;"
+    "CREATE TABLE data_set_records(set_id INTEGER NOT NULL REFERENCES data_sets(id) ON DELETE CASCADE,"
+    "  line INTEGER NOT NULL, record_id INTEGER NOT NULL REFERENCES requests(id), PRIMARY KEY(set_id, line))"
+    "  STRICT, WITHOUT ROWID;"
+    "CREATE INDEX data_set_records_record ON data_set_records(record_id);"
+    "CREATE TABLE data_set_uses(set_id INTEGER NOT NULL REFERENCES data_sets(id), kind TEXT NOT NULL, name TEXT NOT NULL,"
+    "  time_ms INTEGER NOT NULL, stale INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(set_id, kind, name)) STRICT, WITHOUT ROWID;"
+    "CREATE TABLE guards(id INTEGER PRIMARY KEY, workload TEXT NOT NULL, fingerprint TEXT NOT NULL,"
+    "  UNIQUE(workload, fingerprint)) STRICT;"
+    "CREATE TABLE guarded_items(guard_id INTEGER NOT NULL REFERENCES guards(id), item TEXT NOT NULL,"
+    "  part INTEGER NOT NULL, words BLOB NOT NULL, PRIMARY KEY(guard_id, item)) STRICT, WITHOUT ROWID;",
 };
 
 static int pragma_int(pst_store_conn *conn, const char *sql, int64_t *ret_value, pst_error *err) {

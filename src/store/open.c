@@ -33,7 +33,8 @@ static int wait_busy(void *arg, int n_tries) {
 }
 
 static int configure(pst_store_conn *conn, bool writable, pst_error *err) {
-  const char *sql = writable ? "PRAGMA foreign_keys=ON; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY"
+  const char *sql = writable ? "PRAGMA foreign_keys=ON; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY;"
+                               " PRAGMA secure_delete=ON"
                              : "PRAGMA query_only=ON; PRAGMA temp_store=MEMORY";
   int rc = sqlite3_exec(conn->db, sql, NULL, NULL, NULL);
   return rc == SQLITE_OK ? 0 : pst_store_sql_error(conn, rc, "opening the database", err);

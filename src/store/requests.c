@@ -16,28 +16,43 @@ const char *pst_store_purpose_name(pst_store_purpose purpose) {
 
 /* ---- put ---- */
 
-static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
-  const pst_store_request *r = arg;
+int pst_store_request_insert(pst_store_conn *conn, const pst_store_request *r, int64_t *ret_changes, pst_error *err) {
+  bool content = r->keep == PST_STORE_KEEP_CONTENT;
+  int64_t n = 0;
+  if (ret_changes) *ret_changes = 0;
+  if (r->keep == PST_STORE_KEEP_NOTHING) return 0;
   int code = pst_store_sql_run(
-      conn, NULL,
+      conn, &n,
       "INSERT INTO requests(completion_id, time_ms, purpose, workload, plan_hash, key_id, target, model,"
-      " prompt_tokens, cached_tokens, completion_tokens, ttft_us, total_us, status, finish, cost_nusd)"
-      " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-      err, "siissnssiiiiiisi", r->completion_id, r->time_ms, (int64_t)r->purpose, r->workload, r->plan_hash, r->key_id,
-      r->target, r->model, r->prompt_tokens, r->cached_tokens, r->completion_tokens, r->ttft_us, r->total_us,
-      (int64_t)r->status, r->finish, r->cost_nusd);
-  if (code) return code;
-  if (!r->input_json.data && !r->output_json.data) return 0;
+      " prompt_tokens, cached_tokens, completion_tokens, ttft_us, total_us, status, finish, cost_nusd,"
+      " keep, train, imported, expires_ms, subject)"
+      " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
+      " ON CONFLICT(completion_id) DO NOTHING",
+      err, "siissnssiiiiiisiiiins", r->completion_id, r->time_ms, (int64_t)r->purpose, r->workload, r->plan_hash,
+      r->key_id, r->target, r->model, r->prompt_tokens, r->cached_tokens, r->completion_tokens, r->ttft_us, r->total_us,
+      (int64_t)r->status, r->finish, r->cost_nusd, (int64_t)content, (int64_t)(content && r->train),
+      (int64_t)r->imported, r->expires_ms, r->subject);
+  if (!code && n == 0 && !ret_changes)
+    return pst_error_set(err, PST_E_EXISTS, conn->store->path, "the completion id \"%.*s\" is in the books already",
+                         (int)PST_MIN(r->completion_id.n, (size_t)100), r->completion_id.data);
+  if (ret_changes) *ret_changes = n;
+  if (code || n == 0 || !content || (!r->input_json.data && !r->output_json.data)) return code;
   return pst_store_sql_run(conn, NULL,
                            "INSERT INTO request_content(request_id, input_json, output_json) VALUES(?1, ?2, ?3)", err,
                            "iss", (int64_t)sqlite3_last_insert_rowid(conn->db), r->input_json, r->output_json);
 }
 
+static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  return pst_store_request_insert(conn, arg, NULL, err);
+}
+
 int pst_store_request_put(pst_store *store, const pst_store_request *request, pst_error *err) {
   if (request->completion_id.n == 0 || (unsigned)request->purpose >= PST_STORE_PURPOSE_COUNT)
     return pst_error_set(err, PST_E_BAD_INPUT, store->path, "a record needs a completion id and a purpose");
-  const pst_str *texts[] = {&request->completion_id, &request->workload, &request->plan_hash,  &request->target,
-                            &request->model,         &request->finish,   &request->input_json, &request->output_json};
+  if (request->keep == PST_STORE_KEEP_NOTHING) return 0;
+  const pst_str *texts[] = {&request->completion_id, &request->workload,    &request->plan_hash,
+                            &request->target,        &request->model,       &request->finish,
+                            &request->input_json,    &request->output_json, &request->subject};
   size_t bytes = sizeof(pst_store_request);
   for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++) bytes += texts[i]->n;
   pst_store_request *copy = pst_malloc(bytes);
@@ -52,6 +67,7 @@ int pst_store_request_put(pst_store *store, const pst_store_request *request, ps
   copy->finish = pst_store_pack(&cursor, request->finish);
   copy->input_json = pst_store_pack(&cursor, request->input_json);
   copy->output_json = pst_store_pack(&cursor, request->output_json);
+  copy->subject = pst_store_pack(&cursor, request->subject);
   return pst_store_write_later(store, false, put_apply, copy, err);
 }
 
@@ -66,6 +82,11 @@ static void filter_where(const pst_store_request_filter *f, pst_buf *sql) {
   if (f->key_id == 0) pst_buf_puts(sql, " AND r.key_id IS NULL");
   if (f->since_ms) pst_buf_puts(sql, " AND r.time_ms >= :since");
   if (f->until_ms) pst_buf_puts(sql, " AND r.time_ms < :until");
+  if (f->subject.data) pst_buf_puts(sql, " AND r.subject = :subject");
+  if (f->origin != PST_STORE_ANY_ORIGIN)
+    pst_buf_puts(sql, f->origin == PST_STORE_IMPORTED ? " AND r.imported = 1" : " AND r.imported = 0");
+  if (f->answered) pst_buf_puts(sql, " AND r.status = 200 AND r.keep = 1");
+  if (f->train) pst_buf_puts(sql, " AND r.train = 1");
 }
 
 static int bind_named_int(sqlite3_stmt *stmt, const char *name, int64_t value) {
@@ -91,6 +112,7 @@ static int filter_begin(pst_store_conn *conn, const pst_store_request_filter *f,
   if (rc == SQLITE_OK) rc = bind_named_int(stmt, ":since", f->since_ms);
   if (rc == SQLITE_OK) rc = bind_named_int(stmt, ":until", f->until_ms);
   if (rc == SQLITE_OK) rc = bind_named_int(stmt, ":limit", f->limit);
+  if (rc == SQLITE_OK) rc = bind_named_str(stmt, ":subject", f->subject);
   if (rc != SQLITE_OK) {
     int code = pst_store_sql_error(conn, rc, "reading requests", err);
     (void)sqlite3_finalize(stmt);
@@ -125,8 +147,13 @@ static int request_row(sqlite3_stmt *stmt, void *context) {
       .status = sqlite3_column_int(stmt, 14),
       .finish = pst_store_column_str(stmt, 15),
       .cost_nusd = sqlite3_column_int64(stmt, 16),
-      .input_json = pst_store_column_str(stmt, 17),
-      .output_json = pst_store_column_str(stmt, 18),
+      .keep = (pst_store_keep)sqlite3_column_int(stmt, 17),
+      .train = sqlite3_column_int(stmt, 18) != 0,
+      .imported = sqlite3_column_int(stmt, 19) != 0,
+      .expires_ms = sqlite3_column_int64(stmt, 20),
+      .subject = pst_store_column_str(stmt, 21),
+      .input_json = pst_store_column_str(stmt, 22),
+      .output_json = pst_store_column_str(stmt, 23),
   };
   return walk->fn(walk->user, &r);
 }
@@ -137,7 +164,8 @@ int pst_store_request_each(pst_store *store, const pst_store_request_filter *fil
   pst_buf_puts(
       &sql,
       "SELECT r.id, r.completion_id, r.time_ms, r.purpose, r.workload, r.plan_hash, r.key_id, r.target, r.model,"
-      " r.prompt_tokens, r.cached_tokens, r.completion_tokens, r.ttft_us, r.total_us, r.status, r.finish, r.cost_nusd");
+      " r.prompt_tokens, r.cached_tokens, r.completion_tokens, r.ttft_us, r.total_us, r.status, r.finish, r.cost_nusd,"
+      " r.keep, r.train, r.imported, r.expires_ms, r.subject");
   if (filter->with_content)
     pst_buf_puts(&sql,
                  ", c.input_json, c.output_json FROM requests r LEFT JOIN request_content c ON c.request_id = r.id");
@@ -210,18 +238,22 @@ int pst_store_request_forget_content(pst_store *store, int64_t before_ms, int64_
 
 static int feedback_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   const pst_store_feedback *f = arg;
-  int code;
-  if (f->has_score)
-    code = pst_store_sql_run(conn, NULL,
-                             "INSERT INTO feedback(completion_id, time_ms, thumbs, correction, outcome, score)"
-                             " VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
-                             err, "siissd", f->completion_id, f->time_ms, (int64_t)f->thumbs, f->correction, f->outcome,
-                             f->score);
-  else
+  int64_t keep = PST_STORE_KEEP_METADATA;
+  int code =
+      pst_store_sql_int(conn, &keep, "SELECT keep FROM requests WHERE completion_id = ?1", err, "s", f->completion_id);
+  if (!code && f->correction.data && keep != PST_STORE_KEEP_CONTENT)
+    return pst_error_set(err, PST_E_UNSUPPORTED, "correction",
+                         "the texts of this answer were not to be kept, so a correction of it cannot be kept either");
+  if (!code)
     code = pst_store_sql_run(
         conn, NULL,
-        "INSERT INTO feedback(completion_id, time_ms, thumbs, correction, outcome) VALUES(?1, ?2, ?3, ?4, ?5)", err,
-        "siiss", f->completion_id, f->time_ms, (int64_t)f->thumbs, f->correction, f->outcome);
+        "INSERT INTO feedback(completion_id, time_ms, thumbs, correction, outcome, retried, abandoned)"
+        " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        err, "siissii", f->completion_id, f->time_ms, (int64_t)f->thumbs, f->correction, f->outcome,
+        (int64_t)f->retried, (int64_t)f->abandoned);
+  if (!code && f->has_score)
+    code = pst_store_sql_run(conn, NULL, "UPDATE feedback SET score = ?2 WHERE id = ?1", err, "id",
+                             (int64_t)sqlite3_last_insert_rowid(conn->db), f->score);
   if (code == PST_E_NOT_FOUND)
     return pst_error_set(err, code, "id", "no completion with the id \"%.*s\" is known",
                          (int)PST_MIN(f->completion_id.n, (size_t)100), f->completion_id.data);
@@ -235,8 +267,10 @@ int pst_store_feedback_put(pst_store *store, const pst_store_feedback *feedback,
     return pst_error_set(err, PST_E_BAD_INPUT, "thumbs", "thumbs are 1 (up), -1 (down) or 0 (not given)");
   if (feedback->has_score && !isfinite(feedback->score))
     return pst_error_set(err, PST_E_BAD_INPUT, "score", "a score is a finite number");
-  if (feedback->thumbs == 0 && !feedback->has_score && !feedback->correction.data && !feedback->outcome.data)
-    return pst_error_set(err, PST_E_BAD_INPUT, NULL, "feedback needs thumbs, a score, a correction or an outcome");
+  if (feedback->thumbs == 0 && !feedback->has_score && !feedback->correction.data && !feedback->outcome.data &&
+      !feedback->retried && !feedback->abandoned)
+    return pst_error_set(err, PST_E_BAD_INPUT, NULL,
+                         "feedback needs thumbs, a score, a correction, a retry, an abandonment or an outcome");
   pst_store_feedback copy = *feedback;
   return pst_store_write_now(store, false, feedback_apply, &copy, err);
 }
@@ -257,6 +291,8 @@ static int feedback_row(sqlite3_stmt *stmt, void *context) {
       .score = sqlite3_column_double(stmt, 4),
       .correction = pst_store_column_str(stmt, 5),
       .outcome = pst_store_column_str(stmt, 6),
+      .retried = sqlite3_column_int(stmt, 7) != 0,
+      .abandoned = sqlite3_column_int(stmt, 8) != 0,
   };
   return walk->fn(walk->user, &f);
 }
@@ -269,12 +305,14 @@ int pst_store_feedback_each(pst_store *store, pst_str completion_id, int64_t aft
   if (code) return code;
   if (completion_id.data)
     code = pst_store_sql_begin(conn,
-                               "SELECT id, completion_id, time_ms, thumbs, score, correction, outcome FROM feedback"
+                               "SELECT id, completion_id, time_ms, thumbs, score, correction, outcome, retried,"
+                               " abandoned FROM feedback"
                                " WHERE id > ?1 AND completion_id = ?2 ORDER BY id",
                                &stmt, err, "is", after_id, completion_id);
   else
     code = pst_store_sql_begin(conn,
-                               "SELECT id, completion_id, time_ms, thumbs, score, correction, outcome FROM feedback"
+                               "SELECT id, completion_id, time_ms, thumbs, score, correction, outcome, retried,"
+                               " abandoned FROM feedback"
                                " WHERE id > ?1 ORDER BY id",
                                &stmt, err, "i", after_id);
   feedback_walk walk = {fn, user};

@@ -138,6 +138,7 @@ static int read_shared(const pst_wire_reader *r, pst_wire_request *q) {
   if (!rc) rc = read_bias(r, q);
   if (!rc) rc = read_stream(r, q);
   if (!rc) rc = pst_wire_read_str(r, "user", 512, &q->user);
+  if (!rc) rc = pst_wire_read_str(r, "safety_identifier", 512, &q->safety_identifier);
   return rc ? rc : read_metadata(r, q);
 }
 
@@ -337,13 +338,16 @@ static int read_feedback(const pst_wire_reader *r, pst_wire_feedback *f) {
   if (!rc) rc = pst_wire_read_double(r, "score", -DBL_MAX, DBL_MAX, &f->has_score, &f->score);
   if (!rc) rc = pst_wire_read_str(r, "correction", 1 << 20, &f->correction);
   if (!rc) rc = pst_wire_read_str(r, "outcome", 1024, &f->outcome);
+  if (!rc) rc = pst_wire_read_bool(r, "retry", &f->retried);
+  if (!rc) rc = pst_wire_read_bool(r, "abandon", &f->abandoned);
   if (rc) return rc;
   f->has_thumbs = thumbs.data != NULL;
   f->thumbs_up = pst_str_is(thumbs, "up");
   if (f->has_thumbs && !f->thumbs_up && !pst_str_is(thumbs, "down"))
     return pst_wire_fail(r, PST_E_BAD_INPUT, "thumbs", "expected 'up' or 'down'");
-  if (!f->has_thumbs && !f->has_score && !f->correction.data && !f->outcome.data)
-    return pst_wire_fail(r, PST_E_BAD_INPUT, NULL, "needs at least one of thumbs, score, correction, outcome");
+  if (!f->has_thumbs && !f->has_score && !f->correction.data && !f->outcome.data && !f->retried && !f->abandoned)
+    return pst_wire_fail(r, PST_E_BAD_INPUT, NULL,
+                         "needs at least one of thumbs, score, correction, outcome, retry, abandon");
   return 0;
 }
 

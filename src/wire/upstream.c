@@ -139,6 +139,10 @@ static void put_sampling(pst_json_writer *w, const pst_wire_request *q) {
     pst_json_key(w, "user");
     pst_json_put_str(w, q->user);
   }
+  if (q->safety_identifier.n) {
+    pst_json_key(w, "safety_identifier");
+    pst_json_put_str(w, q->safety_identifier);
+  }
   if (q->reasoning_effort.n) {
     pst_json_key(w, "reasoning_effort");
     pst_json_put_str(w, q->reasoning_effort);

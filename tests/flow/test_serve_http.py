@@ -217,10 +217,13 @@ def test_keep_alive_and_pipelining(served):
 
 def test_feedback_round_trip(served, model):
     answer = json.loads(served.request("/v1/chat/completions", {"model": model, "messages": HELLO, "max_tokens": 4})[2])
-    given = {"completion_id": answer["id"], "thumbs": "down", "score": 0.25, "correction": "Hello!", "outcome": "escalated"}
+    given = {"completion_id": answer["id"], "thumbs": "down", "score": 0.25, "outcome": "escalated"}
     status, _, text = served.request("/v1/feedback", given)
     assert status == 200 and json.loads(text)["completion_id"] == answer["id"]
-    assert served.request("/v1/feedback", {"completion_id": answer["id"], "thumbs": "up"})[0] == 200
+    for verb in ({"thumbs": "up"}, {"retry": True}, {"abandon": True}):
+        assert served.request("/v1/feedback", {"completion_id": answer["id"], **verb})[0] == 200
+    correction = served.request("/v1/feedback", {"completion_id": answer["id"], "correction": "Hello!"})  # texts are not kept here
+    assert error_of(correction, 400)["param"] == "correction"
 
 
 def test_feedback_errors(served):

@@ -365,7 +365,7 @@ def test_books_and_feedback_can_be_listed(serve, cli, smollm2, model):
     assert answer["id"] in cli("requests").stdout
     first, second = json.loads(cli("feedback", "--json").stdout)
     del first["time_ms"]
-    assert first == given and second["thumbs"] == "up" and second["score"] is None
+    assert first == {**given, "retry": False, "abandon": False} and second["thumbs"] == "up" and second["score"] is None
     assert "escalated" in cli("feedback", answer["id"]).stdout
 
 

@@ -107,6 +107,7 @@ static void put_record(const char *id, const char *workload, pst_store_purpose p
                                .model = PST_STR("m"),
                                .status = status,
                                .finish = PST_STR("stop"),
+                               .keep = PST_STORE_KEEP_CONTENT,
                                .output_json = pst_str_from(output)};
   OK(pst_store_request_put(shared.store, &r, &err));
 }

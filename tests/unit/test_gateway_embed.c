@@ -125,7 +125,7 @@ static void one_call_is_one_record(void **state) {
   memcpy(lent, three, sizeof three);
   pst_gateway_call call = call_of(encoder, lent, 3, &r);
   uint64_t id = 0;
-  call.keep_content = true;
+  call.consent.keep = PST_STORE_KEEP_CONTENT;
   assert_int_equal(pst_gateway_chat(t.gateway, &call, &id, &err), 0);
   memset(lent, 0, sizeof three);
   pst_free(lent);

@@ -348,7 +348,7 @@ static void only_users_are_recorded(void **state) {
   assert_int_equal(pst_gateway_prepare_model(t.gateway, smollm2, NULL, &err), 0);
   pst_gateway_call call = test_call(smollm2, &chat, &user);
   call.purpose = PST_STORE_PURPOSE_USER;
-  call.keep_content = true;
+  call.consent.keep = PST_STORE_KEEP_CONTENT;
   call.stream = true;
   answer_call(t.gateway, &call, &user);
   call.user = &eval;

@@ -140,7 +140,8 @@ static pst_store_request request(const char *id, int64_t time_ms) {
                              .total_us = 5000,
                              .status = 200,
                              .finish = PST_STR("stop"),
-                             .cost_nusd = 50};
+                             .cost_nusd = 50,
+                             .keep = PST_STORE_KEEP_CONTENT};
 }
 
 typedef struct seen {
@@ -226,13 +227,13 @@ static void requests(void **state) {
     const char *expected;
     pst_store_request_filter filter;
   } cases[] = {
-      {"c1 c2 ", {{"desk", 4}, {NULL, 0}, -1, -1, 0, 0, 0, 0, false, false}},
-      {"c1 ", {{NULL, 0}, {NULL, 0}, PST_STORE_PURPOSE_SHADOW, -1, 0, 0, 0, 0, false, false}},
-      {"c1 c3 ", {{NULL, 0}, {NULL, 0}, -1, 0, 0, 0, 0, 0, false, false}},
-      {"c2 ", {{NULL, 0}, {NULL, 0}, -1, 1, 0, 0, 0, 0, false, false}},
-      {"c2 ", {{NULL, 0}, {NULL, 0}, -1, -1, 200, 300, 0, 0, false, false}},
-      {"c3 ", {{NULL, 0}, {NULL, 0}, -1, -1, 0, 0, 2, 0, false, false}},
-      {"", {{"d' OR 1", 7}, {NULL, 0}, -1, -1, 0, 0, 0, 0, false, false}},
+      {"c1 c2 ", {.workload = {"desk", 4}, .purpose = -1, .key_id = -1}},
+      {"c1 ", {.purpose = PST_STORE_PURPOSE_SHADOW, .key_id = -1}},
+      {"c1 c3 ", {.purpose = -1, .key_id = 0}},
+      {"c2 ", {.purpose = -1, .key_id = 1}},
+      {"c2 ", {.purpose = -1, .key_id = -1, .since_ms = 200, .until_ms = 300}},
+      {"c3 ", {.purpose = -1, .key_id = -1, .after_id = 2}},
+      {"", {.workload = {"d' OR 1", 7}, .purpose = -1, .key_id = -1}},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++) {
     s = (seen){0, "", false};

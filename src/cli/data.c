@@ -1,0 +1,492 @@
+/* penstock data: records seen, brought in, taken out, forgotten, and made into data sets. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/open.h"
+
+#include <penstock/data.h>
+
+typedef struct listing {
+  pst_store *store;
+  pst_error *err;
+  bool json;
+  int64_t n;
+  int64_t wanted; /* show: the number that was asked for; 0: none */
+  pst_buf text, scratch;
+  pst_json_writer w;
+} listing;
+
+static void put_text(pst_json_writer *w, const char *name, pst_str value) {
+  pst_json_key(w, name);
+  if (value.data)
+    pst_json_put_str(w, value);
+  else
+    pst_json_put_null(w);
+}
+
+static void put_int(pst_json_writer *w, const char *name, int64_t value) {
+  pst_json_key(w, name);
+  pst_json_put_int(w, value);
+}
+
+static void begin_list(listing *l, const pst_cli_args *a, pst_store *store, pst_error *err) {
+  *l = (listing){.store = store, .err = err, .json = pst_cli_flag(a, "json")};
+  l->w = pst_json_writer_on(&l->text, true);
+  if (l->json) pst_json_begin_array(&l->w);
+}
+
+static int end_list(listing *l, int code, const char *none) {
+  if (l->json) pst_json_end_array(&l->w);
+  if (!code && l->json) puts(pst_buf_text(&l->text));
+  if (!code && !l->json && !l->n) puts(none);
+  pst_buf_done(&l->text);
+  pst_buf_done(&l->scratch);
+  return code;
+}
+
+static pst_str word(const pst_cli_args *a, int i) { return pst_str_from(i < a->n_words ? a->words[i] : NULL); }
+
+/* ---- list, show ------------------------------------------------------------------------------------------------------------ */
+
+static void put_record_json(pst_json_writer *w, const pst_store_request *r) {
+  put_int(w, "record", r->id);
+  put_text(w, "completion_id", r->completion_id);
+  put_int(w, "time_ms", r->time_ms);
+  put_text(w, "workload", r->workload);
+  put_text(w, "subject", r->subject);
+  put_text(w, "keep", pst_str_from(pst_store_keep_name(r->keep)));
+  pst_json_key(w, "train");
+  pst_json_put_bool(w, r->train);
+  pst_json_key(w, "imported");
+  pst_json_put_bool(w, r->imported);
+  pst_json_key(w, "expires_ms");
+  if (r->expires_ms)
+    pst_json_put_int(w, r->expires_ms);
+  else
+    pst_json_put_null(w);
+}
+
+/* Control characters would act on the terminal. */
+static void put_line(pst_str text, size_t width, pst_buf *out) {
+  pst_buf_clear(out);
+  for (size_t i = 0; i < text.n && i < width; i++)
+    pst_buf_putc(out, (unsigned char)text.data[i] < 0x20 || text.data[i] == 0x7f ? ' ' : text.data[i]);
+  out->n -= PST_MIN(out->n, pst_utf8_incomplete_tail(pst_buf_str(out)));
+}
+
+static int list_record(void *user, const pst_store_request *r) {
+  listing *l = user;
+  char time[32];
+  l->n++;
+  if (l->json) {
+    pst_json_begin_object(&l->w);
+    put_record_json(&l->w, r);
+    pst_json_end_object(&l->w);
+    return 0;
+  }
+  if (l->n == 1)
+    printf("%-8s %-19s  %-36s %-20s %-9s %-5s %s\n", "RECORD", "TIME (UTC)", "ID", "WORKLOAD", "KEPT", "TRAIN",
+           "SUBJECT");
+  put_line(r->subject, 60, &l->scratch);
+  printf("%-8" PRId64 " %-19s  %-36.*s %-20.*s %-9s %-5s %s\n", r->id, pst_cli_show_time(r->time_ms, time),
+         (int)r->completion_id.n, r->completion_id.data, (int)PST_MIN(r->workload.n, (size_t)20),
+         r->workload.data ? r->workload.data : "", pst_store_keep_name(r->keep), r->train ? "yes" : "no",
+         pst_buf_text(&l->scratch));
+  return 0;
+}
+
+static pst_store_request_filter filter_of(const pst_cli_args *a, int workload_word) {
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  f.workload = word(a, workload_word);
+  if (!f.workload.n) f.workload.data = NULL;
+  f.purpose = PST_STORE_PURPOSE_USER;
+  f.origin = PST_STORE_ANY_ORIGIN;
+  f.subject = pst_str_from(pst_cli_text(a, "subject"));
+  f.train = pst_cli_flag(a, "trainable");
+  return f;
+}
+
+static int list(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  listing l;
+  pst_store_request_filter f = filter_of(a, 1);
+  f.limit = pst_cli_int(a, "limit");
+  f.newest_first = true;
+  begin_list(&l, a, store, err);
+  int code = pst_store_request_each(store, &f, list_record, &l, err);
+  return end_list(&l, code, "no records yet; users' requests become records as their API keys allow ('penstock key')");
+}
+
+static int put_hash(void *user, pst_str hash) {
+  listing *l = user;
+  pst_json_put_str(&l->w, hash);
+  return 0;
+}
+
+static int put_feedback(void *user, const pst_store_feedback *f) {
+  pst_json_writer *w = &((listing *)user)->w;
+  pst_json_begin_object(w);
+  put_int(w, "time_ms", f->time_ms);
+  if (f->thumbs) put_text(w, "thumbs", pst_str_from(f->thumbs > 0 ? "up" : "down"));
+  if (f->has_score) {
+    pst_json_key(w, "score");
+    pst_json_put_double(w, f->score);
+  }
+  if (f->correction.data) put_text(w, "correction", f->correction);
+  if (f->outcome.data) put_text(w, "outcome", f->outcome);
+  if (f->retried) put_text(w, "signal", PST_STR("retry"));
+  if (f->abandoned) put_text(w, "signal", PST_STR("abandon"));
+  pst_json_end_object(w);
+  return 0;
+}
+
+static void put_parsed(pst_json_writer *w, const char *name, pst_str json) {
+  pst_json_doc *doc = NULL;
+  pst_json_key(w, name);
+  if (json.n && !pst_json_parse(json.data, json.n, name, &doc, NULL))
+    pst_json_put_value(w, pst_json_root(doc));
+  else
+    pst_json_put_null(w);
+  pst_json_free(doc);
+}
+
+static int show_record(void *user, const pst_store_request *r) {
+  listing *l = user;
+  if (l->wanted && l->wanted != r->id) return 0;
+  pst_json_begin_object(&l->w);
+  put_record_json(&l->w, r);
+  put_text(&l->w, "model", r->model);
+  put_text(&l->w, "plan", r->plan_hash);
+  put_parsed(&l->w, "input", r->input_json);
+  put_parsed(&l->w, "output", r->output_json);
+  pst_json_key(&l->w, "feedback");
+  pst_json_begin_array(&l->w);
+  int code = pst_store_feedback_each(l->store, r->completion_id, 0, put_feedback, l, l->err);
+  pst_json_end_array(&l->w);
+  pst_json_key(&l->w, "data_sets");
+  pst_json_begin_array(&l->w);
+  if (!code) code = pst_store_data_set_of_record(l->store, r->id, put_hash, l, l->err);
+  pst_json_end_array(&l->w);
+  pst_json_end_object(&l->w);
+  l->n++;
+  return code;
+}
+
+static int put_use(void *user, pst_str hash, pst_str kind, pst_str name, bool stale) {
+  listing *l = user;
+  (void)hash;
+  pst_json_begin_object(&l->w);
+  put_text(&l->w, "kind", kind);
+  put_text(&l->w, "name", name);
+  pst_json_key(&l->w, "stale");
+  pst_json_put_bool(&l->w, stale);
+  pst_json_end_object(&l->w);
+  return 0;
+}
+
+static int show_set(void *user, const pst_store_data_set *s) {
+  listing *l = user;
+  pst_json_begin_object(&l->w);
+  put_text(&l->w, "data_set", s->hash);
+  put_text(&l->w, "kind", s->kind);
+  put_text(&l->w, "workload", s->workload);
+  put_int(&l->w, "lines", s->n_lines);
+  put_int(&l->w, "created_ms", s->created_ms);
+  put_text(&l->w, "state", s->state == PST_STORE_DATA_WHOLE ? PST_STR("whole") : PST_STR("withdrawn"));
+  put_text(&l->w, "replaced_by", s->replaced_by);
+  put_parsed(&l->w, "params", s->params);
+  put_parsed(&l->w, "report", s->report);
+  pst_json_key(&l->w, "uses");
+  pst_json_begin_array(&l->w);
+  int code = pst_store_data_set_uses(l->store, s->hash, put_use, l, l->err);
+  pst_json_end_array(&l->w);
+  pst_json_end_object(&l->w);
+  l->n++;
+  return code;
+}
+
+/* By completion id, record number, or the beginning of a data set's hash. Always JSON: it holds conversations. */
+static int show(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  listing l = {.store = store, .err = err};
+  pst_store_request_filter f = filter_of(a, 2);
+  pst_str id = word(a, 1);
+  int64_t number = 0;
+  l.w = pst_json_writer_on(&l.text, true);
+  f.with_content = true;
+  f.limit = 1;
+  if (!pst_parse_i64(id, 1, INT64_MAX, &number) && id.n < 8)
+    l.wanted = number, f.after_id = number - 1;
+  else
+    f.completion_id = id;
+  int code = pst_store_request_each(store, &f, show_record, &l, err);
+  if (!code && l.n == 0 && f.completion_id.data) {
+    pst_buf_clear(&l.text);
+    l.w = pst_json_writer_on(&l.text, true);
+    code = pst_store_data_set_get(store, id, show_set, &l, err);
+  }
+  if (code == PST_E_NOT_FOUND || code == PST_E_BAD_INPUT || (!code && l.n == 0))
+    code = pst_error_set(err, PST_E_NOT_FOUND, "show", "\"%.*s\" is no record and no data set",
+                         (int)PST_MIN(id.n, (size_t)80), id.data);
+  if (!code) puts(pst_buf_text(&l.text));
+  pst_buf_done(&l.text);
+  return code;
+}
+
+/* ---- sets, stats ----------------------------------------------------------------------------------------------------------- */
+
+static int list_set(void *user, const pst_store_data_set *s) {
+  listing *l = user;
+  char time[32];
+  if (l->json) return show_set(l, s);
+  l->n++;
+  if (l->n == 1)
+    printf("%-12s  %-19s  %-20s %-10s %8s  %s\n", "DATA SET", "TIME (UTC)", "WORKLOAD", "KIND", "LINES", "STATE");
+  printf("%-12.12s  %-19s  %-20.*s %-10.*s %8" PRId64 "  ", s->hash.data, pst_cli_show_time(s->created_ms, time),
+         (int)PST_MIN(s->workload.n, (size_t)20), s->workload.data ? s->workload.data : "", (int)s->kind.n,
+         s->kind.data, s->n_lines);
+  if (s->state == PST_STORE_DATA_WHOLE)
+    puts("whole");
+  else if (s->replaced_by.n)
+    printf("withdrawn; now %.12s\n", s->replaced_by.data);
+  else
+    puts("withdrawn");
+  return 0;
+}
+
+static int sets(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  listing l;
+  pst_str workload = word(a, 1);
+  if (!workload.n) workload.data = NULL;
+  begin_list(&l, a, store, err);
+  int code = pst_store_data_set_each(store, workload, list_set, &l, err);
+  return end_list(&l, code, "no data sets yet; 'penstock data curate WORKLOAD' makes one");
+}
+
+static int list_counts(void *user, const pst_store_record_counts *c) {
+  listing *l = user;
+  char oldest[32], newest[32];
+  l->n++;
+  if (!l->json) {
+    if (l->n == 1)
+      printf("%-20s %8s %8s %8s %8s %8s %8s %6s %6s %9s  %s\n", "WORKLOAD", "RECORDS", "IMPORTED", "CONTENT", "TRAIN",
+             "SUBJECTS", "FEEDBACK", "UP", "DOWN", "CORRECTED", "FROM, TO (UTC)");
+    printf("%-20.*s %8" PRId64 " %8" PRId64 " %8" PRId64 " %8" PRId64 " %8" PRId64 " %8" PRId64 " %6" PRId64
+           " %6" PRId64 " %9" PRId64 "  %s, %s\n",
+           (int)PST_MIN(c->workload.n, (size_t)20), c->workload.data ? c->workload.data : "-", c->n_records,
+           c->n_imported, c->n_content, c->n_train, c->n_subjects, c->n_feedback, c->n_up, c->n_down, c->n_corrected,
+           pst_cli_show_time(c->oldest_ms, oldest), pst_cli_show_time(c->newest_ms, newest));
+    return 0;
+  }
+  const struct {
+    const char *name;
+    int64_t value;
+  } counts[] = {{"records", c->n_records},   {"imported", c->n_imported},
+                {"content", c->n_content},   {"train", c->n_train},
+                {"subjects", c->n_subjects}, {"expiring", c->n_expiring},
+                {"feedback", c->n_feedback}, {"up", c->n_up},
+                {"down", c->n_down},         {"corrected", c->n_corrected},
+                {"oldest_ms", c->oldest_ms}, {"newest_ms", c->newest_ms}};
+  pst_json_begin_object(&l->w);
+  put_text(&l->w, "workload", c->workload);
+  for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) put_int(&l->w, counts[i].name, counts[i].value);
+  pst_json_end_object(&l->w);
+  return 0;
+}
+
+static int stats(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  listing l;
+  begin_list(&l, a, store, err);
+  int code = pst_store_records_count(store, list_counts, &l, err);
+  return end_list(&l, code, "no records yet");
+}
+
+/* ---- export, import -------------------------------------------------------------------------------------------------------- */
+
+static int read_format(const pst_cli_args *a, pst_data_format fallback, pst_data_format *ret_format, pst_error *err) {
+  const char *text = pst_cli_text(a, "format");
+  *ret_format = fallback;
+  if (!text || pst_data_format_from(pst_str_from(text), ret_format)) return 0;
+  return pst_error_set(err, PST_E_BAD_INPUT, "format",
+                       "--format takes openai, chat, sharegpt, csv, or for import also pairs and auto; not '%.40s'",
+                       text);
+}
+
+static int export_records(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  pst_data_export_options o = {.filter = filter_of(a, 1)};
+  const char *path = pst_cli_text(a, "output");
+  pst_data_exported done = {0};
+  pst_progress progress;
+  int code = read_format(a, PST_DATA_OPENAI, &o.format, err);
+  if (code) return code;
+  FILE *file = path && strcmp(path, "-") ? fopen(path, "wb") : stdout;
+  if (!file) return pst_error_set_errno(err, errno, path, "cannot open");
+  pst_progress_begin(&progress, "exporting", 0, false, pst_cli_flag(a, "quiet"));
+  o.progress = &progress;
+  code = pst_data_export(store, &o, file, &done, err);
+  pst_progress_end(&progress);
+  if (file != stdout && fclose(file) && !code) code = pst_error_set_errno(err, errno, path, "cannot write");
+  if (!code && done.n_written == 0)
+    code = pst_error_set(err, PST_E_NO_DATA, "export",
+                         "there is no answered record with its texts%s; 'penstock data stats' says what there is",
+                         done.n_left_out ? " that this format can say" : "");
+  if (!code && !pst_cli_flag(a, "quiet"))
+    fprintf(stderr, "%" PRId64 " records written, %" PRId64 " left out (what %s cannot say)\n", done.n_written,
+            done.n_left_out, pst_data_format_name(o.format));
+  return code;
+}
+
+static int import_records(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  pst_data_import_options o = {.workload = word(a, 1),
+                               .subject = pst_str_from(pst_cli_text(a, "subject")),
+                               .text_field = pst_cli_text(a, "text"),
+                               .answer_field = pst_cli_text(a, "answer")};
+  pst_data_imported done = {0};
+  pst_progress progress;
+  const pst_store_consent all = {.keep = PST_STORE_KEEP_CONTENT, .train = true};
+  int code = read_format(a, PST_DATA_AUTO, &o.format, err);
+  if (!code) code = pst_cli_consent(a, all, &o.consent, err);
+  if (code) return code;
+  pst_progress_begin(&progress, "importing", 0, true, pst_cli_flag(a, "quiet"));
+  o.progress = &progress;
+  code = pst_data_import(store, a->words[2], &o, &done, err);
+  pst_progress_end(&progress);
+  if (code) return code;
+  if (pst_cli_flag(a, "json"))
+    printf("{\"new\": %" PRId64 ", \"known\": %" PRId64 ", \"format\": \"%s\"}\n", done.n_new, done.n_known,
+           pst_data_format_name(done.format));
+  else
+    printf("%" PRId64 " records imported from %s rows, %" PRId64 " were there already\n", done.n_new,
+           pst_data_format_name(done.format), done.n_known);
+  return 0;
+}
+
+/* ---- delete, prune --------------------------------------------------------------------------------------------------------- */
+
+static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, const char *verb) {
+  if (pst_cli_flag(a, "json")) {
+    pst_buf out = PST_BUF_INIT;
+    pst_json_writer w = pst_json_writer_on(&out, true);
+    pst_json_begin_object(&w);
+    put_int(&w, "records", e->n_records);
+    pst_json_key(&w, "data_sets");
+    pst_json_begin_array(&w);
+    for (size_t i = 0; i < e->n_sets; i++) {
+      pst_json_begin_object(&w);
+      put_text(&w, "data_set", pst_str_from(e->sets[i].hash));
+      put_text(&w, "kind", pst_str_from(e->sets[i].kind));
+      put_int(&w, "lines", e->sets[i].n_lines);
+      pst_json_key(&w, "replaced_by");
+      pst_json_put_cstr(&w, e->sets[i].replaced_by[0] ? e->sets[i].replaced_by : NULL);
+      pst_json_end_object(&w);
+    }
+    pst_json_end_array(&w);
+    pst_json_key(&w, "stale");
+    pst_json_begin_array(&w);
+    for (size_t i = 0; i < e->n_uses; i++) {
+      pst_json_begin_object(&w);
+      put_text(&w, "kind", pst_str_from(e->uses[i].kind));
+      put_text(&w, "name", pst_str_from(e->uses[i].name));
+      put_text(&w, "data_set", pst_str_from(e->uses[i].hash));
+      pst_json_end_object(&w);
+    }
+    pst_json_end_array(&w);
+    pst_json_key(&w, "bytes_in_log");
+    pst_json_put_bool(&w, e->in_log);
+    pst_json_end_object(&w);
+    puts(pst_buf_text(&out));
+    pst_buf_done(&out);
+    return;
+  }
+  printf("%" PRId64 " records %s\n", e->n_records, verb);
+  for (size_t i = 0; i < e->n_sets; i++)
+    printf("data set %.12s: %" PRId64 " lines gone%s%.12s\n", e->sets[i].hash, e->sets[i].n_lines,
+           e->sets[i].replaced_by[0] ? "; now " : "; withdrawn", e->sets[i].replaced_by);
+  for (size_t i = 0; i < e->n_uses; i++)
+    printf("%s %s was made of it: make it again, or remove it\n", e->uses[i].kind, e->uses[i].name);
+  if (e->in_log) puts("another process reads the store: bytes are overwritten when it is done ('penstock data prune')");
+}
+
+static int delete_records(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  pst_store_erasure e;
+  int code = pst_store_records_erase(store, pst_str_from(pst_cli_text(a, "subject")),
+                                     pst_str_from(pst_cli_text(a, "id")), pst_clock_unix_ms(), &e, err);
+  if (code) return code;
+  print_erasure(a, &e, "deleted");
+  pst_store_erasure_done(&e);
+  return 0;
+}
+
+static int prune(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  pst_store_erasure e;
+  int code = pst_store_records_prune(store, pst_clock_unix_ms(), &e, err);
+  if (code) return code;
+  print_erasure(a, &e, "had expired and were forgotten");
+  pst_store_erasure_done(&e);
+  return 0;
+}
+
+/* ---- the command ----------------------------------------------------------------------------------------------------------- */
+
+static int run_data(const pst_cli_args *a, pst_error *err) {
+  static const struct {
+    const char *verb, *words;
+    int min_words, max_words; /* behind the verb */
+    int (*run)(const pst_cli_args *a, pst_store *store, pst_error *err);
+  } verbs[] = {{"list", "[WORKLOAD]", 0, 1, list},
+               {"show", "ID", 1, 1, show},
+               {"stats", "", 0, 0, stats},
+               {"sets", "[WORKLOAD]", 0, 1, sets},
+               {"import", "WORKLOAD FILE", 2, 2, import_records},
+               {"export", "[WORKLOAD]", 0, 1, export_records},
+               {"delete", "--subject ID", 0, 0, delete_records},
+               {"prune", "", 0, 0, prune}};
+  const char *verb = a->words[0];
+  size_t i = 0;
+  while (i < PST_ARRAY_LEN(verbs) && strcmp(verb, verbs[i].verb)) i++;
+  if (i == PST_ARRAY_LEN(verbs))
+    return pst_error_set(err, PST_E_BAD_INPUT, "data",
+                         "unknown action '%.40s'; there are list, show, stats, sets, import, export, delete, prune",
+                         verb);
+  if (a->n_words - 1 < verbs[i].min_words || a->n_words - 1 > verbs[i].max_words)
+    return pst_error_set(err, PST_E_BAD_INPUT, "data", "it is: penstock data %s %s", verb, verbs[i].words);
+  pst_store *store = NULL;
+  int code = pst_cli_store_open(a, &store, err);
+  if (!code) code = verbs[i].run(a, store, err);
+  pst_store_close(store);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"limit", 'n', PST_CLI_INT, "N", "20", 1, 1000000, false, "list: the newest N"},
+    {"subject", 's', PST_CLI_TEXT, "ID", NULL, 0, 0, false,
+     "whose records: to list, export or delete; import: of rows that name none"},
+    {"id", 0, PST_CLI_TEXT, "ID", NULL, 0, 0, false, "delete: one record, by its completion id"},
+    {"trainable", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list, export: only what may be trained on"},
+    {"format", 'f', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
+     "openai (export's default), chat, sharegpt, csv; import: also pairs, auto (default)"},
+    {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "export: where to (default: standard output)"},
+    {"text", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "import: field or column of the text (default: found)"},
+    {"answer", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "import: field or column of the answer (default: found)"},
+    PST_CLI_CONSENT,
+    PST_CLI_QUIET,
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+};
+const pst_cli_command pst_cli_data = {
+    "data",
+    "ACTION ...",
+    "records: see, import, export, delete",
+    "list [WORKLOAD]        records, newest first\n"
+    "show ID                one record (by its number or id), or a data set, whole\n"
+    "stats                  how many there are of each workload, and what may be done with them\n"
+    "sets [WORKLOAD]        data sets made of records\n"
+    "import WORKLOAD FILE   JSON lines, a JSON array or CSV become records, all or none ('-': standard input)\n"
+    "export [WORKLOAD]      answered records with their texts; a correction replaces its answer\n"
+    "delete --subject ID    deletes somebody's records, and their lines in data sets; --id: one record\n"
+    "prune                  forgets what has expired (serve does so every minute)",
+    1,
+    3,
+    options,
+    PST_ARRAY_LEN(options),
+    run_data};
