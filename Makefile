@@ -184,9 +184,13 @@ $(B)/bench/bench_logits: $(B)/tests/support/forced.o
 
 -include $(patsubst %.c,$(B)/%.d,$(SOURCES) $(MAIN) $(TEST_SOURCES) $(TEST_SUPPORT) $(FUZZ_SOURCES) $(BENCH_SOURCES))
 
+# Written by make itself: the whole is longer than a shell's argument may be.
+comma := ,
 compile_commands.json: $(B)/flags $(B)/sources
-	@{ sep='['; $(foreach f,$(SOURCES) $(MAIN),printf '%s\n{"directory": "%s", "file": "%s", "command": "%s"}' "$$sep" \
-	  '$(CURDIR)' '$f' '$(strip $(CC) $(call FLAGS_OF,$f) -c $f -o $(B)/$(f:.c=.o))'; sep=,;) printf '\n]\n'; } >$@
+	$(file >$@,[)
+	$(foreach f,$(SOURCES) $(MAIN),$(file >>$@,$(if $(filter-out $(firstword $(SOURCES)),$f),$(comma)){"directory": "$(CURDIR)"$(comma) "file": "$f"$(comma) "command": "$(strip $(CC) $(call FLAGS_OF,$f) -c $f -o $(B)/$(f:.c=.o))"}))
+	$(file >>$@,])
+	@:
 
 # ---- tests -------------------------------------------------------------------------------------------------------------
 
