@@ -75,13 +75,21 @@ static size_t shared_length(const pst_tune_text *a, const pst_tune_text *b) {
   return i;
 }
 
-static int by_tokens(const void *a, const void *b) {
-  const pst_tune_text *x = *(const pst_tune_text *const *)a, *y = *(const pst_tune_text *const *)b;
+static int compare_tokens(const pst_tune_text *x, const pst_tune_text *y) {
   size_t n = shared_length(x, y);
   if (n + 1 < x->n && n + 1 < y->n) return x->tokens[n] < y->tokens[n] ? -1 : 1;
-  if (x->n != y->n) return x->n < y->n ? -1 : 1;
-  return x < y ? -1 : x > y; /* the caller's order */
+  return x->n < y->n ? -1 : x->n > y->n;
 }
+
+static int by_tokens(const void *a, const void *b) {
+  const pst_tune_text *x = *(const pst_tune_text *const *)a, *y = *(const pst_tune_text *const *)b;
+  int order = compare_tokens(x, y);
+  return order ? order : x < y ? -1 : x > y; /* the caller's order */
+}
+
+static int texts_by_tokens(const void *a, const void *b) { return compare_tokens(a, b); }
+
+void pst_tune_texts_sort(pst_tune_text *texts, size_t n) { qsort(texts, n, sizeof *texts, texts_by_tokens); }
 
 static int put_path(planter *p, const pst_tune_text *text, size_t from, size_t to, int parent, int *ret_span) {
   *ret_span = parent;

@@ -6,7 +6,7 @@
 #ifndef PST_TUNE_BATCH_H
 #define PST_TUNE_BATCH_H
 
-#include <penstock/base.h>
+#include <penstock/tune.h>
 
 enum { PST_TUNE_TILE = 32, PST_TUNE_MAX_DEPTH = 64 };
 
@@ -41,16 +41,11 @@ typedef struct pst_tune_batch {
   size_t n_scores, scores_capacity;
 } pst_tune_batch;
 
-/* A text to learn: what its first n_given tokens predict is not scored but for the last's. */
-typedef struct pst_tune_text {
-  const int32_t *tokens;
-  size_t n, n_given; /* 1 <= n_given <= n - 1 */
-  float weight;      /* of each scored token */
-} pst_tune_text;
-
 void pst_tune_batch_done(pst_tune_batch *batch);
 void pst_tune_batch_clear(pst_tune_batch *batch); /* keeps the memory */
-/* A text as one span; its last token predicts nothing and is left out. PST_E_NOMEM. */
+/* Sorts texts so that those that begin alike stand together. */
+void pst_tune_texts_sort(pst_tune_text *texts, size_t n);
+/* A text as one span; what its first n_given tokens predict is scored for the last of them only, and its last token, which predicts nothing, is left out. PST_E_NOMEM. */
 int pst_tune_batch_add(pst_tune_batch *batch, const pst_tune_text *text);
 /* Texts as a tree: beginnings that two or more share, in runs of at least min_shared tokens, are there once. Order within the batch is by content. PST_E_NOMEM. */
 int pst_tune_batch_add_tree(pst_tune_batch *batch, const pst_tune_text *texts, size_t n, size_t min_shared);

@@ -63,7 +63,7 @@ void pst_tune_lora_start(const pst_tune_model *model, const pst_tune_lora *lora,
       if (lora->layers[i].place[r] < 0) continue;
       size_t n_in = model->layers[i].linear[r].n_in, n = lora->rank * n_in;
       float *a = ret_params + pst_tune_lora_a(model, lora, i, (pst_engine_role)r);
-      double reach = sqrt(3.0 / (double)n_in);
+      double reach = 1 / sqrt((double)n_in);
       for (size_t k = 0; k < n; k++)
         a[k] = (float)(reach * (2 * pst_random_unit(seed, i * PST_ENGINE_ROLE_COUNT + (size_t)r, k) - 1));
     }

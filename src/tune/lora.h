@@ -43,7 +43,8 @@ int pst_tune_lora_init(const pst_tune_model *model, size_t rank, double alpha, c
 void pst_tune_lora_done(pst_tune_lora *lora);
 /* Offset of a role's a [rank][n_in]. The role is trained. */
 size_t pst_tune_lora_a(const pst_tune_model *model, const pst_tune_lora *lora, size_t layer, pst_engine_role role);
-/* The start of training: a uniform in +-sqrt(3 / n_in) by (seed, layer, role), of variance 1 / n_in; b zero, so that the model is as it was. */
+/* The start of training: a uniform in +-1/sqrt(n_in), as PEFT draws it, by (seed, layer and role, element); b zero, so that the
+ * model is as it was. */
 void pst_tune_lora_start(const pst_tune_model *model, const pst_tune_lora *lora, uint64_t seed, float *ret_params);
 
 #endif

@@ -1,0 +1,82 @@
+/* Penstock tune: a LoRA adapter trained on texts, over a model of the engine, on this machine.
+ *
+ * Training has a float forward and backward of its own over the engine's layer table (src/tune/ops.inc). The same texts, options and seed give the same
+ * adapter, bit for bit, on any number of threads, and however often training was interrupted and taken up again.
+ *
+ * Threads: training blocks its caller and uses threads of its own. */
+#ifndef PENSTOCK_TUNE_H
+#define PENSTOCK_TUNE_H
+
+#include <penstock/base.h>
+#include <penstock/engine.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A text to learn. The loss is the mean over scored tokens: those behind the first n_given. */
+typedef struct pst_tune_text {
+  const int32_t *tokens;
+  size_t n, n_given; /* 1 <= n_given <= n - 1 */
+  float weight;      /* of each scored token; 1 as a rule */
+} pst_tune_text;
+
+/* How training goes, told after every step. */
+typedef struct pst_tune_progress {
+  int64_t step, n_steps;
+  double loss;              /* of the step: mean negative log-likelihood of its scored tokens, nats */
+  double held_out_loss;     /* the last measured; NAN: none yet */
+  double tokens_per_second; /* read by the model, since the start */
+  double seconds_left;
+  double learning_rate;
+} pst_tune_progress;
+
+typedef struct pst_tune_options {
+  int rank;             /* of every adapter, 1 to 256 */
+  double alpha;         /* the scale is alpha / rank */
+  unsigned roles;       /* which linear layers: bits 1 << pst_engine_role */
+  double learning_rate; /* the highest: rises over the warm-up, then falls as a cosine to final_share of it */
+  double warmup_share, final_share;
+  double weight_decay, beta1, beta2, epsilon; /* AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) */
+  double clip;                                /* largest norm of the gradient; 0: any */
+  int batch_texts;                            /* texts of an optimizer step */
+  int max_epochs;                             /* each text is seen at most so often */
+  int64_t steps;       /* exactly so many, or as many as max_epochs gives; 0: as many as `seconds` allow */
+  double seconds;      /* time for it, checkpoints and held-out losses included; 0: any */
+  int patience;        /* held-out losses in a row without a new lowest that end training; 0: none do */
+  int evaluations;     /* held-out losses in the course of training, at least 1 */
+  bool share_prefixes; /* beginnings that texts of a step share are computed once */
+  bool in_order;       /* texts in the order given, else in one drawn anew for each epoch */
+  uint64_t seed;
+  int threads;               /* 0: pst_cpu_count() */
+  int max_tokens;            /* tokens that go through the model at once; a longer text is refused */
+  const char *checkpoint;    /* file to go on from and to save in, removed at the end; NULL: none */
+  double checkpoint_seconds; /* between two */
+  void (*on_progress)(void *user, const pst_tune_progress *progress); /* NULL: silent; on the caller's thread */
+  bool (*cancelled)(void *user);                                      /* asked between steps; NULL: never */
+  void *user;
+} pst_tune_options;
+pst_tune_options pst_tune_options_default(void);
+
+typedef struct pst_tune_report {
+  int64_t n_steps, best_step; /* steps done; after which the adapter is from (n_steps without held-out texts) */
+  int64_t n_tokens, n_scored; /* read and scored by all steps */
+  double loss;                /* mean of the last tenth of the steps */
+  double held_out_before, held_out_loss; /* of the base, of the adapter; NAN: no held-out text */
+  double seconds;
+  double tokens_per_second;
+  size_t memory_bytes; /* weights, work space, optimizer */
+  bool stopped_early;
+} pst_tune_report;
+
+/* Trains an adapter on `texts`; `held_out` (n_held_out 0: none) is never trained on, and decides which step's adapter is taken. The result is written into
+ * *ret_lora, the caller's (pst_engine_lora_done). Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option or a text, by name), PST_E_NO_DATA (no
+ * text), PST_E_LIMIT (a text longer than max_tokens), PST_E_CORRUPT (the checkpoint), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM, those of files. */
+int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
+                   const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
+                   pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

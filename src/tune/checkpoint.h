@@ -1,0 +1,30 @@
+/* What training needs to go on where it was, as a file that is whole or not there. */
+#ifndef PST_TUNE_CHECKPOINT_H
+#define PST_TUNE_CHECKPOINT_H
+
+#include <penstock/base.h>
+
+/* Where training stands, beside the numbers. */
+typedef struct pst_tune_state {
+  int64_t step, n_steps; /* done, planned */
+  int64_t best_step;     /* -1: no held-out loss yet */
+  int64_t n_tokens, n_scored;
+  double best_loss, held_out_before, held_out_loss;
+  double loss_sum, seconds; /* of the last tenth of the steps; of all sessions */
+  int64_t n_loss;
+  int64_t n_worse; /* held-out losses since the best */
+} pst_tune_state;
+
+typedef struct pst_tune_numbers {
+  size_t n;
+  float *params, *mean, *square, *best; /* [n]; best: the params of the lowest held-out loss */
+} pst_tune_numbers;
+
+/* key: SHA-256 over what the run is (model, texts, options that count). */
+int pst_tune_checkpoint_write(const char *path, const char key[65], const pst_tune_state *state,
+                              const pst_tune_numbers *numbers, pst_error *err);
+/* *ret_found false: there is no file. PST_E_CORRUPT: damaged, or another run's. On failure the numbers are void. */
+int pst_tune_checkpoint_read(const char *path, const char key[65], bool *ret_found, pst_tune_state *ret_state,
+                             pst_tune_numbers *numbers, pst_error *err);
+
+#endif

@@ -1,0 +1,278 @@
+/* The course of training on a tiny model: it learns, it gives the same adapter however often it was stopped or killed and on any number of threads, it
+ * stops when held-out texts no longer gain, and it refuses what it cannot do. */
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <penstock/tune.h>
+
+#include "support/golden_model.h"
+#include "support/temp.h"
+#include "tune/adam.h"
+
+enum { N_TEXTS = 24, LENGTH = 22, STEPS = 30 };
+
+static int32_t tokens[N_TEXTS][LENGTH];
+static pst_tune_text texts[N_TEXTS];
+static char model_path[256];
+
+/* Ten tokens at random, then a mark, then always the same ones. */
+static void make_texts(void) {
+  for (int t = 0; t < N_TEXTS; t++) {
+    for (int i = 0; i < LENGTH; i++)
+      tokens[t][i] = i < 10 ? (int32_t)(pst_random_u64(1, (uint64_t)t, (uint64_t)i) % 200) : 250 - 3 * (i - 10);
+    texts[t] = (pst_tune_text){tokens[t], LENGTH - (size_t)t % 3, 11, 1.0f};
+  }
+}
+
+static int set_up(void **state) {
+  (void)test_dir_open(state);
+  pst_json_doc *doc = test_golden_read("llama");
+  snprintf(model_path, sizeof model_path, "%s", test_temp_path(test_dir, "model.gguf"));
+  test_golden_write(model_path, pst_json_root(doc), NULL);
+  pst_json_free(doc);
+  make_texts();
+  return 0;
+}
+
+static pst_tune_options options_of(const char *checkpoint) {
+  pst_tune_options o = pst_tune_options_default();
+  o.rank = 4;
+  o.alpha = 8;
+  o.learning_rate = 2e-2;
+  o.batch_texts = 5;
+  o.steps = STEPS;
+  o.evaluations = 4;
+  o.patience = 0;
+  o.threads = 2;
+  o.checkpoint = checkpoint;
+  return o;
+}
+
+static int train(const pst_tune_options *o, size_t n_held_out, pst_engine_lora *lora, pst_tune_report *report,
+                 pst_error *err) {
+  pst_engine_model *model = NULL;
+  assert_int_equal(pst_engine_model_open(model_path, 1, &model, err), 0);
+  int code = pst_tune_train(model, texts, N_TEXTS - n_held_out, texts + N_TEXTS - n_held_out, n_held_out, o, lora,
+                            report, err);
+  pst_engine_model_unref(model);
+  return code;
+}
+
+static void must_train(const pst_tune_options *o, pst_engine_lora *lora, pst_tune_report *report) {
+  pst_error err = PST_ERROR_INIT;
+  memset(lora, 0, sizeof *lora);
+  if (train(o, 4, lora, report, &err)) fail_msg("%s: %s", err.place, err.message);
+}
+
+static void assert_same(const pst_engine_lora *a, const pst_engine_lora *b) {
+  assert_int_equal(a->n_targets, b->n_targets);
+  for (size_t i = 0; i < a->n_targets; i++) {
+    const pst_engine_lora_target *x = &a->targets[i], *y = &b->targets[i];
+    assert_string_equal(x->name, y->name);
+    assert_memory_equal(x->a, y->a, (size_t)x->rank * (size_t)x->n_in * sizeof(float));
+    assert_memory_equal(x->b, y->b, (size_t)x->rank * (size_t)x->n_out * sizeof(float));
+  }
+}
+
+static void test_learns(void **state) {
+  (void)state;
+  pst_engine_lora lora, other;
+  pst_tune_report report, again;
+  pst_tune_options o = options_of(NULL);
+  must_train(&o, &lora, &report);
+  assert_int_equal(lora.n_targets, 3 * PST_ENGINE_ROLE_COUNT);
+  assert_string_equal(lora.targets[0].name, "blk.0.attn_q.weight");
+  assert_int_equal(report.n_steps, STEPS);
+  print_message("loss %.2f, held out %.2f to %.2f\n", report.loss, report.held_out_before, report.held_out_loss);
+  assert_true(report.loss < 0.8 * report.held_out_before);
+  assert_true(report.held_out_loss < report.held_out_before);
+  assert_true(report.n_scored == (int64_t)(STEPS * 5 * 10) || report.n_scored > STEPS * 5 * 8);
+  o.threads = 1;
+  must_train(&o, &other, &again);
+  assert_same(&lora, &other);
+  pst_engine_lora_done(&other);
+  o.max_tokens = 30; /* texts by ones */
+  must_train(&o, &other, &again);
+  assert_same(&lora, &other);
+  pst_engine_lora_done(&other);
+  o.seed++;
+  must_train(&o, &other, &again);
+  assert_true(memcmp(lora.targets[0].b, other.targets[0].b, 16) != 0);
+  pst_engine_lora_done(&other);
+  pst_engine_lora_done(&lora);
+}
+
+static int asked;
+static bool at_every_fourth(void *user) {
+  (void)user;
+  return ++asked % 4 == 0;
+}
+
+static void test_stopped_and_resumed(void **state) {
+  (void)state;
+  const char *checkpoint = test_temp_path(test_dir, "stopped");
+  pst_engine_lora want, got = {0};
+  pst_tune_report report;
+  pst_tune_options o = options_of(NULL);
+  must_train(&o, &want, &report);
+  o.checkpoint = checkpoint;
+  o.cancelled = at_every_fourth;
+  int code, n_sessions = 0;
+  do {
+    pst_error err = PST_ERROR_INIT;
+    code = train(&o, 4, &got, &report, &err);
+    assert_true(code == 0 || code == PST_E_CANCELLED);
+    assert_int_equal(pst_file_exists(checkpoint), code != 0);
+    o.threads = 1 + n_sessions % 2;
+    n_sessions++;
+  } while (code && n_sessions < 50);
+  assert_in_range(n_sessions, 8, 12);
+  assert_int_equal(report.n_steps, STEPS);
+  assert_same(&want, &got);
+  pst_engine_lora_done(&want);
+  pst_engine_lora_done(&got);
+}
+
+/* A process that saves after every step is killed again and again, wherever it is. */
+static void test_killed(void **state) {
+  (void)state;
+  const char *checkpoint = test_temp_path(test_dir, "killed");
+  pst_engine_lora want, got = {0};
+  pst_tune_report report;
+  pst_tune_options o = options_of(NULL);
+  must_train(&o, &want, &report);
+  o.checkpoint = checkpoint;
+  o.checkpoint_seconds = 0;
+  for (int i = 0; i < 6; i++) {
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+      pst_error err = PST_ERROR_INIT;
+      (void)train(&o, 4, &got, &report, &err);
+      _exit(0);
+    }
+    int status;
+    (void)usleep(20000 + 17000 * (useconds_t)i);
+    (void)kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, &status, 0), child);
+  }
+  must_train(&o, &got, &report);
+  assert_same(&want, &got);
+  pst_engine_lora_done(&want);
+  pst_engine_lora_done(&got);
+}
+
+static void test_damaged_checkpoint(void **state) {
+  (void)state;
+  const char *checkpoint = test_temp_path(test_dir, "damaged");
+  pst_engine_lora lora = {0};
+  pst_tune_report report;
+  pst_tune_options o = options_of(checkpoint);
+  o.cancelled = at_every_fourth;
+  pst_error err = PST_ERROR_INIT;
+  asked = 0;
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_CANCELLED);
+  pst_tune_options other = o;
+  other.seed++;
+  assert_int_equal(train(&other, 4, &lora, &report, &err), PST_E_CORRUPT);
+  assert_non_null(strstr(err.message, "other"));
+  char *data;
+  size_t n;
+  assert_int_equal(pst_file_read(checkpoint, 1 << 26, &data, &n, &err), 0);
+  data[n / 2] ^= 1;
+  test_temp_write(checkpoint, data, n);
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_CORRUPT);
+  test_temp_write(checkpoint, data, n - 5);
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_CORRUPT);
+  pst_free(data);
+}
+
+/* Held-out texts that want other answers than those learned soon lose by every step: training ends two held-out losses after the lowest, and that loss is the
+ * adapter's, whether training goes on for longer or not. */
+static void test_early_stop(void **state) {
+  (void)state;
+  pst_engine_lora lora, other;
+  pst_tune_report report, longer;
+  pst_tune_options o = options_of(NULL);
+  for (int t = N_TEXTS - 4; t < N_TEXTS; t++)
+    for (int i = 11; i < LENGTH; i++) tokens[t][i] = (7 * i + t) % 100;
+  o.evaluations = 10;
+  o.patience = 2;
+  must_train(&o, &lora, &report);
+  assert_true(report.stopped_early);
+  assert_int_equal(report.n_steps, report.best_step + 2 * (STEPS / 10));
+  o.patience = 0;
+  must_train(&o, &other, &longer);
+  assert_false(longer.stopped_early);
+  assert_int_equal(longer.n_steps, STEPS);
+  assert_int_equal(longer.best_step, report.best_step);
+  assert_same(&lora, &other);
+  pst_engine_lora_done(&lora);
+  pst_engine_lora_done(&other);
+  make_texts();
+}
+
+static void test_time(void **state) {
+  (void)state;
+  pst_engine_lora lora;
+  pst_tune_report report;
+  pst_tune_options o = options_of(NULL);
+  o.steps = 0;
+  o.max_epochs = 1000000;
+  o.seconds = 1.5;
+  must_train(&o, &lora, &report);
+  assert_true(report.n_steps > 1);
+  assert_true(report.seconds < 4);
+  pst_engine_lora_done(&lora);
+  o.max_epochs = 2;
+  o.seconds = 1000;
+  must_train(&o, &lora, &report);
+  assert_int_equal(report.n_steps, 2 * (N_TEXTS - 4) / 5);
+  pst_engine_lora_done(&lora);
+}
+
+static void test_refused(void **state) {
+  (void)state;
+  pst_engine_lora lora = {0};
+  pst_tune_report report;
+  pst_error err = PST_ERROR_INIT;
+  pst_tune_options o = options_of(NULL);
+  o.rank = 0;
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_BAD_INPUT);
+  assert_string_equal(err.place, "rank");
+  o = options_of(NULL);
+  assert_int_equal(train(&o, N_TEXTS, &lora, &report, &err), PST_E_NO_DATA);
+  int32_t token = tokens[2][3];
+  tokens[2][3] = 288;
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_BAD_INPUT);
+  assert_string_equal(err.place, "text 2");
+  tokens[2][3] = token;
+  texts[1].n_given = texts[1].n;
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_BAD_INPUT);
+  make_texts();
+}
+
+static void test_schedule(void **state) {
+  (void)state;
+  assert_true(fabs(pst_tune_schedule(0, 100, 0.04, 0) - 0.2) < 1e-12);
+  assert_true(fabs(pst_tune_schedule(4, 100, 0.04, 0) - 1) < 1e-12);
+  assert_true(fabs(pst_tune_schedule(52, 100, 0.04, 0.1) - 0.55) < 1e-12);
+  assert_true(pst_tune_schedule(99, 100, 0, 0.1) < 0.101);
+  assert_true(fabs(pst_tune_schedule(0, 1, 0, 0) - 1) < 1e-12);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_learns),     cmocka_unit_test(test_stopped_and_resumed),
+                                     cmocka_unit_test(test_killed),     cmocka_unit_test(test_damaged_checkpoint),
+                                     cmocka_unit_test(test_early_stop), cmocka_unit_test(test_time),
+                                     cmocka_unit_test(test_refused),    cmocka_unit_test(test_schedule)};
+  return cmocka_run_group_tests(tests, set_up, test_dir_close);
+}
