@@ -58,14 +58,19 @@ class Peer:
     def __init__(self, name, folder, model, threads):
         self.name, self.folder, self.model, self.threads = name, pathlib.Path(folder), model, threads
         self.isa = None
+        # ik_llama.cpp has no -d; its -gp generates behind a prompt and times only that.
+        usage = subprocess.run([self.folder / "llama-bench", "--help"], capture_output=True, text=True)
+        self.has_depth = "--n-depth" in usage.stdout + usage.stderr
 
     def speed(self, row):
         prompt, gen, depth, seqs, _ = row
         if seqs > 1:
             return self.batched(gen, depth, seqs)
-        command = [self.folder / "llama-bench", "-m", self.model, "-o", "json", *numbers("-p", prompt, "-n", gen, "-t", self.threads, "-r", 1)]
-        if depth:
-            command += numbers("-d", depth)
+        command = [self.folder / "llama-bench", "-m", self.model, "-o", "json", *numbers("-t", self.threads, "-r", 1)]
+        if depth and not self.has_depth:
+            command += ["-p", "0", "-n", "0", "-gp", f"{depth},{gen}"]
+        else:
+            command += numbers("-p", prompt, "-n", gen) + (numbers("-d", depth) if depth else [])
         return statistics.mean(json.loads(run(command))[0]["samples_ts"])
 
     def batched(self, gen, depth, seqs):
