@@ -132,7 +132,10 @@ typedef struct pst_engine_adapter_info {
  * tensor whose product takes no adapter here: experts, recurrences, the head; an encoder), PST_E_LIMIT (rank). One reference for the caller. */
 int pst_engine_adapter_open(const pst_engine_model *model, const char *path, pst_engine_adapter **ret_adapter,
                             pst_error *err);
-/* The same from memory; `lora` stays the caller's. */
+/* Reads an adapter and says whether it is one for the model in a file, of which no weight is read. Errors as pst_engine_adapter_open. *ret_lora becomes the
+ * caller's. */
+int pst_engine_adapter_read(const char *model_path, const char *path, pst_engine_lora *ret_lora, pst_error *err);
+/* pst_engine_adapter_open from memory; `lora` stays the caller's. */
 int pst_engine_adapter_create(const pst_engine_model *model, const pst_engine_lora *lora,
                               pst_engine_adapter **ret_adapter, pst_error *err);
 pst_engine_adapter *pst_engine_adapter_ref(pst_engine_adapter *adapter);

@@ -72,6 +72,7 @@ typedef struct pst_gateway_node {
   bool examples_fixed; /* the first n of the index instead of the nearest */
   pst_gateway_constraint constraint;
   pst_engine_speculation speculation;
+  const char *adapter; /* LOCAL: SHA-256 of the adapter's file in the store; NULL: the base */
   const char *answers; /* LOCAL, with SPEC_ANSWERS: SHA-256 of the file of past answers in the store; NULL: none */
   pst_engine_sampling sampling;
   int max_tokens;
@@ -122,6 +123,20 @@ int pst_gateway_classifier_build(pst_store *store, const pst_classifier_record *
                                  pst_error *err);
 /* Opens a kept artefact; pst_classifier_free. PST_E_NOT_FOUND, PST_E_CORRUPT. */
 int pst_gateway_classifier_open(pst_store *store, pst_str hash, pst_classifier **ret_classifier, pst_error *err);
+
+/* ---- adapters (gateway/adapters.c) ------------------------------------------------------------------------------ */
+
+/* An adapter that is to be known by name. Texts may be NULL but for the first three. */
+typedef struct pst_gateway_adapter {
+  const char *name, *path,
+      *model; /* a GGUF adapter or a folder of PEFT, which stays; the model as it is called here, or a path */
+  const char *workload, *data, *run;
+} pst_gateway_adapter;
+/* Checks that it is one for the model, keeps a copy among the store's files as a GGUF adapter that says its base, and adds its name: "model:name" in calls, the file's hash in
+ * plans. ret_row (NULL: not wanted). What the file's notes say (data, run) fills what is NULL. Errors: those of pst_models_resolve, pst_engine_adapter_open and
+ * pst_store_adapter_put; PST_E_BAD_INPUT: it says that it was made for another file. */
+int pst_gateway_adapter_add(pst_store *store, const pst_gateway_adapter *adapter, pst_store_adapter *ret_row,
+                            pst_error *err);
 
 /* ---- past answers (gateway/answers.c) --------------------------------------------------------------------------- */
 

@@ -541,6 +541,29 @@ int pst_store_file_adopt(pst_store *store, const char *path, char ret_hash[65], 
 /* The path of a kept file (pst_free); PST_E_NOT_FOUND, PST_E_BAD_INPUT for what is no SHA-256 in lower-case hex. */
 int pst_store_file_path(pst_store *store, pst_str hash, char **ret_path, pst_error *err);
 
+/* ---- adapters (store/adapters.c) -------------------------------------------------------------------------------- */
+
+/* A LoRA adapter by name. Texts that are empty were not said. */
+typedef struct pst_store_adapter {
+  char name[64];  /* letters, digits, '.', '_', '-' */
+  char file[65];  /* SHA-256 of the file in HOME/files */
+  char base[256]; /* the model that it is for, as it is called here */
+  char base_sha256[65];
+  char workload[64]; /* that it was made for */
+  char data[65];     /* content hash of what it was made from */
+  char run[64];      /* that made it */
+  int64_t rank, bytes, created_ms;
+} pst_store_adapter;
+bool pst_store_adapter_name_valid(pst_str name);
+/* Adds one. PST_E_EXISTS: the name stands for another file or base (the same again is fine). PST_E_BAD_INPUT: the name. */
+int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, pst_error *err);
+int pst_store_adapter_get(pst_store *store, pst_str name, pst_store_adapter *ret_adapter,
+                          pst_error *err); /* PST_E_NOT_FOUND */
+int pst_store_adapter_each(pst_store *store, int (*fn)(void *user, const pst_store_adapter *adapter), void *user,
+                           pst_error *err); /* by name */
+/* Forgets the name; the file stays, since plans name it. PST_E_NOT_FOUND. */
+int pst_store_adapter_remove(pst_store *store, pst_str name, pst_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -31,6 +31,7 @@ typedef struct conversation {
   size_t n, capacity;
   char *system; /* NULL: none */
   pst_engine *engine;
+  pst_engine_adapter *adapter; /* NULL: the base */
   const pst_cli_args *args;
   bool terminal, has_template;
   sigset_t signals; /* SIGINT: at a terminal it ends an answer or a line; in a pipe the program, as it is */
@@ -107,7 +108,8 @@ static int answer_turn(conversation *c, pst_str text, pst_error *err) {
     pst_cli_generating how = {.print = true,
                               .interrupted = &interrupted,
                               .stops = c->has_template ? NULL : plain_stops,
-                              .n_stops = c->has_template ? 0 : PST_ARRAY_LEN(plain_stops)};
+                              .n_stops = c->has_template ? 0 : PST_ARRAY_LEN(plain_stops),
+                              .adapter = c->adapter};
     if (c->terminal) pthread_sigmask(SIG_UNBLOCK, &c->signals, NULL);
     code = pst_cli_generate(c->args, c->engine, &prompt, &how, &answer, &last, err);
     if (c->terminal) pthread_sigmask(SIG_BLOCK, &c->signals, NULL);
@@ -259,6 +261,7 @@ static int run_chat(const pst_cli_args *a, pst_error *err) {
     pthread_sigmask(SIG_BLOCK, &c.signals, NULL);
     (void)sigaction(SIGINT, &action, NULL);
   }
+  if (!code) code = pst_cli_adapter_open(a, model, &c.adapter, err);
   if (!code) code = pst_cli_engine_open(a, model, &c.engine, err);
   if (!code && pst_cli_text(a, "system")) code = set_system(&c, pst_str_from(pst_cli_text(a, "system")), err);
   if (!code) {
@@ -269,6 +272,7 @@ static int run_chat(const pst_cli_args *a, pst_error *err) {
   pst_free(c.turns);
   pst_free(c.system);
   pst_engine_free(c.engine);
+  pst_engine_adapter_unref(c.adapter);
   pst_engine_model_unref(model);
   return code;
 }

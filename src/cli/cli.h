@@ -63,7 +63,7 @@ int pst_cli_many(const pst_cli_args *a, const char *name, const char *const **re
 extern const pst_cli_command pst_cli_pull, pst_cli_models, pst_cli_run, pst_cli_chat, pst_cli_bench, pst_cli_inspect,
     pst_cli_quantize, pst_cli_import, pst_cli_eval;
 extern const pst_cli_command pst_cli_embed;
-extern const pst_cli_command pst_cli_merge;
+extern const pst_cli_command pst_cli_merge, pst_cli_adapters;
 extern const pst_cli_command pst_cli_optimize, pst_cli_explain;
 extern const pst_cli_command pst_cli_serve, pst_cli_key, pst_cli_settings, pst_cli_requests, pst_cli_feedback,
     pst_cli_answers, pst_cli_data;

@@ -108,6 +108,7 @@ int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine
   q.n_stop = texts.n_stop;
   q.speculation = pst_cli_flag(a, "lookup") ? PST_ENGINE_SPEC_LOOKUP : PST_ENGINE_SPEC_NONE;
   q.n_logprobs = -1;
+  q.adapter = how->adapter;
   q.callback = on_event;
   q.user = &l;
   pst_engine_model *model = pst_engine_get_model(engine);

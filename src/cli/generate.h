@@ -4,6 +4,7 @@
 
 #include <signal.h>
 
+#include "cli/adapter_path.h"
 #include "cli/model_path.h"
 
 #define PST_CLI_GENERATE_OPTIONS                                                                                       \
@@ -17,7 +18,7 @@
       {"stop", 0, PST_CLI_TEXT, "TEXT", NULL, 0, 0, true, "end the answer before TEXT"},                               \
       {"choice", 0, PST_CLI_TEXT, "TEXT", NULL, 0, 0, true, "the answer is one of these"},                             \
       {"lookup", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "guess ahead from the prompt (same answer, often faster)"}, \
-      PST_CLI_THREADS
+      PST_CLI_ADAPTER, PST_CLI_THREADS
 
 int pst_cli_engine_open(const pst_cli_args *a, pst_engine_model *model, pst_engine **ret_engine, pst_error *err);
 typedef struct pst_cli_generating {
@@ -25,6 +26,7 @@ typedef struct pst_cli_generating {
   const volatile sig_atomic_t *interrupted; /* not 0: the answer ends with what there is; NULL: nobody interrupts */
   const char *const *stops;                 /* beside those of the options */
   size_t n_stops;
+  pst_engine_adapter *adapter; /* NULL: the base */
 } pst_cli_generating;
 /* Blocks until the answer is whole. Pointers in *ret_last are void. */
 int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine_tokens *prompt,

@@ -1,7 +1,10 @@
 /* penstock models: what lies in the data directory, what could be pulled, and taking a model out again. */
 #include <stdio.h>
+#include <string.h>
 
+#include "cli/adapters.h"
 #include "cli/commands.h"
+#include "cli/open.h"
 
 #include <penstock/models.h>
 
@@ -9,6 +12,8 @@ typedef struct listing {
   const char *home;
   bool json;
   int n, n_damaged;
+  pst_store *store;   /* NULL: nothing was ever kept here */
+  const char *sha256; /* of the model whose adapters are written */
   pst_buf text;
   pst_json_writer w;
 } listing;
@@ -19,6 +24,20 @@ static const char *show_bytes(int64_t bytes, char *text, size_t n) {
   else
     snprintf(text, n, "%.1f MiB", (double)bytes / 1048576.0);
   return text;
+}
+
+/* An adapter of the model at hand. */
+static int put_adapter_of(void *user, const pst_store_adapter *r) {
+  listing *l = user;
+  if (strcmp(r->base_sha256, l->sha256) != 0) return 0;
+  const char *const texts[][2] = {{"name", r->name}, {"file", r->file}, {"data", r->data}, {"run", r->run}};
+  pst_json_begin_object(&l->w);
+  for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++) {
+    pst_json_key(&l->w, texts[i][0]);
+    pst_json_put_cstr(&l->w, *texts[i][1] ? texts[i][1] : NULL);
+  }
+  pst_json_end_object(&l->w);
+  return 0;
 }
 
 static int put_model(void *user, const pst_models_file *f, bool intact) {
@@ -46,8 +65,13 @@ static int put_model(void *user, const pst_models_file *f, bool intact) {
   pst_json_put_cstr(w, f->licence);
   pst_json_key(w, "intact");
   pst_json_put_bool(w, intact);
+  pst_json_key(w, "adapters");
+  pst_json_begin_array(w);
+  l->sha256 = f->sha256;
+  int code = l->store ? pst_store_adapter_each(l->store, put_adapter_of, l, NULL) : 0;
+  pst_json_end_array(w);
   pst_json_end_object(w);
-  return 0;
+  return code;
 }
 
 static int put_entry(void *user, const pst_models_entry *e) {
@@ -80,12 +104,23 @@ static int put_entry(void *user, const pst_models_entry *e) {
   return 0;
 }
 
+/* What was kept here; a data directory without a store stays without. */
+static int open_store(const pst_cli_args *a, const char *home, pst_store **ret_store, pst_error *err) {
+  char *path = pst_path_join(home, "penstock.db");
+  if (!path) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
+  int code = pst_file_exists(path) ? pst_cli_store_open(a, ret_store, err) : 0;
+  pst_free(path);
+  return code;
+}
+
 static int list_models(const pst_cli_args *a, const char *home, pst_error *err) {
   bool catalogue = pst_cli_flag(a, "catalogue");
-  listing l = {home, pst_cli_flag(a, "json"), 0, 0, PST_BUF_INIT, {0}};
+  listing l = {.home = home, .json = pst_cli_flag(a, "json")};
   l.w = pst_json_writer_on(&l.text, true);
+  int code = catalogue ? 0 : open_store(a, home, &l.store, err), n_adapters = 0;
   if (l.json) pst_json_begin_array(&l.w);
-  int code = catalogue ? pst_models_catalogue_each(put_entry, &l, err) : pst_models_each(home, put_model, &l, err);
+  if (!code)
+    code = catalogue ? pst_models_catalogue_each(put_entry, &l, err) : pst_models_each(home, put_model, &l, err);
   if (l.json) pst_json_end_array(&l.w);
   if (!code && pst_buf_status(&l.text)) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
   if (!code && l.json)
@@ -97,6 +132,8 @@ static int list_models(const pst_cli_args *a, const char *home, pst_error *err) 
         "%d of %d missing or changed since they were pulled: 'penstock models --verify NAME' reads a file again, 'penstock pull "
         "NAME' replaces it\n",
         l.n_damaged, l.n);
+  if (!code && !l.json && l.store) code = pst_cli_adapters_print(l.store, false, &l.text, &n_adapters, err);
+  pst_store_close(l.store);
   pst_buf_done(&l.text);
   return code;
 }
@@ -143,5 +180,12 @@ static const pst_cli_option options[] = {
     PST_CLI_HOME,
     PST_CLI_JSON,
 };
-const pst_cli_command pst_cli_models = {
-    "models", "", "list the models in the data directory", NULL, 0, 0, options, PST_ARRAY_LEN(options), run_models};
+const pst_cli_command pst_cli_models = {"models",
+                                        "",
+                                        "list the models in the data directory and their adapters",
+                                        NULL,
+                                        0,
+                                        0,
+                                        options,
+                                        PST_ARRAY_LEN(options),
+                                        run_models};

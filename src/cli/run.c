@@ -39,6 +39,7 @@ static int run_run(const pst_cli_args *a, pst_error *err) {
   else
     code = read_stdin(&input, err);
   if (!code) code = pst_cli_model_open(a, a->words[0], (int)pst_cli_int(a, "threads"), &model, err);
+  if (!code) code = pst_cli_adapter_open(a, model, &how.adapter, err);
   if (!code) code = make_prompt(model, a, pst_buf_str(&input), &prompt, err);
   if (!code) code = pst_cli_engine_open(a, model, &engine, err);
   if (!code) code = pst_cli_generate(a, engine, &prompt, &how, &answer, &last, err);
@@ -50,6 +51,7 @@ static int run_run(const pst_cli_args *a, pst_error *err) {
     fprintf(stderr, "prompt %d tokens (%d cached), first token after %.1f ms; %d tokens in %.1f ms\n", last.n_prompt,
             last.n_cached, (double)last.first_token_us / 1e3, last.n_completion, (double)last.total_us / 1e3);
   pst_engine_free(engine);
+  pst_engine_adapter_unref(how.adapter);
   pst_engine_model_unref(model);
   pst_engine_tokens_done(&prompt);
   pst_buf_done(&input);

@@ -9,7 +9,7 @@
 
 #include <penstock/server.h>
 
-enum { MAX_NAMES = 32 };
+enum { MAX_NAMES = 32, MAX_ADAPTERS = 64 };
 
 typedef struct service {
   pst_store *store;
@@ -22,6 +22,13 @@ typedef struct service {
   char *paths[MAX_NAMES]; /* what models[i].name points to */
   char *ids[MAX_NAMES];
   int n_models;
+  pst_gateway_adapter adapters[MAX_ADAPTERS]; /* of --adapter, of the first model */
+  char *adapter_names[MAX_ADAPTERS];
+  int n_adapters;
+  /* models, then "id:adapter" for the adapters of those that are served by a path */
+  pst_server_alias aliases[MAX_NAMES + MAX_ADAPTERS];
+  char *alias_texts[MAX_ADAPTERS][2]; /* id and name of those of adapters */
+  int n_aliases, n_texts;
   pst_buf names, hello; /* of all models; the first line */
 } service;
 
@@ -80,6 +87,65 @@ static int read_names(service *s, const pst_cli_args *a, pst_error *err) {
   return code;
 }
 
+/* "NAME=PATH", or a path whose stem is the name. */
+static int read_adapter(service *s, const char *text, pst_error *err) {
+  const char *equals = strchr(text, '=');
+  char *name = equals ? pst_strndup(text, (size_t)(equals - text)) : stem_of(text, ".gguf");
+  if (!name) return no_memory(err);
+  s->adapter_names[s->n_adapters] = name;
+  s->adapters[s->n_adapters] =
+      (pst_gateway_adapter){.name = name, .path = equals ? equals + 1 : text, .model = s->models[0].name};
+  s->n_adapters++;
+  if (pst_store_adapter_name_valid(pst_str_from(name))) return 0;
+  return pst_error_set(
+      err, PST_E_BAD_INPUT, "adapter",
+      "--adapter takes NAME=PATH, the name of letters, digits, dots, dashes and underscores; not '%.60s'", text);
+}
+
+static int read_adapters(service *s, const pst_cli_args *a, pst_error *err) {
+  const char *const *texts;
+  int n = pst_cli_many(a, "adapter", &texts), code = 0;
+  if (n > MAX_ADAPTERS) return pst_error_set(err, PST_E_LIMIT, "serve", "at most %d adapters", MAX_ADAPTERS);
+  if (n && !s->n_models)
+    return pst_error_set(err, PST_E_BAD_INPUT, "adapter", "--adapter needs --model, the model that it is for");
+  for (int i = 0; i < n && !code; i++) code = read_adapter(s, texts[i], err);
+  return code;
+}
+
+/* A model that is served by its path has its adapters under its id. */
+static int add_alias(service *s, int model, const char *adapter) {
+  pst_buf id = PST_BUF_INIT, name = PST_BUF_INIT;
+  if (!strcmp(s->models[model].id, s->models[model].name) || s->n_texts == MAX_ADAPTERS) return 0;
+  pst_buf_printf(&id, "%s:%s", s->models[model].id, adapter);
+  for (int i = 0; i < s->n_texts; i++)
+    if (!strcmp(s->alias_texts[i][0], pst_buf_text(&id))) {
+      pst_buf_done(&id);
+      return 0;
+    }
+  pst_buf_printf(&name, "%s:%s", s->models[model].name, adapter);
+  char **texts = s->alias_texts[s->n_texts++];
+  texts[0] = pst_buf_take(&id);
+  texts[1] = pst_buf_take(&name);
+  if (!texts[0] || !texts[1]) return PST_E_NOMEM;
+  s->aliases[s->n_aliases++] = (pst_server_alias){texts[0], texts[1]};
+  return 0;
+}
+
+static int add_kept_alias(void *user, const pst_store_adapter *row) {
+  service *s = user;
+  int code = 0;
+  for (int i = 0; i < s->n_models && !code; i++)
+    if (!strcmp(s->models[i].name, row->base)) code = add_alias(s, i, row->name);
+  return code;
+}
+
+static int list_aliases(service *s, pst_error *err) {
+  for (int i = 0; i < s->n_models; i++) s->aliases[s->n_aliases++] = s->models[i];
+  int code = 0;
+  for (int i = 0; i < s->n_adapters && !code; i++) code = add_alias(s, 0, s->adapters[i].name);
+  return code ? no_memory(err) : pst_store_adapter_each(s->store, add_kept_alias, s, err);
+}
+
 /* Kept and put in force, unless it is already. */
 static int enforce_plan(const service *s, int i, pst_error *err) {
   char hash[65], now[65];
@@ -107,6 +173,7 @@ static int prepare(service *s, bool quiet, pst_error *err) {
     code = pst_gateway_prepare_model(s->gateway, s->models[i].name, &progress, err);
     pst_progress_end(&progress);
   }
+  for (int i = 0; i < s->n_adapters && !code; i++) code = pst_gateway_adapter_add(s->store, &s->adapters[i], NULL, err);
   for (int i = 0; i < s->n_plans && !code; i++) code = enforce_plan(s, i, err);
   return code;
 }
@@ -149,8 +216,8 @@ static int open_server(service *s, const pst_cli_args *a, pst_error *err) {
       .port = (int)pst_cli_int(a, "port"),
       .require_key = pst_cli_flag(a, "require-key"),
       .consent = consent,
-      .aliases = s->models,
-      .n_aliases = (size_t)s->n_models,
+      .aliases = s->aliases,
+      .n_aliases = (size_t)s->n_aliases,
       .default_model = s->n_plans    ? s->workloads[0]
                        : s->n_models ? s->models[0].id
                                      : NULL,
@@ -222,6 +289,11 @@ static void close_all(service *s) {
     pst_free(s->paths[i]);
     pst_free(s->ids[i]);
   }
+  for (int i = 0; i < s->n_adapters; i++) pst_free(s->adapter_names[i]);
+  for (int i = 0; i < s->n_texts; i++) {
+    pst_free(s->alias_texts[i][0]);
+    pst_free(s->alias_texts[i][1]);
+  }
   pst_store_close(s->store);
   pst_buf_done(&s->names);
   pst_buf_done(&s->hello);
@@ -233,6 +305,8 @@ static int run_serve(const pst_cli_args *a, pst_error *err) {
   if (!getenv("PENSTOCK_LOG")) pst_log_set_level(pst_cli_flag(a, "quiet") ? PST_LOG_WARN : PST_LOG_INFO);
   int code = pst_cli_store_open(a, &s.store, err);
   if (!code) code = read_names(&s, a, err);
+  if (!code) code = read_adapters(&s, a, err);
+  if (!code) code = list_aliases(&s, err);
   if (!code) code = open_gateway(&s, a, err);
   if (!code) code = open_server(&s, a, err); /* the port is taken before anything slow or lasting is done */
   if (!code) code = prepare(&s, pst_cli_flag(a, "quiet"), err);
@@ -247,6 +321,8 @@ static const pst_cli_option options[] = {
      "plan file, hash in the store, or workload; put in force for its workload"},
     {"model", 'm', PST_CLI_TEXT, "MODEL", NULL, 0, 0, true,
      "pulled model, GGUF file or checkpoint folder to load at the start"},
+    {"adapter", 0, PST_CLI_TEXT, "NAME=PATH", NULL, 0, 0, true,
+     "LoRA adapter of the first --model, added as by 'penstock adapters add'"},
     {"host", 0, PST_CLI_TEXT, "ADDRESS", "127.0.0.1", 0, 0, false, "address to listen on"},
     {"port", 0, PST_CLI_INT, "N", "8080", 0, 65535, false, "port (0: the system chooses)"},
     {"slots", 0, PST_CLI_INT, "N", NULL, 1, 256, false, "answers decoded together (models; a plan says its own)"},
@@ -270,7 +346,7 @@ const pst_cli_command pst_cli_serve = {
     "serve",
     "",
     "serve plans and models over the OpenAI API",
-    "A request's `model` is a workload with a plan in force, a pulled model, provider/model, or \"default\": the first --plan, else the\n"
+    "A request's `model` is a workload with a plan in force, a pulled model, MODEL:ADAPTER, provider/model, or \"default\": the first --plan, else the\n"
     "first --model. A name that is none of these goes to the workload of the caller's API key, if it has one.\n"
     "What is kept of a request is what its API key says, else --keep, --train and --retention; headers of the request can lower it.\n"
     "Callers from other machines need an API key ('penstock key'), also through a proxy or a web page on this one. SIGTERM drains; a\n"

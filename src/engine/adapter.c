@@ -277,6 +277,22 @@ int pst_engine_adapter_open(const pst_engine_model *model, const char *path, pst
   return code;
 }
 
+int pst_engine_adapter_read(const char *model_path, const char *path, pst_engine_lora *ret_lora, pst_error *err) {
+  pst_engine_model *model = NULL;
+  pst_engine_adapter *adapter = NULL;
+  pst_engine_lora lora = {0};
+  int code = pst_engine_model_examine(model_path, &model, err);
+  if (!code) code = pst_engine_lora_read(path, &model->info, &lora, err);
+  if (!code && (code = pst_engine_adapter_create(model, &lora, &adapter, err))) pst_error_prefix(err, "%s", path);
+  pst_engine_adapter_unref(adapter);
+  pst_engine_model_unref(model);
+  if (code)
+    pst_engine_lora_done(&lora);
+  else
+    *ret_lora = lora;
+  return code;
+}
+
 pst_engine_adapter *pst_engine_adapter_ref(pst_engine_adapter *a) {
   atomic_fetch_add(&a->n_refs, 1);
   return a;

@@ -15,7 +15,7 @@
 
 #include "gateway/answers.h"
 
-enum { MAX_KEPT_CHOICES = 256, MAX_KEPT_CORPORA = 4 };
+enum { MAX_KEPT_CHOICES = 256, MAX_KEPT_CORPORA = 4, MAX_KEPT_ADAPTERS = 128 };
 
 typedef enum slot_phase { SLOT_LOADING, SLOT_READY, SLOT_FAILED } slot_phase;
 
@@ -35,6 +35,11 @@ typedef struct kept_corpus {
   pst_engine_corpus *corpus; /* NULL: free */
 } kept_corpus;
 
+typedef struct kept_adapter {
+  char hash[65];
+  pst_engine_adapter *adapter; /* NULL: free */
+} kept_adapter;
+
 typedef struct pst_gateway_slot_state {
   pst_gateway_slot slot;
   struct pst_gateway_slot_state *next; /* in the cache; under its lock, as all below down to error */
@@ -43,7 +48,7 @@ typedef struct pst_gateway_slot_state {
   int64_t used_us;
   pst_gateway_waiter *waiters;
   file_key file;
-  int64_t model_bytes, engine_bytes;
+  int64_t model_bytes, engine_bytes, adapter_bytes;
   pst_error error; /* FAILED */
   pst_arena *arena;
   const char *key; /* the spec as text */
@@ -52,6 +57,8 @@ typedef struct pst_gateway_slot_state {
   kept_choices *choices; /* most recently used first; under choices_lock */
   pthread_mutex_t corpora_lock;
   kept_corpus corpora[MAX_KEPT_CORPORA]; /* most recently opened first; under corpora_lock */
+  pthread_mutex_t adapters_lock;
+  kept_adapter adapters[MAX_KEPT_ADAPTERS]; /* most recently used first; under adapters_lock */
 } slot_state;
 
 struct pst_gateway_engines {
@@ -111,6 +118,7 @@ static slot_state *state_create(const pst_gateway_engine_spec *spec, const char 
   }
   pthread_mutex_init(&s->choices_lock, NULL);
   pthread_mutex_init(&s->corpora_lock, NULL);
+  pthread_mutex_init(&s->adapters_lock, NULL);
   return s;
 }
 
@@ -123,9 +131,11 @@ static void state_free(slot_state *s) {
     s->choices = next;
   }
   for (int i = 0; i < MAX_KEPT_CORPORA; i++) pst_engine_corpus_unref(s->corpora[i].corpus);
+  for (int i = 0; i < MAX_KEPT_ADAPTERS; i++) pst_engine_adapter_unref(s->adapters[i].adapter);
   pst_engine_model_unref(s->slot.model);
   pthread_mutex_destroy(&s->choices_lock);
   pthread_mutex_destroy(&s->corpora_lock);
+  pthread_mutex_destroy(&s->adapters_lock);
   pst_arena_free(s->arena);
   pst_free(s);
 }
@@ -160,7 +170,7 @@ static int64_t survey_locked(pst_gateway_engines *e, slot_state **ret_oldest) {
     if (s->phase != SLOT_READY) continue;
     slot_state *first = e->slots;
     while (first->phase != SLOT_READY || first->slot.model != s->slot.model) first = first->next;
-    bytes += s->engine_bytes + (first == s ? s->model_bytes : 0);
+    bytes += s->engine_bytes + s->adapter_bytes + (first == s ? s->model_bytes : 0);
     if (s->n_users == 0 && (!*ret_oldest || s->used_us < (*ret_oldest)->used_us)) *ret_oldest = s;
   }
   return bytes;
@@ -554,6 +564,67 @@ int pst_gateway_slot_corpus(pst_gateway_slot *slot, pst_store *store, const char
   }
   if (!code) *ret_corpus = pst_engine_corpus_ref(k->corpus);
   pthread_mutex_unlock(&s->corpora_lock);
+  return code;
+}
+
+/* ---- adapters ----------------------------------------------------------------------------------------------------------------- */
+
+/* Opens the file of a hash. The base is named in the file: a plan that names its model by hash must mean the same. */
+static int open_adapter(slot_state *s, pst_store *store, const char *hash, pst_engine_adapter **ret_adapter,
+                        pst_error *err) {
+  char *path = NULL;
+  pst_engine_adapter *adapter = NULL;
+  int64_t start = pst_clock_us();
+  int code = pst_store_file_path(store, pst_str_from(hash), &path, err);
+  if (!code) code = pst_engine_adapter_open(s->slot.model, path, &adapter, err);
+  pst_free(path);
+  if (code) {
+    if (code == PST_E_NOT_FOUND)
+      pst_error_prefix(err, "the adapter %.12s...; `penstock adapters add` brings it back", hash);
+    return code;
+  }
+  const char *base = pst_engine_adapter_get_info(adapter)->notes[PST_ENGINE_LORA_BASE];
+  if (base && s->spec.sha256 && strcmp(base, s->spec.sha256) != 0) {
+    pst_engine_adapter_unref(adapter);
+    return pst_error_set(err, PST_E_BAD_INPUT, "adapter",
+                         "the adapter %.12s... was made for the model file %.12s..., the plan's is %.12s...", hash,
+                         base, s->spec.sha256);
+  }
+  pst_log(PST_LOG_INFO, "event=adapter_ready model=\"%s\" adapter=%.12s ms=%.1f", s->spec.model, hash,
+          (double)(pst_clock_us() - start) / 1e3);
+  *ret_adapter = adapter;
+  return 0;
+}
+
+/* Makes a kept one the first; what falls out at the end is let go. */
+static void keep_first(slot_state *s, int at, kept_adapter k) {
+  memmove(s->adapters + 1, s->adapters, (size_t)at * sizeof *s->adapters);
+  s->adapters[0] = k;
+}
+
+int pst_gateway_slot_adapter(pst_gateway_engines *e, pst_gateway_slot *slot, pst_store *store, const char *hash,
+                             pst_engine_adapter **ret_adapter, pst_error *err) {
+  slot_state *s = slot->state;
+  kept_adapter k = {.adapter = NULL};
+  int code = 0, at = 0;
+  pthread_mutex_lock(&s->adapters_lock);
+  while (at < MAX_KEPT_ADAPTERS && s->adapters[at].adapter && strcmp(s->adapters[at].hash, hash) != 0) at++;
+  if (at < MAX_KEPT_ADAPTERS && s->adapters[at].adapter) {
+    keep_first(s, at, s->adapters[at]);
+  } else if (!(code = open_adapter(s, store, hash, &k.adapter, err))) {
+    int64_t bytes = pst_engine_adapter_get_info(k.adapter)->bytes;
+    (void)snprintf(k.hash, sizeof k.hash, "%s", hash);
+    if (at == MAX_KEPT_ADAPTERS) {
+      bytes -= pst_engine_adapter_get_info(s->adapters[--at].adapter)->bytes;
+      pst_engine_adapter_unref(s->adapters[at].adapter);
+    }
+    keep_first(s, at, k);
+    pthread_mutex_lock(&e->lock);
+    s->adapter_bytes += bytes;
+    pthread_mutex_unlock(&e->lock);
+  }
+  if (!code) *ret_adapter = pst_engine_adapter_ref(s->adapters[0].adapter);
+  pthread_mutex_unlock(&s->adapters_lock);
   return code;
 }
 

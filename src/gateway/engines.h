@@ -56,6 +56,11 @@ int pst_gateway_slot_choices(pst_gateway_slot *slot, const pst_str *labels, size
 int pst_gateway_slot_corpus(pst_gateway_slot *slot, pst_store *store, const char *hash, bool leading_space,
                             pst_engine_corpus **ret_corpus, pst_error *err);
 
+/* The adapter of a file in the store (its hash) for this engine's model, kept with the slot. One reference for the caller. Errors: PST_E_NOT_FOUND, those of
+ * pst_engine_adapter_open, PST_E_BAD_INPUT (it was made for another file than the plan's). */
+int pst_gateway_slot_adapter(pst_gateway_engines *engines, pst_gateway_slot *slot, pst_store *store, const char *hash,
+                             pst_engine_adapter **ret_adapter, pst_error *err);
+
 /* The file behind a spec: its path, after re-quantizing where the spec asks for it (kept as HOME/quantized/SHA256-TYPE.gguf, made by one process
  * at a time, whole or not at all). *ret_path: pst_free. progress NULL: silent. */
 int pst_gateway_weights_find(const char *home, const pst_gateway_engine_spec *spec, pst_progress *progress,

@@ -111,10 +111,14 @@ static const char *arena_text(pst_gateway_live *live, pst_str text) {
   return pst_arena_strndup(live->arena, text.data ? text.data : "", text.n);
 }
 
-static int use_plain(pst_gateway_live *live, const char *model, pst_error *err) {
+static int use_plain(pst_gateway_live *live, const char *model, const pst_gateway_target *target, pst_str name,
+                     pst_error *err) {
   if (!model) return no_memory(err);
   live->plain = pst_gateway_plain_spec(live->gateway, model);
-  return 0;
+  if (!target->adapter[0]) return 0;
+  live->plain_adapter = arena_text(live, pst_str_from(target->adapter));
+  live->plain_name = arena_text(live, name);
+  return live->plain_adapter && live->plain_name ? 0 : no_memory(err);
 }
 
 /* A request that the workload's pattern does not match passes through unchanged: to the first model that would have been asked. */
@@ -164,7 +168,7 @@ static int find_target(pst_gateway_live *live, const pst_gateway_call *call, pst
   if (code) return code;
   if (target.plan) return use_plan(live, target.plan, true, call, err);
   const char *model = arena_text(live, target.model);
-  if (!target.provider.data) return use_plain(live, model, err);
+  if (!target.provider.data) return use_plain(live, model, &target, call->model, err);
   if (call->kind == PST_GATEWAY_EMBED)
     return pst_error_set(err, PST_E_UNSUPPORTED, "model",
                          "embeddings come from local encoders only; a provider's are not passed on");
@@ -397,6 +401,16 @@ static int open_index(void *user, const pst_gateway_node *leaf) {
   return code;
 }
 
+static int open_adapter(void *user, const pst_gateway_node *leaf) {
+  listing *l = user;
+  pst_engine_adapter *adapter;
+  if (!leaf->adapter) return 0;
+  int code = pst_gateway_slot_adapter(l->gateway->engines, l->slots[leaf->engine], l->gateway->store, leaf->adapter,
+                                      &adapter, l->err);
+  if (!code) pst_engine_adapter_unref(adapter);
+  return code;
+}
+
 static int open_answers(void *user, const pst_gateway_node *leaf) {
   listing *l = user;
   pst_engine_corpus *corpus;
@@ -416,6 +430,7 @@ int pst_gateway_prepare(pst_gateway *g, const pst_gateway_plan *plan, pst_progre
   for (; n < plan->n_engines && !code; n += !code)
     code = pst_gateway_engines_take_now(g->engines, &plan->engines[n], progress, &slots[n], err);
   if (!code) code = pst_gateway_each_leaf(&plan->root, open_answers, &l);
+  if (!code) code = pst_gateway_each_leaf(&plan->root, open_adapter, &l);
   for (int i = 0; i < n; i++) pst_gateway_engines_give(g->engines, slots[i]);
   pst_free(slots);
   return code;
@@ -507,6 +522,13 @@ static int list_model(void *user, const pst_models_file *file, bool intact) {
   return intact ? l->fn(l->user, file->name, "local") : 0;
 }
 
+static int list_adapter(void *user, const pst_store_adapter *adapter) {
+  listing *l = user;
+  char id[sizeof adapter->base + sizeof adapter->name + 1];
+  (void)snprintf(id, sizeof id, "%s:%s", adapter->base, adapter->name);
+  return strchr(adapter->base, '/') ? 0 : l->fn(l->user, id, "adapter"); /* a path is no name for users */
+}
+
 static int list_price(void *user, pst_str provider, pst_str model, pst_store_price price) {
   listing *l = user;
   (void)price;
@@ -534,6 +556,7 @@ int pst_gateway_models_each(pst_gateway *g, int (*fn)(void *user, const char *id
   }
   pst_buf_done(&l.names);
   if (!code) code = pst_models_each(g->home, list_model, &l, err);
+  if (!code) code = pst_store_adapter_each(g->store, list_adapter, &l, err);
   if (!code) code = pst_store_price_each(g->store, list_price, &l, err);
   return code;
 }

@@ -82,7 +82,8 @@ void pst_gateway_provider_done(pst_gateway_provider *provider);
 typedef struct pst_gateway_target {
   pst_gateway_plan *plan; /* a reference; NULL: a model by name */
   pst_str provider;       /* data NULL: local; a view into the name */
-  pst_str model;          /* without the provider */
+  pst_str model;          /* without the provider and the adapter */
+  char adapter[65];       /* hash of the adapter's file; empty: none */
 } pst_gateway_target;
 int pst_gateway_resolve(pst_gateway *gateway, pst_str model, bool any_path, pst_gateway_target *ret_target,
                         pst_error *err);
@@ -151,6 +152,8 @@ struct pst_gateway_live {
   void *user;
   pst_gateway_plan *plan;           /* NULL: a model by name */
   pst_gateway_engine_spec plain;    /* without a leaf: the engine, */
+  const char *plain_adapter;        /* hash of the adapter's file, NULL: none, */
+  const char *plain_name;           /* and both as the caller named them; */
   pst_str provider, provider_model; /* or, with data, the upstream */
   const char *workload;             /* for the books; NULL: none */
   pst_str input;                    /* with a plan */
@@ -186,6 +189,7 @@ struct pst_gateway_live {
   int n_dims;
   pst_engine_choices *constraint;
   pst_engine_corpus *corpus; /* of the leaf's past answers */
+  pst_engine_adapter *adapter;
   pst_gateway_upstream *upstream;
   const pst_classifier *classifier;
   pst_str classifier_label; /* what it answers */

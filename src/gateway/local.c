@@ -23,7 +23,7 @@ int pst_gateway_local_begin(pst_gateway_live *live, pst_error *err) {
   pst_gateway_engines *engines = live->gateway->engines;
   const pst_gateway_engine_spec *spec = live->leaf ? &live->plan->engines[live->leaf->engine] : &live->plain;
   live->target = "local";
-  live->model = spec->model;
+  live->model = live->leaf || !live->plain_name ? spec->model : live->plain_name;
   int code = pst_gateway_engines_take(engines, spec, &live->slot, err);
   if (!code && !live->leaf && pst_gateway_slot_loads(engines, live->slot))
     code = pst_gateway_live_keep_input(live, err);
@@ -105,6 +105,10 @@ static int ready(pst_gateway_live *live, pst_error *err) {
   if (!code && live->leaf && live->leaf->answers)
     code = pst_gateway_slot_corpus(live->slot, live->gateway->store, live->leaf->answers,
                                    live->leaf->layout == PST_GATEWAY_LAYOUT_PLAIN, &live->corpus, err);
+  const char *adapter = live->leaf ? live->leaf->adapter : live->plain_adapter;
+  if (!code && adapter)
+    code = pst_gateway_slot_adapter(live->gateway->engines, live->slot, live->gateway->store, adapter, &live->adapter,
+                                    err);
   if (!code) code = find_bound(live, err);
   return code ? code : pst_gateway_stage_reserve(live, err);
 }
@@ -182,6 +186,7 @@ static pst_engine_request request_of(const pst_gateway_live *live, const pst_str
       .sampling = pst_gateway_stage_sampling(live),
       .stop = stop,
       .n_stop = n_stop,
+      .adapter = live->adapter,
       .choices = live->constraint,
       .speculation = live->leaf ? live->leaf->speculation : PST_ENGINE_SPEC_NONE,
       .corpus = live->corpus,

@@ -223,6 +223,7 @@ static int read_leaf(reader *r, const pst_json *v, const char *path, pst_gateway
   if (!code) code = read_text(r, v, "provider", &n->provider);
   if (!code) code = read_text(r, v, "model", &n->model);
   if (!code) code = read_text(r, examples, "index", &n->examples_index);
+  if (!code) code = read_text(r, v, "adapter", &n->adapter);
   if (!code) code = read_text(r, v, "answers", &n->answers);
   if (!code) code = read_prompt(r, pst_json_get(v, "prompt"), n);
   if (!code) code = check_speculation(r, path, n);
@@ -420,6 +421,7 @@ static void put_prompt(pst_json_writer *w, const pst_gateway_node *n) {
 static void put_leaf(pst_json_writer *w, const pst_gateway_plan *plan, const pst_gateway_node *n) {
   if (n->op == PST_GATEWAY_OP_LOCAL) {
     put_text(w, "engine", plan->engines[n->engine].name);
+    put_optional(w, "adapter", n->adapter);
     put_text(w, "speculation", speculation_words[n->speculation]);
     put_optional(w, "answers", n->answers);
   } else {

@@ -1,4 +1,4 @@
-/* What a model name means: a workload with a plan in force, a model of this machine, or "provider/model"; in this order.
+/* What a model name means: a workload with a plan in force, a model of this machine, one with an adapter ("model:adapter"), or "provider/model"; in this order.
  *
  * Plans in force are read once and kept until the store's generation says that some process has assigned another. */
 #include "gateway/live.h"
@@ -99,6 +99,36 @@ static int local_exists(pst_gateway *g, pst_str model, bool any_path, pst_error 
   return code;
 }
 
+/* "model:adapter". PST_E_NOT_FOUND with *ret_known: the model is here, the adapter is not. */
+static int find_adapter(pst_gateway *g, pst_str name, bool any_path, pst_gateway_target *ret_target, bool *ret_known,
+                        pst_error *err) {
+  size_t colon = name.n;
+  while (colon > 0 && name.data[colon - 1] != ':') colon--;
+  if (colon < 2 || colon == name.n) return PST_E_NOT_FOUND;
+  pst_str base = {name.data, colon - 1}, adapter = {name.data + colon, name.n - colon};
+  if (local_exists(g, base, any_path, NULL)) return PST_E_NOT_FOUND;
+  pst_store_adapter row;
+  pst_models_file file = {.path = NULL};
+  char text[1024];
+  *ret_known = true;
+  (void)snprintf(text, sizeof text, "%.*s", (int)base.n, base.data);
+  int code = pst_store_adapter_get(g->store, adapter, &row, err);
+  if (code == PST_E_NOT_FOUND)
+    return pst_error_set(err, code, "adapter", "the model %s has no adapter \"%.*s\"; `penstock adapters` lists them",
+                         text, (int)PST_MIN(adapter.n, (size_t)63), adapter.data);
+  if (code) return code;
+  code = pst_models_resolve(g->home, text, &file, err);
+  if (!code && !file.sha256[0]) code = pst_models_hash(g->home, file.path, NULL, file.sha256, err);
+  if (!code && strcmp(file.sha256, row.base_sha256) != 0)
+    code = pst_error_set(err, PST_E_BAD_INPUT, "model", "the adapter \"%s\" is for the model %s, not for %s", row.name,
+                         row.base, text);
+  pst_models_file_done(&file);
+  if (code) return code;
+  ret_target->model = base;
+  memcpy(ret_target->adapter, row.file, sizeof row.file);
+  return 0;
+}
+
 static int find_provider(pst_gateway *g, pst_str model, pst_gateway_target *ret_target, pst_error *err) {
   size_t slash = pst_str_find(model, PST_STR("/"), 0);
   if (slash == SIZE_MAX || slash == 0 || slash + 1 >= model.n) return PST_E_NOT_FOUND;
@@ -113,13 +143,15 @@ static int find_provider(pst_gateway *g, pst_str model, pst_gateway_target *ret_
 }
 
 int pst_gateway_resolve(pst_gateway *g, pst_str model, bool any_path, pst_gateway_target *ret_target, pst_error *err) {
-  pst_gateway_target target = {NULL, {NULL, 0}, model};
+  pst_gateway_target target = {.model = model};
   pst_error why = PST_ERROR_INIT;
+  bool known = false;
   if (model.n == 0) return pst_error_set(err, PST_E_BAD_INPUT, "model", "the call names no model");
   int code = plan_in_force(g, model, &target.plan, &why);
   if (code == PST_E_NOT_FOUND) code = local_exists(g, model, any_path, &why);
-  if (code == PST_E_NOT_FOUND) code = find_provider(g, model, &target, &why);
-  if (code == PST_E_NOT_FOUND)
+  if (code == PST_E_NOT_FOUND) code = find_adapter(g, model, any_path, &target, &known, &why);
+  if (code == PST_E_NOT_FOUND && !known) code = find_provider(g, model, &target, &why);
+  if (code == PST_E_NOT_FOUND && !known)
     return pst_error_set(
         err, code, "model",
         "there is no workload, model or provider/model \"%.*s\"; `penstock models` lists models, `penstock pull` "

@@ -137,6 +137,8 @@ void pst_gateway_stage_clean(pst_gateway_live *live) {
   live->constraint = NULL;
   pst_engine_corpus_unref(live->corpus);
   live->corpus = NULL;
+  pst_engine_adapter_unref(live->adapter);
+  live->adapter = NULL;
   live->classifier = NULL; /* the gateway's */
   pst_engine_tokens_done(&live->prompt_tokens);
   live->prompt_tokens = (pst_engine_tokens){NULL, 0, 0};

@@ -137,6 +137,15 @@ static int start_part(pst_server_completion *c, part *p, pst_str model, const ps
   return pst_gateway_chat(call->server->gateway, &g, &p->id, err);
 }
 
+/* "ID:ADAPTER" of a model that is served under another name than its own: such adapters are aliases, and this is none. */
+static bool lacks_adapter(const pst_server *server, pst_str asked) {
+  size_t n = asked.n;
+  while (n > 0 && asked.data[n - 1] != ':') n--;
+  for (size_t i = 0; i < server->options.n_aliases && n > 1; i++)
+    if (pst_str_is((pst_str){asked.data, n - 1}, server->options.aliases[i].id)) return true;
+  return false;
+}
+
 /* Tries the name of the request, then the key's own workload. */
 static int start_first(pst_server_completion *c, const pst_gateway_overrides *set, pst_error *err) {
   pst_str asked = c->request.model;
@@ -146,6 +155,13 @@ static int start_first(pst_server_completion *c, const pst_gateway_overrides *se
     c->model = pst_str_from(c->call->key.workload);
     code = start_part(c, &c->parts[0], c->model, set, err);
   }
+  if (code == PST_E_NOT_FOUND && !strcmp(err->place, "adapter")) {
+    (void)snprintf(err->place, sizeof err->place, "model"); /* what the request calls it */
+    return code;
+  }
+  if (code == PST_E_NOT_FOUND && lacks_adapter(c->call->server, asked))
+    return pst_error_set(err, code, "model", "'%.*s': the model has no such adapter; GET /v1/models lists those it has",
+                         (int)PST_MIN(asked.n, (size_t)200), asked.data);
   if (code == PST_E_NOT_FOUND)
     return pst_error_set(err, code, "model", "the model '%.*s' does not exist; GET /v1/models lists those that do",
                          (int)PST_MIN(asked.n, (size_t)200), asked.data);

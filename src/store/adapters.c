@@ -1,0 +1,132 @@
+/* LoRA adapters by name: which file, for which base, and where it came from. The files are files.c's. */
+#include "store/db.h"
+
+#define COLUMNS "name, file, base, base_sha256, workload, data, run, rank, bytes, created_ms"
+
+bool pst_store_adapter_name_valid(pst_str name) {
+  if (name.n == 0 || name.n > 63) return false;
+  for (size_t i = 0; i < name.n; i++) {
+    char c = name.data[i];
+    bool word = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+    if (!word && c != '.' && c != '_' && c != '-') return false;
+  }
+  return true;
+}
+
+static void read_adapter(sqlite3_stmt *stmt, pst_store_adapter *ret) {
+  *ret = (pst_store_adapter){0};
+  const struct {
+    char *to;
+    size_t n;
+  } texts[] = {{ret->name, sizeof ret->name},
+               {ret->file, sizeof ret->file},
+               {ret->base, sizeof ret->base},
+               {ret->base_sha256, sizeof ret->base_sha256},
+               {ret->workload, sizeof ret->workload},
+               {ret->data, sizeof ret->data},
+               {ret->run, sizeof ret->run}};
+  for (int i = 0; i < (int)PST_ARRAY_LEN(texts); i++)
+    pst_store_copy(texts[i].to, texts[i].n, pst_store_column_str(stmt, i));
+  ret->rank = sqlite3_column_int64(stmt, 7);
+  ret->bytes = sqlite3_column_int64(stmt, 8);
+  ret->created_ms = sqlite3_column_int64(stmt, 9);
+}
+
+/* ---- writing ---- */
+
+static pst_str optional(const char *text) { return *text ? pst_str_from(text) : (pst_str){NULL, 0}; }
+
+static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const pst_store_adapter *a = arg;
+  int64_t changed = 0;
+  int code = pst_store_sql_run(conn, &changed,
+                               "INSERT INTO adapters(" COLUMNS ") VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+                               " ON CONFLICT DO UPDATE SET workload = coalesce(excluded.workload, workload),"
+                               " data = coalesce(excluded.data, data), run = coalesce(excluded.run, run)"
+                               " WHERE file = excluded.file AND base_sha256 = excluded.base_sha256",
+                               err, "sssssssiii", pst_str_from(a->name), pst_str_from(a->file), pst_str_from(a->base),
+                               pst_str_from(a->base_sha256), optional(a->workload), optional(a->data), optional(a->run),
+                               a->rank, a->bytes, a->created_ms);
+  if (!code && changed == 0)
+    code = pst_error_set(err, PST_E_EXISTS, "name", "the adapter \"%s\" is there already and is another; choose a name",
+                         a->name);
+  return code;
+}
+
+int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, pst_error *err) {
+  pst_store_adapter copy = *adapter;
+  if (!pst_store_adapter_name_valid(pst_str_from(adapter->name)))
+    return pst_error_set(err, PST_E_BAD_INPUT, "name",
+                         "an adapter's name has 1 to 63 letters, digits, dots, dashes and underscores");
+  return pst_store_write_now(store, false, put_apply, &copy, err);
+}
+
+typedef struct remove_call {
+  pst_str name;
+} remove_call;
+
+static int remove_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const remove_call *c = arg;
+  int64_t changed = 0;
+  int code = pst_store_sql_run(conn, &changed, "DELETE FROM adapters WHERE name = ?1", err, "s", c->name);
+  if (!code && changed == 0)
+    code = pst_error_set(err, PST_E_NOT_FOUND, "name", "there is no adapter \"%.*s\"",
+                         (int)PST_MIN(c->name.n, (size_t)63), c->name.data);
+  return code;
+}
+
+int pst_store_adapter_remove(pst_store *store, pst_str name, pst_error *err) {
+  remove_call c = {name};
+  return pst_store_write_now(store, false, remove_apply, &c, err);
+}
+
+/* ---- reading ---- */
+
+static int take_row(sqlite3_stmt *stmt, void *context) {
+  read_adapter(stmt, context);
+  return 1;
+}
+
+int pst_store_adapter_get(pst_store *store, pst_str name, pst_store_adapter *ret_adapter, pst_error *err) {
+  pst_store_conn *conn = NULL;
+  sqlite3_stmt *stmt = NULL;
+  pst_store_adapter adapter;
+  int code = pst_store_reader_take(store, &conn, err);
+  if (code) return code;
+  code = pst_store_sql_begin(conn, "SELECT " COLUMNS " FROM adapters WHERE name = ?1", &stmt, err, "s", name);
+  code = pst_store_sql_each(conn, code, stmt, take_row, &adapter, err);
+  pst_store_reader_give(store, conn);
+  if (code == 1) {
+    *ret_adapter = adapter;
+    return 0;
+  }
+  if (code == 0)
+    return pst_error_set(err, PST_E_NOT_FOUND, "name", "there is no adapter \"%.*s\"; `penstock adapters` lists them",
+                         (int)PST_MIN(name.n, (size_t)63), name.data);
+  return code;
+}
+
+typedef struct walk {
+  int (*fn)(void *user, const pst_store_adapter *adapter);
+  void *user;
+} walk;
+
+static int walk_row(sqlite3_stmt *stmt, void *context) {
+  const walk *w = context;
+  pst_store_adapter adapter;
+  read_adapter(stmt, &adapter);
+  return w->fn(w->user, &adapter);
+}
+
+int pst_store_adapter_each(pst_store *store, int (*fn)(void *user, const pst_store_adapter *adapter), void *user,
+                           pst_error *err) {
+  pst_store_conn *conn = NULL;
+  sqlite3_stmt *stmt = NULL;
+  walk w = {fn, user};
+  int code = pst_store_reader_take(store, &conn, err);
+  if (code) return code;
+  code = pst_store_sql_begin(conn, "SELECT " COLUMNS " FROM adapters ORDER BY name", &stmt, err, "");
+  code = pst_store_sql_each(conn, code, stmt, walk_row, &w, err);
+  pst_store_reader_give(store, conn);
+  return code;
+}
