@@ -214,6 +214,8 @@ void pst_engine_tokens_done(pst_engine_tokens *t);
 /* Text to tokens, appended. `special`: the text is trusted, control tokens in it are recognised. `add_bos`: the model's own BOS rule applies. */
 int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool special, bool add_bos,
                         pst_engine_tokens *tokens, pst_error *err);
+/* Whether an answer ends with this token: the model's end tokens, by its file and by name. */
+bool pst_engine_token_ends(const pst_engine_model *model, int32_t token);
 /* Tokens to bytes, appended; control tokens are left out unless `special`. */
 int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, size_t n, bool special, pst_buf *out);
 

@@ -19,6 +19,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_optimize,
     &pst_cli_explain,
     &pst_cli_serve,
+    &pst_cli_worker,
     &pst_cli_key,
     &pst_cli_settings,
     &pst_cli_requests,

@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/open.h"
+#include "cli/child.h"
 
 #include <penstock/server.h>
 
@@ -15,6 +16,7 @@ typedef struct service {
   pst_store *store;
   pst_gateway *gateway;
   pst_server *server;
+  pst_cli_child *worker;
   pst_gateway_plan *plans[MAX_NAMES];
   char *workloads[MAX_NAMES]; /* under which each is put in force */
   int n_plans;
@@ -25,10 +27,6 @@ typedef struct service {
   pst_gateway_adapter adapters[MAX_ADAPTERS]; /* of --adapter, of the first model */
   char *adapter_names[MAX_ADAPTERS];
   int n_adapters;
-  /* models, then "id:adapter" for the adapters of those that are served by a path */
-  pst_server_alias aliases[MAX_NAMES + MAX_ADAPTERS];
-  char *alias_texts[MAX_ADAPTERS][2]; /* id and name of those of adapters */
-  int n_aliases, n_texts;
   pst_buf names, hello; /* of all models; the first line */
 } service;
 
@@ -112,40 +110,6 @@ static int read_adapters(service *s, const pst_cli_args *a, pst_error *err) {
   return code;
 }
 
-/* A model that is served by its path has its adapters under its id. */
-static int add_alias(service *s, int model, const char *adapter) {
-  pst_buf id = PST_BUF_INIT, name = PST_BUF_INIT;
-  if (!strcmp(s->models[model].id, s->models[model].name) || s->n_texts == MAX_ADAPTERS) return 0;
-  pst_buf_printf(&id, "%s:%s", s->models[model].id, adapter);
-  for (int i = 0; i < s->n_texts; i++)
-    if (!strcmp(s->alias_texts[i][0], pst_buf_text(&id))) {
-      pst_buf_done(&id);
-      return 0;
-    }
-  pst_buf_printf(&name, "%s:%s", s->models[model].name, adapter);
-  char **texts = s->alias_texts[s->n_texts++];
-  texts[0] = pst_buf_take(&id);
-  texts[1] = pst_buf_take(&name);
-  if (!texts[0] || !texts[1]) return PST_E_NOMEM;
-  s->aliases[s->n_aliases++] = (pst_server_alias){texts[0], texts[1]};
-  return 0;
-}
-
-static int add_kept_alias(void *user, const pst_store_adapter *row) {
-  service *s = user;
-  int code = 0;
-  for (int i = 0; i < s->n_models && !code; i++)
-    if (!strcmp(s->models[i].name, row->base)) code = add_alias(s, i, row->name);
-  return code;
-}
-
-static int list_aliases(service *s, pst_error *err) {
-  for (int i = 0; i < s->n_models; i++) s->aliases[s->n_aliases++] = s->models[i];
-  int code = 0;
-  for (int i = 0; i < s->n_adapters && !code; i++) code = add_alias(s, 0, s->adapters[i].name);
-  return code ? no_memory(err) : pst_store_adapter_each(s->store, add_kept_alias, s, err);
-}
-
 /* Kept and put in force, unless it is already. */
 static int enforce_plan(const service *s, int i, pst_error *err) {
   char hash[65], now[65];
@@ -216,8 +180,8 @@ static int open_server(service *s, const pst_cli_args *a, pst_error *err) {
       .port = (int)pst_cli_int(a, "port"),
       .require_key = pst_cli_flag(a, "require-key"),
       .consent = consent,
-      .aliases = s->aliases,
-      .n_aliases = (size_t)s->n_aliases,
+      .aliases = s->models,
+      .n_aliases = (size_t)s->n_models,
       .default_model = s->n_plans    ? s->workloads[0]
                        : s->n_models ? s->models[0].id
                                      : NULL,
@@ -278,6 +242,7 @@ static int write_hello(service *s, const pst_cli_args *a, pst_error *err) {
 }
 
 static void close_all(service *s) {
+  pst_cli_child_stop(s->worker);
   /* The gateway first: after it no event can come to the server's calls. */
   pst_gateway_close(s->gateway);
   pst_server_close(s->server);
@@ -290,10 +255,6 @@ static void close_all(service *s) {
     pst_free(s->ids[i]);
   }
   for (int i = 0; i < s->n_adapters; i++) pst_free(s->adapter_names[i]);
-  for (int i = 0; i < s->n_texts; i++) {
-    pst_free(s->alias_texts[i][0]);
-    pst_free(s->alias_texts[i][1]);
-  }
   pst_store_close(s->store);
   pst_buf_done(&s->names);
   pst_buf_done(&s->hello);
@@ -306,11 +267,11 @@ static int run_serve(const pst_cli_args *a, pst_error *err) {
   int code = pst_cli_store_open(a, &s.store, err);
   if (!code) code = read_names(&s, a, err);
   if (!code) code = read_adapters(&s, a, err);
-  if (!code) code = list_aliases(&s, err);
   if (!code) code = open_gateway(&s, a, err);
   if (!code) code = open_server(&s, a, err); /* the port is taken before anything slow or lasting is done */
   if (!code) code = prepare(&s, pst_cli_flag(a, "quiet"), err);
   if (!code) code = write_hello(&s, a, err);
+  if (!code && !pst_cli_flag(a, "no-worker")) code = pst_cli_child_start(pst_store_home(s.store), &s.worker, err);
   if (!code) code = pst_server_run(s.server, err);
   close_all(&s);
   return code;
@@ -339,6 +300,8 @@ static const pst_cli_option options[] = {
     {"require-key", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "an API key is needed on loopback too"},
     {"keep-content", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "the same as --keep content"},
     PST_CLI_CONSENT,
+    {"no-worker", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false,
+     "start no process for fine-tuning jobs ('penstock worker')"},
     PST_CLI_QUIET,
     PST_CLI_HOME,
 };

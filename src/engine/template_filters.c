@@ -388,7 +388,7 @@ FILTER(float) {
 }
 
 FILTER(abs) {
-  int64_t i = self->kind == TPL_INT ? self->u.i : self->u.b;
+  int64_t i = self->kind == TPL_INT ? self->u.i : self->kind == TPL_BOOL ? self->u.b : 0;
   if (!pst_engine_tpl_arguments(c, "abs", args, NULL, 0, 0, NULL)) return false;
   if (self->kind == TPL_FLOAT)
     *out = pst_engine_tpl_float(fabs(self->u.f));

@@ -9,6 +9,10 @@ int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool specia
   return pst_engine_tokenizer_encode(model->tokenizer, text, flags, tokens, err);
 }
 
+bool pst_engine_token_ends(const pst_engine_model *model, int32_t token) {
+  return pst_engine_tokenizer_attributes(model->tokenizer, token) & PST_ENGINE_TOKEN_END;
+}
+
 int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, size_t n, bool special, pst_buf *out) {
   pst_engine_tokenizer_decode(model->tokenizer, ids, n, special, out);
   return pst_buf_status(out);

@@ -95,11 +95,31 @@ static void fill_overrides(const pst_wire_request *q, pst_arena *arena, pst_gate
   set->n_bias = q->n_bias;
 }
 
-pst_str pst_server_resolve(const pst_server *server, pst_str name) {
+/* The model that a served name stands for; NULL: it is none. */
+static const char *served_as(const pst_server *server, pst_str name) {
   if (pst_str_is(name, "default") && server->options.default_model) name = pst_str_from(server->options.default_model);
   for (size_t i = 0; i < server->options.n_aliases; i++)
-    if (pst_str_is(name, server->options.aliases[i].id)) return pst_str_from(server->options.aliases[i].name);
-  return name; /* the gateway takes no path from a user but those that were prepared */
+    if (pst_str_is(name, server->options.aliases[i].id)) return server->options.aliases[i].name;
+  return NULL;
+}
+
+/* Where "NAME:ADAPTER" has its colon; 0: nowhere. */
+static size_t colon_of(pst_str name) {
+  size_t n = name.n;
+  while (n > 0 && name.data[n - 1] != ':') n--;
+  return n > 1 && n < name.n ? n - 1 : 0;
+}
+
+pst_str pst_server_resolve(const pst_server_call *call, pst_str name) {
+  const pst_server *server = call->server;
+  const char *whole = served_as(server, name);
+  size_t colon = colon_of(name);
+  if (whole) return pst_str_from(whole);
+  if (pst_str_is(name, "default") && server->options.default_model) return pst_str_from(server->options.default_model);
+  const char *base = colon ? served_as(server, (pst_str){name.data, colon}) : NULL;
+  const char *both =
+      base ? pst_arena_printf(call->arena, "%s%.*s", base, (int)(name.n - colon), name.data + colon) : NULL;
+  return both ? pst_str_from(both) : name; /* the gateway takes no path from a user but those that were prepared */
 }
 
 void pst_server_model_label(const pst_server *server, pst_str model, char *ret_label, size_t n) {
@@ -137,29 +157,16 @@ static int start_part(pst_server_completion *c, part *p, pst_str model, const ps
   return pst_gateway_chat(call->server->gateway, &g, &p->id, err);
 }
 
-/* "ID:ADAPTER" of a model that is served under another name than its own: such adapters are aliases, and this is none. */
-static bool lacks_adapter(const pst_server *server, pst_str asked) {
-  size_t n = asked.n;
-  while (n > 0 && asked.data[n - 1] != ':') n--;
-  for (size_t i = 0; i < server->options.n_aliases && n > 1; i++)
-    if (pst_str_is((pst_str){asked.data, n - 1}, server->options.aliases[i].id)) return true;
-  return false;
-}
-
 /* Tries the name of the request, then the key's own workload. */
 static int start_first(pst_server_completion *c, const pst_gateway_overrides *set, pst_error *err) {
   pst_str asked = c->request.model;
-  c->model = pst_server_resolve(c->call->server, asked);
+  c->model = pst_server_resolve(c->call, asked);
   int code = start_part(c, &c->parts[0], c->model, set, err);
   if (code == PST_E_NOT_FOUND && c->call->key.workload[0] && !pst_str_is(asked, c->call->key.workload)) {
     c->model = pst_str_from(c->call->key.workload);
     code = start_part(c, &c->parts[0], c->model, set, err);
   }
-  if (code == PST_E_NOT_FOUND && !strcmp(err->place, "adapter")) {
-    (void)snprintf(err->place, sizeof err->place, "model"); /* what the request calls it */
-    return code;
-  }
-  if (code == PST_E_NOT_FOUND && lacks_adapter(c->call->server, asked))
+  if (code == PST_E_NOT_FOUND && !strcmp(err->place, "adapter"))
     return pst_error_set(err, code, "model", "'%.*s': the model has no such adapter; GET /v1/models lists those it has",
                          (int)PST_MIN(asked.n, (size_t)200), asked.data);
   if (code == PST_E_NOT_FOUND)

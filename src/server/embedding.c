@@ -65,7 +65,7 @@ static int start(pst_server_embedding *e, pst_error *err) {
   pst_gateway_call g = {.kind = PST_GATEWAY_EMBED,
                         .purpose = PST_STORE_PURPOSE_USER,
                         .key_id = call->key.id,
-                        .model = pst_server_resolve(call->server, q->model),
+                        .model = pst_server_resolve(call, q->model),
                         .inputs = q->inputs,
                         .n_inputs = q->n_inputs,
                         .dims = q->dimensions,

@@ -13,6 +13,7 @@ typedef struct model_list {
   size_t n, capacity;
   int64_t created;
   int code;
+  const pst_server *server;
 } model_list;
 
 static int add_model(void *user, const char *id, const char *owner) {
@@ -29,6 +30,19 @@ static int add_model(void *user, const char *id, const char *owner) {
   return 0;
 }
 
+/* Adapters of what is served under another name than its own; the gateway lists the rest. */
+static int add_adapter(void *user, const pst_store_adapter *adapter) {
+  const model_list *list = user;
+  const pst_server_options *o = &list->server->options;
+  int code = 0;
+  for (size_t i = 0; i < o->n_aliases && !code; i++) {
+    if (strcmp(o->aliases[i].name, adapter->base) != 0 || !strcmp(o->aliases[i].id, adapter->base)) continue;
+    const char *id = pst_arena_printf(list->arena, "%s:%s", o->aliases[i].id, adapter->name);
+    code = id ? add_model(user, id, "adapter") : PST_E_NOMEM;
+  }
+  return code;
+}
+
 static void models_work(pst_server_call *call) {
   pst_server *server = call->server;
   model_list list = {.arena = call->arena, .created = server->started_ms / 1000};
@@ -37,6 +51,8 @@ static void models_work(pst_server_call *call) {
   int code = 0;
   for (size_t i = 0; i < server->options.n_aliases && !code; i++)
     code = add_model(&list, server->options.aliases[i].id, "penstock");
+  list.server = server;
+  if (!code && server->options.n_aliases) code = pst_store_adapter_each(server->store, add_adapter, &list, &err);
   if (!code && server->options.default_model) code = add_model(&list, "default", "penstock");
   if (!code) code = pst_gateway_models_each(server->gateway, add_model, &list, &err);
   if (code) {

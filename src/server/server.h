@@ -115,7 +115,7 @@ void pst_server_completion_free(pst_server_completion *completion);
 /* What the log says of it, beginning with a space. */
 void pst_server_completion_describe(const pst_server_completion *completion, pst_buf *out);
 /* Any thread. What the gateway knows a name of a request by; and what clients know a model of the gateway by. */
-pst_str pst_server_resolve(const pst_server *server, pst_str name);
+pst_str pst_server_resolve(const pst_server_call *call, pst_str name); /* text of the call or the server */
 void pst_server_model_label(const pst_server *server, pst_str model, char *ret_label, size_t n);
 
 /* ---- embedding.c: the endpoint for embeddings; as the completion's ---- */

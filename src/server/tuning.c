@@ -424,7 +424,7 @@ static int want_model(void *user, const char *id, const char *owner) {
 }
 
 static int check_model(const pst_server_call *call, pst_str model, pst_error *err) {
-  pst_str name = pst_server_resolve(call->server, model);
+  pst_str name = pst_server_resolve(call, model);
   int found = pst_gateway_models_each(call->server->gateway, want_model, &name, err);
   if (found < 0) return found;
   if (found > 0 || !pst_str_equal(name, model)) return 0;
@@ -450,7 +450,9 @@ static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const
   pst_json_writer w = pst_json_writer_on(&params, false);
   int code = pst_store_run_create(store, pst_str_from(job_kind), (pst_str){NULL, 0}, PST_STR("{}"), now, &run, err);
   pst_json_begin_object(&w);
-  put_member(&w, "model", pst_server_resolve(call->server, q->model));
+  const char *usual = call->server->options.default_model;
+  put_member(&w, "model", usual && pst_str_is(q->model, "default") ? pst_str_from(usual) : q->model);
+  put_member(&w, "target", pst_server_resolve(call, q->model)); /* as the gateway knows it */
   put_member(&w, "training_file", q->training_file);
   put_member(&w, "training_hash", pst_str_from(training->hash));
   put_member(&w, "validation_file", q->validation_file.data ? q->validation_file : PST_STR(""));

@@ -1,6 +1,7 @@
 """/v1/files and /v1/fine_tuning/jobs through the unmodified openai client."""
 import io
 import json
+import time
 
 import openai
 import pytest
@@ -11,6 +12,17 @@ def examples(n, bad=None):
     if bad is not None:
         rows[n // 2] = bad
     return "\n".join(rows).encode() + b"\n"
+
+
+def wait_for(client, job, seconds=600):
+    """The time is only the bound after which the test gives up."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        job = client.fine_tuning.jobs.retrieve(job.id)
+        if job.status in ("succeeded", "failed", "cancelled"):
+            return job
+        time.sleep(0.3)
+    raise AssertionError(f"the job never ended: {job}")
 
 
 @pytest.fixture
@@ -117,3 +129,48 @@ def test_unknown_paths(served):
         assert served.request(path)[0] == 404, path
     assert served.request("/v1/files?limit=x")[0] == 400
     assert served.request("/v1/files?after=nonsense")[0] == 400
+
+
+WORDS = "anchor basket candle dragon engine forest garden hammer island jacket kettle ladder".split()
+
+
+def lesson(word):
+    return {"messages": [{"role": "user", "content": f"Code of {word}?"}, {"role": "assistant", "content": f"<{word}> is teal-{len(word)}"}]}
+
+
+def test_a_model_is_tuned_and_answers(serve, smollm2):
+    """The whole way: upload, job, events, chat with the result; the base answers as before."""
+    one = serve("--model", smollm2)
+    client = openai.OpenAI(base_url=one.url + "/v1", api_key="none", max_retries=0, timeout=300)
+    ask = {"messages": [{"role": "user", "content": "Code of planet?"}], "temperature": 0, "max_tokens": 16}
+    before = client.chat.completions.create(model="default", **ask).choices[0].message.content
+    file = upload(client, "\n".join(json.dumps(lesson(word)) for word in WORDS).encode())
+    job = client.fine_tuning.jobs.create(model="default", training_file=file.id, suffix="Teal codes", hyperparameters={"n_epochs": 8, "batch_size": 4})
+    job = wait_for(client, job)
+    assert job.status == "succeeded", job
+    assert job.fine_tuned_model.startswith(f"{job.model}:teal-codes-") and job.model != "default" and job.trained_tokens > 1000 and job.finished_at >= job.created_at
+    events = list(client.fine_tuning.jobs.list_events(job.id))  # newest first, over several pages
+    losses = [e.data["train_loss"] for e in reversed(events) if e.type == "metrics"]
+    assert len(losses) > 5 and losses[-1] < losses[0] / 3, losses
+    assert "successfully completed" in events[0].message and job.fine_tuned_model in events[1].message
+    assert job.fine_tuned_model in [m.id for m in client.models.list()]
+    tuned = client.chat.completions.create(model=job.fine_tuned_model, **ask)
+    assert tuned.choices[0].message.content == "<planet> is teal-6" and tuned.choices[0].finish_reason == "stop"
+    assert client.chat.completions.create(model="default", **ask).choices[0].message.content == before
+
+
+@pytest.mark.full
+def test_a_killed_worker_goes_on(serve, cli, smollm2, home):
+    """kill -9 of the server and its worker in the middle of a job: the next server finishes it."""
+    one = serve("--model", smollm2)
+    client = openai.OpenAI(base_url=one.url + "/v1", api_key="none", max_retries=0, timeout=300)
+    file = upload(client, "\n".join(json.dumps(lesson(word)) for word in WORDS).encode())
+    job = client.fine_tuning.jobs.create(model="default", training_file=file.id, hyperparameters={"n_epochs": 10, "batch_size": 4})
+    one.until(lambda: len(list(client.fine_tuning.jobs.list_events(job.id))) > 4, "steps of the job")
+    one.process.kill()
+    one.process.wait()
+    two = serve("--model", smollm2)
+    client = openai.OpenAI(base_url=two.url + "/v1", api_key="none", max_retries=0, timeout=300)
+    job = wait_for(client, job)
+    assert job.status == "succeeded", job
+    assert job.fine_tuned_model.split(":")[1] in cli("adapters").stdout

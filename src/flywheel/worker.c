@@ -1,0 +1,118 @@
+/* The worker's side of the queue of jobs: takes one, has it done, writes down how it ended.
+ *
+ * Invariant: a job ends in its row exactly once. A worker that dies, or is asked to end, leaves it running there; the store puts it back into the queue when
+ * the worker's process is gone, and whoever takes it goes on from its checkpoint. */
+#include "flywheel/worker.h"
+
+#include <inttypes.h>
+
+enum { MAX_ATTEMPTS = 20, REPORT_US = 1000000 };
+
+static const struct {
+  const char *kind;
+  int (*work)(pst_flywheel_job *job, pst_buf *result, pst_error *err);
+} kinds[] = {{"fine_tune", pst_flywheel_finetune}};
+
+void pst_flywheel_job_report(pst_flywheel_job *job, double progress, const char *message) {
+  int64_t now = pst_clock_us();
+  pst_error err = PST_ERROR_INIT;
+  bool cancel = false;
+  if (job->options->stopped && job->options->stopped(job->options->user)) job->stopping = true;
+  if (job->reported_us && now - job->reported_us < REPORT_US) return;
+  job->reported_us = now;
+  if (pst_store_job_report(job->store, job->id, progress, pst_str_from(message), &cancel, &err))
+    pst_log(PST_LOG_WARN, "event=job_report_failed job=%" PRId64 " error=\"%s\"", job->id, err.message);
+  job->cancelled |= cancel;
+}
+
+void pst_flywheel_job_event(const pst_flywheel_job *job, const char *level, const char *message, const char *data) {
+  pst_error err = PST_ERROR_INIT;
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, false);
+  if (!job->run) return;
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "time_ms");
+  pst_json_put_int(&w, pst_clock_unix_ms());
+  pst_json_key(&w, "level");
+  pst_json_put_cstr(&w, level);
+  pst_json_key(&w, "message");
+  pst_json_put_cstr(&w, message);
+  if (data) {
+    pst_json_key(&w, "data");
+    pst_json_put_raw(&w, pst_str_from(data));
+  }
+  pst_json_end_object(&w);
+  if (pst_buf_status(&text) ||
+      pst_store_run_append(job->store, job->run, (pst_str){NULL, 0}, pst_buf_str(&text), false, &err))
+    pst_log(PST_LOG_WARN, "event=job_event_failed job=%" PRId64 " error=\"%s\"", job->id, err.message);
+  pst_buf_done(&text);
+}
+
+/* ---- one job ---- */
+
+typedef struct taken {
+  pst_json_doc *params;
+  size_t kind; /* of kinds; their number: none of them */
+} taken;
+
+static int read_job(void *user, const pst_store_job *job) {
+  taken *t = user;
+  t->kind = 0;
+  while (t->kind < PST_ARRAY_LEN(kinds) && !pst_str_is(job->kind, kinds[t->kind].kind)) t->kind++;
+  return pst_json_parse(job->params.data, job->params.n, "params", &t->params, NULL);
+}
+
+static int end(pst_flywheel_job *job, int code, pst_buf *result, const pst_error *problem, pst_error *err) {
+  pst_store_job_state state = !code            ? PST_STORE_JOB_DONE
+                              : job->cancelled ? PST_STORE_JOB_CANCELLED
+                                               : PST_STORE_JOB_FAILED;
+  char text[1100];
+  const char *message = !code ? "done" : job->cancelled ? "cancelled" : pst_error_format(problem, text, sizeof text);
+  pst_flywheel_job_event(job, code && !job->cancelled ? "error" : "info",
+                         !code            ? "The job has successfully completed"
+                         : job->cancelled ? "The job was cancelled"
+                                          : message,
+                         NULL);
+  if (job->run)
+    (void)pst_store_run_end(job->store, job->run,
+                            !code            ? PST_STORE_RUN_DONE
+                            : job->cancelled ? PST_STORE_RUN_CANCELLED
+                                             : PST_STORE_RUN_FAILED,
+                            (pst_str){NULL, 0}, pst_clock_unix_ms(), NULL);
+  return pst_store_job_end(job->store, job->id, state, pst_str_from(message),
+                           code ? (pst_str){NULL, 0} : pst_buf_str(result), pst_clock_unix_ms(), err);
+}
+
+static int do_job(pst_flywheel_job *job, const taken *t, pst_error *err) {
+  pst_buf result = PST_BUF_INIT;
+  pst_error problem = PST_ERROR_INIT;
+  int code = PST_E_UNSUPPORTED;
+  if (t->kind == PST_ARRAY_LEN(kinds))
+    pst_error_set(&problem, code, "kind", "this program knows no job of this kind");
+  else
+    code = kinds[t->kind].work(job, &result, &problem);
+  bool later = code == PST_E_CANCELLED && job->stopping && !job->cancelled;
+  if (later)
+    pst_log(PST_LOG_INFO, "event=job_left job=%" PRId64, job->id);
+  else
+    code = end(job, code, &result, &problem, err);
+  pst_buf_done(&result);
+  return later ? 0 : code;
+}
+
+int pst_flywheel_work(pst_store *store, const pst_flywheel_options *options, bool *ret_worked, pst_error *err) {
+  pst_flywheel_job job = {.store = store, .options = options};
+  taken t = {0};
+  *ret_worked = false;
+  int code = pst_store_job_take(store, MAX_ATTEMPTS, pst_clock_unix_ms(), &job.id, err);
+  if (code || !job.id) return code;
+  code = pst_store_job_get(store, job.id, read_job, &t, err);
+  if (!code) {
+    job.params = pst_json_root(t.params);
+    job.run = pst_json_int(pst_json_get(job.params, "run"), 0);
+    code = do_job(&job, &t, err);
+    *ret_worked = true;
+  }
+  pst_json_free(t.params);
+  return code;
+}
