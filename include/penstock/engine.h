@@ -74,7 +74,8 @@ typedef struct pst_engine_lora_target {
       b; /* [n_out][rank]; rows in the order of the GGUF file's tensor, which for some architectures is not that of PEFT */
 } pst_engine_lora_target;
 
-/* What may be said of an adapter. base and data are content hashes (SHA-256, hexadecimal), prompt the layout of the prompts that it was trained with. */
+/* What may be said of an adapter. base and data are content hashes (SHA-256, hexadecimal). prompt: how it was trained to be asked, as JSON with the members `layout` and
+ * `prompt` of a plan's node: {"layout": "plain", "prompt": {"name": "tuned", "input_key": "Message", "answer_key": "Answer"}}. */
 typedef enum pst_engine_lora_note {
   PST_ENGINE_LORA_NAME,
   PST_ENGINE_LORA_BASE,

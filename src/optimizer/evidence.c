@@ -202,6 +202,7 @@ static void put_space(pst_json_writer *w, const pst_optimizer_state *s) {
     pst_json_begin_object(w);
     put_text(w, "name", space->targets[m].name);
     put_text(w, "sha256", space->targets[m].sha256);
+    if (space->targets[m].adapter) put_text(w, "adapter", space->targets[m].adapter);
     put_text(w, "weights", space->targets[m].weights);
     put_bool(w, "remote", space->targets[m].provider != NULL);
     pst_json_end_object(w);

@@ -119,6 +119,8 @@ static int describe(void *state, const char *name, const char *sha256, pst_buf *
     pst_json_key(&w, "has_template");
     pst_json_put_bool(&w, info->has_template);
     put_int(&w, "n_ctx", info->n_ctx_train);
+    put_int(&w, "n_params", info->n_params);
+    put_int(&w, "step_bytes", info->step_bytes);
     put_number(&w, "label_tokens", label_tokens(l, model));
     put_number(&w, "label_steps", label_steps(l, model));
     pst_json_end_object(&w);

@@ -56,7 +56,7 @@ static double elapsed_s(const planning *p) { return (double)p->journal->elapsed_
 
 static int describe(planning *p, const void *arg, pst_buf *out, pst_error *err) {
   const pst_optimizer_target *t = arg;
-  return p->world->describe(p->world->state, t->name, t->sha256, out, err);
+  return p->world->describe(p->world->state, pst_optimizer_engine_model(t), t->sha256, out, err);
 }
 
 static int describe_targets(planning *p, pst_error *err) {
@@ -67,7 +67,7 @@ static int describe_targets(planning *p, pst_error *err) {
     *t = p->in->targets[i];
     if (t->provider) continue;
     pst_buf key = PST_BUF_INIT;
-    pst_buf_printf(&key, "describe %s", t->name);
+    pst_buf_printf(&key, "describe %s", pst_optimizer_engine_model(t));
     const pst_json *v = NULL;
     code = pst_buf_status(&key) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory")
                                 : ask(p, key.data, describe, t, &v, err);
@@ -79,6 +79,8 @@ static int describe_targets(planning *p, pst_error *err) {
     t->n_ctx = (int)pst_json_int(pst_json_get(v, "n_ctx"), 0);
     t->label_tokens = pst_json_double(pst_json_get(v, "label_tokens"), 2);
     t->label_steps = pst_json_double(pst_json_get(v, "label_steps"), 0);
+    t->n_params = pst_json_int(pst_json_get(v, "n_params"), 0);
+    t->step_bytes = pst_json_int(pst_json_get(v, "step_bytes"), 0);
   }
   return code;
 }
@@ -212,7 +214,7 @@ static int calibrate_all(planning *p, pst_error *err) {
   const int axes[] = {PST_OPTIMIZER_WEIGHTS, PST_OPTIMIZER_KV, PST_OPTIMIZER_THREADS};
   pst_optimizer_choice zero = {{0}};
   for (int m = 0; m < x[PST_OPTIMIZER_MODEL].n; m++) {
-    if (p->space.targets[m].provider) continue;
+    if (p->space.targets[m].provider || p->space.targets[m].adapter) continue;
     calibration base = {pst_optimizer_measuring(&p->state, &zero), 0};
     base.choice.v[PST_OPTIMIZER_MODEL] = (uint8_t)m;
     list[n++] = base;
@@ -233,6 +235,7 @@ static int calibrate_all(planning *p, pst_error *err) {
     code = calibrate_one(p, &list[i], err);
   }
   pst_optimizer_speed_complete(&p->speed);
+  pst_optimizer_speed_adapters(&p->speed);
   return code;
 }
 

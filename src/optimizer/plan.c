@@ -12,7 +12,7 @@ static void put_engine(pst_json_writer *w, const pst_optimizer_space *s, const p
   const pst_optimizer_axis *x = s->axes;
   const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
   pst_json_begin_object(w);
-  put_text(w, "model", pst_str_from(t->name));
+  put_text(w, "model", pst_str_from(pst_optimizer_engine_model(t)));
   if (t->sha256) put_text(w, "sha256", pst_str_from(t->sha256));
   const int texts[] = {PST_OPTIMIZER_WEIGHTS, PST_OPTIMIZER_KV};
   for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++)
@@ -36,6 +36,20 @@ static void put_prompt(pst_json_writer *w, const pst_evals_prompt *p) {
   pst_json_end_object(w);
 }
 
+/* The prompt and layout that an adapter was trained with. */
+static void put_trained_with(pst_json_writer *w, const pst_optimizer_target *t) {
+  static const char *const fields[] = {"prompt", "layout"};
+  pst_json_doc *doc = NULL;
+  if (pst_json_parse(t->trained_with, strlen(t->trained_with), NULL, &doc, NULL)) return; /* its reader has parsed it */
+  for (size_t i = 0; i < PST_ARRAY_LEN(fields); i++) {
+    const pst_json *v = pst_json_get(pst_json_root(doc), fields[i]);
+    if (!v) continue;
+    pst_json_key(w, fields[i]);
+    pst_json_put_value(w, v);
+  }
+  pst_json_free(doc);
+}
+
 static void put_classifier(pst_json_writer *w, const pst_optimizer_space *s) {
   pst_json_begin_object(w);
   put_text(w, "op", PST_STR("classifier"));
@@ -54,8 +68,13 @@ static void put_model(pst_json_writer *w, const pst_optimizer_space *s, const ps
   } else {
     put_text(w, "engine", PST_STR("e1"));
   }
-  put_prompt(w, &s->workload->prompts[c->v[PST_OPTIMIZER_PROMPT]]);
-  put_text(w, "layout", pst_str_from(x[PST_OPTIMIZER_LAYOUT].values[c->v[PST_OPTIMIZER_LAYOUT]]));
+  if (t->adapter) put_text(w, "adapter", pst_str_from(t->adapter));
+  if (t->trained_with) {
+    put_trained_with(w, t);
+  } else {
+    put_prompt(w, &s->workload->prompts[c->v[PST_OPTIMIZER_PROMPT]]);
+    put_text(w, "layout", pst_str_from(x[PST_OPTIMIZER_LAYOUT].values[c->v[PST_OPTIMIZER_LAYOUT]]));
+  }
   int e = c->v[PST_OPTIMIZER_EXAMPLES];
   if (x[PST_OPTIMIZER_EXAMPLES].number[e] > 0) {
     pst_json_key(w, "examples");
@@ -161,6 +180,16 @@ static int find_prompt(const pst_evals_info *info, const pst_gateway_node *n) {
   return -1;
 }
 
+static bool same_adapter(const char *a, const char *b) { return a && b ? !strcmp(a, b) : a == b; }
+
+static int find_target(const pst_optimizer_space *s, const char *model, const char *adapter) {
+  for (int i = 0; i < s->axes[PST_OPTIMIZER_MODEL].n; i++) {
+    const pst_optimizer_target *t = &s->targets[i];
+    if (!t->provider && !strcmp(pst_optimizer_engine_model(t), model) && same_adapter(t->adapter, adapter)) return i;
+  }
+  return -1;
+}
+
 static int find_examples(const pst_optimizer_space *s, const pst_gateway_node *n) {
   const pst_optimizer_axis *axis = &s->axes[PST_OPTIMIZER_EXAMPLES];
   int k = n->examples_index ? n->n_examples : 0;
@@ -197,12 +226,14 @@ bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_pl
     return false;
   if (n->answers && strcmp(n->answers, s->answers) != 0) return false;
   const pst_gateway_engine_spec *e = &plan->engines[n->engine];
+  int target = find_target(s, e->model, n->adapter);
+  bool fixed = target >= 0 && s->targets[target].trained_with; /* one way to ask, the first value of each field */
   const int values[PST_OPTIMIZER_N_AXES] = {
-      find_value(&s->axes[PST_OPTIMIZER_MODEL], e->model),
+      target,
       find_value(&s->axes[PST_OPTIMIZER_WEIGHTS], e->weights ? e->weights : "shipped"),
       find_number(&s->axes[PST_OPTIMIZER_KV], (int)e->options.kv),
-      find_prompt(s->workload, n),
-      find_number(&s->axes[PST_OPTIMIZER_LAYOUT], (int)n->layout),
+      fixed ? 0 : find_prompt(s->workload, n),
+      fixed ? 0 : find_number(&s->axes[PST_OPTIMIZER_LAYOUT], (int)n->layout),
       find_examples(s, n),
       find_number(&s->axes[PST_OPTIMIZER_CONSTRAINT], (int)n->constraint),
       classifier,

@@ -28,6 +28,15 @@ typedef struct run {
 
 /* ---- what there is to choose from ---- */
 
+static void put_text(pst_json_writer *w, const char *key, const char *text) {
+  pst_json_key(w, key);
+  pst_json_put_cstr(w, text);
+}
+static void put_int(pst_json_writer *w, const char *key, int64_t value) {
+  pst_json_key(w, key);
+  pst_json_put_int(w, value);
+}
+
 typedef struct provider_search {
   pst_str id;
   size_t n; /* length of the provider's name; 0: none */
@@ -58,9 +67,75 @@ static int add_remote(void *user, const char *id, const char *owner) {
   return 0;
 }
 
+/* Whether a note on an adapter is the prompt and layout of a plan's node: a plan that says so is one. */
+static bool is_way_to_ask(const char *text) {
+  pst_json_doc *doc = NULL;
+  pst_buf plan = PST_BUF_INIT;
+  pst_gateway_plan *parsed = NULL;
+  if (pst_json_parse(text, strlen(text), NULL, &doc, NULL)) return false;
+  pst_json_writer w = pst_json_writer_on(&plan, false);
+  pst_json_begin_object(&w);
+  put_int(&w, "schema", 1);
+  pst_json_key(&w, "engines");
+  pst_json_put_raw(&w, PST_STR("{\"e1\":{\"model\":\"m\"}}"));
+  pst_json_key(&w, "root");
+  pst_json_begin_object(&w);
+  put_text(&w, "op", "local");
+  put_text(&w, "engine", "e1");
+  for (pst_json_iter it = pst_json_iterate(pst_json_root(doc)); pst_json_next(&it);) {
+    pst_json_key_str(&w, it.key);
+    pst_json_put_value(&w, it.value);
+  }
+  pst_json_end_object(&w);
+  pst_json_end_object(&w);
+  bool good = pst_json_typeof(pst_json_root(doc)) == PST_JSON_OBJECT && !pst_buf_status(&plan) &&
+              !pst_gateway_plan_parse(pst_buf_str(&plan), NULL, &parsed, NULL);
+  pst_gateway_plan_unref(parsed);
+  pst_buf_done(&plan);
+  pst_json_free(doc);
+  return good;
+}
+
+/* The note on how it was trained to be asked; *ret NULL: there is none. */
+static int read_note(run *r, const char *hash, const char **ret, pst_error *err) {
+  char *path = NULL;
+  pst_engine_lora lora = {0};
+  int code = pst_store_file_path(r->store, pst_str_from(hash), &path, err);
+  if (!code) code = pst_engine_lora_read(path, NULL, &lora, err);
+  const char *note = code ? NULL : lora.notes[PST_ENGINE_LORA_PROMPT];
+  if (note && is_way_to_ask(note)) *ret = pst_arena_strndup(r->arena, note, strlen(note));
+  pst_engine_lora_done(&lora);
+  pst_free(path);
+  return code;
+}
+
+/* The workload's own adapters of the models to choose from. One whose file is gone is passed over. */
+static int add_adapter(void *user, const pst_store_adapter *row) {
+  run *r = user;
+  pst_error why = PST_ERROR_INIT;
+  if (strcmp(row->workload, r->info->name) != 0) return 0;
+  for (size_t i = 0; i < r->n_targets && r->n_targets < PST_OPTIMIZER_MAX_VALUES; i++) {
+    const pst_optimizer_target *base = &r->targets[i];
+    bool same = base->sha256 ? !strcmp(base->sha256, row->base_sha256) : !strcmp(base->name, row->base);
+    if (base->provider || base->adapter || !same) continue;
+    pst_optimizer_target t = {.sha256 = base->sha256, .base = base->name, .adapter_params = row->bytes / 4};
+    t.name = pst_arena_printf(r->arena, "%s:%s", base->name, row->name);
+    t.adapter = pst_arena_strndup(r->arena, row->file, strlen(row->file));
+    if (!t.name || !t.adapter) return PST_E_NOMEM;
+    if (read_note(r, row->file, &t.trained_with, &why))
+      pst_log(PST_LOG_WARN, "event=adapter_passed_over adapter=%s reason=\"%s\"", row->name, why.message);
+    else
+      r->targets[r->n_targets++] = t;
+    return 0;
+  }
+  return 0;
+}
+
 static int collect_targets(run *r, const pst_optimizer_options *o, pst_error *err) {
   for (size_t i = 0; i < o->n_models && r->n_targets < PST_OPTIMIZER_MAX_VALUES; i++)
     r->targets[r->n_targets++] = (pst_optimizer_target){.name = o->models[i].name, .sha256 = o->models[i].sha256};
+  int code = pst_store_adapter_each(r->store, add_adapter, r, err);
+  if (code) return err && err->code ? code : pst_error_set(err, code, NULL, "no memory for a run");
   return r->info->allow_remote ? pst_gateway_models_each(r->gateway, add_remote, r, err) : 0;
 }
 
@@ -71,15 +146,6 @@ static int64_t machine_price(const run *r) {
 }
 
 /* ---- params ---- */
-
-static void put_text(pst_json_writer *w, const char *key, const char *text) {
-  pst_json_key(w, key);
-  pst_json_put_cstr(w, text);
-}
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
 
 static int write_params(run *r, pst_error *err) {
   pst_json_writer w = pst_json_writer_on(&r->params, false);
@@ -110,6 +176,12 @@ static int write_params(run *r, pst_error *err) {
     put_text(&w, "name", t->name);
     put_text(&w, "sha256", t->sha256);
     put_text(&w, "provider", t->provider);
+    if (t->adapter) {
+      put_text(&w, "adapter", t->adapter);
+      put_text(&w, "base", t->base);
+      put_text(&w, "trained_with", t->trained_with);
+      put_int(&w, "adapter_params", t->adapter_params);
+    }
     if (t->provider) {
       put_int(&w, "input", t->price.input);
       put_int(&w, "cached_input", t->price.cached_input);
@@ -147,6 +219,10 @@ static int read_params(run *r, const pst_json *params) {
     t->name = kept(r, pst_json_get(it.value, "name"));
     t->sha256 = kept(r, pst_json_get(it.value, "sha256"));
     t->provider = kept(r, pst_json_get(it.value, "provider"));
+    t->adapter = kept(r, pst_json_get(it.value, "adapter"));
+    t->base = kept(r, pst_json_get(it.value, "base"));
+    t->trained_with = kept(r, pst_json_get(it.value, "trained_with"));
+    t->adapter_params = pst_json_int(pst_json_get(it.value, "adapter_params"), 0);
     t->price = (pst_store_price){pst_json_int(pst_json_get(it.value, "input"), 0),
                                  pst_json_int(pst_json_get(it.value, "cached_input"), PST_STORE_NO_LIMIT),
                                  pst_json_int(pst_json_get(it.value, "output"), 0)};

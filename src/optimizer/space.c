@@ -98,7 +98,11 @@ static bool sensible(const pst_optimizer_space *s, const pst_optimizer_choice *c
   if (t->provider) /* a provider chooses its own weights, keys and sampling masks */
     return c->v[PST_OPTIMIZER_WEIGHTS] == 0 && c->v[PST_OPTIMIZER_KV] == 0 && constraint == PST_GATEWAY_FREE &&
            layout != PST_GATEWAY_LAYOUT_PLAIN;
-  if (!t->has_template && layout != PST_GATEWAY_LAYOUT_PLAIN) return false;
+  /* An adapter was made beside these weights, and for one way to ask where that is known. */
+  if (t->adapter && (c->v[PST_OPTIMIZER_WEIGHTS] || c->v[PST_OPTIMIZER_KV])) return false;
+  if (t->trained_with && (c->v[PST_OPTIMIZER_PROMPT] || c->v[PST_OPTIMIZER_LAYOUT] || c->v[PST_OPTIMIZER_EXAMPLES]))
+    return false;
+  if (!t->trained_with && !t->has_template && layout != PST_GATEWAY_LAYOUT_PLAIN) return false;
   const char *weights = s->axes[PST_OPTIMIZER_WEIGHTS].values[c->v[PST_OPTIMIZER_WEIGHTS]];
   if (!strcmp(weights, t->weights)) return false; /* it ships so */
   /* The labels of fewer than two examples leave nothing to choose. */

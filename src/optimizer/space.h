@@ -37,9 +37,15 @@ typedef struct pst_optimizer_choice {
   uint8_t v[PST_OPTIMIZER_N_AXES];
 } pst_optimizer_choice;
 
-/* A model as the planner knows it. Remote ones have a provider and neither weights, KV nor template. */
+/* A model as the planner knows it, or a model with an adapter. Remote ones have a provider and neither weights, KV nor template. */
 typedef struct pst_optimizer_target {
-  const char *name, *sha256;
+  const char *name, *sha256; /* "base:adapter" with an adapter; of the base's file */
+  const char *adapter;       /* SHA-256 of the adapter's file in the store; NULL: the model as it is */
+  const char *base;          /* with an adapter: the model, as an engine names it */
+  const char *
+      trained_with; /* with an adapter: JSON, the fields `prompt` and `layout` of its plans; NULL: it was not said, and all are tried */
+  int64_t adapter_params; /* its numbers; of the base: */
+  int64_t n_params, step_bytes;
   const char *provider;  /* NULL: local */
   pst_store_price price; /* of a remote one */
   bool has_template;
@@ -80,6 +86,11 @@ typedef struct pst_optimizer_space {
   int kv_tokens_per_slot;
   pst_arena *arena;
 } pst_optimizer_space;
+
+/* The model that an engine of a target names. */
+static inline const char *pst_optimizer_engine_model(const pst_optimizer_target *t) {
+  return t->adapter ? t->base : t->name;
+}
 
 /* Fills the axes from the workload and the targets. `max_threads` at least 1. examples_index, answers: hashes, or NULL. classifier: NULL, or what was
  * trained. */

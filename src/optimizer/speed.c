@@ -152,6 +152,33 @@ void pst_optimizer_speed_complete(pst_optimizer_speed *sp) {
   }
 }
 
+/* An adapter's numbers are read once a step beside the base's, and multiplied once a token; two bytes each beside quantized weights. */
+static pst_engine_step_model with_adapter(const pst_engine_step_model *base, const pst_optimizer_target *t) {
+  pst_engine_step_model m = *base;
+  bool is_float = !strcmp(t->weights, "F32") || !strcmp(t->weights, "F16") || !strcmp(t->weights, "BF16");
+  double bytes = (double)t->adapter_params * (is_float ? 4 : 2);
+  if (t->step_bytes > 0) m.fixed_us *= 1 + bytes / (double)t->step_bytes;
+  if (t->n_params > 0) m.token_us *= 1 + (double)t->adapter_params / (double)t->n_params;
+  return m;
+}
+
+void pst_optimizer_speed_adapters(pst_optimizer_speed *sp) {
+  const pst_optimizer_axis *x = sp->space->axes;
+  for (int m = 0; m < x[PST_OPTIMIZER_MODEL].n; m++) {
+    const pst_optimizer_target *t = &sp->space->targets[m];
+    int base = 0;
+    if (!t->adapter) continue;
+    while (base < m && (sp->space->targets[base].adapter || strcmp(sp->space->targets[base].name, t->base) != 0))
+      base++;
+    if (base == m) continue; /* its base is always before it */
+    for (int w = 0; w < x[PST_OPTIMIZER_WEIGHTS].n; w++)
+      for (int k = 0; k < x[PST_OPTIMIZER_KV].n; k++)
+        for (int n = 0; n < x[PST_OPTIMIZER_THREADS].n; n++)
+          sp->models[model_slot(sp->space, m, w, k, n)] =
+              with_adapter(&sp->models[model_slot(sp->space, base, w, k, n)], t);
+  }
+}
+
 /* ---- money ---- */
 
 static double completion_of(const pst_optimizer_speed *sp, const pst_optimizer_choice *c,

@@ -57,6 +57,8 @@ pst_engine_step_model *pst_optimizer_speed_slot(pst_optimizer_speed *speed, cons
 void pst_optimizer_step_model_read(const pst_json *value, pst_engine_step_model *ret_model);
 /* Fills what was not calibrated from what was, taking the effects of weights, KV type and threads as independent factors. */
 void pst_optimizer_speed_complete(pst_optimizer_speed *speed);
+/* Then those of models with adapters, from their bases': more bytes a step, more products a token. */
+void pst_optimizer_speed_adapters(pst_optimizer_speed *speed);
 
 /* A closed formula: microseconds of work, for every plan. */
 pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *speed, const pst_optimizer_choice *choice,

@@ -22,7 +22,9 @@ static double model_prior(const pst_optimizer_space *s, const pst_optimizer_choi
   const pst_optimizer_axis *e = &s->axes[PST_OPTIMIZER_EXAMPLES];
   int k = e->number[c->v[PST_OPTIMIZER_EXAMPLES]];
   double mean = logit_of(C(prior_quality_none));
-  if (k > 0 && e->fixed[c->v[PST_OPTIMIZER_EXAMPLES]])
+  if (s->targets[c->v[PST_OPTIMIZER_MODEL]].adapter)
+    mean = logit_of(C(prior_quality_adapter));
+  else if (k > 0 && e->fixed[c->v[PST_OPTIMIZER_EXAMPLES]])
     mean = logit_of(C(prior_quality_fixed));
   else if (k > 0)
     mean = logit_of(C(prior_quality_nearest)) + C(prior_doubling) * (log2(k) - 2);

@@ -48,7 +48,7 @@ static void fixture_done(fixture *f) {
 /* One window's tokens, all their states kept. */
 static void compare_window(fixture *f, const int32_t *tokens, int n) {
   size_t vocab = (size_t)f->model->info.n_vocab;
-  pst_engine_forward_item item = {tokens, 0, n, n, f->pages, NULL};
+  pst_engine_forward_item item = {.tokens = tokens, .n = n, .n_logits = n, .pages = f->pages};
   pst_engine_forward_run(f->forward, &item, 1);
   for (int at = 0; at < n; at += PST_ENGINE_HEAD_ROWS) {
     int rows = PST_MIN(PST_ENGINE_HEAD_ROWS, n - at);

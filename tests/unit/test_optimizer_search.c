@@ -17,6 +17,7 @@
 enum { N_EXAMPLES = 60, N_SEARCH = 200, N_VERIFY = 300, N_ITEMS = N_EXAMPLES + N_SEARCH + N_VERIFY, N_LABELS = 6 };
 #define ANSWERS_HASH "5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a"
 #define ARTEFACT "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
+#define ADAPTER "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
 #define INDEX_HASH "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 typedef struct fake {
@@ -30,6 +31,7 @@ typedef struct fake {
   bool
       long_answers; /* which drafts from past answers give in a third of the steps, those from the text in two thirds */
   double classifier; /* accuracy of the one that can be trained; 0: none can */
+  double adapter;    /* share right of the adapter that is there; 0: none is */
 } fake;
 
 static pst_evals_item items[N_ITEMS];
@@ -80,8 +82,10 @@ static int called(fake *f, int64_t us, pst_error *err) {
 
 static int describe(void *state, const char *model, const char *sha256, pst_buf *out, pst_error *err) {
   (void)sha256;
-  pst_buf_printf(out, "{\"weights\":\"Q4_1\",\"has_template\":%s,\"n_ctx\":8192,\"label_tokens\":2.5}",
-                 strcmp(model, "base") ? "true" : "false");
+  pst_buf_printf(
+      out,
+      "{\"weights\":\"Q4_1\",\"has_template\":%s,\"n_ctx\":8192,\"label_tokens\":2.5,\"n_params\":1000,\"step_bytes\":500}",
+      strcmp(model, "base") ? "true" : "false");
   return called(state, 1000, err);
 }
 
@@ -116,6 +120,7 @@ static int calibrate(void *state, const pst_optimizer_space *s, const pst_optimi
 /* The truth of this world: retrieved examples help, up to 8; labels help; the second model is a little better. */
 static double model_truth(const fake *f, const pst_gateway_plan *p) {
   const pst_gateway_node *n = p->root.op == PST_GATEWAY_OP_CASCADE ? &p->root.inputs[1] : &p->root;
+  if (n->adapter) return f->adapter;
   double q = 0.1 + (n->n_examples ? n->examples_fixed ? 0.1 : 0.35 + 0.05 * log2(n->n_examples) : 0);
   if (n->constraint != PST_GATEWAY_FREE) q += 0.15;
   if (!strcmp(p->engines[0].model, "large")) q += 0.05;
@@ -215,13 +220,20 @@ static void outcome_done(outcome *o) {
 }
 
 static const pst_optimizer_target targets[] = {{.name = "small"}, {.name = "large"}, {.name = "base"}};
+/* Trained on the bare input, and twice: once nobody said how. */
+#define TUNED                                                                                        \
+  {                                                                                                  \
+    .name = "small:tuned", .base = "small", .adapter = ADAPTER, .adapter_params = 50,                \
+    .trained_with = "{\"layout\":\"plain\",\"prompt\":{\"name\":\"bare\",\"answer_key\":\"Label\"}}" \
+  }
+static const pst_optimizer_target adapted[] = {{.name = "small"}, {.name = "large"}, TUNED};
 
 static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const pst_evals_info *w) {
   outcome o = {0};
   pst_optimizer_world world = world_of(f);
   pst_optimizer_input in = {.workload = w,
-                            .targets = targets,
-                            .n_targets = PST_ARRAY_LEN(targets),
+                            .targets = f->adapter > 0 ? adapted : targets,
+                            .n_targets = f->adapter > 0 ? PST_ARRAY_LEN(adapted) : PST_ARRAY_LEN(targets),
                             .examples_index = INDEX_HASH,
                             .answers = f->long_answers ? ANSWERS_HASH : NULL,
                             .seed = seed,
@@ -292,6 +304,45 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
     pst_buf_done(&json);
   }
   pst_optimizer_space_done(&s);
+}
+
+/* An adapter of which it is known how it was trained adds that one way to ask; one of which it is not, the ways of the workload; both as shipped. */
+static void test_adapters_are_models_of_their_own(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_space s, without;
+  char unsaid[65];
+  memset(unsaid, 'e', 64);
+  unsaid[64] = '\0';
+  pst_optimizer_target three[3] = {
+      {.name = "small", .has_template = true, .weights = "Q4_1"},
+      TUNED,
+      {.name = "small:unsaid", .base = "small", .adapter = unsaid, .has_template = true, .weights = "Q4_1"}};
+  assert_int_equal(pst_optimizer_space_init(&without, &w, three, 1, 2, INDEX_HASH, NULL, NULL, NULL), 0);
+  assert_int_equal(pst_optimizer_space_init(&s, &w, three, 3, 2, INDEX_HASH, NULL, NULL, NULL), 0);
+  size_t shipped = 0;
+  for (size_t i = 0; i < without.n_classes; i++)
+    shipped += !without.classes[i].v[PST_OPTIMIZER_WEIGHTS] && !without.classes[i].v[PST_OPTIMIZER_KV];
+  assert_int_equal(s.n_classes, without.n_classes + shipped + 2); /* free, and one of the labels */
+  for (size_t i = 0; i < s.n_classes; i++) {
+    pst_optimizer_choice choice = s.classes[i], back;
+    pst_buf json = PST_BUF_INIT;
+    pst_gateway_plan *plan = NULL;
+    pst_error err = PST_ERROR_INIT;
+    if (!s.targets[choice.v[PST_OPTIMIZER_MODEL]].adapter && i % 7) continue;
+    assert_int_equal(pst_optimizer_plan_write(&s, &choice, &json), 0);
+    if (pst_gateway_plan_parse(pst_buf_str(&json), "candidate", &plan, &err))
+      fail_msg("%s: %s", err.place, err.message);
+    assert_string_equal(plan->engines[0].model, "small");
+    if (choice.v[PST_OPTIMIZER_MODEL] == 1) assert_string_equal(plan->root.prompt_name, "bare");
+    assert_true(pst_optimizer_plan_match(&s, plan, &back));
+    assert_memory_equal(back.v, choice.v, PST_OPTIMIZER_N_LOSSY);
+    assert_int_equal(pst_optimizer_plan_match(&without, plan, &back), !plan->root.adapter);
+    pst_gateway_plan_unref(plan);
+    pst_buf_done(&json);
+  }
+  pst_optimizer_space_done(&s);
+  pst_optimizer_space_done(&without);
 }
 
 static pst_optimizer_classifier made_up_classifier(void) {
@@ -609,6 +660,57 @@ static void test_a_bad_classifier_is_left_out(void **state) {
   outcome_done(&a);
 }
 
+/* One that answers best is found, taken and named; its speed is the base's with the adapter's bytes and products on top. */
+static void test_a_good_adapter_is_taken(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j = {0};
+  fake f = {.ceiling = 0.65, .adapter = 0.93};
+  outcome o = search(&f, &j, 3, &w);
+  assert_int_equal(o.code, 0);
+  assert_int_equal(o.verdict, PST_OPTIMIZER_FOUND);
+  assert_non_null(strstr(o.plan, "\"adapter\":\"" ADAPTER "\""));
+  assert_non_null(strstr(o.plan, "\"answer_key\":\"Label\""));
+  assert_non_null(strstr(o.evidence, "\"small:tuned\""));
+  pst_buf text = PST_BUF_INIT;
+  assert_int_equal(pst_optimizer_summary(o.evidence, &text, NULL), 0);
+  assert_non_null(strstr(text.data, "small:tuned"));
+  pst_buf_done(&text);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&o);
+
+  j = (pst_optimizer_journal){0};
+  fake bad = {.ceiling = 0.9, .adapter = 0.1};
+  o = search(&bad, &j, 3, &w);
+  assert_int_equal(o.code, 0);
+  assert_null(strstr(o.plan, ADAPTER));
+  pst_optimizer_journal_close(&j);
+  outcome_done(&o);
+}
+
+static void test_an_adapter_costs_its_bytes(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_space s;
+  pst_optimizer_speed speed;
+  pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"}, TUNED};
+  snprintf(two[1].weights, sizeof two[1].weights, "Q4_1");
+  two[1].n_params = 1000;
+  two[1].step_bytes = 500;
+  assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 1, INDEX_HASH, NULL, NULL, NULL), 0);
+  assert_int_equal(pst_optimizer_speed_init(&speed, &s, 1, 1000, NULL), 0);
+  pst_optimizer_choice base = {{0}}, tuned = base;
+  tuned.v[PST_OPTIMIZER_MODEL] = 1;
+  *pst_optimizer_speed_slot(&speed, &base) = (pst_engine_step_model){5000, 1000, 100, 400, 0.05};
+  pst_optimizer_speed_complete(&speed);
+  pst_optimizer_speed_adapters(&speed);
+  const pst_engine_step_model *m = pst_optimizer_speed_slot(&speed, &tuned);
+  assert_true(fabs(m->fixed_us - 5000 * 1.2) < 1e-6 && fabs(m->token_us - 1000 * 1.05) < 1e-6);
+  assert_true(m->context_us == 100 && m->head_us == 400);
+  pst_optimizer_speed_done(&speed);
+  pst_optimizer_space_done(&s);
+}
+
 static void test_replay_without_the_measurement_fails(void **state) {
   (void)state;
   pst_evals_info w = make_workload();
@@ -787,6 +889,9 @@ int main(void) {
       cmocka_unit_test(test_dominance_against_the_definition),
       cmocka_unit_test(test_beliefs_follow_measurements),
       cmocka_unit_test(test_a_classifier_adds_itself_and_cascades),
+      cmocka_unit_test(test_adapters_are_models_of_their_own),
+      cmocka_unit_test(test_an_adapter_costs_its_bytes),
+      cmocka_unit_test(test_a_good_adapter_is_taken),
       cmocka_unit_test(test_a_cascade_costs_what_is_left),
       cmocka_unit_test(test_finds_and_replays),
       cmocka_unit_test(test_drafts_from_past_answers_are_chosen),
