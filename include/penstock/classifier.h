@@ -36,6 +36,17 @@ typedef struct pst_classifier_options {
 int pst_classifier_train(const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
                          pst_buf *out, pst_error *err);
 
+/* What a model that was not shown a record's group says of it. */
+typedef struct pst_classifier_opinion {
+  pst_str label;      /* the likeliest: one of the records' own labels */
+  double probability; /* of it, calibrated */
+  double own;         /* of the label that the record bears */
+} pst_classifier_opinion;
+/* The folds of pst_classifier_train without its last model: an opinion of each record, in the order given. Records whose label others would hardly give them are
+ * suspects of label noise (Northcutt, Jiang and Chuang 2021). Errors as pst_classifier_train. */
+int pst_classifier_cross_check(const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
+                               pst_classifier_opinion *ret_opinions, pst_error *err);
+
 /* ---- an open classifier (classifier/artefact.c) ----------------------------------------------------------------- */
 
 enum { PST_CLASSIFIER_CURVE_POINTS = 20 };

@@ -154,11 +154,11 @@ typedef struct pst_data_curate_options {
   double near_duplicate; /* 0: 0.8 */
   double min_score;      /* scores below are bad feedback */
   bool has_min_score;
-  int64_t most_per_label; /* 0: any number */
-  double held;            /* share of examples held back, by cluster; below 0: 0.1 */
-  bool keep_pii;          /* leave private data in the texts */
-  bool drop_suspects;
-  int n_examples; /* of each reason in the report; 0: 3 */
+  int64_t most_per_label;            /* 0: any number */
+  double held;                       /* share of examples held back, by cluster; below 0: 0.1 */
+  bool keep_pii;                     /* leave private data in the texts */
+  bool drop_suspects, skip_suspects; /* skip: no classifier is trained to find them */
+  int n_examples;                    /* of each reason in the report; 0: 3 */
   uint64_t seed;
   const pst_evals_workload
       *form; /* whose labels or JSON the answers must have, and whose items are guarded first; NULL: none */

@@ -204,7 +204,7 @@ static int run_fold(training *t, uint32_t fold) {
 }
 
 /* Strength and temperature from the held-out scores. */
-static int choose(training *t, pst_classifier_info *info, double *ret_strength) {
+static int choose(training *t, pst_classifier_info *info, size_t *ret_best) {
   double best_loss = INFINITY;
   size_t best = 0;
   for (size_t s = 0; s < N_STRENGTHS; s++) {
@@ -218,7 +218,7 @@ static int choose(training *t, pst_classifier_info *info, double *ret_strength) 
     info->temperature = temperature;
   }
   pst_classifier_held_out h = {t->scores[best], t->classes, t->n, t->n_labels};
-  *ret_strength = strengths[best];
+  *ret_best = best;
   return pst_classifier_assess(&h, info) ? no_memory(t) : 0;
 }
 
@@ -277,12 +277,46 @@ int pst_classifier_train(const pst_classifier_record *records, size_t n, const p
   static const pst_classifier_options none;
   training t = {.n = n, .options = options ? options : &none, .err = err};
   pst_classifier_info info = {0};
-  double strength = 0;
+  size_t best = 0;
   t.n_threads = t.options->threads > 0 ? t.options->threads : pst_cpu_count();
   int code = prepare(&t, records);
   for (uint32_t fold = 0; fold < FOLDS && !code; fold++) code = run_fold(&t, fold);
-  if (!code) code = choose(&t, &info, &strength);
-  if (!code) code = fit_all(&t, &info, strength, out);
+  if (!code) code = choose(&t, &info, &best);
+  if (!code) code = fit_all(&t, &info, strengths[best], out);
+  training_done(&t);
+  return code;
+}
+
+/* Of the scores in place `at` of the canonical order. */
+static void opine(const training *t, size_t best, double temperature, size_t at, double *row,
+                  pst_classifier_opinion *ret) {
+  const float *scores = t->scores[best] + at * t->n_labels;
+  double sum = 0;
+  for (size_t k = 0; k < t->n_labels; k++) row[k] = (double)scores[k];
+  pst_classifier_answer answer = pst_classifier_best(row, t->n_labels, temperature);
+  for (size_t k = 0; k < t->n_labels; k++) sum += exp((row[k] - row[answer.label]) / temperature);
+  *ret = (pst_classifier_opinion){.label = t->labels[answer.label],
+                                  .probability = answer.probability,
+                                  .own = exp((row[t->classes[at]] - row[answer.label]) / temperature) / sum};
+}
+
+int pst_classifier_cross_check(const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
+                               pst_classifier_opinion *ret_opinions, pst_error *err) {
+  static const pst_classifier_options none;
+  training t = {.n = n, .options = options ? options : &none, .err = err};
+  pst_classifier_info info = {0};
+  size_t best = 0;
+  double *row = NULL;
+  t.n_threads = t.options->threads > 0 ? t.options->threads : pst_cpu_count();
+  int code = prepare(&t, records);
+  for (uint32_t fold = 0; fold < FOLDS && !code; fold++) code = run_fold(&t, fold);
+  if (!code) code = choose(&t, &info, &best);
+  if (!code && !(row = pst_calloc(t.n_labels, sizeof *row))) code = no_memory(&t);
+  for (size_t i = 0; i < n && !code; i++) { /* records that are the same have the same place */
+    const pst_classifier_record *at = bsearch(&records[i], t.records, n, sizeof *t.records, by_label_and_text);
+    opine(&t, best, info.temperature, (size_t)(at - t.records), row, &ret_opinions[i]);
+  }
+  pst_free(row);
   training_done(&t);
   return code;
 }

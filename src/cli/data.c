@@ -426,6 +426,51 @@ static int prune(const pst_cli_args *a, pst_store *store, pst_error *err) {
   return 0;
 }
 
+/* ---- curate ---------------------------------------------------------------------------------------------------------------- */
+
+static int print_report(const pst_cli_args *a, const pst_buf *report, pst_error *err) {
+  pst_buf text = PST_BUF_INIT;
+  int code = 0;
+  if (pst_cli_flag(a, "json"))
+    puts(pst_buf_text(report));
+  else
+    code = pst_data_report_text(pst_buf_str(report), &text, err);
+  if (text.n) fputs(pst_buf_text(&text), stdout);
+  pst_buf_done(&text);
+  return code;
+}
+
+static int curate(const pst_cli_args *a, pst_store *store, pst_error *err) {
+  pst_evals_workload *form = NULL;
+  pst_data_curate_options o = {.workload = word(a, 1),
+                               .near_duplicate = pst_cli_number(a, "near"),
+                               .min_score = pst_cli_given(a, "min-score") ? pst_cli_number(a, "min-score") : 0,
+                               .has_min_score = pst_cli_given(a, "min-score"),
+                               .most_per_label = pst_cli_int(a, "per-label"),
+                               .held = pst_cli_number(a, "held"),
+                               .keep_pii = pst_cli_flag(a, "keep-private"),
+                               .drop_suspects = pst_cli_flag(a, "drop-suspects"),
+                               .skip_suspects = pst_cli_flag(a, "skip-suspects"),
+                               .n_examples = (int)pst_cli_int(a, "examples"),
+                               .seed = (uint64_t)pst_cli_int(a, "seed")};
+  pst_data_curated done;
+  pst_buf report = PST_BUF_INIT;
+  pst_progress progress;
+  int code = 0;
+  if (pst_cli_given(a, "form")) code = pst_evals_workload_open(pst_cli_text(a, "form"), &form, err);
+  if (code) return code;
+  o.form = form;
+  pst_progress_begin(&progress, "curating", 0, false, pst_cli_flag(a, "quiet"));
+  o.progress = &progress;
+  code = pst_data_curate(store, &o, &done, &report, err);
+  pst_progress_end(&progress);
+  if (!code) code = print_report(a, &report, err);
+  if (!code && !done.hash[0]) code = PST_CLI_NO_DATA;
+  pst_buf_done(&report);
+  pst_evals_workload_free(form);
+  return code;
+}
+
 /* ---- the command ----------------------------------------------------------------------------------------------------------- */
 
 static int run_data(const pst_cli_args *a, pst_error *err) {
@@ -439,15 +484,16 @@ static int run_data(const pst_cli_args *a, pst_error *err) {
                {"sets", "[WORKLOAD]", 0, 1, sets},
                {"import", "WORKLOAD FILE", 2, 2, import_records},
                {"export", "[WORKLOAD]", 0, 1, export_records},
+               {"curate", "WORKLOAD", 1, 1, curate},
                {"delete", "--subject ID", 0, 0, delete_records},
                {"prune", "", 0, 0, prune}};
   const char *verb = a->words[0];
   size_t i = 0;
   while (i < PST_ARRAY_LEN(verbs) && strcmp(verb, verbs[i].verb)) i++;
   if (i == PST_ARRAY_LEN(verbs))
-    return pst_error_set(err, PST_E_BAD_INPUT, "data",
-                         "unknown action '%.40s'; there are list, show, stats, sets, import, export, delete, prune",
-                         verb);
+    return pst_error_set(
+        err, PST_E_BAD_INPUT, "data",
+        "unknown action '%.40s'; there are list, show, stats, sets, import, export, curate, delete, prune", verb);
   if (a->n_words - 1 < verbs[i].min_words || a->n_words - 1 > verbs[i].max_words)
     return pst_error_set(err, PST_E_BAD_INPUT, "data", "it is: penstock data %s %s", verb, verbs[i].words);
   pst_store *store = NULL;
@@ -468,6 +514,17 @@ static const pst_cli_option options[] = {
     {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "export: where to (default: standard output)"},
     {"text", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "import: field or column of the text (default: found)"},
     {"answer", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "import: field or column of the answer (default: found)"},
+    {"near", 0, PST_CLI_NUMBER, "J", "0.8", 0.5, 1, false, "curate: Jaccard index of words that makes near-duplicates"},
+    {"per-label", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "curate: at most so many examples of a label (0: all)"},
+    {"held", 0, PST_CLI_NUMBER, "SHARE", "0.1", 0, 0.9, false, "curate: share held back from training, by cluster"},
+    {"min-score", 0, PST_CLI_NUMBER, "X", NULL, -1e300, 1e300, false, "curate: a feedback score below is bad"},
+    {"form", 0, PST_CLI_TEXT, "FOLDER", NULL, 0, 0, false,
+     "curate: a workload whose labels or JSON the answers must have; its items are guarded"},
+    {"keep-private", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: leave private data in the texts"},
+    {"drop-suspects", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: leave out likely wrong labels"},
+    {"skip-suspects", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: do not look for likely wrong labels"},
+    {"examples", 0, PST_CLI_INT, "N", "3", 1, 1000, false, "curate: examples of each reason in the report"},
+    {"seed", 0, PST_CLI_INT, "N", "1", 0, 9e15, false, "curate: of what is drawn"},
     PST_CLI_CONSENT,
     PST_CLI_QUIET,
     PST_CLI_HOME,
@@ -476,13 +533,14 @@ static const pst_cli_option options[] = {
 const pst_cli_command pst_cli_data = {
     "data",
     "ACTION ...",
-    "records: see, import, export, delete",
+    "records: see, import, export, curate, delete",
     "list [WORKLOAD]        records, newest first\n"
     "show ID                one record (by its number or id), or a data set, whole\n"
     "stats                  how many there are of each workload, and what may be done with them\n"
     "sets [WORKLOAD]        data sets made of records\n"
     "import WORKLOAD FILE   JSON lines, a JSON array or CSV become records, all or none ('-': standard input)\n"
     "export [WORKLOAD]      answered records with their texts; a correction replaces its answer\n"
+    "curate WORKLOAD        makes a data set of records that may be trained on, and says what was left out and why\n"
     "delete --subject ID    deletes somebody's records, and their lines in data sets; --id: one record\n"
     "prune                  forgets what has expired (serve does so every minute)",
     1,

@@ -281,7 +281,8 @@ static size_t code_end(const pst_data_scan *s, size_t i) {
     letters += pst_data_is_alpha(s->text.data[end]);
     if (digits + letters > 24) return 0;
   }
-  return digits >= 4 && digits + letters >= 5 && letters <= 8 + digits ? end : 0;
+  bool date = letters == 0 && end - i >= 7 && end - i <= 10 && pst_data_at(s, i + 4) == '-'; /* 2009-05-25, 2009-08 */
+  return !date && digits >= 4 && digits + letters >= 5 && letters <= 8 + digits ? end : 0;
 }
 
 /* "passport number: X1234567", "my SSN is 123456789", "customer ID #99182-7". */
@@ -415,6 +416,7 @@ static bool is_plain_number(const pst_data_scan *s, const pst_data_number *x) { 
   char between = pst_data_at(s, x->ends[x->groups[0] - 1]);
   if (x->n_groups < 2) return false;
   if (groups_are(x, "422") || groups_are(x, "224")) return true;
+  if (between == '/' && x->n_groups == 3 && x->groups[0] <= 2 && x->groups[1] <= 2) return true;
   bool dotted = between == '.' && s->text.data[x->start] != '+';
   return dotted && x->n_groups == 2;
 }
