@@ -45,8 +45,10 @@ pst_data_similar *pst_data_similar_create(double threshold) {
   if (!x) return NULL;
   x->threshold = threshold;
   x->rows = 1;
-  for (int r = 2; r <= 32; r++)
-    if (1 - pow(1 - pow(threshold, r), N_HASHES / r) >= LEAST_RECALL) x->rows = r;
+  for (int r = 2; r <= 32; r++) {
+    int bands = N_HASHES / r;
+    if (1 - pow(1 - pow(threshold, r), bands) >= LEAST_RECALL) x->rows = r;
+  }
   x->bands = N_HASHES / x->rows;
   for (int i = 0; i < N_HASHES; i++) {
     x->a[i] = pst_random_u64(1, 0, (uint64_t)i) | 1;
