@@ -26,7 +26,8 @@ typedef struct pst_data_source {
   size_t at;         /* in buffer */
   size_t line;       /* of the next byte, from 1 */
   size_t value_line; /* where the value that was given last begins */
-  int64_t n_read;    /* bytes of the file */
+  int64_t n_read;    /* bytes of the file so far */
+  int64_t n_bytes;   /* of all; 0: unknown */
   bool ended, array, begun, csv;
   pst_buf cells; /* CSV: the row's fields, unquoted, one after the other */
   pst_str *fields;

@@ -364,6 +364,7 @@ int pst_data_import(pst_store *store, const char *path, const pst_data_import_op
     return pst_error_set(err, PST_E_BAD_INPUT, "keep", "what is imported is content; --keep must allow it");
   int code = pst_data_source_open(path, &m.source, err);
   if (code) return code;
+  if (options->progress) options->progress->total = m.source.n_bytes;
   code = begin(&m, err);
   if (!code) code = pst_store_records_import(store, next_row, &m, &done.n_new, &done.n_known, err);
   if (!code && m.n_rows == 0) code = pst_error_set(err, PST_E_NO_DATA, path, "there are no rows in it");

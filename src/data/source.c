@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { BLOCK_BYTES = 1 << 18 };
 #define ROW_BYTES_MAX ((size_t)64 << 20)
@@ -19,10 +20,42 @@ int pst_data_source_fail(const pst_data_source *s, int code, pst_error *err, con
   return pst_error_set(err, code, place, "%s", text);
 }
 
+/* What comes through a pipe comes when its writer likes, and rows are stored under the store's lock: so it is gathered first. */
+static int spool(const char *path, FILE **file, pst_error *err) {
+  char *block = pst_malloc(BLOCK_BYTES);
+  FILE *gathered = block ? tmpfile() : NULL;
+  int code = gathered ? 0 : pst_error_set_errno(err, errno, path, "cannot make a temporary file");
+  size_t n = 1;
+  while (!code && n) {
+    n = fread(block, 1, BLOCK_BYTES, *file);
+    if (n == 0 && ferror(*file)) code = pst_error_set_errno(err, errno, path, "cannot read");
+    if (!code && n && fwrite(block, 1, n, gathered) != n)
+      code = pst_error_set_errno(err, errno, path, "cannot write a temporary file");
+  }
+  if (!code && fseek(gathered, 0, SEEK_SET)) code = pst_error_set_errno(err, errno, path, "cannot read");
+  pst_free(block);
+  if (*file != stdin) (void)fclose(*file);
+  *file = gathered;
+  if (code && gathered) {
+    (void)fclose(gathered);
+    *file = NULL;
+  }
+  return code;
+}
+
 int pst_data_source_open(const char *path, pst_data_source *ret_source, pst_error *err) {
   pst_data_source s = {.path = path, .line = 1, .value_line = 1};
+  struct stat st;
   s.file = strcmp(path, "-") ? fopen(path, "rb") : stdin;
-  if (!s.file) return pst_error_set_errno(err, errno, path, "cannot open");
+  if (!s.file || fstat(fileno(s.file), &st)) return pst_error_set_errno(err, errno, path, "cannot open");
+  int code = S_ISDIR(st.st_mode)   ? pst_error_set(err, PST_E_BAD_INPUT, path, "is a directory, not a file")
+             : S_ISREG(st.st_mode) ? 0
+                                   : spool(path, &s.file, err);
+  if (code) {
+    pst_data_source_close(&s);
+    return code;
+  }
+  s.n_bytes = S_ISREG(st.st_mode) ? (int64_t)st.st_size : 0;
   *ret_source = s;
   return 0;
 }
@@ -114,6 +147,7 @@ static int next_element(pst_data_source *s, bool *ret_more, pst_error *err) {
     s->begun = true;
     code = pst_data_source_peek(s, &first, err);
     if (code) return code;
+    if (!first) return pst_data_source_fail(s, PST_E_BAD_INPUT, err, "the array is not closed by ']'");
     if (opened && first == ']') end = true, s->at++;
   }
   if (end) {

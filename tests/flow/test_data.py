@@ -1,0 +1,314 @@
+"""Records from the request to the data set: what is kept, said, exported, curated and deleted, through the real server and the unmodified client."""
+import csv
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+
+import openai
+import pytest
+
+HELLO = [{"role": "user", "content": "Say hello to the quixotic zebra."}]
+
+
+def key_of(cli, name, *options):
+    return json.loads(cli("key", "create", name, "--json", *options).stdout)["key"]
+
+
+def records(cli, *arguments):
+    return json.loads(cli("data", "list", "--json", "-n", "1000", *arguments).stdout)
+
+
+def on_disk(home, text):
+    return any(text.encode() in path.read_bytes() for path in home.rglob("*") if path.is_file())
+
+
+def ask(server, key, model, headers=None, **more):
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0, timeout=300)
+    return client.chat.completions.create(model=model, messages=HELLO, max_tokens=4, temperature=0, extra_headers=headers, **more)
+
+
+# ---- consent ----
+
+
+def test_consent_of_keys_and_headers(serve, cli, home, smollm2, model):
+    keys = {name: key_of(cli, name, *options) for name, options in {
+        "nothing": ["--keep", "nothing"], "metadata": ["--keep", "metadata"], "content": ["--keep", "content"],
+        "train": ["--keep", "content", "--train", "yes", "--retention", "30"], "default": []}.items()}
+    one = serve("--model", smollm2)
+    made = {name: ask(one, key, model, user="ann").id for name, key in keys.items()}
+    raised = ask(one, keys["metadata"], model, headers={"X-Penstock-Keep": "content", "X-Penstock-Train": "yes"}).id
+    lowered = ask(one, keys["train"], model, headers={"X-Penstock-Keep": "metadata"}).id
+    untrained = ask(one, keys["train"], model, headers={"X-Penstock-Train": "no", "X-Penstock-Retention-Days": "7", "X-Penstock-Subject": "bob"}, user="ann").id
+    hidden = ask(one, keys["train"], model, headers={"X-Penstock-Keep": "nothing"}).id
+    longer = ask(one, keys["train"], model, headers={"X-Penstock-Retention-Days": "365"}, safety_identifier="carl", user="ann").id
+    for name, value in (("X-Penstock-Keep", "all"), ("X-Penstock-Train", "maybe"), ("X-Penstock-Retention-Days", "0"), ("X-Penstock-Retention-Days", "x"), ("X-Penstock-Subject", "x" * 600)):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(one, keys["train"], model, headers={name: value})
+        assert caught.value.param == name.lower()
+    assert one.request("/v1/feedback", {"completion_id": made["nothing"], "thumbs": "up"})[0] == 404
+    assert one.stop() == 0
+    found = {r["completion_id"]: r for r in records(cli)}
+    assert set(found) == {*made.values(), raised, lowered, untrained, longer} - {made["nothing"]} and hidden not in found
+    kept = {name: (found[i]["keep"], found[i]["train"]) for name, i in made.items() if i in found}
+    assert kept == {"metadata": ("metadata", False), "content": ("content", False), "train": ("content", True), "default": ("metadata", False)}
+    assert all(found[made[name]]["subject"] == "ann" for name in kept)
+    assert (found[raised]["keep"], found[raised]["train"]) == ("metadata", False)
+    assert (found[lowered]["keep"], found[lowered]["train"]) == ("metadata", False)
+    day = 86400000
+    assert found[untrained]["train"] is False and found[untrained]["subject"] == "bob" and found[untrained]["expires_ms"] == found[untrained]["time_ms"] + 7 * day
+    assert found[longer]["expires_ms"] == found[longer]["time_ms"] + 30 * day and found[longer]["subject"] == "carl"
+    assert found[made["content"]]["expires_ms"] is None
+    shown = json.loads(cli("data", "show", made["train"]).stdout)
+    assert shown["input"]["messages"] == HELLO and shown["output"]["choices"][0]["text"]
+    assert json.loads(cli("data", "show", made["metadata"]).stdout)["input"] is None
+
+
+def test_nothing_is_written_where_nothing_is_allowed(serve, cli, home, smollm2, model):
+    keys = [key_of(cli, name, "--keep", name) for name in ("nothing", "metadata")]
+    one = serve("--model", smollm2)
+    for key in keys:
+        for stream in (False, True):
+            answer = ask(one, key, model, stream=stream, user="subject-of-" + key[-4:])
+            if stream:
+                list(answer)
+        client = openai.OpenAI(base_url=one.url + "/v1", api_key=key, max_retries=0)
+        client.completions.create(model=model, prompt="The quixotic zebra", max_tokens=2)
+    assert one.stop() == 0
+    assert "quixotic" not in "".join(one.log)
+    assert not on_disk(home, "quixotic") and not on_disk(home, "subject-of-" + keys[0][-4:]) and on_disk(home, "subject-of-" + keys[1][-4:])
+    assert len(records(cli)) == 3
+
+
+def test_key_consent_can_be_changed_and_is_checked(cli):
+    cli("key", "create", "app")
+    assert json.loads(cli("key", "--json").stdout)[0]["keep"] is None
+    cli("key", "consent", "app", "--keep", "content", "--train", "yes", "--retention", "9")
+    (key,) = json.loads(cli("key", "--json").stdout)
+    assert (key["keep"], key["train"], key["retention_days"]) == ("content", True, 9)
+    cli("key", "consent", "app", "--train", "no")
+    assert json.loads(cli("key", "--json").stdout)[0]["keep"] == "content"
+    cli("key", "consent", "app", "--keep", "default")
+    assert json.loads(cli("key", "--json").stdout)[0]["keep"] is None
+    for bad in (("--keep", "metadata", "--train", "yes"), ("--keep", "some"), ("--train", "perhaps"), ("--retention", "-1"), ()):
+        done = cli("key", "consent", "app", *bad, ok=False)
+        assert done.returncode == 2 and done.stderr.count("\n") <= 2, (bad, done.stderr)
+
+
+# ---- feedback, export, deletion ----
+
+
+def test_feedback_export_and_deletion(serve, cli, home, smollm2, model):
+    one = serve("--model", smollm2, "--keep", "content", "--train", "yes")
+    first, second = ask(one, "none", model, user="ann"), ask(one, "none", model, user="bob")
+    for verb in ({"thumbs": "down", "correction": "Hello, velvet gnu!"}, {"retry": True}, {"outcome": "refund"}):
+        assert one.request("/v1/feedback", {"completion_id": first.id, **verb})[0] == 200
+    cli("feedback", second.id, "--thumbs", "up", "--score", "0.5", "--abandon")
+    said = json.loads(cli("feedback", second.id, "--json").stdout)
+    assert said[0]["thumbs"] == "up" and said[0]["score"] == 0.5 and said[0]["abandon"] is True
+    assert cli("feedback", "--thumbs", "up", ok=False).returncode == 2 and cli("feedback", "no-such-id", "--retry", ok=False).returncode == 2
+    lines = [json.loads(line) for line in cli("data", "export").stdout.splitlines()]
+    assert [line["messages"][-1]["content"] for line in lines] == ["Hello, velvet gnu!", second.choices[0].message.content]
+    (bobs,) = [json.loads(line) for line in cli("data", "export", "--subject", "bob", "--format", "chat").stdout.splitlines()]
+    assert bobs["response"]["id"] == second.id and bobs["request"]["safety_identifier"] == "bob" and bobs["request"]["messages"] == HELLO
+    gone = json.loads(cli("data", "delete", "--subject", "ann", "--json").stdout)
+    assert gone["records"] == 1
+    assert one.stop() == 0
+    assert [r["completion_id"] for r in records(cli)] == [second.id]
+    assert not on_disk(home, "velvet gnu")
+    assert cli("data", "delete", "--subject", "ann", ok=False).returncode == 2
+    assert cli("data", "delete", ok=False).returncode == 2
+
+
+def test_serve_forgets_what_has_expired(serve, cli, home, smollm2, model):
+    key = key_of(cli, "app", "--keep", "content", "--retention", "1")
+    one = serve("--model", smollm2)
+    answer = ask(one, key, model, user="ann")
+    assert one.stop() == 0
+    with sqlite3.connect(home / "penstock.db") as db:
+        db.execute("UPDATE requests SET expires_ms = 1")
+    two = serve("--model", smollm2)
+    two.until(lambda: "event=pruned records=1" in "".join(two.log), "the expired record is pruned")
+    assert two.stop() == 0
+    (row,) = records(cli)
+    assert row["completion_id"] == answer.id and row["keep"] == "metadata" and row["subject"] is None
+    assert not on_disk(home, "quixotic") and json.loads(cli("requests", "--json").stdout)[0]["prompt_tokens"] > 0
+    assert json.loads(cli("data", "prune", "--json").stdout)["records"] == 0
+
+
+# ---- import and export ----
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "plain"}, {"role": "assistant", "content": "answer"}],
+    [{"role": "system", "content": "Be kind."}, {"role": "user", "content": 'quotes ", commas, and\nlines\r\n'}, {"role": "assistant", "content": " spaces and \u00e9\u4e16\U0001f600 "}],
+    [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}, {"role": "user", "content": "third"}, {"role": "assistant", "content": "fourth"}],
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALL = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+
+
+def exported(cli, workload, form, *more):
+    return cli("data", "export", workload, "--format", form, *more).stdout
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_round_trips(cli, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"messages": m} for m in CONVERSATIONS])
+    cli("data", "import", "w", source)
+    assert [json.loads(line)["messages"] for line in exported(cli, "w", "openai").splitlines()] == CONVERSATIONS
+    for form in ("openai", "chat", "sharegpt"):
+        path = tmp_path / f"out.{form}"
+        cli("data", "export", "w", "--format", form, "--output", path)
+        assert json.loads(cli("data", "import", f"again-{form}", path, "--json").stdout) == {"new": 3, "known": 0, "format": form}
+        assert exported(cli, f"again-{form}", "openai") == exported(cli, "w", "openai")
+    (tmp_path / "array.json").write_text(json.dumps([json.loads(line) for line in exported(cli, "w", "sharegpt").splitlines()], indent=2))
+    cli("data", "import", "array", tmp_path / "array.json")
+    assert exported(cli, "array", "openai") == exported(cli, "w", "openai")
+    done = cli("data", "export", "w", "--format", "csv", "--output", tmp_path / "out.csv")
+    assert "2 records written, 1 left out" in done.stderr
+    with open(tmp_path / "out.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["system"], r["input"], r["answer"]) for r in rows] == [("", "plain", "answer"), ("Be kind.", CONVERSATIONS[1][1]["content"], CONVERSATIONS[1][2]["content"])]
+    cli("data", "import", "from-csv", tmp_path / "out.csv")
+    assert [json.loads(line)["messages"] for line in exported(cli, "from-csv", "openai").splitlines()] == CONVERSATIONS[:2]
+
+
+def test_tools_subjects_and_the_same_file_twice(cli, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "do it"}, {"role": "assistant", "content": None, "tool_calls": CALL}], "tools": TOOLS, "user": "ann"},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "part one, "}, {"type": "text", "text": "part two"}]}, {"role": "assistant", "content": "ok"}]}]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    assert json.loads(cli("data", "import", "w", source, "--subject", "bob", "--retention", "5", "--train", "no", "--json").stdout)["new"] == 2
+    assert json.loads(cli("data", "import", "w", source, "--json").stdout) == {"new": 0, "known": 2, "format": "openai"}
+    listed = records(cli, "w")
+    assert [r["subject"] for r in listed] == ["bob", "ann"] and all(r["imported"] and r["expires_ms"] and not r["train"] for r in listed)
+    for form in ("openai", "chat"):
+        back = [json.loads(line) for line in exported(cli, "w", form).splitlines()]
+        answers = [r["messages"][-1] if form == "openai" else r["response"]["choices"][0]["message"] for r in back]
+        assert answers[0]["tool_calls"] == CALL and answers[0]["content"] is None
+        assert (back[0] if form == "openai" else back[0]["request"])["tools"] == TOOLS
+    assert "1 records written, 1 left out" in cli("data", "export", "w", "--format", "sharegpt").stderr
+    assert cli("requests").stdout.startswith("no requests")  # imported rows are nobody's requests here
+    piped = subprocess.run([os.environ.get("PENSTOCK_BIN", "build/penstock"), "data", "import", "piped", "-"], input=source.read_text(), text=True, capture_output=True, env={**os.environ, "PENSTOCK_HOME": str(tmp_path / "home")})
+    assert piped.returncode == 0 and "2 records imported" in piped.stdout, piped.stderr
+
+
+GOOD = json.dumps({"messages": CONVERSATIONS[0]})
+BAD_ROWS = {
+    "not json": ('{"messages": [', "not valid JSON"),
+    "no object": ('"text"', "not a JSON object"),
+    "no messages": ('{"messages": {}}', '"messages" must be'),
+    "one message": ('{"messages": [{"role": "user", "content": "x"}]}', '"messages" must be'),
+    "no answer": ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}', "not the assistant's"),
+    "empty answer": ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]}', "is empty"),
+    "bad role": ('{"messages": [{"role": "boss", "content": "x"}, {"role": "assistant", "content": "y"}]}', "messages[0].role is 'boss'"),
+    "bad content": ('{"messages": [{"role": "user", "content": 7}, {"role": "assistant", "content": "y"}]}', "messages[0].content is not text"),
+    "long subject": (json.dumps({"messages": CONVERSATIONS[0], "user": "x" * 600}), "subject has more than"),
+    "broken utf-8": (b'{"messages": "\xff\xfe"}', "valid JSON"),
+    "deep": ("[" * 5000, ""),
+    "twice the same name": ('{"messages": [], "messages": []}', ""),
+    "NUL": (b'{"messages": \x00}', ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_line_is_one_clear_error_and_nothing_is_stored(cli, tmp_path, name):
+    row, word = BAD_ROWS[name]
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes((GOOD + "\n\n" + GOOD + "\n").encode() + (row if isinstance(row, bytes) else row.encode()) + b"\n" + GOOD.encode() + b"\n")
+    done = cli("data", "import", "w", path, ok=False)
+    assert done.returncode in (1, 2) and done.stderr.startswith(f"penstock: {path}:4:") and done.stderr.count("\n") == 1 and word in done.stderr, done.stderr
+    assert records(cli) == []
+
+
+@pytest.mark.parametrize("name,text,word", [
+    ("x.csv", "text,label\n1,2\n\"open,3\n", "x.csv:3: a quoted field is not closed"), ("x.csv", "text,label\n\"a\"b,c\n", "goes on behind"), ("x.csv", "text,label\na\n", "x.csv:2: the answer is empty"),
+    ("x.csv", "a,b\n1,2\n", "no column is named"), ("x.csv", "", "no rows"), ("x.json", "[", "not closed"), ("x.json", "[]", "no rows"), ("x.json", f"[{GOOD}] x", "behind the array"),
+    ("x.json", f"[{GOOD} {GOOD}]", ""), ("x.json", f"[{GOOD},]", ""), ("x.jsonl", '{"conversations": [{"from": "human", "value": "a"}, {"from": "dog", "value": "b"}]}', "conversations[1].from is 'dog'"),
+    ("x.jsonl", '{"text": "a"}', "no answer field"), ("x.jsonl", '{"request": {"messages": []}, "response": {}}', "no choices[0].message")])
+def test_bad_files(cli, tmp_path, name, text, word):
+    path = tmp_path / name
+    path.write_text(text)
+    done = cli("data", "import", "w", path, ok=False)
+    assert done.returncode in (1, 2, 3) and done.stderr.count("\n") == 1 and word in done.stderr, done.stderr
+    assert records(cli) == []
+
+
+def test_bad_arguments(cli, tmp_path):
+    for bad in (("bogus",), ("import", "w"), ("import", "w", tmp_path), ("import", "w", tmp_path / "none"), ("export", "--format", "word"), ("show", "nothing"), ("import", "w", "x", "--keep", "metadata"), ("curate",)):
+        done = cli("data", *bad, ok=False)
+        assert done.returncode in (1, 2) and done.stderr.count("\n") <= 2 and "Traceback" not in done.stderr, (bad, done.stderr)
+    assert cli("data", "export", ok=False).returncode == 3 and cli("data", "curate", "w", ok=False).returncode == 3
+
+
+def test_random_bytes_are_refused_or_read(cli, tmp_path):
+    dice = random.Random(5)
+    pieces = [GOOD.encode(), b"[", b"]", b",", b"\n", b'"', b"{", b"}", b"\xff", b"\\", b'{"text":"a","label":"b"}', b"a,b", b"\x00"]
+    for i in range(40):
+        path = tmp_path / f"r{i}{dice.choice(['.csv', '.json', '.jsonl'])}"
+        path.write_bytes(b"".join(dice.choice(pieces) for _ in range(dice.randrange(1, 12))))
+        done = cli("data", "import", "w", path, ok=False)
+        assert done.returncode in (0, 1, 2, 3) and done.stderr.count("\n") <= 1, done.stderr
+
+
+def test_a_killed_import_leaves_nothing(penstock, cli, home, tmp_path):
+    n = 40000
+    path = write_lines(tmp_path / "many.jsonl", ({"text": f"text number {i} of many " + "x" * 200, "label": str(i % 7)} for i in range(n)))
+    cli("data", "stats")
+    killed = 0
+    for delay in (0.02, 0.05, 0.1, 0.2, 0.3):
+        process = subprocess.Popen([penstock, "data", "import", "w", str(path), "-q"], env={**os.environ, "PENSTOCK_HOME": str(home)}, stdout=subprocess.PIPE)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        stats = json.loads(cli("data", "stats", "--json").stdout)
+        assert stats == [] or stats[0]["records"] == n
+    assert killed
+    cli("data", "import", "w", path)
+    assert json.loads(cli("data", "stats", "--json").stdout)[0]["records"] == n
+
+
+# ---- curation ----
+
+
+def test_curation_and_lineage(cli, home, tmp_path):
+    rows = [{"text": f"where is parcel {'abcdefghij'[i % 10]} with the {i} red stripes on its {i * 7} sides", "label": "parcel" if i % 2 else "stripes", "subject": f"s{i % 4}"} for i in range(40)]
+    rows += [{"text": "write to ann.lee@example.com, or call +49 30 901820 12", "label": "parcel", "subject": "s1"}, rows[3]]
+    cli("data", "import", "w", write_lines(tmp_path / "in.jsonl", rows))
+    report = json.loads(cli("data", "curate", "w", "--json", "--skip-suspects").stdout)
+    assert report["records"] == 42 and report["private"] == {"PHONE": 1, "EMAIL": 1}
+    assert {d["reason"]: d["n"] for d in report["dropped"]}["duplicate"] == 1
+    data_set = report["data_set"]
+    lines = [json.loads(line) for line in (home / "files" / data_set).read_text().splitlines()]
+    assert len(lines) == report["kept"] and sum(line["part"] == "held" for line in lines) == report["held"]
+    assert any(line["messages"][0]["content"] == "write to [EMAIL_1], or call [PHONE_1]" for line in lines)
+    text = cli("data", "curate", "w", "--skip-suspects").stdout
+    assert data_set in text and "duplicate" in text and "ann.lee" not in text
+    assert data_set[:12] in cli("data", "sets", "w").stdout and json.loads(cli("data", "show", data_set[:12]).stdout)["state"] == "whole"
+    gone = json.loads(cli("data", "delete", "--subject", "s1", "--json").stdout)
+    (changed,) = gone["data_sets"]
+    assert changed["data_set"] == data_set and changed["replaced_by"] and not (home / "files" / data_set).exists()
+    assert len((home / "files" / changed["replaced_by"]).read_text().splitlines()) == report["kept"] - changed["lines"]
+    assert json.loads(cli("data", "show", data_set[:12]).stdout)["replaced_by"] == changed["replaced_by"]
+    assert not on_disk(home, "ann.lee")
+
+
+def test_what_was_asked_in_an_evaluation_is_no_training_data(cli, home, smollm2, tmp_path):
+    rows = [{"text": f"the {a} {b} jumps over the {c} dog", "label": b} for a, b, c in (("quick", "fox", "lazy"), ("slow", "ox", "green"), ("old", "cat", "tired"), ("red", "hen", "small"), ("blue", "fox", "loud"), ("sad", "ox", "wise"), ("wet", "cat", "calm"), ("tall", "hen", "shy"))]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    cli("import", source, tmp_path / "animals", "--shares", "0.25,0.25,0.25,0.25")
+    items = [json.loads(line) for line in (tmp_path / "animals" / "items.jsonl").read_text().splitlines()]
+    cli("data", "import", "w", source)
+    assert json.loads(cli("data", "curate", "w", "--json").stdout)["guarded_items"] == 0
+    cli("eval", tmp_path / "animals", "--target", f"model:{smollm2}", "--limit", "2", ok=False)
+    report = json.loads(cli("data", "curate", "w", "--json", "--near", "1").stdout)
+    examples = sum(i["part"] == "examples" for i in items)
+    assert report["guarded_items"] == len(items) - examples
+    assert {d["reason"]: d["n"] for d in report["dropped"]}["contaminated"] >= len(items) - examples
