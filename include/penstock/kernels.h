@@ -153,14 +153,17 @@ float pst_kernels_screen_reach(const pst_kernels_input *input, size_t token);
 /* Positions in a page of keys or values: the fixed block of the softmax. Block b holds positions [64 b, 64 b + 64). */
 #define PST_KERNELS_PAGE 64
 
-/* Bytes of one page of one KV head, keys and values alike; kv_type F16 or Q8_0; head_dim a multiple of 8 up to 256. Page data must be
+/* The largest head_dim of attention. */
+#define PST_KERNELS_MAX_HEAD 512
+
+/* Bytes of one page of one KV head, keys and values alike; kv_type F16 or Q8_0; head_dim a multiple of 8 up to MAX_HEAD. Page data must be
  * 64-byte aligned; it need not be cleared. Layout: kernels/matrix.c. */
 size_t pst_kernels_page_bytes(uint32_t kv_type, size_t head_dim);
 
 /* Queries of n_tokens consecutive positions of one sequence, for the n_heads query heads that share one KV head. */
 typedef struct pst_kernels_attend {
   uint32_t kv_type; /* PST_TYPE_F16 or PST_TYPE_Q8_0 */
-  size_t head_dim;  /* multiple of 8, 8..256 */
+  size_t head_dim;  /* multiple of 8, 8..MAX_HEAD */
   size_t n_heads;   /* query heads of this KV head */
   size_t n_tokens;
   size_t position; /* absolute position of the first token; token i sees positions <= position + i */

@@ -334,9 +334,9 @@ static void ref_store_value(uint32_t kv_type, size_t head_dim, const float *x, s
 
 /* One query, ready: scaled, and for int8 keys quantized per 32 elements like any activation. */
 typedef struct ref_query {
-  float x[256];
-  int8_t q[256];
-  float d[8];
+  float x[PST_KERNELS_MAX_HEAD];
+  int8_t q[PST_KERNELS_MAX_HEAD];
+  float d[PST_KERNELS_MAX_HEAD / PST_BLOCK];
 } ref_query;
 
 static void query_prepare(const pst_kernels_attend *a, const float *q, ref_query *ret) {
@@ -430,7 +430,7 @@ static void state_finish(const pst_kernels_attend *a, size_t head, const float *
 
 static void ref_attention(const pst_kernels_attend *a, void *work) {
   ref_query *q = work;
-  float part[PST_KERNELS_PART_FLOATS(256)], state[PST_KERNELS_PART_FLOATS(256)];
+  float part[PST_KERNELS_PART_FLOATS(PST_KERNELS_MAX_HEAD)], state[PST_KERNELS_PART_FLOATS(PST_KERNELS_MAX_HEAD)];
   for (size_t t = 0; t < a->n_tokens; t++)
     for (size_t h = 0; h < a->n_heads; h++) {
       bool first = true;
@@ -462,7 +462,7 @@ static void ref_attention_part(const pst_kernels_attend *a, size_t block_begin, 
 }
 
 static void ref_attention_merge(const pst_kernels_attend *a, size_t block_begin, size_t block_end, const float *parts) {
-  float state[PST_KERNELS_PART_FLOATS(256)];
+  float state[PST_KERNELS_PART_FLOATS(PST_KERNELS_MAX_HEAD)];
   size_t part_floats = PST_KERNELS_PART_FLOATS(a->head_dim);
   for (size_t t = 0; t < a->n_tokens; t++)
     for (size_t h = 0; h < a->n_heads; h++) {

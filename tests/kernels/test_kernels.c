@@ -275,7 +275,7 @@ static void ropes(void **state) {
   (void)state;
   for (const pst_kernels **k = check_tables(); *k; k++)
     for (int round = 0; round < 200; round++) {
-      size_t head_dim = 8 * (1 + check_below(32)), n_heads = 1 + check_below(5);
+      size_t head_dim = 8 * (1 + check_below(PST_KERNELS_MAX_HEAD / 8)), n_heads = 1 + check_below(5);
       size_t n_rot = check_below(3) ? head_dim : 2 * (1 + check_below(head_dim / 2)), n = head_dim * n_heads;
       pst_kernels_rope style = check_below(2) ? PST_KERNELS_ROPE_PAIRS : PST_KERNELS_ROPE_HALVES;
       float *a = check_alloc(n * 4, 4), *b = check_alloc(n * 4, 36), *turn = check_alloc(n_rot * 4, 12);
@@ -382,7 +382,8 @@ typedef struct attend_case {
 /* A sequence's pages filled by `k` up to the last token's position; what is beyond holds noise. */
 static attend_case attend_make(const pst_kernels *k) {
   attend_case c;
-  size_t head_dim = check_below(3) ? (check_below(2) ? 64 : 256) : 8 * (1 + check_below(32));
+  static const size_t usual[] = {64, 256, PST_KERNELS_MAX_HEAD};
+  size_t head_dim = check_below(3) ? usual[check_below(3)] : 8 * (1 + check_below(PST_KERNELS_MAX_HEAD / 8));
   uint32_t kv = check_below(2) ? PST_TYPE_F16 : PST_TYPE_Q8_0;
   size_t n_heads = 1 + check_below(7), n_tokens = check_below(2) ? 1 : 1 + check_below(90);
   size_t position = check_below(3) ? check_below(300) : 0, length = position + n_tokens;
@@ -487,7 +488,7 @@ static void stored_pages(void **state) {
   (void)state;
   for (const pst_kernels **k = check_tables(); *k; k++)
     for (int round = 0; round < 200; round++) {
-      size_t head_dim = 8 * (1 + check_below(32)), slot = check_below(64);
+      size_t head_dim = 8 * (1 + check_below(PST_KERNELS_MAX_HEAD / 8)), slot = check_below(64);
       uint32_t kv = round & 1 ? PST_TYPE_F16 : PST_TYPE_Q8_0;
       size_t bytes = pst_kernels_page_bytes(kv, head_dim);
       uint8_t *a = check_alloc(bytes, 0), *b = check_alloc(bytes, 0);
