@@ -254,6 +254,8 @@ typedef struct pst_kernels {
   float (*sum_exp)(const float *x, size_t n, float max);
   /* out = exp(x - shift). out may be x. */
   void (*exp_less)(const float *x, float shift, size_t n, float *out);
+  /* panel[p * 32 + j] = from[j * stride + p] for p < n_deep, j < n_cols <= 32. */
+  void (*panel_pack)(const float *from, size_t stride, size_t n_deep, size_t n_cols, float *panel);
   /* c[i * c_row + j] = (add ? that : 0) + sum over p < n_deep of a[i * a_row + p * a_col] * panel[p * 32 + j], for i < n_rows and j < n_cols <= 32:
    * one chain of fused multiply-adds in ascending p. */
   void (*panel_product)(size_t n_rows, size_t n_deep, const float *a, size_t a_row, size_t a_col, const float *panel,

@@ -199,6 +199,11 @@ static void ref_exp_less(const float *x, float shift, size_t n, float *out) {
   for (size_t i = 0; i < n; i++) out[i] = pst_exp(x[i] - shift);
 }
 
+static void ref_panel_pack(const float *from, size_t stride, size_t n_deep, size_t n_cols, float *panel) {
+  for (size_t p = 0; p < n_deep; p++)
+    for (size_t j = 0; j < n_cols; j++) panel[p * PST_KERNELS_PANEL + j] = from[j * stride + p];
+}
+
 static void ref_panel_product(size_t n_rows, size_t n_deep, const float *a, size_t a_row, size_t a_col,
                               const float *panel, float *c, size_t c_row, size_t n_cols, bool add) {
   for (size_t i = 0; i < n_rows; i++)
@@ -496,6 +501,7 @@ const pst_kernels *pst_kernels_table_scalar(void) {
       .delta_rule = ref_delta_rule,
       .sum_exp = ref_sum_exp,
       .exp_less = ref_exp_less,
+      .panel_pack = ref_panel_pack,
       .panel_product = ref_panel_product,
       .matmul = ref_matmul,
       .store_key = ref_store_key,

@@ -32,6 +32,7 @@
                                     const float *v, float decay, float beta, float *out);                              \
   float pst_kernels_sum_exp_##isa(const float *x, size_t n, float max);                                                \
   void pst_kernels_exp_less_##isa(const float *x, float shift, size_t n, float *out);                                  \
+  void pst_kernels_panel_pack_##isa(const float *from, size_t stride, size_t n_deep, size_t n_cols, float *panel);     \
   void pst_kernels_panel_product_##isa(size_t n_rows, size_t n_deep, const float *a, size_t a_row, size_t a_col,       \
                                        const float *panel, float *c, size_t c_row, size_t n_cols, bool add);           \
   void pst_kernels_store_key_##isa(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);     \
@@ -51,11 +52,11 @@
     .add = pst_kernels_add_##vectors, .scale = pst_kernels_scale_##vectors, .softcap = pst_kernels_softcap_##vectors, \
     .rope = pst_kernels_rope_##vectors, .argmax = pst_kernels_argmax_##vectors,                                       \
     .screen_pass = pst_kernels_screen_pass_##vectors, .sum_exp = pst_kernels_sum_exp_##vectors,                       \
-    .exp_less = pst_kernels_exp_less_##vectors, .panel_product = pst_kernels_panel_product_##vectors,                 \
-    .delta_rule = pst_kernels_delta_rule_##vectors, .matmul = pst_kernels_matmul_##isa,                               \
-    .store_key = pst_kernels_store_key_##vectors, .store_value = pst_kernels_store_value_##vectors,                   \
-    .attention = pst_kernels_attention_##vectors, .attention_part = pst_kernels_attention_part_##vectors,             \
-    .attention_merge = pst_kernels_attention_merge_##vectors,                                                         \
+    .panel_pack = pst_kernels_panel_pack_##vectors, .exp_less = pst_kernels_exp_less_##vectors,                       \
+    .panel_product = pst_kernels_panel_product_##vectors, .delta_rule = pst_kernels_delta_rule_##vectors,             \
+    .matmul = pst_kernels_matmul_##isa, .store_key = pst_kernels_store_key_##vectors,                                 \
+    .store_value = pst_kernels_store_value_##vectors, .attention = pst_kernels_attention_##vectors,                   \
+    .attention_part = pst_kernels_attention_part_##vectors, .attention_merge = pst_kernels_attention_merge_##vectors, \
   }
 
 #endif

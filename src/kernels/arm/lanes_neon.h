@@ -188,4 +188,10 @@ PST_INLINE i16 i16_dot4(i16 acc, const uint8_t *k, const int8_t *x) {
 }
 PST_INLINE v16 i16_to_float(i16 x) { return PST_V16_MAP1(vcvtq_f32_s32, x); }
 
+/* to[i * to_stride + j] = from[j * stride + i] for i, j < 16. */
+PST_INLINE void v16_transpose(const float *from, size_t stride, float *to, size_t to_stride) {
+  for (size_t i = 0; i < 16; i++)
+    for (size_t j = 0; j < 16; j++) to[i * to_stride + j] = from[j * stride + i];
+}
+
 #endif

@@ -145,6 +145,28 @@ PST_INLINE v16 v16_turn_pairs(v16 v, const float *c, const float *s) {
                 _mm256_fmaddsub_ps(_mm256_moveldup_ps(v.h), ch, _mm256_mul_ps(_mm256_movehdup_ps(v.h), sh)));
 }
 
+/* to[i * to_stride + j] = from[j * stride + i] for i, j < 16. Four columns of eight rows at a time: a register takes them of rows i and i + 4, and four of
+ * these are transposed half by half. */
+PST_INLINE void v16_transpose(const float *from, size_t stride, float *to, size_t to_stride) {
+  for (int half = 0; half < 16; half += 8)
+    for (int c = 0; c < 16; c += 4) {
+      __m256 r[4];
+      for (size_t i = 0; i < 4; i++) {
+        const float *at = from + ((size_t)half + i) * stride + c;
+        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at)), _mm_loadu_ps(at + 4 * stride), 1);
+      }
+      __m256d low = _mm256_castps_pd(_mm256_unpacklo_ps(r[0], r[1])),
+              high = _mm256_castps_pd(_mm256_unpackhi_ps(r[0], r[1]));
+      __m256d low2 = _mm256_castps_pd(_mm256_unpacklo_ps(r[2], r[3])),
+              high2 = _mm256_castps_pd(_mm256_unpackhi_ps(r[2], r[3]));
+      float *out = to + (size_t)c * to_stride + half;
+      _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2)));
+      _mm256_storeu_ps(out + to_stride, _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2)));
+      _mm256_storeu_ps(out + 2 * to_stride, _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2)));
+      _mm256_storeu_ps(out + 3 * to_stride, _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2)));
+    }
+}
+
 /* Integer dots of 16 lanes of 4 signed bytes with 4 broadcast ones. start: from the activations' sum, if this ISA needs a correction. */
 PST_INLINE i16 i16_start(int sum_x) {
   (void)sum_x;

@@ -99,6 +99,30 @@ PST_INLINE v16 v16_turn_pairs(v16 v, const float *c, const float *s) {
                             _mm512_mul_ps(_mm512_movehdup_ps(v), _mm512_permute_ps(cs, 0xb1)));
 }
 
+/* to[i * to_stride + j] = from[j * stride + i] for i, j < 16. Four columns at a time: a register takes them of rows i, i + 4, i + 8 and i + 12, and four of
+ * these are transposed quarter by quarter. */
+PST_INLINE void v16_transpose(const float *from, size_t stride, float *to, size_t to_stride) {
+  for (int c = 0; c < 16; c += 4) {
+    __m512 r[4];
+    for (size_t i = 0; i < 4; i++) {
+      const float *at = from + i * stride + c;
+      __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(at));
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(at + 4 * stride), 1);
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(at + 8 * stride), 2);
+      r[i] = _mm512_insertf32x4(v, _mm_loadu_ps(at + 12 * stride), 3);
+    }
+    __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1])),
+            high = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+    __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3])),
+            high2 = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+    float *out = to + (size_t)c * to_stride;
+    _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2)));
+    _mm512_storeu_ps(out + to_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2)));
+    _mm512_storeu_ps(out + 2 * to_stride, _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2)));
+    _mm512_storeu_ps(out + 3 * to_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2)));
+  }
+}
+
 /* Integer dots of 16 lanes of 4 signed bytes with 4 broadcast ones. The key bytes count as unsigned after adding 128; the start takes 128
  * times the sum of the activations away. */
 PST_INLINE i16 i16_start(int sum_x) { return _mm512_set1_epi32(-128 * sum_x); }
