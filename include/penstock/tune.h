@@ -9,6 +9,7 @@
 
 #include <penstock/base.h>
 #include <penstock/engine.h>
+#include <penstock/evals.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -75,6 +76,32 @@ typedef struct pst_tune_report {
 int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
                    const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
                    pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err);
+
+/* ---- a workload's examples as texts (tune/workload.c) ---------------------------------------------------------------- */
+
+typedef struct pst_tune_workload_options {
+  const char *model;     /* as it is called here */
+  const char *layout;    /* of the prompt, as in plans; NULL: plain, or chat where an answer has several lines */
+  const char *prompt;    /* one of the workload's, by name; NULL: nothing but the message */
+  const char *name;      /* of the adapter; NULL: made of the workload's name and the texts' hash */
+  double held_out_share; /* of the examples, by cluster; at most max_held_out of them */
+  size_t max_held_out, max_texts; /* max_texts 0: all */
+  pst_tune_options training;      /* `checkpoint` is chosen here: a file in HOME/tune */
+} pst_tune_workload_options;
+
+typedef struct pst_tune_workload_result {
+  pst_tune_report report;
+  size_t n_texts, n_held_out, n_left_out; /* left out: longer than the model's context */
+  double prompt_tokens, answer_tokens;    /* means */
+  pst_store_adapter adapter;
+  char plan_hash[65]; /* of a plan that serves the adapter with the prompt it was trained with; kept in the store */
+  char *plan_json;    /* canonical; pst_free */
+} pst_tune_workload_result;
+
+/* Trains an adapter on the examples of a workload (no other part is read), each rendered as the gateway would serve it, and keeps it by name with a plan that
+ * uses it. Errors: PST_E_NOT_FOUND (model, prompt), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT, those of pst_tune_train and of the store. Blocks. */
+int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                      const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err);
 
 #ifdef __cplusplus
 }

@@ -16,6 +16,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_import,
     &pst_cli_eval,
     &pst_cli_bench,
+    &pst_cli_tune,
     &pst_cli_optimize,
     &pst_cli_explain,
     &pst_cli_serve,

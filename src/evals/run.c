@@ -75,17 +75,27 @@ static bool plan_has(const pst_gateway_node *node, pst_gateway_op op) {
   return false;
 }
 
+/* What in a plan was made of examples by training: a classifier, or an adapter. NULL: nothing. */
+static const char *learned_part(const pst_gateway_node *node) {
+  if (node->op == PST_GATEWAY_OP_CLASSIFIER) return "classifier";
+  if (node->op == PST_GATEWAY_OP_LOCAL && node->adapter) return "adapter";
+  const char *found = NULL;
+  for (int i = 0; i < node->n_inputs && !found; i++) found = learned_part(&node->inputs[i]);
+  return found;
+}
+
 static int check_items(const runner *r, pst_error *err) {
   const pst_evals_run_options *o = r->options;
   const pst_evals_info *info = &r->workload->info;
   for (size_t i = 0; i < o->n_items; i++)
     if (o->items[i] >= info->n_items) return pst_error_set(err, PST_E_INTERNAL, NULL, "an item beyond the workload");
-  bool learned = plan_has(&r->plan->root, PST_GATEWAY_OP_CLASSIFIER);
+  const char *learned = learned_part(&r->plan->root);
   for (size_t i = 0; i < o->n_items && learned; i++)
     if (info->items[o->items[i]].part == PST_EVALS_EXAMPLES)
       return pst_error_set(err, PST_E_BAD_INPUT, "part",
-                           "the plan's classifier was trained on the part examples and knows it by heart; ask it items "
-                           "of another part");
+                           "the plan's %s was trained on the part examples and knows it by heart; ask it items of "
+                           "another part",
+                           learned);
   const pst_evals_item **sorted = sort_items(r);
   if (!sorted) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a run");
   int code = 0;

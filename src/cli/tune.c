@@ -1,0 +1,172 @@
+/* penstock tune: a LoRA adapter trained on a workload's examples, kept by name with a plan that serves it. */
+#include <penstock/tune.h>
+
+#include <math.h>
+#include <string.h>
+
+#include "cli/workbench.h"
+
+/* The line that moves, by the clock where time is the measure. */
+typedef struct watch {
+  pst_progress bar;
+  int64_t start_us;
+  bool timed;
+} watch;
+
+static void on_progress(void *user, const pst_tune_progress *p) {
+  watch *w = user;
+  char held_out[48] = "";
+  if (p->held_out_loss == p->held_out_loss) snprintf(held_out, sizeof held_out, ", held out %.3f", p->held_out_loss);
+  pst_progress_note(&w->bar, "step %lld of %lld, loss %.3f%s, %.0f tokens/s", (long long)p->step, (long long)p->n_steps,
+                    p->loss, held_out, p->tokens_per_second);
+  if (!w->timed) w->bar.total = p->n_steps;
+  pst_progress_update(&w->bar, w->timed ? (pst_clock_us() - w->start_us) / 1000000 : p->step);
+}
+
+static pst_tune_workload_options options_of(const pst_cli_args *a) {
+  pst_tune_workload_options o = {.model = pst_cli_text(a, "model"),
+                                 .layout = pst_cli_text(a, "layout"),
+                                 .prompt = pst_cli_text(a, "prompt"),
+                                 .name = pst_cli_text(a, "name"),
+                                 .held_out_share = pst_cli_number(a, "held-out"),
+                                 .max_held_out = 128,
+                                 .max_texts = (size_t)pst_cli_int(a, "max-examples"),
+                                 .training = pst_tune_options_default()};
+  pst_tune_options *t = &o.training;
+  t->rank = (int)pst_cli_int(a, "rank");
+  t->alpha = pst_cli_given(a, "alpha") ? pst_cli_number(a, "alpha") : 2.0 * t->rank;
+  t->learning_rate = pst_cli_number(a, "rate");
+  t->batch_texts = (int)pst_cli_int(a, "batch");
+  t->max_epochs = (int)pst_cli_int(a, "epochs");
+  t->steps = pst_cli_int(a, "steps");
+  t->seconds = t->steps ? 0 : 60 * pst_cli_number(a, "minutes");
+  t->seed = (uint64_t)pst_cli_int(a, "seed");
+  t->threads = (int)pst_cli_int(a, "threads");
+  t->share_prefixes = pst_cli_flag(a, "share-prefixes");
+  t->on_progress = on_progress;
+  t->cancelled = pst_cli_interrupted;
+  return o;
+}
+
+static void put_loss(pst_json_writer *w, const char *key, double x) {
+  pst_json_key(w, key);
+  pst_json_put_double(w, x); /* NAN: null */
+}
+
+static int print_json(const pst_tune_workload_result *r) {
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, false);
+  const struct {
+    const char *key;
+    int64_t value;
+  } counts[] = {{"steps", r->report.n_steps},      {"best_step", r->report.best_step},
+                {"tokens", r->report.n_tokens},    {"scored_tokens", r->report.n_scored},
+                {"examples", (int64_t)r->n_texts}, {"held_out", (int64_t)r->n_held_out}};
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "adapter");
+  pst_json_put_cstr(&w, r->adapter.name);
+  pst_json_key(&w, "file");
+  pst_json_put_cstr(&w, r->adapter.file);
+  pst_json_key(&w, "plan_hash");
+  pst_json_put_cstr(&w, r->plan_hash);
+  pst_json_key(&w, "plan");
+  pst_json_put_raw(&w, pst_str_from(r->plan_json));
+  for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) {
+    pst_json_key(&w, counts[i].key);
+    pst_json_put_int(&w, counts[i].value);
+  }
+  put_loss(&w, "loss", r->report.loss);
+  put_loss(&w, "held_out_loss_before", r->report.held_out_before);
+  put_loss(&w, "held_out_loss", r->report.held_out_loss);
+  put_loss(&w, "seconds", r->report.seconds);
+  put_loss(&w, "tokens_per_second", r->report.tokens_per_second);
+  pst_json_end_object(&w);
+  int code = pst_buf_status(&text);
+  if (!code) puts(text.data);
+  pst_buf_done(&text);
+  return code;
+}
+
+static void print_result(const pst_tune_workload_result *r, const char *model, const char *folder) {
+  const pst_tune_report *p = &r->report;
+  printf("%lld steps over %zu examples of %.0f + %.0f tokens in %.1f minutes, %.0f tokens/s%s\n", (long long)p->n_steps,
+         r->n_texts, r->prompt_tokens, r->answer_tokens, p->seconds / 60, p->tokens_per_second,
+         p->stopped_early ? "; held-out examples gained no more" : "");
+  if (r->n_held_out)
+    printf("loss of %zu held-out examples: %.3f before, %.3f after %lld steps\n", r->n_held_out, p->held_out_before,
+           p->held_out_loss, (long long)p->best_step);
+  if (r->n_left_out) printf("%zu examples were too long and left out\n", r->n_left_out);
+  printf("adapter %s (%s:%s in calls), %.1f MB\n", r->adapter.name, model, r->adapter.name,
+         (double)r->adapter.bytes / 1e6);
+  printf("plan %s\nmeasure it: penstock eval %s --target %.12s\n", r->plan_hash, folder, r->plan_hash);
+}
+
+static int run_tune(const pst_cli_args *a, pst_error *err) {
+  pst_cli_workbench b = {NULL, NULL, NULL, NULL};
+  pst_tune_workload_result r;
+  pst_tune_workload_options o = options_of(a);
+  watch w = {.start_us = pst_clock_us(), .timed = o.training.steps == 0};
+  int code = pst_cli_workbench_open(a, a->words[0], &b, err);
+  if (code) return code;
+  pst_cli_catch_interrupts();
+  bool quiet = pst_cli_flag(a, "quiet");
+  if (w.timed)
+    pst_progress_begin_timed(&w.bar, "tuning", (int64_t)o.training.seconds, quiet);
+  else
+    pst_progress_begin(&w.bar, "tuning", o.training.steps, false, quiet);
+  o.training.user = &w;
+  code = pst_tune_workload(b.gateway, b.store, b.workload, &o, &r, err);
+  pst_progress_end(&w.bar);
+  if (!code && pst_cli_text(a, "output"))
+    code = pst_file_write_atomic(pst_cli_text(a, "output"), r.plan_json, strlen(r.plan_json), err);
+  if (!code && pst_cli_flag(a, "json"))
+    code = print_json(&r);
+  else if (!code)
+    print_result(&r, o.model, a->words[0]);
+  if (!code) pst_free(r.plan_json);
+  if (code == PST_E_NO_DATA) {
+    char line[1024];
+    fprintf(stderr, "penstock: %s\n", pst_error_format(err, line, sizeof line));
+    code = PST_CLI_NO_DATA;
+  }
+  pst_cli_workbench_close(&b);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"model", 'm', PST_CLI_TEXT, "NAME", "smollm2-135m", 0, 0, false, "the model to tune"},
+    {"minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
+    {"steps", 0, PST_CLI_INT, "N", "0", 0, 1e9, false,
+     "so many optimizer steps instead, whatever they take (0: by time)"},
+    {"epochs", 0, PST_CLI_INT, "N", "8", 1, 1e6, false, "times that each example is seen at most"},
+    {"rank", 'r', PST_CLI_INT, "N", "16", 1, 256, false, "rank of the adapter"},
+    {"alpha", 0, PST_CLI_NUMBER, "N", NULL, 1e-3, 1e6, false,
+     "the adapter's scale is alpha / rank (default: twice the rank)"},
+    {"rate", 0, PST_CLI_NUMBER, "N", "0.001", 1e-7, 1, false, "highest learning rate"},
+    {"batch", 0, PST_CLI_INT, "N", "16", 1, 65536, false, "examples in an optimizer step"},
+    {"prompt", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
+     "train with this prompt of the workload (default: nothing but the message)"},
+    {"layout", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
+     "chat, chat_inline or plain (default: plain for answers of one line)"},
+    {"held-out", 0, PST_CLI_NUMBER, "SHARE", "0.1", 0, 0.5, false, "of the examples, to watch and to stop by"},
+    {"max-examples", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most examples to learn from (0: all)"},
+    {"share-prefixes", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "compute what prompts have in common once"},
+    {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides start and order"},
+    {"name", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "of the adapter (default: made of the workload's name)"},
+    {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the plan there"},
+    PST_CLI_THREADS,
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+    PST_CLI_QUIET,
+};
+const pst_cli_command pst_cli_tune = {
+    "tune",
+    "WORKLOAD",
+    "train an adapter on a workload's examples",
+    "WORKLOAD is a folder; only its items of the part \"examples\" are read. Each is rendered as it will be served. Interrupted, the same\n"
+    "command goes on where it was. Exit: 3 there are too few examples.",
+    1,
+    1,
+    options,
+    PST_ARRAY_LEN(options),
+    run_tune};

@@ -1,0 +1,334 @@
+/* From a workload's examples to an adapter and a plan that serves it.
+ *
+ * The prompt is rendered by the gateway's own function for the plan that will be served, so what is trained on is what is served. Its plainest form is the
+ * message alone: instructions, label lists and examples are what training moves into the weights. Held-out texts are whole clusters of near-duplicates. */
+#include <penstock/tune.h>
+
+#include <string.h>
+
+enum { MIN_TEXTS = 8 };
+
+typedef struct maker {
+  pst_gateway *gateway;
+  pst_store *store;
+  const pst_tune_workload_options *o;
+  const pst_evals_info *info;
+  const pst_evals_prompt *prompt; /* NULL: nothing but the message */
+  const char *layout;
+  pst_gateway_plan *plan; /* without the adapter */
+  pst_engine_model *model;
+  int32_t *ids; /* of all texts, one behind the other */
+  size_t n_ids, ids_capacity;
+  pst_tune_text *texts; /* training's, then held-out ones */
+  size_t *starts;       /* where a text's tokens begin */
+  size_t n_texts, n_held_out, n_left_out;
+  char data[65]; /* SHA-256 over the texts */
+  pst_error *err;
+} maker;
+
+static int no_memory(const maker *m) { return pst_error_set(m->err, PST_E_NOMEM, NULL, "no memory for the texts"); }
+
+/* ---- the plan ---- */
+
+static void put(pst_json_writer *w, const char *key, pst_str value) {
+  pst_json_key(w, key);
+  pst_json_put_str(w, value);
+}
+
+static void write_root(const maker *m, const char *adapter, pst_json_writer *w) {
+  static const pst_evals_prompt bare = {.name = {"terse", 5}};
+  const pst_evals_prompt *p = m->prompt ? m->prompt : &bare;
+  pst_json_begin_object(w);
+  put(w, "op", PST_STR("local"));
+  put(w, "engine", PST_STR("e1"));
+  pst_json_key(w, "prompt");
+  pst_json_begin_object(w);
+  put(w, "name", p->name);
+  put(w, "system", p->system);
+  put(w, "instruction", p->instruction);
+  put(w, "input_key", p->input_key);
+  put(w, "answer_key", p->answer_key);
+  pst_json_end_object(w);
+  put(w, "layout", pst_str_from(m->layout));
+  if (m->info->n_labels) put(w, "constraint", PST_STR("labels"));
+  if (adapter) put(w, "adapter", pst_str_from(adapter));
+  pst_json_key(w, "sampling");
+  pst_json_begin_object(w);
+  pst_json_key(w, "temperature");
+  pst_json_put_int(w, 0);
+  pst_json_end_object(w);
+  pst_json_key(w, "max_tokens");
+  pst_json_put_int(w, m->info->max_tokens);
+  pst_json_end_object(w);
+}
+
+static int make_plan(const maker *m, const char *adapter, pst_gateway_plan **ret_plan) {
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, false);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "schema");
+  pst_json_put_int(&w, 1);
+  put(&w, "workload", pst_str_from(m->info->name));
+  if (m->info->input_pattern) put(&w, "input_pattern", pst_str_from(m->info->input_pattern));
+  if (m->info->n_labels) {
+    pst_json_key(&w, "labels");
+    pst_json_begin_array(&w);
+    for (size_t i = 0; i < m->info->n_labels; i++) pst_json_put_str(&w, m->info->labels[i]);
+    pst_json_end_array(&w);
+  }
+  pst_json_key(&w, "engines");
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "e1");
+  pst_json_begin_object(&w);
+  put(&w, "model", pst_str_from(m->o->model));
+  pst_json_end_object(&w);
+  pst_json_end_object(&w);
+  pst_json_key(&w, "root");
+  write_root(m, adapter, &w);
+  pst_json_end_object(&w);
+  int code = pst_buf_status(&text) ? no_memory(m)
+                                   : pst_gateway_plan_parse(pst_buf_str(&text), "the tuned plan", ret_plan, m->err);
+  pst_buf_done(&text);
+  return code;
+}
+
+/* A layout in which a value ends at a line break holds no answer of several lines. */
+static const char *layout_for(const pst_evals_info *info) {
+  for (size_t i = 0; i < info->n_items; i++)
+    if (info->items[i].part == PST_EVALS_EXAMPLES && info->items[i].expected.n &&
+        memchr(info->items[i].expected.data, '\n', info->items[i].expected.n))
+      return "chat";
+  return "plain";
+}
+
+static int find_prompt(maker *m) {
+  if (!m->o->prompt) return 0;
+  for (size_t i = 0; i < m->info->n_prompts && !m->prompt; i++)
+    if (pst_str_is(m->info->prompts[i].name, m->o->prompt)) m->prompt = &m->info->prompts[i];
+  return m->prompt
+             ? 0
+             : pst_error_set(m->err, PST_E_NOT_FOUND, "prompt", "the workload has no prompt \"%s\"", m->o->prompt);
+}
+
+static int open_model(maker *m) {
+  pst_engine *engine = NULL;
+  m->layout = m->o->layout ? m->o->layout : layout_for(m->info);
+  int code = find_prompt(m);
+  if (!code) code = make_plan(m, NULL, &m->plan);
+  if (!code) code = pst_gateway_engine_acquire(m->gateway, m->plan, 0, &engine, m->err);
+  if (code) return code;
+  m->model = pst_engine_model_ref(pst_engine_get_model(engine));
+  pst_gateway_engine_release(m->gateway, engine);
+  return 0;
+}
+
+/* ---- texts ---- */
+
+static int append_ids(maker *m, const int32_t *ids, size_t n) {
+  if (pst_array_reserve((void **)&m->ids, &m->ids_capacity, m->n_ids + n, sizeof *m->ids)) return no_memory(m);
+  if (n) memcpy(m->ids + m->n_ids, ids, n * sizeof *ids);
+  m->n_ids += n;
+  return 0;
+}
+
+/* Tokens of the answer behind a prompt. In PLAIN both are one text, as the model will see it; else the prompt ends with the template's own tokens. */
+static int answer_tokens(maker *m, const pst_engine_tokens *prompt, pst_str text, pst_str answer,
+                         pst_engine_tokens *out) {
+  pst_buf whole = PST_BUF_INIT;
+  bool plain = !strcmp(m->layout, "plain");
+  int code;
+  if (plain) {
+    pst_buf_append_str(&whole, text);
+    pst_buf_putc(&whole, ' ');
+  }
+  size_t from = whole.n;
+  pst_buf_append_str(&whole, answer);
+  out->n = 0;
+  code = pst_buf_status(&whole) ? no_memory(m)
+                                : pst_engine_tokenize(m->model, pst_buf_str(&whole), false, plain, out, m->err);
+  if (!code && plain) {
+    if (out->n > prompt->n && !memcmp(out->ids, prompt->ids, prompt->n * sizeof *out->ids)) {
+      out->n -= prompt->n;
+      memmove(out->ids, out->ids + prompt->n, out->n * sizeof *out->ids);
+    } else { /* a token reaches over the prompt's end: the answer by itself, its space included */
+      out->n = 0;
+      code = pst_engine_tokenize(m->model, (pst_str){whole.data + from - 1, whole.n - from + 1}, false, false, out,
+                                 m->err);
+    }
+  }
+  pst_buf_done(&whole);
+  return code;
+}
+
+static int add_text(maker *m, const pst_evals_item *item, pst_engine_tokens *prompt, pst_engine_tokens *answer,
+                    bool *ret_added) {
+  const pst_engine_model_info *info = pst_engine_model_get_info(m->model);
+  pst_buf text = PST_BUF_INIT;
+  int32_t end = info->eos;
+  prompt->n = 0;
+  int code = pst_gateway_render(m->gateway, m->plan, &m->plan->root, item->input, NULL, 0, prompt, &text, m->err);
+  if (!code) code = answer_tokens(m, prompt, pst_buf_str(&text), item->expected, answer);
+  size_t n = prompt->n + answer->n + (end >= 0), at = m->n_ids;
+  *ret_added = !code && answer->n && n <= (size_t)PST_MIN(info->n_ctx_train, 4096);
+  if (*ret_added) {
+    code = append_ids(m, prompt->ids, prompt->n);
+    if (!code) code = append_ids(m, answer->ids, answer->n);
+    if (!code && end >= 0) code = append_ids(m, &end, 1);
+    m->starts[m->n_texts] = at;
+    m->texts[m->n_texts++] = (pst_tune_text){NULL, n, prompt->n, 1};
+  }
+  pst_buf_done(&text);
+  return code;
+}
+
+/* A number for each cluster, by which those held out are chosen. */
+static double lot_of(const maker *m, const pst_evals_item *item) {
+  return pst_random_unit(m->o->training.seed, 0x68656c64u, item->cluster);
+}
+
+/* Examples whose lot is below `share` when held_out, the others when not. */
+static int add_part(maker *m, bool held_out, double share, size_t most) {
+  pst_engine_tokens prompt = {NULL, 0, 0}, answer = {NULL, 0, 0};
+  size_t n = 0;
+  int code = 0;
+  for (size_t i = 0; i < m->info->n_items && n < most && !code; i++) {
+    const pst_evals_item *item = &m->info->items[i];
+    bool added = false;
+    if (item->part != PST_EVALS_EXAMPLES || (lot_of(m, item) < share) != held_out) continue;
+    code = add_text(m, item, &prompt, &answer, &added);
+    n += added;
+    m->n_left_out += !added;
+  }
+  m->n_held_out = held_out ? n : m->n_held_out;
+  pst_engine_tokens_done(&prompt);
+  pst_engine_tokens_done(&answer);
+  return code;
+}
+
+static int make_texts(maker *m) {
+  size_t n = 0, most = m->o->max_texts ? m->o->max_texts : SIZE_MAX;
+  for (size_t i = 0; i < m->info->n_items; i++) n += m->info->items[i].part == PST_EVALS_EXAMPLES;
+  double share = n ? PST_MIN(m->o->held_out_share, (double)m->o->max_held_out / (double)n) : 0;
+  m->texts = pst_calloc(n + 1, sizeof *m->texts);
+  m->starts = pst_calloc(n + 1, sizeof *m->starts);
+  if (!m->texts || !m->starts) return no_memory(m);
+  int code = add_part(m, false, share, most);
+  if (!code) code = add_part(m, true, share, SIZE_MAX);
+  if (code) return code;
+  if (m->n_texts < MIN_TEXTS + m->n_held_out)
+    return pst_error_set(m->err, PST_E_NO_DATA, m->info->folder,
+                         "%zu examples are too few to learn from: at least %d items must have the part \"examples\"",
+                         m->n_texts, (int)MIN_TEXTS);
+  for (size_t i = 0; i < m->n_texts; i++) m->texts[i].tokens = m->ids + m->starts[i];
+  pst_sha256_hex(m->ids, m->n_ids * sizeof *m->ids, m->data);
+  return 0;
+}
+
+/* ---- training and what becomes of it ---- */
+
+/* HOME/tune/<hash>: a run with other texts or options has another file. */
+static int checkpoint_path(const maker *m, char *out, size_t n) {
+  const pst_tune_options *t = &m->o->training;
+  pst_buf text = PST_BUF_INIT;
+  char hash[65];
+  pst_buf_printf(&text, "%s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %llu", m->data, m->o->model, m->layout,
+                 m->info->name, t->rank, t->alpha, t->roles, t->learning_rate, t->warmup_share, t->final_share, t->clip,
+                 t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds, t->patience, t->evaluations,
+                 (int)t->share_prefixes, (unsigned long long)t->seed);
+  if (pst_buf_status(&text)) return no_memory(m);
+  pst_sha256_hex(text.data, text.n, hash);
+  pst_buf_done(&text);
+  char *dir = pst_path_join(pst_store_home(m->store), "tune");
+  if (!dir) return no_memory(m);
+  int code = pst_dir_make(dir, m->err);
+  int length = snprintf(out, n, "%s/%.24s.checkpoint", dir, hash);
+  pst_free(dir);
+  if (!code && (length < 0 || (size_t)length >= n))
+    code = pst_error_set(m->err, PST_E_LIMIT, "home", "the path of the data directory is too long");
+  return code;
+}
+
+/* "banking77-1a2b3c4d": what a name may not hold becomes a dash. */
+static void name_of(const maker *m, char out[64]) {
+  if (m->o->name) {
+    snprintf(out, 64, "%s", m->o->name);
+    return;
+  }
+  snprintf(out, 64, "%.48s-%.8s", m->info->name, m->data);
+  for (char *c = out; *c; c++)
+    if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || *c == '.' || *c == '_' ||
+          *c == '-'))
+      *c = '-';
+}
+
+static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_result *r) {
+  char name[64], run[64], path[4096];
+  snprintf(run, sizeof run, "%lld steps, seed %llu", (long long)r->report.n_steps,
+           (unsigned long long)m->o->training.seed);
+  name_of(m, name);
+  int length = snprintf(path, sizeof path, "%s/tune/%s.part", pst_store_home(m->store), name);
+  if (length < 0 || (size_t)length >= sizeof path)
+    return pst_error_set(m->err, PST_E_LIMIT, "home", "the path of the data directory is too long");
+  pst_gateway_adapter adapter = {
+      .name = name, .path = path, .model = m->o->model, .workload = m->info->name, .data = m->data, .run = run};
+  int code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_PROMPT, m->layout, m->err);
+  if (!code) code = pst_engine_lora_write_gguf(lora, path, m->err);
+  if (!code) code = pst_gateway_adapter_add(m->store, &adapter, &r->adapter, m->err);
+  (void)remove(path);
+  return code;
+}
+
+static int keep_plan(maker *m, pst_tune_workload_result *r) {
+  pst_gateway_plan *plan = NULL;
+  int code = make_plan(m, r->adapter.file, &plan);
+  if (code) return code;
+  code = pst_store_plan_put(m->store, pst_str_from(plan->json), pst_clock_unix_ms(), r->plan_hash, m->err);
+  if (!code && !(r->plan_json = pst_strdup(plan->json))) code = no_memory(m);
+  pst_gateway_plan_unref(plan);
+  return code;
+}
+
+static void describe(const maker *m, pst_tune_workload_result *r) {
+  double given = 0, all = 0;
+  for (size_t i = 0; i < m->n_texts; i++) {
+    given += (double)m->texts[i].n_given;
+    all += (double)m->texts[i].n;
+  }
+  r->n_texts = m->n_texts - m->n_held_out;
+  r->n_held_out = m->n_held_out;
+  r->n_left_out = m->n_left_out;
+  r->prompt_tokens = given / (double)m->n_texts;
+  r->answer_tokens = (all - given) / (double)m->n_texts;
+}
+
+int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                      const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err) {
+  maker m = {.gateway = gateway, .store = store, .o = options, .info = pst_evals_workload_info(workload), .err = err};
+  pst_tune_workload_result r = {.plan_json = NULL};
+  pst_tune_options training = options->training;
+  pst_engine_lora lora = {0};
+  char checkpoint[4096];
+  int code =
+      options->name && !pst_store_adapter_name_valid(pst_str_from(options->name))
+          ? pst_error_set(err, PST_E_BAD_INPUT, "name", "letters, digits, dots, dashes and underscores are wanted")
+          : open_model(&m);
+  if (!code) code = make_texts(&m);
+  if (!code) code = checkpoint_path(&m, checkpoint, sizeof checkpoint);
+  training.checkpoint = checkpoint;
+  size_t n = m.n_texts - m.n_held_out;
+  if (!code) code = pst_tune_train(m.model, m.texts, n, m.texts + n, m.n_held_out, &training, &lora, &r.report, err);
+  if (!code) describe(&m, &r);
+  if (!code) code = keep_adapter(&m, &lora, &r);
+  if (!code) code = keep_plan(&m, &r);
+  if (code)
+    pst_free(r.plan_json);
+  else
+    *ret_result = r;
+  pst_engine_lora_done(&lora);
+  pst_engine_model_unref(m.model);
+  pst_gateway_plan_unref(m.plan);
+  pst_free(m.ids);
+  pst_free(m.texts);
+  pst_free(m.starts);
+  return code;
+}
