@@ -5,7 +5,11 @@
 #define PENSTOCK_FLYWHEEL_H
 
 #include <penstock/base.h>
+#include <penstock/evals.h>
+#include <penstock/gateway.h>
+#include <penstock/optimizer.h>
 #include <penstock/store.h>
+#include <penstock/tune.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,6 +28,39 @@ typedef struct pst_flywheel_options {
 /* Takes the oldest job of the store and does it; *ret_worked: there was one. A job that fails says why in its row, and is no error here. Errors: those of the
  * store. Kinds: "fine_tune" (flywheel/finetune.c). */
 int pst_flywheel_work(pst_store *store, const pst_flywheel_options *options, bool *ret_worked, pst_error *err);
+
+/* ---- a turn (flywheel/turn.c) ----------------------------------------------------------------------------------- */
+
+/* Data, adapter, plan, gate: a workload's records become examples, the examples an adapter, the adapter a candidate of the optimizer, and a plan that holds on
+ * held-back items against the one in force takes its place. Each step is kept when it is done: a turn that was killed goes on with the step it was at. */
+typedef struct pst_flywheel_turn_options {
+  const char *model;                 /* to tune, as it is called here; NULL: the first of `models` */
+  const pst_optimizer_model *models; /* that plans may use */
+  size_t n_models;
+  double tune_s, plan_s; /* time for the adapter and for the plan; 0: 1,200 and 360 */
+  uint64_t seed;
+  size_t max_items; /* most items of the parts search and verify; 0: all */
+  int threads;
+  bool keep_plan;                                                   /* measure only: the plan in force stays */
+  bool fresh;                                                       /* do not go on with an unfinished turn */
+  bool quiet;                                                       /* no progress line of the optimizer */
+  void (*note)(void *user, const char *text);                       /* a step in words; NULL: silent */
+  void (*on_tuning)(void *user, const pst_tune_progress *progress); /* NULL: silent */
+  bool (*cancelled)(void *user);                                    /* NULL: never */
+  void *user;
+} pst_flywheel_turn_options;
+
+typedef struct pst_flywheel_turn_result {
+  int64_t run_id;
+  bool promoted;
+  char *report; /* JSON: data, expected, adapter, plan, gate; pst_free */
+  pst_optimizer_result plan;
+} pst_flywheel_turn_result;
+
+/* Errors: PST_E_NO_DATA (nothing to learn from, or no items to judge by), PST_E_CANCELLED (what was done is kept), those of the steps. */
+int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                      const pst_flywheel_turn_options *options, pst_flywheel_turn_result *ret_result, pst_error *err);
+void pst_flywheel_turn_result_done(pst_flywheel_turn_result *result);
 
 #ifdef __cplusplus
 }

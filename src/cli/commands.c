@@ -18,6 +18,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_bench,
     &pst_cli_tune,
     &pst_cli_optimize,
+    &pst_cli_turn,
     &pst_cli_explain,
     &pst_cli_serve,
     &pst_cli_worker,

@@ -1,91 +1,11 @@
 /* penstock optimize: search the plans of a workload, verify the best, keep and print it. */
-#include <penstock/engine.h>
 #include <penstock/optimizer.h>
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/model_list.h"
 #include "cli/workbench.h"
-
-enum { MAX_MODELS = 16 };
-
-typedef struct model_list {
-  pst_models_file files[MAX_MODELS];
-  char *names[MAX_MODELS];
-  pst_optimizer_model models[MAX_MODELS];
-  size_t n;
-} model_list;
-
-static int add_model(model_list *list, const char *home, const char *name, pst_error *err) {
-  if (list->n == MAX_MODELS)
-    return pst_error_set(err, PST_E_LIMIT, "model", "more than %d models: name those to consider with --model",
-                         MAX_MODELS);
-  pst_models_file *file = &list->files[list->n];
-  int code = pst_models_resolve(home, name, file, err);
-  if (code) return code;
-  if (!file->sha256[0]) code = pst_models_hash(home, file->path, NULL, file->sha256, err);
-  list->names[list->n] = pst_strdup(file->name[0] ? file->name : file->path);
-  if (!list->names[list->n] && !code) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
-  list->models[list->n] = (pst_optimizer_model){list->names[list->n], file->sha256};
-  list->n++;
-  return code;
-}
-
-typedef struct walk {
-  model_list *list;
-  const char *home;
-  bool catalogue; /* first those of the catalogue, in its order; then the others */
-  const char *entry;
-  size_t n_damaged;
-  pst_error *err;
-} walk;
-
-static bool listed(const model_list *list, const char *name) {
-  for (size_t i = 0; i < list->n; i++)
-    if (!strcmp(list->names[i], name)) return true;
-  return false;
-}
-
-static int on_file(void *user, const pst_models_file *file, bool intact) {
-  walk *w = user;
-  if (!intact && !w->catalogue) {
-    w->n_damaged++;
-    fprintf(stderr, "penstock: %s is missing or changed since it was pulled, and is left out (penstock models)\n",
-            file->name);
-  }
-  if (intact && pst_engine_model_encodes(file->path)) return 0; /* it could answer nothing */
-  if (!intact || listed(w->list, file->name) || (w->catalogue && strcmp(file->name, w->entry) != 0)) return 0;
-  return add_model(w->list, w->home, file->name, w->err);
-}
-
-static int on_entry(void *user, const pst_models_entry *entry) {
-  walk *w = user;
-  w->entry = entry->name;
-  return pst_models_each(w->home, on_file, w, w->err);
-}
-
-static int list_models(const pst_cli_args *a, const char *home, model_list *list, pst_error *err) {
-  const char *const *names;
-  int n = pst_cli_many(a, "model", &names), code = 0;
-  for (int i = 0; i < n && !code; i++) code = add_model(list, home, names[i], err);
-  if (n || code) return code;
-  walk w = {list, home, true, NULL, 0, err};
-  code = pst_models_catalogue_each(on_entry, &w, err);
-  w.catalogue = false;
-  if (!code) code = pst_models_each(home, on_file, &w, err);
-  if (!code && !list->n && w.n_damaged)
-    code = pst_error_set(err, PST_E_NOT_FOUND, home,
-                         "no model here is as it was pulled: 'penstock pull NAME' replaces it");
-  return code;
-}
-
-static int write_report(const char *path, const char *evidence, pst_error *err) {
-  pst_buf page = PST_BUF_INIT;
-  int code = pst_optimizer_report(evidence, &page, err);
-  if (!code) code = pst_file_write_atomic(path, page.data, page.n, err);
-  pst_buf_done(&page);
-  return code;
-}
 
 static int write_plan(const char *path, const char *plan, pst_error *err) {
   pst_buf text = PST_BUF_INIT;
@@ -141,15 +61,14 @@ static int print_result(const pst_cli_args *a, const pst_optimizer_result *r, bo
 
 static int run_optimize(const pst_cli_args *a, pst_error *err) {
   pst_cli_workbench b = {NULL, NULL, NULL, NULL};
-  model_list *list = pst_calloc(1, sizeof *list);
+  pst_cli_model_list list = {0};
   pst_optimizer_result result = {0};
   int64_t replay = pst_cli_given(a, "replay") ? pst_cli_int(a, "replay") : 0;
-  int code =
-      list ? pst_cli_workbench_open(a, a->words[0], &b, err) : pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
-  if (!code && !replay) code = list_models(a, b.home, list, err);
+  int code = pst_cli_workbench_open(a, a->words[0], &b, err);
+  if (!code && !replay) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
-  pst_optimizer_options o = {.models = list ? list->models : NULL,
-                             .n_models = list ? list->n : 0,
+  pst_optimizer_options o = {.models = list.models,
+                             .n_models = list.n,
                              .seed = (uint64_t)pst_cli_int(a, "seed"),
                              .budget_s = 60 * pst_cli_number(a, "budget-minutes"),
                              .max_items = (size_t)pst_cli_int(a, "max-items"),
@@ -165,17 +84,13 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
         pst_store_plan_assign(b.store, pst_str_from(pst_evals_workload_info(b.workload)->name), PST_STORE_PLAN_IN_FORCE,
                               pst_str_from(result.plan_hash), PST_STR("optimize"), pst_clock_unix_ms(), err);
   if (!code && pst_cli_text(a, "output")) code = write_plan(pst_cli_text(a, "output"), result.plan_json, err);
-  if (!code && pst_cli_text(a, "report")) code = write_report(pst_cli_text(a, "report"), result.evidence, err);
+  if (!code && pst_cli_text(a, "report")) code = pst_cli_write_report(pst_cli_text(a, "report"), result.evidence, err);
   if (!code) code = print_result(a, &result, promote, err);
   if (!code && replay && !result.same_plan)
     code = pst_error_set(err, PST_E_CORRUPT, NULL, "run %lld took another plan", (long long)replay);
   if (!code && !found) code = result.verdict == PST_OPTIMIZER_NONE ? PST_CLI_FAILED : PST_CLI_NO_DATA;
   pst_optimizer_result_done(&result);
-  for (size_t i = 0; list && i < list->n; i++) {
-    pst_models_file_done(&list->files[i]);
-    pst_free(list->names[i]);
-  }
-  pst_free(list);
+  pst_cli_model_list_done(&list);
   pst_cli_workbench_close(&b);
   return code;
 }

@@ -7,12 +7,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <penstock/engine.h>
 #include <penstock/gateway.h>
-#include <penstock/models.h>
 #include <penstock/tune.h>
 #include <penstock/wire.h>
 
+#include "flywheel/model.h"
 #include "flywheel/worker.h"
 
 enum { HELD_OUT_SHARE = 10, MAX_HELD_OUT = 64, EVENTS = 40 };
@@ -24,8 +23,7 @@ typedef struct text_list {
 
 typedef struct finetune {
   pst_flywheel_job *job;
-  pst_engine_model *model;
-  pst_models_file file;
+  pst_flywheel_model base;
   pst_arena *arena; /* the texts' tokens */
   text_list learned, held_out;
   int64_t next_event;
@@ -92,7 +90,7 @@ static int read_line(finetune *f, pst_str line, bool may_hold_out, pst_error *er
     code = pst_error_set(err, PST_E_BAD_INPUT, "messages", "a conversation has a question and an answer");
   if (!code) {
     request.chat.add_generation_prompt = false;
-    code = split_text(f->model, &request.chat, &given, &all, err);
+    code = split_text(f->base.model, &request.chat, &given, &all, err);
   }
   if (!code) code = keep_text(f, may_hold_out, &given, &all, err);
   pst_engine_tokens_done(&given);
@@ -191,8 +189,8 @@ static int train(finetune *f, const char *checkpoint, pst_engine_lora *lora, pst
   o.on_progress = on_progress;
   o.cancelled = is_cancelled;
   o.user = f;
-  return pst_tune_train(f->model, f->learned.texts, f->learned.n, f->held_out.texts, f->held_out.n, &o, lora, report,
-                        err);
+  return pst_tune_train(f->base.model, f->learned.texts, f->learned.n, f->held_out.texts, f->held_out.n, &o, lora,
+                        report, err);
 }
 
 /* ---- the adapter ---- */
@@ -234,15 +232,9 @@ static int add_adapter(finetune *f, pst_engine_lora *lora, char name[64], pst_er
 /* ---- the job ---- */
 
 static int open_model(finetune *f, pst_error *err) {
-  const char *home = pst_store_home(f->job->store);
   pst_str target = pst_json_str(pst_json_get(f->job->params, "target"));
-  char name[4096];
-  (void)snprintf(name, sizeof name, "%.*s", (int)target.n, target.data);
-  int code = pst_models_resolve(home, name, &f->file, err);
-  char *packed = code ? NULL : pst_models_packed_dir(home);
-  if (!code) code = pst_engine_model_open_kept(f->file.path, packed, f->job->options->threads, &f->model, err);
-  pst_free(packed);
-  f->dir = pst_path_join(home, "jobs");
+  int code = pst_flywheel_model_open(f->job->store, target, f->job->options->threads, &f->base, err);
+  f->dir = pst_path_join(pst_store_home(f->job->store), "jobs");
   f->arena = pst_arena_create();
   if (!code && (!f->dir || !f->arena)) code = no_memory(err);
   return code ? code : pst_dir_make(f->dir, err);
@@ -290,8 +282,7 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
 int pst_flywheel_finetune(pst_flywheel_job *job, pst_buf *result, pst_error *err) {
   finetune f = {.job = job, .shown_held_out = NAN};
   int code = run(&f, result, err);
-  pst_engine_model_unref(f.model);
-  pst_models_file_done(&f.file);
+  pst_flywheel_model_close(&f.base);
   pst_arena_free(f.arena);
   pst_free(f.learned.texts);
   pst_free(f.held_out.texts);

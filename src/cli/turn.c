@@ -1,0 +1,171 @@
+/* penstock turn: one turn of the flywheel, from a workload's records to the plan in force. */
+#include <penstock/flywheel.h>
+
+#include <math.h>
+#include <string.h>
+
+#include "cli/model_list.h"
+#include "cli/workbench.h"
+
+typedef struct view {
+  pst_progress bar;
+  bool quiet, tuning;
+  int64_t start_us, seconds;
+} view;
+
+static void end_bar(view *v) {
+  if (v->tuning) pst_progress_end(&v->bar);
+  v->tuning = false;
+}
+
+static void on_note(void *user, const char *text) {
+  view *v = user;
+  end_bar(v);
+  if (!v->quiet) fprintf(stderr, "%s\n", text);
+}
+
+static void on_tuning(void *user, const pst_tune_progress *p) {
+  view *v = user;
+  if (!v->tuning) {
+    v->tuning = true;
+    v->start_us = pst_clock_us();
+    pst_progress_begin_timed(&v->bar, "tuning", v->seconds, v->quiet);
+  }
+  pst_progress_note(&v->bar, "step %lld of %lld, loss %.3f, %.0f tokens/s", (long long)p->step, (long long)p->n_steps,
+                    p->loss, p->tokens_per_second);
+  pst_progress_update(&v->bar, (pst_clock_us() - v->start_us) / 1000000);
+}
+
+/* ---- what came, for a person ---- */
+
+static const pst_json *at(const pst_json *v, const char *path) {
+  while (*path) {
+    size_t n = strcspn(path, ".");
+    v = pst_json_get_str(v, (pst_str){path, n});
+    path += n + (path[n] == '.');
+  }
+  return v;
+}
+
+static double number(const pst_json *v, const char *path) { return pst_json_double(at(v, path), NAN); }
+
+static void print_quality(const char *title, const pst_json *of) {
+  const pst_json *q = at(of, "verify.quality");
+  double usd = pst_json_double(pst_json_at(at(of, "nusd_per_1000_accepted"), 0), NAN) / 1e9;
+  if (!q) return;
+  printf("  %-8s %.1f%% [%.1f, %.1f] of %.0f held-back items", title, 100 * pst_json_double(pst_json_at(q, 0), NAN),
+         100 * pst_json_double(pst_json_at(q, 1), NAN), 100 * pst_json_double(pst_json_at(q, 2), NAN),
+         number(of, "verify.n"));
+  if (usd == usd) printf(", $%.6f per 1,000 accepted", usd);
+  if (number(of, "estimate.prompt_tokens") > 0)
+    printf(", %.0f + %.0f tokens", number(of, "estimate.prompt_tokens"), number(of, "estimate.completion_tokens"));
+  putchar('\n');
+}
+
+static void print_report(const pst_json *r) {
+  printf("turn %.0f of %.*s\n", number(r, "run"), (int)pst_json_str(at(r, "workload")).n,
+         pst_json_str(at(r, "workload")).data);
+  if (number(r, "data.records") > 0)
+    printf("  data     %.0f records, %.0f kept, %.0f near to items that judge, %.0f examples added\n",
+           number(r, "data.records"), number(r, "data.kept"), number(r, "data.near_to_items"), number(r, "data.added"));
+  else
+    puts("  data     no records that may be trained on; the workload's own examples");
+  if (number(r, "expected.cost_ratio") > 0)
+    printf("  expected prompts of %.0f tokens in the place of %.0f, a request at %.3g%% of its cost\n",
+           number(r, "expected.prompt_tokens"), number(r, "expected.prompt_tokens_now"),
+           100 * number(r, "expected.cost_ratio"));
+  printf("  adapter  %.*s: %.0f examples, %.0f steps in %.1f minutes, held-out loss %.3f to %.3f\n",
+         (int)pst_json_str(at(r, "adapter.name")).n, pst_json_str(at(r, "adapter.name")).data,
+         number(r, "adapter.examples"), number(r, "adapter.steps"), number(r, "adapter.seconds") / 60,
+         number(r, "adapter.loss_before"), number(r, "adapter.loss"));
+  print_quality("before", at(r, "before"));
+  print_quality("plan", at(r, "plan"));
+  double now = number(r, "before.estimate.request_nusd"), then = number(r, "plan.estimate.request_nusd");
+  if (now > 0 && then > 0) printf("  came     a request at %.3g%% of its cost\n", 100 * then / now);
+  printf("  gate     %s: %.*s\n", pst_json_bool(at(r, "gate.promoted"), false) ? "promoted" : "the plan in force stays",
+         (int)pst_json_str(at(r, "gate.why")).n, pst_json_str(at(r, "gate.why")).data);
+}
+
+static int print_result(const pst_cli_args *a, const pst_flywheel_turn_result *r, pst_error *err) {
+  pst_json_doc *doc = NULL;
+  if (pst_cli_flag(a, "json")) {
+    puts(r->report);
+    return 0;
+  }
+  int code = pst_json_parse(r->report, strlen(r->report), "report", &doc, err);
+  if (code) return code;
+  print_report(pst_json_root(doc));
+  printf("plan %s (penstock explain %.12s)\n", r->plan.plan_hash, r->plan.plan_hash);
+  if (pst_cli_text(a, "report")) printf("report: %s\n", pst_cli_text(a, "report"));
+  pst_json_free(doc);
+  return 0;
+}
+
+static int write_page(const pst_cli_args *a, const pst_flywheel_turn_result *r, pst_error *err) {
+  const char *path = pst_cli_text(a, "report");
+  return path ? pst_cli_write_report(path, r->plan.evidence, err) : 0;
+}
+
+static int run_turn(const pst_cli_args *a, pst_error *err) {
+  pst_cli_workbench b = {NULL, NULL, NULL, NULL};
+  pst_cli_model_list list = {0};
+  pst_flywheel_turn_result result = {0};
+  view v = {.quiet = pst_cli_flag(a, "quiet"), .seconds = (int64_t)(60 * pst_cli_number(a, "tune-minutes"))};
+  int code = pst_cli_workbench_open(a, a->words[0], &b, err);
+  if (!code) code = pst_cli_model_list_read(a, b.home, &list, err);
+  pst_cli_catch_interrupts();
+  pst_flywheel_turn_options o = {.model = pst_cli_text(a, "tune-model"),
+                                 .models = list.models,
+                                 .n_models = list.n,
+                                 .tune_s = 60 * pst_cli_number(a, "tune-minutes"),
+                                 .plan_s = 60 * pst_cli_number(a, "budget-minutes"),
+                                 .seed = (uint64_t)pst_cli_int(a, "seed"),
+                                 .max_items = (size_t)pst_cli_int(a, "max-items"),
+                                 .threads = (int)pst_cli_int(a, "threads"),
+                                 .keep_plan = pst_cli_flag(a, "no-promote"),
+                                 .fresh = pst_cli_flag(a, "fresh"),
+                                 .quiet = v.quiet,
+                                 .note = on_note,
+                                 .on_tuning = on_tuning,
+                                 .cancelled = pst_cli_interrupted,
+                                 .user = &v};
+  if (!code) code = pst_flywheel_turn(b.gateway, b.store, b.workload, &o, &result, err);
+  end_bar(&v);
+  if (!code) code = write_page(a, &result, err);
+  if (!code) code = print_result(a, &result, err);
+  if (!code && result.plan.verdict != PST_OPTIMIZER_FOUND)
+    code = result.plan.verdict == PST_OPTIMIZER_NONE ? PST_CLI_FAILED : PST_CLI_NO_DATA;
+  pst_flywheel_turn_result_done(&result);
+  pst_cli_model_list_done(&list);
+  pst_cli_workbench_close(&b);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"model", 'm', PST_CLI_TEXT, "NAME", NULL, 0, 0, true,
+     "a model that plans may use (default: all that were pulled)"},
+    {"tune-model", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "the model to tune (default: the first of them)"},
+    {"tune-minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
+    {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false, "time to search and verify a plan"},
+    {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},
+    {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the plan's page"},
+    {"no-promote", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "measure only: the plan in force stays"},
+    {"fresh", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "do not go on with an unfinished turn"},
+    {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides draws and orders"},
+    PST_CLI_THREADS,
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+    PST_CLI_QUIET,
+};
+const pst_cli_command pst_cli_turn = {
+    "turn",
+    "WORKLOAD",
+    "records to examples to an adapter to a better plan, which must prove itself",
+    "Curates the workload's records, tunes an adapter, searches plans with it among the candidates, and puts the best in force if it holds on held-back items\n"
+    "against the plan that is. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, 3 there is not\n"
+    "enough data.",
+    1,
+    1,
+    options,
+    PST_ARRAY_LEN(options),
+    run_turn};

@@ -1,0 +1,245 @@
+/* A turn of the flywheel, as the calls in their order; each is a step of a run in the store, so that a turn that was killed goes on where it was.
+ *
+ * The gate is the optimizer's verification: a plan takes the place of the one in force only where it was found, and holds on items that neither training nor
+ * search has seen. Nothing here may weaken that: items that judge never become examples (curation leaves them out, and so does this file). */
+#include <inttypes.h>
+#include <string.h>
+
+#include "flywheel/turn.h"
+
+enum { TUNE_S = 1200, PLAN_S = 360 };
+
+/* ---- steps ---- */
+
+typedef struct row_wanted {
+  const char *key;
+  pst_buf *json;
+} row_wanted;
+
+static int take_row(void *user, int64_t seq, pst_str key, pst_str json) {
+  const row_wanted *want = user;
+  (void)seq;
+  if (!pst_str_is(key, want->key)) return 0;
+  pst_buf_clear(want->json);
+  pst_buf_append_str(want->json, json);
+  return pst_buf_status(want->json);
+}
+
+static void note(const pst_flywheel_turn_state *t, const char *text) {
+  if (t->options->note) t->options->note(t->options->user, text);
+}
+
+/* What a step left behind, or does it now. */
+static int step(pst_flywheel_turn_state *t, const char *key, const char *title,
+                int (*work)(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err), pst_json_doc **ret_doc,
+                pst_error *err) {
+  pst_buf json = PST_BUF_INIT;
+  row_wanted want = {key, &json};
+  int code = pst_store_run_rows(t->store, t->run_id, 0, take_row, &want, err);
+  bool done = json.n > 0;
+  if (!code && !done && t->options->cancelled && t->options->cancelled(t->options->user))
+    code = pst_error_set(err, PST_E_CANCELLED, NULL, "cancelled; the next turn goes on from here");
+  if (!code && !done) {
+    note(t, title);
+    code = work(t, &json, err);
+    if (!code && pst_buf_status(&json)) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a step");
+    if (!code) code = pst_store_run_append(t->store, t->run_id, pst_str_from(key), pst_buf_str(&json), true, err);
+  }
+  if (!code) code = pst_json_parse(json.data, json.n, key, ret_doc, err);
+  pst_buf_done(&json);
+  return code;
+}
+
+/* ---- adapter ---- */
+
+static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
+  const pst_flywheel_turn_options *o = t->options;
+  pst_tune_workload_options w = {
+      .model = t->model, .held_out_share = 0.1, .max_held_out = 128, .training = pst_tune_options_default()};
+  pst_tune_workload_result r;
+  w.training.seconds = o->tune_s > 0 ? o->tune_s : TUNE_S;
+  w.training.max_epochs = 8;
+  w.training.seed = o->seed;
+  w.training.threads = o->threads;
+  w.training.on_progress = o->on_tuning;
+  w.training.cancelled = o->cancelled;
+  w.training.user = o->user;
+  int code = pst_tune_workload(t->gateway, t->store, t->workload, &w, &r, err);
+  if (code) return code;
+  pst_json_writer j = pst_json_writer_on(out, false);
+  pst_json_begin_object(&j);
+  pst_flywheel_put_text(&j, "name", r.adapter.name);
+  pst_flywheel_put_text(&j, "file", r.adapter.file);
+  pst_flywheel_put_text(&j, "plan", r.plan_hash);
+  pst_flywheel_put_text(&j, "model", t->model);
+  pst_flywheel_put_number(&j, "examples", (double)r.n_texts);
+  pst_flywheel_put_number(&j, "held_out", (double)r.n_held_out);
+  pst_flywheel_put_number(&j, "steps", (double)r.report.n_steps);
+  pst_flywheel_put_number(&j, "tokens", (double)r.report.n_tokens);
+  pst_flywheel_put_number(&j, "seconds", r.report.seconds);
+  pst_flywheel_put_number(&j, "tokens_per_second", r.report.tokens_per_second);
+  pst_flywheel_put_number(&j, "loss_before", r.report.held_out_before);
+  pst_flywheel_put_number(&j, "loss", r.report.held_out_loss);
+  pst_flywheel_put_number(&j, "prompt_tokens", r.prompt_tokens);
+  pst_flywheel_put_number(&j, "answer_tokens", r.answer_tokens);
+  pst_json_end_object(&j);
+  pst_free(r.plan_json);
+  if (t->data_set[0])
+    code = pst_store_data_set_used(t->store, pst_str_from(t->data_set), PST_STR("adapter"),
+                                   pst_str_from(r.adapter.name), pst_clock_unix_ms(), err);
+  return code;
+}
+
+/* ---- plan ---- */
+
+static int plan(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
+  const pst_flywheel_turn_options *o = t->options;
+  pst_optimizer_options w = {.models = o->models,
+                             .n_models = o->n_models,
+                             .seed = o->seed,
+                             .budget_s = o->plan_s > 0 ? o->plan_s : PLAN_S,
+                             .max_items = o->max_items,
+                             .threads = o->threads,
+                             .quiet = o->quiet,
+                             .cancelled = o->cancelled,
+                             .user = o->user};
+  pst_optimizer_result r = {0};
+  int code = pst_optimizer_run(t->gateway, t->store, t->workload, &w, &r, err);
+  if (code) return code;
+  pst_json_writer j = pst_json_writer_on(out, false);
+  pst_json_begin_object(&j);
+  pst_flywheel_put_number(&j, "run", (double)r.run_id);
+  pst_flywheel_put_text(&j, "verdict", pst_optimizer_verdict_name(r.verdict));
+  pst_flywheel_put_text(&j, "hash", r.plan_hash);
+  pst_json_key(&j, "plan");
+  pst_json_put_raw(&j, pst_str_from(r.plan_json));
+  pst_json_key(&j, "evidence");
+  pst_json_put_raw(&j, pst_str_from(r.evidence));
+  pst_json_end_object(&j);
+  pst_optimizer_result_done(&r);
+  return 0;
+}
+
+/* ---- gate ---- */
+
+static const char *text_at(const pst_json *v, const char *key, char *out, size_t n) {
+  pst_str s = pst_json_str(pst_json_get(v, key));
+  (void)snprintf(out, n, "%.*s", (int)PST_MIN(s.n, n - 1), s.data ? s.data : "");
+  return out;
+}
+
+/* Why a plan may not take the place of the one in force; NULL: it may. */
+static const char *refusal(const pst_flywheel_turn_state *t, const pst_json *planned) {
+  char verdict[32];
+  const pst_json *chosen = pst_json_get(pst_json_get(planned, "evidence"), "plan");
+  (void)text_at(planned, "verdict", verdict, sizeof verdict);
+  if (!strcmp(verdict, "none")) return "no plan passed on held-back items";
+  if (strcmp(verdict, "found") != 0) return "the held-back items cannot decide";
+  if (pst_json_bool(pst_json_get(chosen, "is_reference"), false)) return "the plan in force is already the best";
+  return t->options->keep_plan ? "it was asked to stay" : NULL;
+}
+
+static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
+  const pst_json *planned = pst_json_root(t->planned);
+  const char *why = refusal(t, planned), *workload = pst_evals_workload_info(t->workload)->name;
+  char hash[65], words[64];
+  (void)text_at(planned, "hash", hash, sizeof hash);
+  (void)snprintf(words, sizeof words, "turn %" PRId64, t->run_id);
+  int code = 0;
+  if (!why)
+    code = pst_store_plan_assign(t->store, pst_str_from(workload), PST_STORE_PLAN_IN_FORCE, pst_str_from(hash),
+                                 pst_str_from(words), pst_clock_unix_ms(), err);
+  pst_json_writer j = pst_json_writer_on(out, false);
+  pst_json_begin_object(&j);
+  pst_json_key(&j, "promoted");
+  pst_json_put_bool(&j, !why);
+  pst_flywheel_put_text(&j, "why", why ? why : "it holds on held-back items against the plan that was in force");
+  pst_json_end_object(&j);
+  return code;
+}
+
+/* ---- the turn ---- */
+
+/* What makes two turns the same: an unfinished one is taken up only for the same question. */
+static int begin(pst_flywheel_turn_state *t, pst_error *err) {
+  const pst_flywheel_turn_options *o = t->options;
+  const pst_evals_info *info = pst_evals_workload_info(t->workload);
+  pst_buf params = PST_BUF_INIT;
+  pst_json_writer j = pst_json_writer_on(&params, false);
+  pst_json_begin_object(&j);
+  pst_flywheel_put_text(&j, "workload", info->fingerprint);
+  pst_flywheel_put_text(&j, "model", t->model);
+  pst_flywheel_put_number(&j, "tune_s", o->tune_s > 0 ? o->tune_s : TUNE_S);
+  pst_flywheel_put_number(&j, "plan_s", o->plan_s > 0 ? o->plan_s : PLAN_S);
+  pst_flywheel_put_number(&j, "seed", (double)o->seed);
+  pst_json_end_object(&j);
+  pst_str kind = PST_STR("turn"), name = pst_str_from(info->name), text = pst_buf_str(&params);
+  int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn") : 0;
+  if (!code && !o->fresh) code = pst_store_run_find(t->store, kind, name, text, PST_STORE_RUN_ACTIVE, &t->run_id, NULL);
+  if (code == PST_E_NOT_FOUND || (!code && o->fresh))
+    code = pst_store_run_create(t->store, kind, name, text, pst_clock_unix_ms(), &t->run_id, err);
+  pst_buf_done(&params);
+  return code;
+}
+
+static int go(pst_flywheel_turn_state *t, pst_error *err) {
+  int code = begin(t, err);
+  if (!code) code = step(t, "data", "data: records become examples", pst_flywheel_turn_data, &t->data, err);
+  if (!code) code = pst_flywheel_turn_open(t, err);
+  if (!code) code = step(t, "expected", "what tuning should be worth", pst_flywheel_turn_expect, &t->expected, err);
+  if (!code) code = step(t, "adapter", "tune: an adapter for the examples", tune, &t->adapter, err);
+  if (!code)
+    code = step(t, "plan", "plan: search and verify, the adapter among the candidates", plan, &t->planned, err);
+  if (!code) code = step(t, "gate", "gate", gate, &t->gated, err);
+  return code;
+}
+
+static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *ret, pst_error *err) {
+  const pst_json *planned = pst_json_root(t->planned);
+  pst_buf report = PST_BUF_INIT, plan_json = PST_BUF_INIT, evidence = PST_BUF_INIT;
+  pst_json_writer j = pst_json_writer_on(&plan_json, false), e = pst_json_writer_on(&evidence, false);
+  char verdict[32];
+  pst_json_put_value(&j, pst_json_get(planned, "plan"));
+  pst_json_put_value(&e, pst_json_get(planned, "evidence"));
+  pst_flywheel_turn_report(t, &report);
+  int code =
+      pst_buf_status(&report) || pst_buf_status(&plan_json) || pst_buf_status(&evidence)
+          ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the turn's report")
+          : pst_store_run_end(t->store, t->run_id, PST_STORE_RUN_DONE, pst_buf_str(&report), pst_clock_unix_ms(), err);
+  *ret = (pst_flywheel_turn_result){
+      .run_id = t->run_id, .promoted = pst_json_bool(pst_json_get(pst_json_root(t->gated), "promoted"), false)};
+  (void)text_at(planned, "verdict", verdict, sizeof verdict);
+  (void)text_at(planned, "hash", ret->plan.plan_hash, sizeof ret->plan.plan_hash);
+  ret->plan.verdict = !strcmp(verdict, "found")  ? PST_OPTIMIZER_FOUND
+                      : !strcmp(verdict, "none") ? PST_OPTIMIZER_NONE
+                                                 : PST_OPTIMIZER_NOT_ENOUGH_DATA;
+  ret->plan.run_id = pst_json_int(pst_json_get(planned, "run"), 0);
+  ret->report = pst_buf_take(&report);
+  ret->plan.plan_json = pst_buf_take(&plan_json);
+  ret->plan.evidence = pst_buf_take(&evidence);
+  if (code) pst_flywheel_turn_result_done(ret);
+  return code;
+}
+
+int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                      const pst_flywheel_turn_options *options, pst_flywheel_turn_result *ret_result, pst_error *err) {
+  pst_flywheel_turn_state t = {.gateway = gateway, .store = store, .workload = workload, .options = options};
+  t.model = options->model ? options->model : options->n_models ? options->models[0].name : NULL;
+  if (!t.model) return pst_error_set(err, PST_E_NOT_FOUND, "model", "there is no model to tune; pull one");
+  int code = go(&t, err);
+  if (!code) code = write_result(&t, ret_result, err);
+  pst_json_free(t.data);
+  pst_json_free(t.expected);
+  pst_json_free(t.adapter);
+  pst_json_free(t.planned);
+  pst_json_free(t.gated);
+  pst_evals_workload_free(t.own);
+  return code;
+}
+
+void pst_flywheel_turn_result_done(pst_flywheel_turn_result *result) {
+  pst_free(result->report);
+  pst_free(result->plan.plan_json);
+  pst_free(result->plan.evidence);
+  *result = (pst_flywheel_turn_result){0};
+}

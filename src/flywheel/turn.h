@@ -1,0 +1,39 @@
+/* What the files of a turn share. Private to flywheel: turn.c (the steps in their order, adapter, plan, gate), turn_data.c (records to examples),
+ * turn_report.c (what is expected, what came). */
+#ifndef PST_FLYWHEEL_TURN_H
+#define PST_FLYWHEEL_TURN_H
+
+#include <penstock/data.h>
+#include <penstock/flywheel.h>
+
+typedef struct pst_flywheel_turn_state {
+  pst_gateway *gateway;
+  pst_store *store;
+  const pst_flywheel_turn_options *options;
+  const char *model;                  /* to tune */
+  const pst_evals_workload *workload; /* the caller's, or `own` */
+  pst_evals_workload *own;            /* with the records' examples; NULL: there are none */
+  int64_t run_id;
+  char data_set[65]; /* empty: none */
+  pst_json_doc *data, *expected, *adapter, *planned, *gated;
+} pst_flywheel_turn_state;
+
+/* Step "data": curates the workload's records into a data set and writes a folder HOME/turns/<hash of it> with its lines as further examples. Without records that may
+ * be trained on it says so and does nothing. */
+int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
+/* Opens the folder that the step left, if it left one, in the workload's place. */
+int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);
+/* Step "expected": by how much prompts should shrink, and a request's cost with them. */
+int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
+void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out);
+
+static inline void pst_flywheel_put_text(pst_json_writer *w, const char *key, const char *text) {
+  pst_json_key(w, key);
+  pst_json_put_cstr(w, text);
+}
+static inline void pst_flywheel_put_number(pst_json_writer *w, const char *key, double value) {
+  pst_json_key(w, key);
+  pst_json_put_double(w, value);
+}
+
+#endif

@@ -1,0 +1,205 @@
+/* From a workload's records to a folder with more examples. What is near to an item that judges plans never becomes an example: curation knows the items that any
+ * workload has guarded, and here what would share a cluster with this workload's own is left out as well, since such a folder is refused. */
+#include <string.h>
+
+#include "flywheel/turn.h"
+
+typedef struct line {
+  pst_str id, messages, input, answer; /* messages: JSON text, without the answer */
+} line;
+
+typedef struct gathering {
+  const pst_flywheel_turn_state *t;
+  pst_arena *arena;
+  line *lines;
+  size_t n, capacity;
+  size_t n_near; /* left out for an item they are near to */
+} gathering;
+
+static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the examples"); }
+
+static pst_str keep(gathering *g, pst_str s) {
+  const char *copy = pst_arena_strndup(g->arena, s.data ? s.data : "", s.n);
+  return (pst_str){copy, copy ? s.n : 0};
+}
+
+static int gather(void *user, const pst_data_line *source) {
+  gathering *g = user;
+  size_t n = pst_json_size(source->messages);
+  pst_str input = {NULL, 0}, answer = pst_json_str(pst_json_get(pst_json_at(source->messages, n - 1), "content"));
+  if (pst_array_reserve((void **)&g->lines, &g->capacity, g->n + 1, sizeof *g->lines)) return PST_E_NOMEM;
+  pst_buf text = PST_BUF_INIT;
+  char id[80], hash[65];
+  pst_json_writer w = pst_json_writer_on(&text, false);
+  pst_json_begin_array(&w);
+  for (size_t i = 0; i + 1 < n; i++) {
+    const pst_json *m = pst_json_at(source->messages, i), *content = pst_json_get(m, "content");
+    if (pst_str_is(pst_json_str(pst_json_get(m, "role")), "user")) input = pst_json_str(content);
+    pst_json_put_value(&w, m);
+  }
+  pst_json_end_array(&w);
+  if (pst_buf_status(&text)) return PST_E_NOMEM;
+  pst_sha256_hex(text.data, text.n, hash);
+  (void)snprintf(id, sizeof id, "record-%.16s", hash);
+  line l = {keep(g, pst_str_from(id)), keep(g, pst_buf_str(&text)), keep(g, input), keep(g, answer)};
+  pst_buf_done(&text);
+  if (!l.id.data || !l.messages.data || !l.input.data || !l.answer.data) return PST_E_NOMEM;
+  if (input.n && answer.n) g->lines[g->n++] = l; /* others show a model nothing that a plan asks */
+  return 0;
+}
+
+/* Drops what shares a cluster with an item that judges, and what an example says already. */
+static int drop_near(gathering *g, pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(g->t->workload);
+  size_t n = info->n_items + g->n, kept = 0;
+  pst_str *texts = pst_arena_calloc(g->arena, n + 1, sizeof *texts);
+  uint32_t *cluster = pst_arena_calloc(g->arena, n + 1, sizeof *cluster);
+  uint8_t *judged = pst_arena_calloc(g->arena, n + 1, 1); /* by cluster: an item of another part is in it */
+  if (!texts || !cluster || !judged) return no_memory(err);
+  for (size_t i = 0; i < info->n_items; i++) texts[i] = info->items[i].input;
+  for (size_t i = 0; i < g->n; i++) texts[info->n_items + i] = g->lines[i].input;
+  int code = pst_evals_cluster(texts, NULL, n, PST_EVALS_NEAR_DUPLICATE, cluster, err);
+  if (code) return code;
+  for (size_t i = 0; i < info->n_items; i++)
+    if (info->items[i].part != PST_EVALS_EXAMPLES) judged[cluster[i]] = 1;
+  for (size_t i = 0; i < g->n; i++) {
+    if (judged[cluster[info->n_items + i]])
+      g->n_near++;
+    else
+      g->lines[kept++] = g->lines[i];
+  }
+  g->n = kept;
+  return 0;
+}
+
+/* ---- the folder ---- */
+
+/* The answer as the workload's references have it: under the field that is graded, as JSON where that is graded, else as text. */
+static void put_reference(pst_json_writer *w, const pst_evals_info *info, pst_str answer) {
+  pst_json_doc *doc = NULL;
+  bool json = info->grader == PST_EVALS_JSON && !pst_json_parse(answer.data, answer.n, "answer", &doc, NULL);
+  if (info->grader_field) {
+    pst_json_begin_object(w);
+    pst_json_key(w, info->grader_field);
+  }
+  if (json)
+    pst_json_put_value(w, pst_json_root(doc));
+  else
+    pst_json_put_str(w, answer);
+  if (info->grader_field) pst_json_end_object(w);
+  pst_json_free(doc);
+}
+
+static void put_item(pst_buf *out, const pst_evals_info *info, const line *l) {
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "id");
+  pst_json_put_str(&w, l->id);
+  pst_json_key(&w, "messages");
+  pst_json_put_raw(&w, l->messages);
+  pst_json_key(&w, "reference");
+  put_reference(&w, info, l->answer);
+  pst_json_key(&w, "part");
+  pst_json_put_cstr(&w, pst_evals_part_name(PST_EVALS_EXAMPLES));
+  pst_json_end_object(&w);
+  pst_buf_putc(out, '\n');
+}
+
+/* Copies one file of the folder; one that is not there is none. more: what comes behind it. */
+static int copy_file(const char *from, const char *to, const char *name, const pst_buf *more, pst_error *err) {
+  char *source = pst_path_join(from, name), *target = pst_path_join(to, name), *data = NULL;
+  size_t n = 0;
+  pst_buf text = PST_BUF_INIT;
+  int code = source && target ? 0 : no_memory(err);
+  if (!code && pst_file_exists(source)) {
+    code = pst_file_read(source, SIZE_MAX / 2, &data, &n, err);
+    pst_buf_append(&text, data, n);
+    if (n && data[n - 1] != '\n') pst_buf_putc(&text, '\n');
+    if (more) pst_buf_append(&text, more->data, more->n);
+    if (!code && pst_buf_status(&text)) code = no_memory(err);
+    if (!code) code = pst_file_write_atomic(target, text.data, text.n, err);
+  }
+  pst_buf_done(&text);
+  pst_free(data);
+  pst_free(source);
+  pst_free(target);
+  return code;
+}
+
+static int write_folder(const gathering *g, const char *folder, pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(g->t->workload);
+  pst_buf items = PST_BUF_INIT;
+  for (size_t i = 0; i < g->n; i++) put_item(&items, info, &g->lines[i]);
+  int code = pst_dir_make(folder, err);
+  if (!code) code = copy_file(info->folder, folder, "workload.json", NULL, err);
+  if (!code) code = copy_file(info->folder, folder, "trace.jsonl", NULL, err);
+  if (!code) code = copy_file(info->folder, folder, "items.jsonl", &items, err); /* last: with it the folder is whole */
+  pst_buf_done(&items);
+  return code;
+}
+
+/* ---- the step ---- */
+
+static int make_folder(gathering *g, const char *set, char **ret_folder, pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(g->t->workload);
+  char name[64];
+  (void)snprintf(name, sizeof name, "turns/%.16s-%.16s", info->fingerprint, set);
+  char *folder = pst_path_join(pst_store_home(g->t->store), name);
+  int code = folder ? pst_data_set_each_line(g->t->store, pst_str_from(set), gather, g, err) : no_memory(err);
+  if (code == PST_E_NOMEM) code = no_memory(err);
+  if (!code) code = drop_near(g, err);
+  if (!code && g->n) code = write_folder(g, folder, err);
+  if (code)
+    pst_free(folder);
+  else
+    *ret_folder = folder;
+  return code;
+}
+
+int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(t->workload);
+  pst_data_curate_options o = {
+      .workload = pst_str_from(info->name), .held = 0, .seed = t->options->seed, .form = t->workload};
+  pst_data_curated curated = {.n_records = 0};
+  pst_buf report = PST_BUF_INIT;
+  gathering g = {.t = t, .arena = pst_arena_create()};
+  char *folder = NULL;
+  int code = g.arena ? pst_data_curate(t->store, &o, &curated, &report, err) : no_memory(err);
+  bool none = code == PST_E_NO_DATA;
+  if (!code && curated.hash[0]) code = make_folder(&g, curated.hash, &folder, err);
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_object(&w);
+  pst_flywheel_put_number(&w, "records", (double)curated.n_records);
+  pst_flywheel_put_number(&w, "kept", (double)curated.n_by_reason[PST_DATA_KEPT]);
+  pst_flywheel_put_number(&w, "near_to_items", (double)g.n_near);
+  pst_flywheel_put_number(&w, "added", (double)g.n);
+  if (folder && g.n) {
+    pst_flywheel_put_text(&w, "data_set", curated.hash);
+    pst_flywheel_put_text(&w, "folder", folder);
+  }
+  pst_json_key(&w, "left_out");
+  pst_json_begin_object(&w);
+  for (int i = PST_DATA_KEPT + 1; i < PST_DATA_REASON_COUNT; i++)
+    if (curated.n_by_reason[i])
+      pst_flywheel_put_number(&w, pst_data_reason_name((pst_data_reason)i), (double)curated.n_by_reason[i]);
+  pst_json_end_object(&w);
+  pst_json_end_object(&w);
+  pst_free(folder);
+  pst_free(g.lines);
+  pst_arena_free(g.arena);
+  pst_buf_done(&report);
+  return none ? 0 : code;
+}
+
+int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err) {
+  const pst_json *data = pst_json_root(t->data);
+  pst_str folder = pst_json_str(pst_json_get(data, "folder")), set = pst_json_str(pst_json_get(data, "data_set"));
+  if (!folder.n) return 0;
+  char *path = pst_strndup(folder.data, folder.n);
+  int code = path ? pst_evals_workload_open(path, &t->own, err) : no_memory(err);
+  pst_free(path);
+  if (code) return code;
+  t->workload = t->own;
+  (void)snprintf(t->data_set, sizeof t->data_set, "%.*s", (int)PST_MIN(set.n, (size_t)64), set.data);
+  return 0;
+}
