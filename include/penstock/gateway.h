@@ -144,11 +144,11 @@ int pst_gateway_adapter_add(pst_store *store, const pst_gateway_adapter *adapter
  * PST_E_LIMIT: more than 2,000,000 bytes, three more counted for each. */
 int pst_gateway_answers_build(pst_store *store, const pst_str *answers, size_t n, char ret_hash[65], pst_error *err);
 /* The same of the answers that were recorded with their text (consent) when users called a workload: the newest that fit. *ret_n (NULL: not wanted): how
- * many. PST_E_NO_DATA when there are none. */
+ * many. The file is a data set of the records (kind "answers"): deleting one of them withdraws it. PST_E_NO_DATA when there are none. */
 int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_hash[65], size_t *ret_n, pst_error *err);
 
 /* A file of past answers in the tokens of an engine that is acquired, as a node of that layout drafts from them. Errors: PST_E_NOT_FOUND, PST_E_CORRUPT, PST_E_NOMEM ...
- * One reference for the caller. */
+ * One reference for the caller; *ret_corpus NULL where the file was withdrawn. */
 typedef struct pst_gateway pst_gateway;
 int pst_gateway_answers_corpus(pst_gateway *gateway, const pst_engine *engine, const char *hash,
                                pst_gateway_layout layout, pst_engine_corpus **ret_corpus, pst_error *err);

@@ -6,6 +6,7 @@
 #include "gateway/answers.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define FORMAT 1
 /* A token has at least a byte, and an answer three tokens more than its text: so every file fits a corpus. */
@@ -50,6 +51,8 @@ typedef struct collection {
   pst_arena *arena;
   pst_str *answers;
   size_t n, capacity, bytes;
+  int64_t *records; /* that gave answers */
+  size_t n_records, records_capacity;
 } collection;
 
 /* Until there is room no more; 1 ends the walk. */
@@ -75,6 +78,9 @@ static int collect(void *user, const pst_store_request *r) {
     }
     c->answers[c->n++] = (pst_str){copy, s.n};
     c->bytes += s.n + MORE_TOKENS;
+    if (c->n_records && c->records[c->n_records - 1] == r->id) continue;
+    code = pst_array_reserve((void **)&c->records, &c->records_capacity, c->n_records + 1, sizeof *c->records);
+    if (!code) c->records[c->n_records++] = r->id;
   }
   pst_json_free(doc);
   return code;
@@ -96,8 +102,19 @@ int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_has
         err, PST_E_NO_DATA, "answers",
         "no answer of \"%.*s\" is recorded with its text; let texts be kept (serve --keep content, or the key's --keep) to record them",
         (int)PST_MIN(workload.n, (size_t)80), workload.data);
-  if (!code) code = pst_gateway_answers_build(store, c.answers, c.n, ret_hash, err);
+  char hash[65];
+  if (!code) code = pst_gateway_answers_build(store, c.answers, c.n, hash, err);
+  if (!code) { /* so that the deletion of a record reaches it */
+    const pst_store_data_set set = {.hash = {hash, 64},
+                                    .kind = PST_STR("answers"),
+                                    .workload = workload,
+                                    .n_lines = (int64_t)c.n,
+                                    .created_ms = pst_clock_unix_ms()};
+    code = pst_store_data_set_put(store, &set, false, c.records, c.n_records, err);
+  }
+  if (!code) memcpy(ret_hash, hash, sizeof hash);
   if (!code && ret_n) *ret_n = c.n;
+  pst_free(c.records);
   pst_free(c.answers);
   pst_arena_free(c.arena);
   return code;
@@ -175,11 +192,26 @@ static int read_lines(reader *r, pst_str text, pst_error *err) {
   return code;
 }
 
+static int take_state(void *user, const pst_store_data_set *set) {
+  *(bool *)user = set->state == PST_STORE_DATA_WITHDRAWN;
+  return 0;
+}
+
+static bool is_withdrawn(pst_store *store, pst_str hash) {
+  bool withdrawn = false;
+  return !pst_store_data_set_get(store, hash, take_state, &withdrawn, NULL) && withdrawn;
+}
+
 int pst_gateway_answers_open(pst_store *store, pst_str hash, const pst_engine_model *model, bool leading_space,
                              pst_engine_corpus **ret_corpus, pst_error *err) {
   char *path = NULL, *data = NULL, found[65];
   size_t n = 0;
   int code = pst_store_file_path(store, hash, &path, err);
+  if (code == PST_E_NOT_FOUND && is_withdrawn(store, hash)) {
+    pst_log(PST_LOG_WARN, "event=answers_withdrawn hash=%.*s", (int)hash.n, hash.data);
+    *ret_corpus = NULL;
+    return 0;
+  }
   if (!code) code = pst_file_read(path, FILE_BYTES_MAX, &data, &n, err);
   reader r = {.model = model, .leading_space = leading_space, .path = path, .spelled = PST_BUF_INIT};
   if (!code) {

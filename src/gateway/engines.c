@@ -554,6 +554,11 @@ int pst_gateway_slot_corpus(pst_gateway_slot *slot, pst_store *store, const char
   if (k > last) {
     pst_engine_corpus *opened = NULL;
     code = pst_gateway_answers_open(store, pst_str_from(hash), slot->model, leading_space, &opened, err);
+    if (!code && !opened) { /* withdrawn */
+      pthread_mutex_unlock(&s->corpora_lock);
+      *ret_corpus = NULL;
+      return 0;
+    }
     if (!code) {
       k = s->corpora;
       pst_engine_corpus_unref(last->corpus);

@@ -48,7 +48,7 @@ bool pst_gateway_engines_has(pst_gateway_engines *engines, const pst_gateway_eng
 /* Sums over all engines, closed ones' counters included. */
 void pst_gateway_engines_stats(pst_gateway_engines *engines, int *ret_n_engines, pst_engine_stats *ret_stats);
 
-/* The compiled choice list of a label set, kept with the slot. One reference for the caller. */
+/* The compiled choice list of a label set, kept with the slot. One reference for the caller; NULL where they were withdrawn. */
 int pst_gateway_slot_choices(pst_gateway_slot *slot, const pst_str *labels, size_t n, bool leading_space,
                              pst_engine_choices **ret_choices, pst_error *err);
 

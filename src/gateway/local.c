@@ -178,6 +178,13 @@ static int priority_of(pst_store_purpose purpose) {
   return purpose == PST_STORE_PURPOSE_USER ? 0 : purpose == PST_STORE_PURPOSE_SHADOW ? 2 : 1;
 }
 
+/* A node that drafts from past answers whose file was withdrawn drafts from the text itself: drafts change the time only. */
+static pst_engine_speculation speculation_of(const pst_gateway_live *live) {
+  if (!live->leaf) return PST_ENGINE_SPEC_NONE;
+  bool withdrawn = live->leaf->speculation == PST_ENGINE_SPEC_ANSWERS && !live->corpus;
+  return withdrawn ? PST_ENGINE_SPEC_LOOKUP : live->leaf->speculation;
+}
+
 static pst_engine_request request_of(const pst_gateway_live *live, const pst_str *stop, size_t n_stop) {
   return (pst_engine_request){
       .prompt = live->prompt_tokens.ids,
@@ -188,7 +195,7 @@ static pst_engine_request request_of(const pst_gateway_live *live, const pst_str
       .n_stop = n_stop,
       .adapter = live->adapter,
       .choices = live->constraint,
-      .speculation = live->leaf ? live->leaf->speculation : PST_ENGINE_SPEC_NONE,
+      .speculation = speculation_of(live),
       .corpus = live->corpus,
       .n_logprobs = live->set.n_logprobs,
       .prefix_salt = live->purpose == PST_STORE_PURPOSE_USER ? (uint64_t)live->key_id : 0,

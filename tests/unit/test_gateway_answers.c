@@ -155,6 +155,38 @@ static void ask(pst_gateway_plan *plan, test_answer *a) {
   if (a->error.code) fail_msg("failed: %s", a->error.message);
 }
 
+/* A record that gave an answer is deleted: its file goes, and a plan that names it still answers, the same. */
+static void deletion_withdraws_the_file(void **state) {
+  (void)state;
+  char hash[65], with[160];
+  test_answer before, after;
+  pst_store_erasure e;
+  put_record("w1", "withdrawn", PST_STORE_PURPOSE_USER, 200, "{\"choices\":[{\"text\":\"an answer of ann\"}]}");
+  put_record("w2", "withdrawn", PST_STORE_PURPOSE_USER, 200, "{\"choices\":[{\"text\":\"an answer of bob\"}]}");
+  OK(pst_store_flush(shared.store, &err));
+  OK(pst_gateway_answers_collect(shared.store, PST_STR("withdrawn"), hash, NULL, &err));
+  OK(pst_store_records_erase(shared.store, (pst_str){NULL, 0}, PST_STR("w1"), 1, &e, &err));
+  assert_int_equal(e.n_sets, 1);
+  assert_string_equal(e.sets[0].hash, hash);
+  assert_string_equal(e.sets[0].replaced_by, "");
+  pst_store_erasure_done(&e);
+  pst_engine_model *model = open_model();
+  pst_engine_corpus *corpus = (pst_engine_corpus *)&e;
+  OK(pst_gateway_answers_open(shared.store, pst_str_from(hash), model, true, &corpus, &err));
+  assert_null(corpus);
+  pst_engine_model_unref(model);
+  snprintf(with, sizeof with, ",\"speculation\":\"answers\",\"answers\":\"%s\"", hash);
+  pst_gateway_plan *plain = plan_with("chat", ""), *drafting = plan_with("chat", with);
+  OK(pst_gateway_prepare(shared.gateway, drafting, NULL, &err));
+  ask(plain, &before);
+  ask(drafting, &after);
+  assert_string_equal(test_answer_text(&before, 0), test_answer_text(&after, 0));
+  test_answer_done(&before);
+  test_answer_done(&after);
+  pst_gateway_plan_unref(plain);
+  pst_gateway_plan_unref(drafting);
+}
+
 /* In both layouts: with the leading space and line end of one, the end token of the other. */
 static void answers_are_drafted_from_a_file(void **state) {
   (void)state;
@@ -214,6 +246,7 @@ int main(void) {
       cmocka_unit_test(damage_is_named),
       cmocka_unit_test(records_become_a_file),
       cmocka_unit_test(answers_are_drafted_from_a_file),
+      cmocka_unit_test(deletion_withdraws_the_file),
       cmocka_unit_test(a_file_that_is_not_there_is_an_error),
       cmocka_unit_test(memory_may_run_out_anywhere),
   };
