@@ -26,6 +26,10 @@ typedef struct importer {
 
 #define FAIL(m, ...) pst_data_source_fail(&(m)->source, PST_E_BAD_INPUT, err, __VA_ARGS__)
 
+static int no_memory(const importer *m, pst_error *err) {
+  return pst_error_set(err, PST_E_NOMEM, m->source.path, "no memory to read a row");
+}
+
 /* ---- conversations ---- */
 
 static bool is_role(pst_str role) {
@@ -96,6 +100,7 @@ static int write_answer(importer *m, const pst_json *message, const char *what, 
     return FAIL(m, "%s is not the assistant's; the last message is the answer to learn", what);
   pst_buf_clear(&m->text);
   if (!pst_data_message_text(message, &m->text)) return FAIL(m, "%s has parts that are no text", what);
+  if (pst_buf_status(&m->text)) return no_memory(m, err);
   if (m->text.n == 0 && pst_json_size(calls) == 0) return FAIL(m, "%s is empty", what);
   write_output(m, pst_buf_str(&m->text), calls);
   return 0;
@@ -214,6 +219,7 @@ static int read_pair(importer *m, const pst_json *root, pst_error *err) {
     pst_json_writer w = pst_json_writer_on(&m->text, false);
     pst_json_put_value(&w, answer);
   }
+  if (pst_buf_status(&m->text)) return no_memory(m, err);
   if (m->text.n == 0) return FAIL(m, "the answer is empty");
   write_pair(m, pst_json_str(pst_json_get(root, "system")), pst_json_str(text));
   write_output(m, pst_buf_str(&m->text), NULL);
@@ -271,7 +277,7 @@ static pst_data_format guess(const pst_json *root) {
 static int parse_row(importer *m, pst_str text, pst_error *err) {
   pst_error inner = PST_ERROR_INIT;
   int code = pst_json_parse(text.data, text.n, "row", &m->doc, &inner);
-  if (code == PST_E_NOMEM) return pst_error_set(err, code, m->source.path, "no memory to read a row");
+  if (code == PST_E_NOMEM) return no_memory(m, err);
   const char *column = strrchr(inner.place, ':');
   if (code) return FAIL(m, "%.400s (character %s of the row)", inner.message, column ? column + 1 : "?");
   const pst_json *root = pst_json_root(m->doc);
@@ -304,8 +310,7 @@ static void make_id(importer *m) {
 static int fill_row(importer *m, pst_store_request *row, pst_error *err) {
   const pst_data_import_options *o = m->options;
   if (m->subject.n > SUBJECT_BYTES_MAX) return FAIL(m, "the subject has more than %d bytes", SUBJECT_BYTES_MAX);
-  if (pst_buf_status(&m->input) || pst_buf_status(&m->output) || pst_buf_status(&m->text))
-    return pst_error_set(err, PST_E_NOMEM, m->source.path, "no memory to read a row");
+  if (pst_buf_status(&m->input) || pst_buf_status(&m->output) || pst_buf_status(&m->text)) return no_memory(m, err);
   make_id(m);
   *row = (pst_store_request){.completion_id = pst_str_from(m->id),
                              .time_ms = m->time_ms,

@@ -308,6 +308,10 @@ static void test_feedback(void **state) {
   assert_non_null(f.correction.data);
   assert_null(f.outcome.data);
   pst_wire_feedback_done(&f);
+  assert_int_equal(
+      pst_wire_feedback_parse(PST_STR("{\"completion_id\":\"c\",\"retry\":true,\"abandon\":false}"), &f, &err), 0);
+  assert_true(f.retried && !f.abandoned);
+  pst_wire_feedback_done(&f);
   static const struct {
     const char *body, *param;
   } bad[] = {{"{\"thumbs\":\"up\"}", "completion_id"},
@@ -316,6 +320,8 @@ static void test_feedback(void **state) {
              {"{\"completion_id\":\"c\",\"thumbs\":true}", "thumbs"},
              {"{\"completion_id\":\"c\",\"score\":\"5\"}", "score"},
              {"{\"completion_id\":\"c\",\"outcome\":{}}", "outcome"},
+             {"{\"completion_id\":\"c\",\"retry\":1}", "retry"},
+             {"{\"completion_id\":\"c\",\"abandon\":false}", ""},
              {"nope", ""}};
   for (size_t i = 0; i < PST_ARRAY_LEN(bad); i++) {
     assert_int_equal(pst_wire_feedback_parse(pst_str_from(bad[i].body), &f, &err), PST_E_BAD_INPUT);

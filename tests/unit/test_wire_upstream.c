@@ -56,6 +56,7 @@ static void test_write(void **state) {
                                      "\"image_url\"",
                                      "\"parallel_tool_calls\":false",
                                      "\"user\":\"u\"",
+                                     "\"safety_identifier\":\"i\"",
                                      "\"name\":\"ann\""};
   round_trip(
       PST_WIRE_CHAT,
@@ -63,7 +64,7 @@ static void test_write(void **state) {
       "{\"type\":\"image_url\",\"image_url\":{\"url\":\"data:,\"}}]},{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"c1\",\"type\":\"function\","
       "\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"c1\",\"content\":\"r\"}],\"max_tokens\":7,\"temperature\":0.5,"
       "\"top_k\":3,\"seed\":-2,\"stop\":\"a\",\"n\":2,\"logit_bias\":{\"5\":-1},\"logprobs\":true,\"top_logprobs\":2,\"response_format\":{\"type\":\"json_object\"},"
-      "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"required\",\"parallel_tool_calls\":false,\"user\":\"u\","
+      "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"required\",\"parallel_tool_calls\":false,\"user\":\"u\",\"safety_identifier\":\"i\","
       "\"top_p\":1,\"min_p\":0,\"presence_penalty\":1,\"frequency_penalty\":1,\"repetition_penalty\":1}",
       true, chat, PST_ARRAY_LEN(chat));
   static const char *const newer[] = {"\"max_completion_tokens\":9", "\"reasoning_effort\":\"low\""};
