@@ -103,8 +103,8 @@ static const char *const STEPS[] = {
     "CREATE TABLE guarded_items(guard_id INTEGER NOT NULL REFERENCES guards(id), item TEXT NOT NULL,"
     "  part INTEGER NOT NULL, words BLOB NOT NULL, PRIMARY KEY(guard_id, item)) STRICT, WITHOUT ROWID;",
     /* LoRA adapters: what file, for which base, made of which data by which run */
-    "CREATE TABLE adapters(name TEXT PRIMARY KEY, file TEXT NOT NULL, base TEXT NOT NULL, base_sha256 TEXT NOT NULL,"
-    "  workload TEXT, data TEXT, run TEXT, rank INTEGER NOT NULL, bytes INTEGER NOT NULL, created_ms INTEGER NOT NULL) STRICT;",
+    ("CREATE TABLE adapters(name TEXT PRIMARY KEY, file TEXT NOT NULL, base TEXT NOT NULL, base_sha256 TEXT NOT NULL,"
+     "  workload TEXT, data TEXT, run TEXT, rank INTEGER NOT NULL, bytes INTEGER NOT NULL, created_ms INTEGER NOT NULL) STRICT;"),
 };
 
 static int pragma_int(pst_store_conn *conn, const char *sql, int64_t *ret_value, pst_error *err) {

@@ -168,8 +168,7 @@ static int prune_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   static const char *const steps[] = {
       "DELETE FROM requests WHERE imported = 1 AND id IN (SELECT id FROM erased)",
       "DELETE FROM request_content WHERE request_id IN (SELECT id FROM erased)",
-      "DELETE FROM feedback WHERE completion_id IN"
-      " (SELECT r.completion_id FROM requests r JOIN erased e ON e.id = r.id)",
+      "DELETE FROM feedback WHERE completion_id IN (SELECT completion_id FROM requests JOIN erased USING (id))",
       "UPDATE requests SET subject = NULL, keep = 0, train = 0, expires_ms = NULL WHERE id IN (SELECT id FROM erased)"};
   int code = begin_erasure(conn, err);
   if (!code)
