@@ -28,6 +28,7 @@ bool pst_data_take(pst_data_scan *s, size_t start, size_t end, pst_data_pii kind
 bool pst_data_words_before(const pst_data_scan *s, size_t start, size_t n, const char *const *words) {
   char before[64];
   size_t from = start > n ? start - n : 0, n_before = 0;
+  while (from && from < start && pst_data_is_alpha(s->text.data[from - 1])) from++; /* not from within a word */
   for (size_t i = from; i < start && n_before < sizeof before - 1; i++) {
     char c = s->text.data[i];
     if (c == '\n' || ((c == '.' || c == '?' || c == '!') && pst_data_at(s, i + 1) == ' ' && i + 4 < start &&
@@ -41,7 +42,8 @@ bool pst_data_words_before(const pst_data_scan *s, size_t start, size_t n, const
   for (size_t w = 0; words[w]; w++) {
     const char *found = before;
     while ((found = strstr(found, words[w]))) {
-      if (found == before || !pst_data_is_alpha(found[-1])) return true;
+      bool ends = !strchr(words[w], ' ') || !pst_data_is_alpha(found[strlen(words[w])]); /* "id no" is not "id not" */
+      if (ends && (found == before || !pst_data_is_alpha(found[-1]))) return true;
       found++;
     }
   }

@@ -41,7 +41,7 @@ bool pst_data_number_read(const pst_data_scan *s, size_t start, const char *sepa
 /* Cuts the number behind its first n digits; false: that is within a group. */
 bool pst_data_number_cut(pst_data_number *number, int n);
 
-/* Whether one of the words (lower case, NULL at the end) stands, as a word or its beginning, in the n bytes before `start` and in the same sentence. */
+/* Whether one of the words (lower case, NULL at the end) stands, as a word or (of single ones) the beginning of one, in the n bytes before `start` and in the same sentence. */
 bool pst_data_words_before(const pst_data_scan *s, size_t start, size_t n, const char *const *words);
 
 /* ---- pii_checks.c: check digits, of ASCII digits ---- */

@@ -285,6 +285,21 @@ static size_t code_end(const pst_data_scan *s, size_t i) {
   return !date && digits >= 4 && digits + letters >= 5 && letters <= 8 + digits ? end : 0;
 }
 
+/* "CUST-48213", "INV-2024-00123", "AB1234567": capitals, then digits, as numbers of customers, invoices and passports are written. */
+static bool is_numbered(const pst_data_scan *s, size_t i, size_t end) {
+  size_t letters = 0, digits = 0, at = i;
+  while (at < end && s->text.data[at] >= 'A' && s->text.data[at] <= 'Z') at++, letters++;
+  bool hyphen = pst_data_at(s, at) == '-';
+  for (size_t k = at; k < end; k++) {
+    char c = s->text.data[k];
+    bool may_follow = pst_data_is_digit(c) || (hyphen && c == '-') || (k + 1 == end && pst_data_is_alpha(c));
+    if (!may_follow) return false;
+    digits += pst_data_is_digit(c);
+  }
+  if (digits > 12) return false;
+  return hyphen ? letters >= 2 && letters <= 6 && digits >= 5 : letters >= 1 && letters <= 3 && digits >= 6;
+}
+
 /* "passport number: X1234567", "my SSN is 123456789", "customer ID #99182-7". */
 static bool says_id(const pst_data_scan *s, size_t start) {
   static const char *const words[] = {"passport",
@@ -376,7 +391,7 @@ void pst_data_find_ids(pst_data_scan *s) {
     if (!s->taken[i]) lettered_id_at(s, i);
     if (s->taken[i]) continue;
     end = code_end(s, i);
-    if (end && says_id(s, i)) (void)pst_data_take(s, i, end, PST_DATA_ID);
+    if (end && (is_numbered(s, i, end) || says_id(s, i))) (void)pst_data_take(s, i, end, PST_DATA_ID);
     if (end) i = end - 1;
   }
 }
@@ -400,13 +415,21 @@ static bool is_nanp(const pst_data_number *x) {
   return groups_are(x, "334") || groups_are(x, "1334") || groups_are(x, "37") || groups_are(x, "64");
 }
 
+/* "(123) 456-7890", "123-456-7890", "123-4567": so written, a number is dialled, whatever its area. */
+static bool is_written_as_phone(const pst_data_scan *s, const pst_data_number *x) {
+  char last = pst_data_at(s, x->ends[x->n - 5]), first = s->text.data[x->start];
+  if (last != '-' && last != '.') return false;
+  if (groups_are(x, "34")) return last == '-' && x->digits[0] >= '2';
+  return groups_are(x, "1334") || (groups_are(x, "334") && (first == '(' || pst_data_at(s, x->ends[2]) == last));
+}
+
 static bool looks_like_phone(const pst_data_scan *s, const pst_data_number *x) {
   const char *d = x->digits;
   char first = s->text.data[x->start];
   bool plus = first == '+' || (first == '(' && pst_data_at(s, x->start + 1) == '+');
   if (plus) return x->n >= 7 && x->n <= 15;
   if (x->n >= 10 && x->n <= 15 && d[0] == '0' && d[1] == '0' && d[2] != '0') return x->n_groups > 1 || x->n >= 11;
-  if (is_nanp(x)) return true;
+  if (is_nanp(x) || (x->n >= 7 && is_written_as_phone(s, x))) return true;
   if (d[0] == '0' && d[1] != '0' && x->n >= 9 && x->n <= 12) return x->n_groups <= 6;
   if (groups_are(x, "55")) return d[0] >= '6'; /* India, without the country's code */
   return x->n >= 7 && x->n <= 15 && says_phone(s, x->start);
