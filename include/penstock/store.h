@@ -330,7 +330,7 @@ int pst_store_data_set_of_record(pst_store *store, int64_t record_id, int (*fn)(
                                  pst_error *err);
 /* Notes that something (kind "adapter", name its hash) was made of a data set. PST_E_NOT_FOUND for an unknown set. */
 int pst_store_data_set_used(pst_store *store, pst_str hash, pst_str kind, pst_str name, int64_t now_ms, pst_error *err);
-/* hash data NULL: of all sets. stale: records of the set were erased since. */
+/* Those noted, and adapters that name the set as their data. hash data NULL: of all sets. stale: records of the set were erased since. */
 int pst_store_data_set_uses(pst_store *store, pst_str hash,
                             int (*fn)(void *user, pst_str hash, pst_str kind, pst_str name, bool stale), void *user,
                             pst_error *err);

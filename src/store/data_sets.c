@@ -1,6 +1,6 @@
 /* Data sets: files made of records, with the list of records that made them; and the items that no data set may hold.
  *
- * Owns the lineage: record -> line of a data set -> what was made of the set. When records are erased, a set made of lines is
+ * Owns the lineage: record -> line of a data set -> what was made of the set (uses, and adapters that name it as their data). When records are erased, a set made of lines is
  * written anew without theirs and gets a new hash; the old row stays as "withdrawn" and says what replaced it, its file is removed. Does not
  * know what stands in a line. Reports kept beside a set name records by number only, never by text. */
 #include "store/db.h"
@@ -226,7 +226,9 @@ int pst_store_data_set_uses(pst_store *store, pst_str hash,
   if (code) return code;
   code = pst_store_sql_begin(conn,
                              "SELECT s.hash, u.kind, u.name, u.stale FROM data_set_uses u JOIN data_sets s"
-                             " ON s.id = u.set_id WHERE ?1 IS NULL OR s.hash = ?1 ORDER BY u.time_ms, u.kind, u.name",
+                             " ON s.id = u.set_id WHERE ?1 IS NULL OR s.hash = ?1"
+                             " UNION SELECT s.hash, 'adapter', a.name, s.state FROM adapters a JOIN data_sets s"
+                             " ON s.hash = a.data WHERE ?1 IS NULL OR s.hash = ?1 ORDER BY 1, 2, 3",
                              &stmt, err, "s", hash);
   line_walk walk = {.use_fn = fn, .user = user};
   code = pst_store_sql_each(conn, code, stmt, use_row, &walk, err);
@@ -355,7 +357,9 @@ static int withdraw(pst_store_conn *conn, const affected *a, const char *replace
   int code =
       pst_store_sql_begin(conn,
                           "SELECT s.hash, u.kind, u.name FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id"
-                          " WHERE u.set_id = ?1 AND u.stale = 0",
+                          " WHERE u.set_id = ?1 AND u.stale = 0"
+                          " UNION SELECT s.hash, 'adapter', a.name FROM adapters a JOIN data_sets s"
+                          " ON s.hash = a.data WHERE s.id = ?1 ORDER BY 2, 3",
                           &stmt, err, "i", a->id);
   code = pst_store_sql_each(conn, code, stmt, stale_row, erasure, err);
   if (!code)

@@ -215,6 +215,14 @@ static int count_hash(void *user, pst_str hash) {
   return 0;
 }
 
+static int count_stale(void *user, pst_str hash, pst_str kind, pst_str name, bool stale) {
+  (void)hash;
+  (void)name;
+  assert_true(pst_str_is(kind, "adapter"));
+  *(int *)user += stale;
+  return 0;
+}
+
 static void erasure_reaches_everything(void **state) {
   (void)state;
   char hash[65], other[65], loose[65];
@@ -230,6 +238,11 @@ static void erasure_reaches_everything(void **state) {
   make_set("anything\n", false, ids, 2, loose);
   OK(pst_store_data_set_used(store, pst_str_from(hash), PST_STR("adapter"), PST_STR("ad1"), 6, &err));
   OK(pst_store_data_set_used(store, pst_str_from(other), PST_STR("adapter"), PST_STR("ad2"), 6, &err));
+  pst_store_adapter adapter = {.name = "ad0", .base = "m", .rank = 4, .bytes = 9, .created_ms = 1};
+  memset(adapter.file, 'a', 64);
+  memset(adapter.base_sha256, 'b', 64);
+  memcpy(adapter.data, hash, sizeof adapter.data);
+  OK(pst_store_adapter_put(store, &adapter, &err)); /* names its data: no use need be noted */
   int n = 0;
   OK(pst_store_data_set_of_record(store, ids[0], count_hash, &n, &err));
   assert_int_equal(n, 2);
@@ -243,11 +256,15 @@ static void erasure_reaches_everything(void **state) {
   assert_string_equal(e.sets[0].replaced_by, other); /* the same lines have the same hash */
   assert_string_equal(e.sets[1].hash, loose);
   assert_string_equal(e.sets[1].replaced_by, "");
-  assert_int_equal(e.n_uses, 1);
-  assert_string_equal(e.uses[0].name, "ad1");
+  assert_int_equal(e.n_uses, 2);
+  assert_string_equal(e.uses[0].name, "ad0");
+  assert_string_equal(e.uses[1].name, "ad1");
   assert_false(e.in_log);
   pst_store_erasure_done(&e);
 
+  n = 0;
+  OK(pst_store_data_set_uses(store, NONE, count_stale, &n, &err));
+  assert_int_equal(n, 2);
   assert_int_equal(look("a1").n, 0);
   assert_int_equal(look("b1").n, 1);
   assert_false(on_disk("velvet-gnu"));
