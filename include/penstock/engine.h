@@ -149,6 +149,23 @@ const pst_engine_adapter_info *pst_engine_adapter_get_info(const pst_engine_adap
 int pst_engine_merge(const char *in_path, const char *adapter_path, const char *out_path, const char *type,
                      pst_progress *progress, int *ret_n_fallback, pst_error *err);
 
+/* ---- a file with tensors of the caller's (engine/replace.c) --------------------------------------------------------- */
+
+typedef struct pst_engine_tensor {
+  const char *name; /* as in the GGUF file */
+  uint32_t type;    /* number in GGUF (pst_kernels_type) */
+  size_t n_rows, n_cols;
+  const void *data; /* [n_rows] rows of the type; not read by pst_engine_replace_measure */
+} pst_engine_tensor;
+/* Bytes of all tensors, and their elements, of the file that pst_engine_replace would write. Errors as there, but for writing. */
+int pst_engine_replace_measure(const char *in_path, const pst_engine_tensor *given, size_t n, int64_t *ret_bytes,
+                               int64_t *ret_elements, pst_error *err);
+/* A GGUF file or checkpoint's folder written as a GGUF file in which tensors are the given ones; all others and the metadata are copied. Whole or not at all;
+ * replaces a file at out_path, refuses in_path itself. note (NULL: none): kept as penstock.calibrated. Errors: those of opening; PST_E_BAD_INPUT (no such tensor, other
+ * dimensions), PST_E_UNSUPPORTED (rows that are no blocks of the type), PST_E_NO_SPACE, PST_E_IO. */
+int pst_engine_replace(const char *in_path, const char *out_path, const pst_engine_tensor *given, size_t n,
+                       const char *note, pst_error *err);
+
 /* ---- a decoder's weights as numbers (engine/decoder.c) -------------------------------------------------------------- */
 
 /* The linear layers of a decoder's layer: queries, keys, values, attention's output, and the gated feed-forward branch. */

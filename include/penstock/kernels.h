@@ -73,6 +73,20 @@ int pst_kernels_dequantize_row(uint32_t type, const void *src, size_t n, float *
  * when a value is too large for the type's half-precision scales. Inputs must be finite. The same floats give the same bytes. Source:
  * kernels/quantize.c. */
 int pst_kernels_quantize_row(uint32_t type, const float *src, size_t n, const float *importance, void *ret_dst);
+
+/* A block's scales as they are read: element i with code c is scale[i] * (low + c) + min[i], 0 <= c <= high - low. */
+#define PST_KERNELS_MAX_BLOCK 256
+typedef struct pst_kernels_grid {
+  float scale[PST_KERNELS_MAX_BLOCK], min[PST_KERNELS_MAX_BLOCK];
+  int low, high;
+} pst_kernels_grid;
+/* For those who choose codes themselves (error feedback): the grid of a block that pst_kernels_quantize_row wrote. PST_E_UNSUPPORTED: F32, F16, BF16 and types
+ * that are not written here. */
+int pst_kernels_block_grid(uint32_t type, const void *block, pst_kernels_grid *ret_grid);
+/* Multiplies a block's scales, minima included, as far as half precision goes. PST_E_LIMIT: beyond its range, the block is as it was. */
+int pst_kernels_block_stretch(uint32_t type, float factor, void *block);
+/* Replaces the codes of a block of such a type, and nothing else; codes [block_elements] within the grid's range. */
+void pst_kernels_block_put(uint32_t type, const uint8_t *codes, void *block);
 float pst_kernels_half_to_float(uint16_t h);
 uint16_t pst_kernels_half_from_float(float f); /* round to nearest even; overflow gives infinity */
 

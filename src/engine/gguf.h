@@ -170,4 +170,7 @@ int pst_engine_gguf_writer_write(pst_engine_gguf_writer *writer, const void *dat
 /* Checks that every tensor is complete, syncs and renames. After it only free may follow. */
 int pst_engine_gguf_writer_finish(pst_engine_gguf_writer *writer, pst_error *err) PST_MUST_CHECK;
 
+/* Whether a file made from in_path may be written at out_path: PST_E_BAD_INPUT when that is a directory or the same file. */
+int pst_engine_gguf_check_target(const char *in_path, const char *out_path, pst_error *err) PST_MUST_CHECK;
+
 #endif

@@ -422,3 +422,12 @@ int pst_engine_gguf_writer_finish(pst_engine_gguf_writer *w, pst_error *err) {
   sync_directory(w->path);
   return 0;
 }
+
+int pst_engine_gguf_check_target(const char *in_path, const char *out_path, pst_error *err) {
+  struct stat a, b;
+  if (stat(out_path, &b)) return 0; /* nothing there; the writer tells the rest */
+  if (S_ISDIR(b.st_mode))
+    return pst_error_set(err, PST_E_BAD_INPUT, out_path, "is a directory; give the new file a name in it");
+  if (stat(in_path, &a) || a.st_dev != b.st_dev || a.st_ino != b.st_ino) return 0;
+  return pst_error_set(err, PST_E_BAD_INPUT, out_path, "is the file to be read; give the new one another name");
+}

@@ -9,7 +9,6 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "engine/checkpoint.h"
 #include "engine/model.h"
@@ -252,20 +251,11 @@ done:
   return code;
 }
 
-static int check_target(const char *in_path, const char *out_path, pst_error *err) {
-  struct stat a, b;
-  if (stat(out_path, &b)) return 0; /* nothing there; the writer tells the rest */
-  if (S_ISDIR(b.st_mode))
-    return pst_error_set(err, PST_E_BAD_INPUT, out_path, "is a directory; give the new file a name in it");
-  if (stat(in_path, &a) || a.st_dev != b.st_dev || a.st_ino != b.st_ino) return 0;
-  return pst_error_set(err, PST_E_BAD_INPUT, out_path, "is the file to be read; give the new one another name");
-}
-
 static int convert_file(const char *in_path, const char *out_path, const target_row *target,
                         const pst_engine_lora *lora, pst_progress *progress, int *ret_n_fallback, pst_error *err) {
   pst_engine_gguf *in = NULL;
   pst_engine_gguf_writer *w = NULL;
-  int code = check_target(in_path, out_path, err);
+  int code = pst_engine_gguf_check_target(in_path, out_path, err);
   if (!code) code = pst_engine_checkpoint_open(in_path, &in, err);
   if (!code) code = pst_engine_gguf_writer_create(out_path, pst_engine_gguf_alignment(in), &w, err);
   if (!code) code = write_file(w, in, target, lora, progress, ret_n_fallback, err);

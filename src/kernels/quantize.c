@@ -1,6 +1,6 @@
 /* Rows of floats to the block formats of GGUF files, with a search for the scales.
  *
- * Owns the writing of a format's bits (decode.c reads them) and the choice of scales and codes. Knows nothing of tensors or files.
+ * Owns the choice of scales and codes, and the writing of scales; block.c writes codes, decode.c reads both. Knows nothing of tensors or files.
  *
  * For fixed codes the best scale (and minimum) is a weighted least-squares fit; for a fixed scale the best codes are the nearest ones. The
  * search starts from many roundings of the block's range, fits each, and lets the best one alternate between the two steps (Lloyd's
@@ -186,17 +186,6 @@ static void put_codes(const float *x, size_t n, float scale, float min, int low,
     codes[i] = (uint8_t)((int)nearest((x[i] - min) * inverse, (float)low, (float)high) - low);
 }
 
-static void put_nibbles(const uint8_t *codes, uint8_t *qs) {
-  for (int i = 0; i < 16; i++) qs[i] = (uint8_t)((codes[i] & 15u) | (unsigned)(codes[i + 16] & 15u) << 4);
-}
-
-static void put_fives(const uint8_t *codes, uint8_t *high, uint8_t *qs) {
-  uint32_t h = 0;
-  for (int i = 0; i < 32; i++) h |= (uint32_t)(codes[i] >> 4) << i;
-  pst_store_u32(high, h);
-  put_nibbles(codes, qs);
-}
-
 static float as_half(float v, bool *overflow) {
   uint16_t h = pst_half_narrow(v);
   if ((h & 0x7c00u) == 0x7c00u) *overflow = true;
@@ -218,12 +207,7 @@ static int quantize_symmetric(uint32_t type, const float *x, const float *w, uin
   if (overflow) return PST_E_LIMIT;
   pst_store_u16(dst, pst_half_narrow(d));
   put_codes(x, PST_BLOCK, d, 0, low, high, codes);
-  if (type == PST_TYPE_Q4_0)
-    put_nibbles(codes, dst + 2);
-  else if (type == PST_TYPE_Q5_0)
-    put_fives(codes, dst + 2, dst + 6);
-  else
-    for (int i = 0; i < PST_BLOCK; i++) dst[2 + i] = (uint8_t)(int8_t)((int)codes[i] + low);
+  pst_kernels_block_put(type, codes, dst);
   return 0;
 }
 
@@ -244,10 +228,7 @@ static int quantize_affine(uint32_t type, const float *x, const float *w, uint8_
   pst_store_u16(dst, pst_half_narrow(d));
   pst_store_u16(dst + 2, pst_half_narrow(m));
   put_codes(x, PST_BLOCK, d, m, 0, n_max, codes);
-  if (type == PST_TYPE_Q4_1)
-    put_nibbles(codes, dst + 4);
-  else
-    put_fives(codes, dst + 4, dst + 8);
+  pst_kernels_block_put(type, codes, dst);
   return 0;
 }
 
@@ -322,20 +303,13 @@ static void k4_put_scales(const k_affine *k, uint8_t *s) {
 }
 
 static void k_affine_store(uint32_t type, const float *x, const k_affine *k, int n_max, uint8_t *dst) {
-  uint8_t *high = dst + 16, *qs = type == PST_TYPE_Q5_K ? dst + 48 : dst + 16;
+  uint8_t codes[K_BLOCK];
   pst_store_u16(dst, pst_half_narrow(k->d));
   pst_store_u16(dst + 2, pst_half_narrow(k->dmin));
   k4_put_scales(k, dst + 4);
-  memset(high, 0, 32);
-  for (int j = 0; j < K_SUBS; j++) {
-    uint8_t codes[K_SUB], *q = qs + (j / 2) * 32;
-    put_codes(x + j * K_SUB, K_SUB, k->d * (float)k->sc[j], -(k->dmin * (float)k->mn[j]), 0, n_max, codes);
-    for (int i = 0; i < K_SUB; i++) {
-      unsigned low = codes[i] & 15u;
-      q[i] = (uint8_t)((j & 1) ? q[i] | low << 4 : low);
-      if (type == PST_TYPE_Q5_K) high[i] = (uint8_t)(high[i] | (unsigned)(codes[i] >> 4) << j);
-    }
-  }
+  for (int j = 0; j < K_SUBS; j++)
+    put_codes(x + j * K_SUB, K_SUB, k->d * (float)k->sc[j], -(k->dmin * (float)k->mn[j]), 0, n_max, codes + j * K_SUB);
+  pst_kernels_block_put(type, codes, dst);
 }
 
 static int quantize_k_affine(uint32_t type, const float *x, const float *w, uint8_t *dst) {
@@ -402,18 +376,12 @@ static float q6_fit_super(const float *x, const float *w, const k_symmetric *k) 
 }
 
 static void q6_store(const float *x, const k_symmetric *k, uint8_t *dst) {
-  memset(dst, 0, 192);
-  for (int j = 0; j < K_SUBS; j++) {
-    uint8_t codes[32], *low = dst + (j / 4) * 64 + (j & 1) * 32, *high = dst + 128 + (j / 4) * 32;
-    for (int h = 0; h < 2; h++)
-      put_codes(x + j * 32 + h * 16, 16, k->d * (float)k->sc[2 * j + h], 0, -32, 31, codes + 16 * h);
-    for (int i = 0; i < 32; i++) {
-      low[i] = (uint8_t)(low[i] | (codes[i] & 15u) << ((j & 2) ? 4 : 0));
-      high[i] = (uint8_t)(high[i] | (unsigned)(codes[i] >> 4) << (2 * (j & 3)));
-    }
-  }
+  uint8_t codes[K_BLOCK];
+  for (int j = 0; j < Q6_SUBS; j++)
+    put_codes(x + j * Q6_SUB, Q6_SUB, k->d * (float)k->sc[j], 0, -32, 31, codes + j * Q6_SUB);
   for (int j = 0; j < Q6_SUBS; j++) dst[192 + j] = (uint8_t)(int8_t)k->sc[j];
   pst_store_u16(dst + 208, pst_half_narrow(k->d));
+  pst_kernels_block_put(PST_TYPE_Q6_K, codes, dst);
 }
 
 static int quantize_q6_k(const float *x, const float *w, uint8_t *dst) {

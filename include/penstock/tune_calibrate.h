@@ -1,0 +1,95 @@
+/* Penstock tune: weights calibrated on a workload's traffic.
+ *
+ * A model's matrices are rounded to GGUF block types with error feedback from the traffic's own activations; which type each matrix gets is chosen by what
+ * it costs in divergence from the float model for the bytes it saves. The same traffic and options give the same file, on any number of threads.
+ *
+ * Threads: calibration blocks its caller and uses threads of its own. */
+#ifndef PENSTOCK_TUNE_CALIBRATE_H
+#define PENSTOCK_TUNE_CALIBRATE_H
+
+#include <penstock/base.h>
+#include <penstock/evals.h>
+#include <penstock/gateway.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Texts as tokens: prompts as they are served, and their answers. Plain data, the caller's; starts as {0}. */
+typedef struct pst_tune_traffic_text {
+  size_t first, n,
+      n_given; /* tokens [first, first + n); the first n_given of them are the prompt, at least 1 and less than n */
+} pst_tune_traffic_text;
+typedef struct pst_tune_traffic {
+  int32_t *tokens;
+  size_t n_tokens, tokens_capacity;
+  pst_tune_traffic_text *texts;
+  size_t n_texts, texts_capacity;
+} pst_tune_traffic;
+void pst_tune_traffic_done(pst_tune_traffic *traffic); /* frees everything inside; {0} again */
+/* A text, copied. PST_E_BAD_INPUT: n_given out of range; PST_E_NOMEM. */
+int pst_tune_traffic_add(pst_tune_traffic *traffic, const int32_t *tokens, size_t n, size_t n_given);
+/* The items of a part under a plan whose root asks a local model: each prompt exactly as it is served, then the expected answer and, with a chat template, the
+ * model's end of turn. Items are taken in the order that a hash of their ids draws, at most `limit` (0: all). An item's own example is never shown to it.
+ * Appends. PST_E_NO_DATA: the part has no items; PST_E_BAD_INPUT: the plan's root is no local node; errors of rendering. */
+int pst_tune_traffic_render(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_evals_workload *workload,
+                            pst_evals_part part, size_t limit, pst_tune_traffic *traffic, pst_error *err);
+/* A running text, cut into pieces of n_tokens each (the last may be shorter), at most limit_tokens in all (0: no limit). Appends. */
+int pst_tune_traffic_cut(const pst_engine_model *model, pst_str text, size_t n_tokens, size_t limit_tokens,
+                         pst_tune_traffic *traffic, pst_error *err);
+
+typedef struct pst_tune_calibrate_options {
+  double bits;                   /* a weight, all tensors of the file counted: bytes x 8 / elements at most this */
+  const char *adapter;           /* merged first, in float; NULL: none */
+  double damping;                /* of the Gram matrices (src/tune/feedback.h) */
+  bool feedback;                 /* false: each weight is rounded for itself, scales by importance alone */
+  size_t max_tokens;             /* that go through the model at once, and of the longest text */
+  size_t search_tokens;          /* of `search` that each measurement of a matrix reads */
+  int threads;                   /* 0: pst_cpu_count() */
+  pst_progress *progress;        /* begun and ended by the caller; NULL: silent */
+  bool (*cancelled)(void *user); /* asked between steps; NULL: never */
+  void *user;
+} pst_tune_calibrate_options;
+pst_tune_calibrate_options pst_tune_calibrate_options_default(void);
+
+/* Mean divergence KL(float model || rounded model) of next-token distributions, in nats. NAN: no such tokens. */
+typedef struct pst_tune_divergence {
+  double all, answers; /* over all tokens, over those that predict answers */
+  double top1;         /* share of all tokens where both find the same token likeliest */
+  size_t n_all, n_answers;
+} pst_tune_divergence;
+
+/* The types that a matrix may get. */
+enum { PST_TUNE_CALIBRATE_TYPES = 8 };
+extern const uint32_t pst_tune_calibrate_types[PST_TUNE_CALIBRATE_TYPES]; /* numbers in GGUF (pst_kernels_type) */
+
+typedef struct pst_tune_calibrate_report {
+  int64_t bytes, elements,
+      source_bytes; /* of all tensors: the new file's bytes, their elements, the source file's bytes */
+  double bits;      /* bytes x 8 / elements */
+  pst_tune_divergence plain, plain_general; /* of the same types without calibration: every weight rounded for itself */
+  pst_tune_divergence held_out,
+      general; /* of the file as it was written, read again; general: n_all 0 without such texts */
+  size_t n_calibration_tokens;
+  int n_matrices[PST_TUNE_CALIBRATE_TYPES]; /* that got each type */
+  double predicted;                         /* divergence on `search` that the choice of types counted on */
+  double seconds;
+} pst_tune_calibrate_report;
+
+/* Writes the model at in_path (a GGUF file or checkpoint's folder) to out_path with all matrices of its layers, its embedding and head rounded for `traffic`.
+ * Types are chosen on `search`, the result is measured on `held_out` and `general` (NULL: not): none of the four should share texts. A file at out_path is
+ * replaced, whole or not at all. Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option; an adapter or weight that does not fit), PST_E_LIMIT
+ * (fewer bits than the smallest types take, with their number; a text longer than max_tokens), PST_E_NO_DATA (no text), PST_E_CANCELLED, PST_E_NOMEM, those
+ * of files. */
+int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_traffic *traffic,
+                       const pst_tune_traffic *search, const pst_tune_traffic *held_out,
+                       const pst_tune_traffic *general, const pst_tune_calibrate_options *options,
+                       pst_tune_calibrate_report *ret_report, pst_error *err);
+/* Divergence of the file at `path` from the one at in_path with its adapter (NULL: none), over texts. options: max_tokens and threads count. */
+int pst_tune_diverge(const char *in_path, const char *adapter, const char *path, const pst_tune_traffic *traffic,
+                     const pst_tune_calibrate_options *options, pst_tune_divergence *ret_divergence, pst_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

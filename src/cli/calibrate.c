@@ -1,0 +1,229 @@
+/* penstock calibrate: a model file with its weights rounded for a workload's traffic. */
+#include <penstock/engine.h>
+#include <penstock/kernels.h>
+#include <penstock/tune_calibrate.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/model_path.h"
+#include "cli/workbench.h"
+
+enum { MAX_GENERAL_BYTES = 1 << 28 };
+
+typedef struct calibrating {
+  const pst_cli_args *a;
+  pst_cli_workbench bench;
+  pst_gateway_plan *plan;
+  char *in; /* the model's file */
+  pst_tune_traffic traffic, search, held_out, general;
+  pst_tune_calibrate_options options;
+  pst_tune_calibrate_report report;
+} calibrating;
+
+static void close_all(calibrating *c) {
+  pst_tune_traffic_done(&c->traffic);
+  pst_tune_traffic_done(&c->search);
+  pst_tune_traffic_done(&c->held_out);
+  pst_tune_traffic_done(&c->general);
+  pst_gateway_plan_unref(c->plan);
+  pst_free(c->in);
+  pst_cli_workbench_close(&c->bench);
+}
+
+/* ---- texts ---- */
+
+/* A text file as pieces as long as what goes through the model at once. */
+static int cut_file(calibrating *c, const char *path, size_t limit_tokens, pst_tune_traffic *traffic, pst_error *err) {
+  char *text = NULL;
+  size_t n = 0;
+  pst_engine *engine = NULL;
+  int code = pst_file_read(path, MAX_GENERAL_BYTES, &text, &n, err);
+  if (!code) code = pst_gateway_engine_acquire(c->bench.gateway, c->plan, c->plan->root.engine, &engine, err);
+  if (!code)
+    code = pst_tune_traffic_cut(pst_engine_get_model(engine), (pst_str){text, n}, c->options.max_tokens, limit_tokens,
+                                traffic, err);
+  pst_gateway_engine_release(c->bench.gateway, engine);
+  pst_free(text);
+  return code;
+}
+
+/* Calibration on examples, types on search, the proof on verify: no text is in two of them. */
+static int render(calibrating *c, pst_error *err) {
+  const pst_cli_args *a = c->a;
+  const pst_evals_workload *w = c->bench.workload;
+  size_t limit = (size_t)pst_cli_int(a, "items"), n_search = (size_t)pst_cli_int(a, "search-items");
+  const char *general = pst_cli_text(a, "general"), *on = pst_cli_text(a, "on");
+  int code = on ? cut_file(c, on, (size_t)pst_cli_int(a, "on-tokens"), &c->traffic, err)
+                : pst_tune_traffic_render(c->bench.gateway, c->plan, w, PST_EVALS_EXAMPLES, limit, &c->traffic, err);
+  if (!code) code = pst_tune_traffic_render(c->bench.gateway, c->plan, w, PST_EVALS_SEARCH, n_search, &c->search, err);
+  if (!code)
+    code = pst_tune_traffic_render(c->bench.gateway, c->plan, w, PST_EVALS_VERIFY,
+                                   (size_t)pst_cli_int(a, "held-out-items"), &c->held_out, err);
+  if (!code && general) code = cut_file(c, general, (size_t)pst_cli_int(a, "general-tokens"), &c->general, err);
+  return code;
+}
+
+/* ---- what is said ---- */
+
+static void put_divergence(pst_json_writer *w, const char *key, const pst_tune_divergence *d) {
+  pst_json_key(w, key);
+  if (!d->n_all) {
+    pst_json_put_null(w);
+    return;
+  }
+  pst_json_begin_object(w);
+  pst_json_key(w, "all");
+  pst_json_put_double(w, d->all);
+  pst_json_key(w, "answers");
+  pst_json_put_double(w, d->answers);
+  pst_json_key(w, "top1");
+  pst_json_put_double(w, d->top1);
+  pst_json_key(w, "n_all");
+  pst_json_put_int(w, (int64_t)d->n_all);
+  pst_json_key(w, "n_answers");
+  pst_json_put_int(w, (int64_t)d->n_answers);
+  pst_json_end_object(w);
+}
+
+static int print_json(const calibrating *c, const char *out) {
+  const pst_tune_calibrate_report *r = &c->report;
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, true);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "path");
+  pst_json_put_cstr(&w, out);
+  pst_json_key(&w, "bytes");
+  pst_json_put_int(&w, r->bytes);
+  pst_json_key(&w, "source_bytes");
+  pst_json_put_int(&w, r->source_bytes);
+  pst_json_key(&w, "elements");
+  pst_json_put_int(&w, r->elements);
+  pst_json_key(&w, "bits");
+  pst_json_put_double(&w, r->bits);
+  pst_json_key(&w, "calibration_tokens");
+  pst_json_put_int(&w, (int64_t)r->n_calibration_tokens);
+  put_divergence(&w, "held_out", &r->held_out);
+  put_divergence(&w, "held_out_uncalibrated", &r->plain);
+  put_divergence(&w, "general", &r->general);
+  put_divergence(&w, "general_uncalibrated", &r->plain_general);
+  pst_json_key(&w, "predicted");
+  pst_json_put_double(&w, r->predicted);
+  pst_json_key(&w, "matrices");
+  pst_json_begin_object(&w);
+  for (int t = 0; t < PST_TUNE_CALIBRATE_TYPES; t++) {
+    if (!r->n_matrices[t]) continue;
+    pst_json_key(&w, pst_kernels_type_info(pst_tune_calibrate_types[t])->name);
+    pst_json_put_int(&w, r->n_matrices[t]);
+  }
+  pst_json_end_object(&w);
+  pst_json_key(&w, "seconds");
+  pst_json_put_double(&w, r->seconds);
+  pst_json_end_object(&w);
+  int code = pst_buf_status(&text);
+  if (!code) puts(pst_buf_text(&text));
+  pst_buf_done(&text);
+  return code;
+}
+
+static void print_divergence(const char *what, const pst_tune_divergence *before, const pst_tune_divergence *after) {
+  if (!after->n_all) return;
+  printf("  %-10s %9.5f %9.5f  %7.2f%% %7.2f%%", what, before->all, after->all, 100 * before->top1, 100 * after->top1);
+  if (after->n_answers && after->n_answers < after->n_all)
+    printf("  answers %9.5f %9.5f", before->answers, after->answers);
+  puts("");
+}
+
+static void print_text(const calibrating *c, const char *out) {
+  const pst_tune_calibrate_report *r = &c->report;
+  printf("%s: %.1f MiB of weights, %.3f bits each, from %.1f MiB\n", out, (double)r->bytes / 1048576.0, r->bits,
+         (double)r->source_bytes / 1048576.0);
+  printf("matrices:");
+  for (int t = 0; t < PST_TUNE_CALIBRATE_TYPES; t++)
+    if (r->n_matrices[t]) printf(" %d %s", r->n_matrices[t], pst_kernels_type_info(pst_tune_calibrate_types[t])->name);
+  printf(
+      "\ndivergence from the float model, nats a token; same token likeliest (the same types uncalibrated, calibrated)\n");
+  print_divergence("held out", &r->plain, &r->held_out);
+  print_divergence("general", &r->plain_general, &r->general);
+}
+
+/* ---- the command ---- */
+
+static int run_calibrate(const pst_cli_args *a, pst_error *err) {
+  calibrating c = {.a = a};
+  const char *out = a->words[2];
+  char target[512];
+  pst_progress progress;
+  if (pst_file_exists(out) && !pst_cli_flag(a, "force"))
+    return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
+  (void)snprintf(target, sizeof target, "model:%s", a->words[1]);
+  pst_cli_catch_interrupts();
+  int code = pst_cli_workbench_open(a, a->words[0], &c.bench, err);
+  if (!code) code = pst_cli_model_path(c.bench.home, a->words[1], &c.in, err);
+  const char *plan = pst_cli_text(a, "plan");
+  if (!code)
+    code = pst_evals_target_open(c.bench.gateway, c.bench.store, c.bench.workload, plan ? plan : target, &c.plan, err);
+  c.options = pst_tune_calibrate_options_default();
+  c.options.bits = pst_cli_number(a, "bits");
+  c.options.adapter = pst_cli_text(a, "adapter");
+  c.options.damping = pst_cli_number(a, "damping");
+  c.options.feedback = !pst_cli_flag(a, "no-feedback");
+  c.options.max_tokens = (size_t)pst_cli_int(a, "at-once");
+  c.options.search_tokens = (size_t)pst_cli_int(a, "search-tokens");
+  c.options.threads = (int)pst_cli_int(a, "threads");
+  c.options.progress = &progress;
+  c.options.cancelled = pst_cli_interrupted;
+  if (!code) code = render(&c, err);
+  if (!code) {
+    const pst_tune_traffic *general = c.general.n_texts ? &c.general : NULL;
+    pst_progress_begin(&progress, "calibrating", 0, false, pst_cli_flag(a, "quiet"));
+    code = pst_tune_calibrate(c.in, out, &c.traffic, &c.search, &c.held_out, general, &c.options, &c.report, err);
+    pst_progress_end(&progress);
+  }
+  if (!code && pst_cli_flag(a, "json"))
+    code = print_json(&c, out);
+  else if (!code)
+    print_text(&c, out);
+  close_all(&c);
+  return code;
+}
+
+static const pst_cli_option options[] = {
+    {"bits", 'b', PST_CLI_NUMBER, "B", "4.6", 1, 32, false, "bits a weight, all tensors of the file counted"},
+    {"adapter", 0, PST_CLI_TEXT, "ADAPTER", NULL, 0, 0, false, "a LoRA adapter that is merged first, in float"},
+    {"plan", 0, PST_CLI_TEXT, "PLAN", NULL, 0, 0, false,
+     "whose prompts are served: a plan's file or hash, or in-force (default: the workload's first prompt)"},
+    {"items", 0, PST_CLI_INT, "N", "128", 0, 1000000, false, "examples to calibrate on (0: all)"},
+    {"search-items", 0, PST_CLI_INT, "N", "16", 1, 1000000, false, "items of the part search to choose types on"},
+    {"search-tokens", 0, PST_CLI_INT, "N", "512", 2, 1000000, false, "tokens of those that each measurement reads"},
+    {"held-out-items", 0, PST_CLI_INT, "N", "64", 0, 1000000, false, "items of the part verify to measure on (0: all)"},
+    {"general", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
+     "a text on which the loss outside the workload is measured"},
+    {"general-tokens", 0, PST_CLI_INT, "N", "8192", 2, 100000000, false, "tokens of it"},
+    {"on", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "calibrate on a text instead of the workload's examples"},
+    {"on-tokens", 0, PST_CLI_INT, "N", "16384", 2, 100000000, false, "tokens of it"},
+    {"damping", 0, PST_CLI_NUMBER, "D", "0.01", 1e-6, 1, false,
+     "share of their mean added to the Gram matrices' diagonals"},
+    {"no-feedback", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "round each weight for itself"},
+    {"at-once", 0, PST_CLI_INT, "N", "512", 2, 65536, false,
+     "tokens that go through the model at once; no text is longer"},
+    PST_CLI_THREADS,
+    {"force", 'f', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "replace OUT if it is there"},
+    PST_CLI_QUIET,
+    PST_CLI_HOME,
+    PST_CLI_JSON,
+};
+const pst_cli_command pst_cli_calibrate = {
+    "calibrate",
+    "WORKLOAD MODEL OUT",
+    "write a model file with its weights rounded for a workload's traffic",
+    "MODEL is a pulled model's name or a GGUF file. The workload's examples go through the model as they are served, with their right answers; each matrix\n"
+    "is rounded so that what it makes of them changes least, and gets the type that is worth its bytes. The file's divergence from the\n"
+    "float model is measured on the part verify. OUT appears only when it is whole, and runs wherever GGUF files do.",
+    3,
+    3,
+    options,
+    PST_ARRAY_LEN(options),
+    run_calibrate};

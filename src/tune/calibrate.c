@@ -1,0 +1,523 @@
+/* A model's weights rounded for a workload's traffic.
+ *
+ * Owns the order of things: the float model and its adapter, Gram matrices of the traffic, their factors, what each matrix costs in each type, the choice, the
+ * file and its proof. How a matrix is rounded is feedback.c's business, how models are compared divergence.c's, who gets which type allocate.c's.
+ *
+ * What a type costs a matrix is measured once, by the divergence that the matrices of one input cause at their smallest types with all others in float; the other
+ * types are scaled from that by their rounding errors, weighted by the Gram matrix: for errors this small the divergence is a quadratic form of them. */
+#include <penstock/tune_calibrate.h>
+
+#include <math.h>
+#include <string.h>
+
+#include "tune/allocate.h"
+#include "tune/divergence.h"
+#include "tune/feedback.h"
+#include "tune/gram.h"
+
+const uint32_t pst_tune_calibrate_types[PST_TUNE_CALIBRATE_TYPES] = {
+    PST_TYPE_Q4_0, PST_TYPE_Q4_K, PST_TYPE_Q4_1, PST_TYPE_Q5_0,
+    PST_TYPE_Q5_K, PST_TYPE_Q5_1, PST_TYPE_Q6_K, PST_TYPE_Q8_0,
+};
+
+/* Errors of types are told from every so manieth row. */
+enum { ROW_STEP = 8 };
+
+/* A matrix of the file that is rounded. */
+typedef struct matrix {
+  char name[48];
+  size_t n_rows, n_cols;
+  const float *w, *feedback; /* feedback NULL: it is looked up, not multiplied */
+  const float **slots[2];    /* where the trial model points to it; NULL: none */
+  pst_tune_choice choice;    /* losses: rounding errors first, then divergences */
+  uint8_t *out;              /* rounded to the chosen type */
+} matrix;
+
+typedef struct calibration {
+  const pst_tune_calibrate_options *o;
+  pst_tune_model model, trial; /* trial: the same with layers of its own, whose weights are exchanged */
+  pst_tune_lora none;          /* an adapter without targets */
+  pst_tune_team *team;
+  pst_tune_net_f32 *net;
+  pst_tune_grams grams;
+  matrix *matrices;
+  size_t n_matrices;
+  float *floats; /* [largest group's elements] of a probe */
+  int64_t n_done;
+} calibration;
+
+pst_tune_calibrate_options pst_tune_calibrate_options_default(void) {
+  return (pst_tune_calibrate_options){
+      .bits = 4.6, .damping = 0.01, .feedback = true, .max_tokens = 512, .search_tokens = 512};
+}
+
+static int tell(calibration *c, const char *what, int64_t n, pst_error *err) {
+  c->n_done += n;
+  if (c->o->progress) {
+    pst_progress_note(c->o->progress, "%s", what);
+    pst_progress_update(c->o->progress, c->n_done);
+  }
+  if (c->o->cancelled && c->o->cancelled(c->o->user)) return pst_error_set(err, PST_E_CANCELLED, NULL, "cancelled");
+  return 0;
+}
+
+/* ---- the float model ---- */
+
+/* The weights of a tensor by its name in the file; NULL: none of the layers'. */
+static float *weights_of(const pst_tune_model *m, const char *name, size_t *ret_rows, size_t *ret_cols) {
+  for (size_t i = 0; i < m->n_layers; i++)
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+      char full[48];
+      const pst_tune_linear *l = &m->layers[i].linear[r];
+      (void)snprintf(full, sizeof full, "blk.%zu.%s.weight", i, pst_engine_role_name((pst_engine_role)r));
+      if (strcmp(full, name) != 0 || !l->n_out) continue;
+      *ret_rows = l->n_out;
+      *ret_cols = l->n_in;
+      return (float *)m->memory + (l->w - (const float *)m->memory);
+    }
+  return NULL;
+}
+
+static int merge(pst_tune_model *m, const pst_engine_lora *lora, const char *path, pst_error *err) {
+  for (size_t k = 0; k < lora->n_targets; k++) {
+    const pst_engine_lora_target *t = &lora->targets[k];
+    size_t n_rows = 0, n_cols = 0, rank = (size_t)t->rank;
+    float scale = (float)pst_engine_lora_scale(lora, t), *w = weights_of(m, t->name, &n_rows, &n_cols);
+    if (!w || n_rows != (size_t)t->n_out || n_cols != (size_t)t->n_in)
+      return pst_error_set(err, PST_E_BAD_INPUT, path, "the adapter's '%s' fits no matrix of the model's layers",
+                           t->name);
+    for (size_t r = 0; r < n_rows; r++)
+      for (size_t j = 0; j < rank; j++) {
+        float f = scale * t->b[r * rank + j];
+        for (size_t i = 0; i < n_cols; i++) w[r * n_cols + i] += f * t->a[j * n_cols + i];
+      }
+  }
+  return 0;
+}
+
+static int load_float(const char *path, const char *adapter, int n_threads, pst_tune_model *ret_model, pst_error *err) {
+  pst_engine_model *source = NULL;
+  pst_engine_lora lora = {0};
+  int code = pst_engine_model_open(path, n_threads, &source, err);
+  if (code) return code;
+  const pst_engine_model_info *info = pst_engine_model_get_info(source);
+  if (adapter) code = pst_engine_lora_read(adapter, info, &lora, err);
+  if (!code && adapter && strcmp(lora.architecture, info->architecture) != 0)
+    code = pst_error_set(err, PST_E_BAD_INPUT, adapter, "is for models of architecture '%s', not '%s'",
+                         lora.architecture, info->architecture);
+  if (!code && !(code = pst_tune_model_load(source, NULL, ret_model, err)) && adapter &&
+      (code = merge(ret_model, &lora, adapter, err)))
+    pst_tune_model_done(ret_model);
+  pst_engine_lora_done(&lora);
+  pst_engine_model_unref(source);
+  return code;
+}
+
+/* A net without an adapter. */
+static int make_net(calibration *c, size_t max_tokens, pst_error *err) {
+  const pst_tune_model *m = &c->model;
+  int n_threads = c->o->threads ? c->o->threads : pst_cpu_count();
+  size_t scratch = PST_MAX(pst_tune_scratch_bytes(max_tokens, m->n_ff),
+                           pst_tune_rounding_scratch(PST_MAX(m->n_ff, PST_MAX(m->n_embd, m->n_heads * m->head_dim))));
+  c->none = (pst_tune_lora){.rank = 1, .scale = 1, .n_layers = m->n_layers};
+  c->none.layers = pst_calloc(m->n_layers, sizeof *c->none.layers);
+  if (!c->none.layers) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a layer table");
+  for (size_t i = 0; i < m->n_layers; i++)
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) c->none.layers[i].place[r] = PST_TUNE_NO_ADAPTER;
+  int code = pst_tune_team_create(n_threads, scratch, &c->team, err);
+  return code ? code : pst_tune_net_create_f32(m, &c->none, c->team, max_tokens, max_tokens, max_tokens, &c->net, err);
+}
+
+static void done(calibration *c) {
+  for (size_t i = 0; i < c->n_matrices; i++) pst_free(c->matrices[i].out);
+  pst_free(c->matrices);
+  pst_free(c->floats);
+  pst_free(c->trial.layers);
+  pst_tune_grams_done(&c->grams);
+  pst_tune_net_free_f32(c->net);
+  pst_tune_team_free(c->team);
+  pst_free(c->none.layers);
+  if (c->model.memory) pst_tune_model_done(&c->model);
+}
+
+/* ---- matrices ---- */
+
+static void offer_types(matrix *x) {
+  for (int t = 0; t < PST_TUNE_CALIBRATE_TYPES; t++) {
+    uint32_t type = pst_tune_calibrate_types[t];
+    size_t bytes = pst_kernels_row_bytes(type, x->n_cols);
+    if (bytes) x->choice.offers[x->choice.n++] = (pst_tune_offer){type, (int64_t)(bytes * x->n_rows), 0};
+  }
+}
+
+static matrix *add_matrix(calibration *c, const char *name, size_t n_rows, size_t n_cols, const float **slot) {
+  matrix *x = &c->matrices[c->n_matrices++];
+  (void)snprintf(x->name, sizeof x->name, "%s", name);
+  x->n_rows = n_rows;
+  x->n_cols = n_cols;
+  x->w = *slot;
+  x->slots[0] = slot;
+  offer_types(x);
+  return x;
+}
+
+/* In groups: the members of a layer's group stand one behind the other, the embedding and the head last. */
+static int list_matrices(calibration *c, pst_error *err) {
+  const pst_tune_model *m = &c->model;
+  c->matrices = pst_calloc(m->n_layers * PST_ENGINE_ROLE_COUNT + 2, sizeof *c->matrices);
+  c->trial = *m;
+  c->trial.layers = pst_malloc(m->n_layers * sizeof *m->layers);
+  if (!c->matrices || !c->trial.layers)
+    return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a table of matrices");
+  memcpy(c->trial.layers, m->layers, m->n_layers * sizeof *m->layers);
+  for (size_t i = 0; i < m->n_layers; i++)
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+      char name[48];
+      pst_tune_linear *l = &c->trial.layers[i].linear[r];
+      (void)snprintf(name, sizeof name, "blk.%zu.%s.weight", i, pst_engine_role_name((pst_engine_role)r));
+      int g = 0;
+      while (r >= pst_tune_group_members((pst_tune_group)g).first + pst_tune_group_members((pst_tune_group)g).n) g++;
+      add_matrix(c, name, l->n_out, l->n_in, &l->w)->feedback = c->grams.layers[i][g];
+    }
+  matrix *x = add_matrix(c, "token_embd.weight", m->n_vocab, m->n_embd, &c->trial.embedding);
+  if (m->head == m->embedding) {
+    x->slots[1] = &c->trial.head;
+    x->feedback = c->grams.head;
+  } else {
+    add_matrix(c, "output.weight", m->n_vocab, m->n_embd, &c->trial.head)->feedback = c->grams.head;
+  }
+  for (size_t i = 0; i < c->n_matrices; i++) {
+    if (!c->matrices[i].choice.n)
+      return pst_error_set(err, PST_E_UNSUPPORTED, c->matrices[i].name, "rows of %zu are no multiple of 32",
+                           c->matrices[i].n_cols);
+    if (!c->o->feedback) c->matrices[i].feedback = NULL;
+  }
+  return 0;
+}
+
+/* Matrices [first, *ret_end) whose divergence is measured together. */
+static size_t group_end(const calibration *c, size_t first) {
+  size_t end = first + 1;
+  while (end < c->n_matrices && c->matrices[first].feedback && c->matrices[end].feedback == c->matrices[first].feedback)
+    end++;
+  return end;
+}
+
+static int explain(int code, const matrix *x, pst_error *err) {
+  if (code == PST_E_BAD_INPUT) return pst_error_set(err, code, x->name, "holds a weight that is not finite");
+  if (code == PST_E_LIMIT) return pst_error_set(err, code, x->name, "holds a weight that is too large for its type");
+  return pst_error_set(err, code, x->name, "no memory to round it");
+}
+
+static int round_matrix(calibration *c, const matrix *x, uint32_t type, bool with_feedback, size_t row_step,
+                        uint8_t *out, double *ret_error, pst_error *err) {
+  pst_tune_rounding r = {.type = type,
+                         .n_rows = x->n_rows,
+                         .n_cols = x->n_cols,
+                         .w = x->w,
+                         .feedback = with_feedback ? x->feedback : NULL,
+                         .row_step = row_step,
+                         .out = out};
+  int code = pst_tune_round(c->team, &r);
+  if (code) return explain(code, x, err);
+  if (ret_error) *ret_error = r.error;
+  return 0;
+}
+
+static void read_rounded(const matrix *x, uint32_t type, const uint8_t *rows, float *ret_floats) {
+  size_t bytes = pst_kernels_row_bytes(type, x->n_cols);
+  for (size_t r = 0; r < x->n_rows; r++)
+    (void)pst_kernels_dequantize_row(type, rows + r * bytes, x->n_cols, ret_floats + r * x->n_cols);
+}
+
+static void point(matrix *x, const float *w) {
+  for (int s = 0; s < 2; s++)
+    if (x->slots[s]) *x->slots[s] = w;
+}
+
+/* ---- steps ---- */
+
+static int capture(calibration *c, const pst_tune_traffic *traffic, pst_error *err) {
+  pst_tune_batch *batches = NULL;
+  size_t n = 0;
+  double loss;
+  int code = pst_tune_grams_create(&c->model, &c->grams, err);
+  if (!code)
+    code = pst_tune_traffic_batches(traffic, 0, c->net->max_tokens, c->net->max_position, true, &batches, &n, err);
+  for (size_t i = 0; i < n && !code; i++) {
+    pst_tune_net_run_f32(c->net, &batches[i], 0, &loss);
+    pst_tune_grams_add(&c->grams, c->net, &batches[i]);
+    code = tell(c, "reading traffic", (int64_t)batches[i].n_tokens, err);
+  }
+  for (size_t i = 0; i < n; i++) pst_tune_batch_done(&batches[i]);
+  pst_free(batches);
+  return code;
+}
+
+typedef struct factoring {
+  calibration *c;
+  double **work; /* of each piece's thread: pieces of one run are as many as threads */
+  size_t next, n;
+  int code[PST_TUNE_GROUP_COUNT];
+} factoring;
+
+static void factor_piece(void *arg, size_t piece, void *scratch) {
+  factoring *f = arg;
+  size_t layer = f->next;
+  (void)scratch;
+  f->code[piece] = pst_tune_feedback_make(f->c->grams.layers[layer][piece], f->c->grams.width[piece], f->c->o->damping,
+                                          f->work[piece]);
+}
+
+/* Gram matrices become feedback: a layer's groups side by side. */
+static int factor_all(calibration *c, pst_error *err) {
+  double *work[PST_TUNE_GROUP_COUNT] = {0};
+  factoring f = {.c = c, .work = work};
+  int code = 0;
+  for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) {
+    work[g] = pst_malloc(pst_tune_feedback_work(PST_MAX(c->grams.width[g], c->grams.n_embd)) * sizeof(double));
+    if (!work[g]) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory to factor Gram matrices");
+  }
+  for (; f.next < c->grams.n_layers && !code; f.next++) {
+    pst_tune_team_run(c->team, PST_TUNE_GROUP_COUNT, factor_piece, &f);
+    for (int g = 0; g < PST_TUNE_GROUP_COUNT && !code; g++)
+      if (f.code[g])
+        code =
+            pst_error_set(err, f.code[g], NULL, "the traffic drives layer %zu to values that are not finite", f.next);
+    if (!code) code = tell(c, "factoring", 1, err);
+  }
+  if (!code && pst_tune_feedback_make(c->grams.head, c->grams.n_embd, c->o->damping, work[0]))
+    code = pst_error_set(err, PST_E_BAD_INPUT, NULL, "the traffic drives the head to values that are not finite");
+  for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) pst_free(work[g]);
+  return code;
+}
+
+/* Rounding errors of matrices [first, end) in every type, and the divergence when they have their cheapest. */
+static int probe_group(calibration *c, size_t first, size_t end, pst_tune_judge *judge, pst_error *err) {
+  size_t most = 0, at = 0;
+  double together = 0;
+  int code = 0;
+  for (size_t i = first; i < end; i++)
+    for (int t = 0; t < c->matrices[i].choice.n; t++)
+      most = PST_MAX(most, (size_t)c->matrices[i].choice.offers[t].bytes);
+  uint8_t *out = pst_malloc(most);
+  if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
+  for (size_t i = first; i < end && !code; i++) {
+    matrix *x = &c->matrices[i];
+    for (int t = 0; t < x->choice.n && !code; t++)
+      code = round_matrix(c, x, x->choice.offers[t].type, true, ROW_STEP, out, &x->choice.offers[t].loss, err);
+    if (code) break;
+    const pst_tune_offer *cheapest = &x->choice.offers[pst_tune_cheapest(&x->choice)];
+    code = round_matrix(c, x, cheapest->type, true, 1, out, NULL, err);
+    read_rounded(x, cheapest->type, out, c->floats + at);
+    point(x, c->floats + at);
+    at += x->n_rows * x->n_cols;
+    together += cheapest->loss;
+  }
+  pst_free(out);
+  if (code) return code;
+  double divergence = pst_tune_judge_run(judge, &c->trial).answers;
+  for (size_t i = first; i < end; i++) {
+    matrix *x = &c->matrices[i];
+    point(x, x->w);
+    for (int t = 0; t < x->choice.n; t++) x->choice.offers[t].loss *= together > 0 ? divergence / together : 0;
+  }
+  return 0;
+}
+
+static int probe(calibration *c, const pst_tune_traffic *search, pst_error *err) {
+  pst_tune_judge judge = {0};
+  size_t largest = 0;
+  for (size_t i = 0, end; i < c->n_matrices; i = end) {
+    size_t n = 0;
+    end = group_end(c, i);
+    for (size_t k = i; k < end; k++) n += c->matrices[k].n_rows * c->matrices[k].n_cols;
+    largest = PST_MAX(largest, n);
+  }
+  c->floats = pst_malloc(largest * sizeof *c->floats);
+  if (!c->floats) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a rounded matrix");
+  int code = pst_tune_judge_create(c->net, &c->model, search, c->o->search_tokens, true, &judge, err);
+  for (size_t i = 0, end; i < c->n_matrices && !code; i = end) {
+    end = group_end(c, i);
+    code = probe_group(c, i, end, &judge, err);
+    if (!code) code = tell(c, "measuring matrices", (int64_t)(end - i), err);
+  }
+  pst_tune_judge_done(&judge);
+  return code;
+}
+
+/* What the other tensors take, and what is left for matrices. */
+static int choose(calibration *c, const char *in_path, pst_tune_calibrate_report *report, pst_error *err) {
+  int64_t bytes = 0, elements = 0, ours = 0;
+  pst_engine_tensor *given = pst_calloc(c->n_matrices, sizeof *given);
+  pst_tune_choice *choices = pst_calloc(c->n_matrices, sizeof *choices);
+  int code = given && choices ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to choose types");
+  if (!code) code = pst_engine_replace_measure(in_path, NULL, 0, &report->source_bytes, &elements, err);
+  for (size_t i = 0; i < c->n_matrices && !code; i++) {
+    const matrix *x = &c->matrices[i];
+    const pst_tune_offer *o = &x->choice.offers[pst_tune_cheapest(&x->choice)];
+    choices[i] = x->choice;
+    given[i] = (pst_engine_tensor){x->name, o->type, x->n_rows, x->n_cols, NULL};
+    ours += o->bytes;
+  }
+  if (!code) code = pst_engine_replace_measure(in_path, given, c->n_matrices, &bytes, &elements, err);
+  int64_t budget = (int64_t)floor(c->o->bits * (double)elements / 8) - (bytes - ours);
+  if (!code && pst_tune_allocate(choices, c->n_matrices, budget))
+    code = pst_error_set(err, PST_E_LIMIT, "bits", "%g bits a weight are too few: the smallest types take %.4f",
+                         c->o->bits, (double)bytes * 8 / (double)elements);
+  report->predicted = 0;
+  for (size_t i = 0; i < c->n_matrices && !code; i++) {
+    const pst_tune_offer *o = &choices[i].offers[choices[i].chosen];
+    c->matrices[i].choice = choices[i];
+    report->predicted += o->loss;
+    bytes += o->bytes - c->matrices[i].choice.offers[pst_tune_cheapest(&choices[i])].bytes;
+    for (int t = 0; t < PST_TUNE_CALIBRATE_TYPES; t++) report->n_matrices[t] += pst_tune_calibrate_types[t] == o->type;
+  }
+  report->bytes = bytes;
+  report->elements = elements;
+  report->bits = (double)bytes * 8 / (double)PST_MAX(elements, 1);
+  pst_free(given);
+  pst_free(choices);
+  return code;
+}
+
+static const pst_tune_offer *chosen(const matrix *x) { return &x->choice.offers[x->choice.chosen]; }
+
+/* All matrices in their types, into x->out. */
+static int round_all(calibration *c, bool with_feedback, pst_error *err) {
+  int code = 0;
+  for (size_t i = 0; i < c->n_matrices && !code; i++) {
+    matrix *x = &c->matrices[i];
+    if (!x->out) x->out = pst_malloc((size_t)chosen(x)->bytes);
+    if (!x->out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the rounded model");
+    code = round_matrix(c, x, chosen(x)->type, with_feedback, 1, x->out, NULL, err);
+    if (!code) code = tell(c, "rounding", 1, err);
+  }
+  return code;
+}
+
+static int write_file(calibration *c, const char *in_path, const char *out_path, pst_error *err) {
+  pst_engine_tensor *given = pst_calloc(c->n_matrices, sizeof *given);
+  if (!given) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a table of matrices");
+  for (size_t i = 0; i < c->n_matrices; i++) {
+    const matrix *x = &c->matrices[i];
+    given[i] = (pst_engine_tensor){x->name, chosen(x)->type, x->n_rows, x->n_cols, x->out};
+  }
+  int code = pst_engine_replace(in_path, out_path, given, c->n_matrices, c->o->adapter, err);
+  pst_free(given);
+  return code;
+}
+
+/* ---- proof ---- */
+
+typedef struct proof {
+  pst_tune_judge held_out, general;
+} proof;
+
+static int proof_create(calibration *c, const pst_tune_traffic *held_out, const pst_tune_traffic *general, proof *p,
+                        pst_error *err) {
+  int code = pst_tune_judge_create(c->net, &c->model, held_out, 0, false, &p->held_out, err);
+  if (!code && general) code = pst_tune_judge_create(c->net, &c->model, general, 0, false, &p->general, err);
+  return code;
+}
+
+static void measure(proof *p, const pst_tune_model *model, pst_tune_divergence *ret_held_out,
+                    pst_tune_divergence *ret_general) {
+  *ret_held_out = pst_tune_judge_run(&p->held_out, model);
+  if (p->general.n_rows) *ret_general = pst_tune_judge_run(&p->general, model);
+}
+
+/* The same types without calibration. */
+static int measure_plain(calibration *c, proof *p, pst_tune_calibrate_report *report, pst_error *err) {
+  size_t n = 0, at = 0;
+  for (size_t i = 0; i < c->n_matrices; i++) n += c->matrices[i].n_rows * c->matrices[i].n_cols;
+  int code = round_all(c, false, err);
+  float *floats = code ? NULL : pst_malloc(n * sizeof *floats);
+  if (code) return code;
+  if (!floats) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the rounded model");
+  for (size_t i = 0; i < c->n_matrices; i++) {
+    matrix *x = &c->matrices[i];
+    read_rounded(x, chosen(x)->type, x->out, floats + at);
+    point(x, floats + at);
+    at += x->n_rows * x->n_cols;
+  }
+  measure(p, &c->trial, &report->plain, &report->plain_general);
+  for (size_t i = 0; i < c->n_matrices; i++) point(&c->matrices[i], c->matrices[i].w);
+  pst_free(floats);
+  return 0;
+}
+
+static int prove(calibration *c, const char *in_path, const char *out_path, const pst_tune_traffic *held_out,
+                 const pst_tune_traffic *general, pst_tune_calibrate_report *report, pst_error *err) {
+  proof p = {0};
+  pst_tune_model written = {0};
+  int code = proof_create(c, held_out, general, &p, err);
+  if (!code) code = measure_plain(c, &p, report, err);
+  if (!code) code = round_all(c, true, err);
+  if (!code) code = write_file(c, in_path, out_path, err);
+  if (!code) code = load_float(out_path, NULL, c->o->threads, &written, err);
+  if (!code) {
+    measure(&p, &written, &report->held_out, &report->general);
+    pst_tune_model_done(&written);
+  }
+  pst_tune_judge_done(&p.held_out);
+  pst_tune_judge_done(&p.general);
+  return code;
+}
+
+static int check_options(const pst_tune_calibrate_options *o, pst_error *err) {
+  if (!(o->bits > 0 && o->bits <= 32)) return pst_error_set(err, PST_E_BAD_INPUT, "bits", "bits a weight are above 0");
+  if (!(o->damping > 0 && o->damping <= 1))
+    return pst_error_set(err, PST_E_BAD_INPUT, "damping", "damping is above 0 and at most 1");
+  if (o->max_tokens < 2 || !o->search_tokens)
+    return pst_error_set(err, PST_E_BAD_INPUT, "max_tokens", "the model reads at least 2 tokens at once");
+  return 0;
+}
+
+int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_traffic *traffic,
+                       const pst_tune_traffic *search, const pst_tune_traffic *held_out,
+                       const pst_tune_traffic *general, const pst_tune_calibrate_options *options,
+                       pst_tune_calibrate_report *ret_report, pst_error *err) {
+  calibration c = {.o = options};
+  pst_tune_calibrate_report report = {.held_out = {NAN, NAN, NAN, 0, 0}, .general = {NAN, NAN, NAN, 0, 0}};
+  report.plain = report.plain_general = report.general;
+  int64_t start = pst_clock_us();
+  int code = check_options(options, err);
+  if (!code) code = load_float(in_path, options->adapter, options->threads, &c.model, err);
+  if (!code) code = make_net(&c, options->max_tokens, err);
+  if (!code && options->progress)
+    options->progress->total = (int64_t)(traffic->n_tokens - traffic->n_texts + c.model.n_layers +
+                                         3 * (c.model.n_layers * PST_ENGINE_ROLE_COUNT + 1));
+  if (!code) code = capture(&c, traffic, err);
+  report.n_calibration_tokens = c.grams.n_tokens;
+  if (!code) code = factor_all(&c, err);
+  if (!code) code = list_matrices(&c, err);
+  if (!code) code = probe(&c, search, err);
+  if (!code) code = choose(&c, in_path, &report, err);
+  if (!code) code = prove(&c, in_path, out_path, held_out, general, &report, err);
+  done(&c);
+  if (code) return code;
+  report.seconds = (double)(pst_clock_us() - start) / 1e6;
+  *ret_report = report;
+  return 0;
+}
+
+int pst_tune_diverge(const char *in_path, const char *adapter, const char *path, const pst_tune_traffic *traffic,
+                     const pst_tune_calibrate_options *options, pst_tune_divergence *ret_divergence, pst_error *err) {
+  calibration c = {.o = options};
+  pst_tune_model other = {0};
+  pst_tune_judge judge = {0};
+  int code = load_float(in_path, adapter, options->threads, &c.model, err);
+  if (!code) code = make_net(&c, options->max_tokens, err);
+  if (!code) code = pst_tune_judge_create(c.net, &c.model, traffic, 0, false, &judge, err);
+  if (!code) code = load_float(path, NULL, options->threads, &other, err);
+  if (!code && (other.n_layers != c.model.n_layers || other.n_embd != c.model.n_embd || other.n_ff != c.model.n_ff ||
+                other.n_vocab != c.model.n_vocab || other.n_heads != c.model.n_heads ||
+                other.n_kv_heads != c.model.n_kv_heads || other.head_dim != c.model.head_dim))
+    code = pst_error_set(err, PST_E_BAD_INPUT, path, "is a model of other shapes than %s", in_path);
+  if (!code) *ret_divergence = pst_tune_judge_run(&judge, &other);
+  if (other.memory) pst_tune_model_done(&other);
+  pst_tune_judge_done(&judge);
+  done(&c);
+  return code;
+}

@@ -1,0 +1,228 @@
+/* Rounding with error feedback (feedback.h).
+ *
+ * The factor comes without an inverse: with H = L^T L (L lower triangular, found from the last column to the first) U is (L^-1)^T. Rows are independent, so
+ * they are cut into chunks for the threads; inside a block of the type a row is worked through column by column, and what a block leaves to all columns
+ * behind it is one product for the chunk. A block's scales are chosen when its turn comes, for the weights as they are then: in short blocks of few
+ * levels some multiples of the scale that the search of kernels/quantize.c finds are tried with feedback inside the block, and the cheapest is kept. */
+#include "tune/feedback.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+enum { CHUNK = 32, MAX_DAMPINGS = 7, MAX_TRIED_BYTES = 20 };
+
+/* ---- the factor ---- */
+
+size_t pst_tune_feedback_work(size_t n) { return 2 * n * n; }
+
+/* y -= f x, [n]. */
+static void subtract(double *restrict y, const double *restrict x, double f, size_t n) {
+  for (size_t i = 0; i < n; i++) y[i] -= f * x[i];
+}
+
+/* The lower triangle of a [n][n] becomes L with L^T L = a. False: a is not positive definite. */
+static bool factor(double *a, size_t n) {
+  for (size_t j = n; j-- > 0;) {
+    double *row = a + j * n, pivot = row[j];
+    if (!(pivot > 0) || !isfinite(pivot)) return false;
+    double root = sqrt(pivot);
+    for (size_t i = 0; i < j; i++) row[i] /= root;
+    row[j] = root;
+    for (size_t i = 0; i < j; i++) subtract(a + i * n, row, row[i], i + 1);
+  }
+  return true;
+}
+
+/* m = l^-1, lower triangles. */
+static void invert(const double *l, size_t n, double *m) {
+  for (size_t i = 0; i < n; i++) {
+    double *row = m + i * n, f = 1 / l[i * n + i];
+    memset(row, 0, n * sizeof *row);
+    for (size_t k = 0; k < i; k++) subtract(row, m + k * n, l[i * n + k], k + 1);
+    for (size_t k = 0; k < i; k++) row[k] *= f;
+    row[i] = f;
+  }
+}
+
+/* The damped lower triangle; an input that never is anything but 0 costs as much as the damping. */
+static void copy_damped(const float *gram, size_t n, double added, double *a) {
+  for (size_t i = 0; i < n; i++) {
+    for (size_t k = 0; k <= i; k++) a[i * n + k] = (double)gram[i * n + k];
+    a[i * n + i] += added;
+  }
+}
+
+int pst_tune_feedback_make(float *gram, size_t n, double damping, double *work) {
+  double *a = work, *m = work + n * n, mean = 0;
+  bool sound = true;
+  for (size_t i = 0; i < n * n; i++) sound = sound && isfinite(gram[i]);
+  for (size_t i = 0; i < n; i++) {
+    sound = sound && gram[i * n + i] >= 0;
+    mean += (double)gram[i * n + i] / (double)n;
+  }
+  if (!sound || !(damping > 0)) return PST_E_BAD_INPUT;
+  bool done = false;
+  for (int i = 0; i < MAX_DAMPINGS && !done; i++, damping *= 10) {
+    copy_damped(gram, n, mean > 0 ? damping * mean : 1, a);
+    done = factor(a, n);
+  }
+  if (!done) return PST_E_BAD_INPUT;
+  invert(a, n, m);
+  memset(gram, 0, n * n * sizeof *gram);
+  for (size_t j = 0; j < n; j++) {
+    double f = 1 / m[j * n + j];
+    gram[j * n + j] = (float)(f * f);
+    for (size_t k = j + 1; k < n; k++) gram[j * n + k] = (float)(m[k * n + j] * f);
+  }
+  return 0;
+}
+
+/* ---- rows ---- */
+
+typedef struct work {
+  pst_tune_rounding *r;
+  const pst_kernels_type_row *info;
+  const float *cost; /* [n_cols]: the feedback's diagonal; NULL: none */
+  double *errors;    /* of each chunk */
+  size_t step, n_rows;
+  bool tries;      /* other scales than the search's */
+  atomic_int code; /* of a chunk that failed */
+} work;
+
+/* A block of one row, rounded. */
+typedef struct trial {
+  float error[PST_KERNELS_MAX_BLOCK]; /* weight less its rounded value */
+  uint8_t codes[PST_KERNELS_MAX_BLOCK];
+  uint8_t block[PST_KERNELS_MAX_BLOCK * 2];
+  double cost;
+} trial;
+
+typedef struct space {
+  void *product; /* PST_KERNELS_WORK_BYTES */
+  float *w;      /* [CHUNK][n_cols]: as they are now */
+  float *error;  /* [CHUNK][block], negative: what the rest is given */
+  trial trials[2];
+  pst_kernels_grid grid;
+} space;
+
+size_t pst_tune_rounding_scratch(size_t n_cols) {
+  return PST_KERNELS_WORK_BYTES + sizeof(space) + 64 + CHUNK * (n_cols + PST_KERNELS_MAX_BLOCK) * sizeof(float);
+}
+
+static space *space_of(void *scratch, size_t n_cols) {
+  uint8_t *at = (uint8_t *)scratch + PST_KERNELS_WORK_BYTES;
+  space *s = (space *)(void *)at;
+  s->product = scratch;
+  s->w = (float *)(void *)(at + ((sizeof *s + 63) & ~(size_t)63));
+  s->error = s->w + CHUNK * n_cols;
+  return s;
+}
+
+/* The level nearest to v (ties to even), as a code. */
+static uint8_t code_of(float v, const pst_kernels_grid *g) {
+  float low = (float)g->low, high = (float)g->high;
+  v = v < low ? low : v > high ? high : v;
+  return (uint8_t)((int)((v + 12582912.0f) - 12582912.0f) - g->low);
+}
+
+/* x [n]: a row's block, which becomes what feedback makes of it; feedback: the block's own corner of the matrix, rows n_cols apart, or NULL. */
+static void round_columns(const pst_kernels_grid *g, float *x, size_t n, const float *feedback, size_t n_cols,
+                          trial *t) {
+  t->cost = 0;
+  for (size_t j = 0; j < n; j++) {
+    float scale = g->scale[j], min = g->min[j], inverse = fabsf(scale) > 0 ? 1 / scale : 0;
+    t->codes[j] = code_of(isfinite(inverse) ? (x[j] - min) * inverse : 0, g);
+    float e = x[j] - (scale * (float)(g->low + t->codes[j]) + min);
+    t->error[j] = e;
+    t->cost += (double)e * (double)e * (feedback ? (double)feedback[j * n_cols + j] : 1);
+    if (!feedback) continue;
+    const float *to = feedback + j * n_cols;
+    for (size_t k = j + 1; k < n; k++) x[k] -= e * to[k];
+  }
+}
+
+/* Tries the block's scales times `factor`. */
+static int try_scales(const work *w, space *s, const float *x, size_t at, const uint8_t *block, float factor,
+                      trial *t) {
+  size_t n = w->info->block_elements, n_cols = w->r->n_cols;
+  float now[PST_KERNELS_MAX_BLOCK];
+  memcpy(t->block, block, w->info->block_bytes);
+  int code = pst_kernels_block_stretch(w->r->type, factor, t->block);
+  if (!code) code = pst_kernels_block_grid(w->r->type, t->block, &s->grid);
+  if (code) return code;
+  memcpy(now, x, n * sizeof *now);
+  round_columns(&s->grid, now, n, w->r->feedback ? w->r->feedback + at * n_cols + at : NULL, n_cols, t);
+  return 0;
+}
+
+/* Columns [at, at + block) of one row: bytes into `out`, the errors into `error`. */
+static int round_block(const work *w, space *s, const float *x, size_t at, uint8_t *out, float *error, double *cost) {
+  static const float factors[] = {0.9f, 0.95f, 1.05f};
+  size_t n = w->info->block_elements;
+  for (size_t i = 0; i < n; i++)
+    if (!isfinite(x[i])) return PST_E_BAD_INPUT;
+  int best = 0, code = pst_kernels_quantize_row(w->r->type, x, n, w->cost ? w->cost + at : NULL, out);
+  if (!code) code = try_scales(w, s, x, at, out, 1, &s->trials[0]);
+  for (size_t i = 0; w->tries && i < PST_ARRAY_LEN(factors) && !code; i++) {
+    int other = !best;
+    if (try_scales(w, s, x, at, out, factors[i], &s->trials[other])) continue; /* beyond the scales' range */
+    if (s->trials[other].cost < s->trials[best].cost) best = other;
+  }
+  if (code) return code;
+  trial *t = &s->trials[best];
+  pst_kernels_block_put(w->r->type, t->codes, t->block);
+  memcpy(out, t->block, w->info->block_bytes);
+  for (size_t i = 0; i < n; i++) error[i] = -t->error[i];
+  *cost += t->cost;
+  return 0;
+}
+
+static void round_chunk(void *arg, size_t piece, void *scratch) {
+  work *w = arg;
+  const pst_tune_rounding *r = w->r;
+  size_t first = piece * CHUNK, n = PST_MIN((size_t)CHUNK, w->n_rows - first), cols = r->n_cols;
+  size_t block = w->info->block_elements, row_bytes = cols / block * w->info->block_bytes;
+  space *s = space_of(scratch, cols);
+  int code = 0;
+  double cost = 0;
+  for (size_t i = 0; i < n; i++) memcpy(s->w + i * cols, r->w + (first + i) * w->step * cols, cols * sizeof *s->w);
+  for (size_t at = 0; at < cols && !code; at += block) {
+    for (size_t i = 0; i < n && !code; i++)
+      code = round_block(w, s, s->w + i * cols + at, at,
+                         r->out + (first + i) * row_bytes + at / block * w->info->block_bytes, s->error + i * block,
+                         &cost);
+    size_t rest = at + block;
+    if (r->feedback && rest < cols && !code)
+      pst_kernels_product(pst_kernels_get(), n, cols - rest, block, (pst_kernels_floats){s->error, block, 1},
+                          (pst_kernels_floats){r->feedback + at * cols + rest, cols, 1}, s->w + rest, cols, true,
+                          s->product);
+  }
+  w->errors[piece] = cost;
+  if (code) atomic_store(&w->code, code);
+}
+
+int pst_tune_round(pst_tune_team *team, pst_tune_rounding *rounding) {
+  size_t cols = rounding->n_cols, step = PST_MAX(rounding->row_step, 1), n_rows = (rounding->n_rows + step - 1) / step;
+  size_t n = (n_rows + CHUNK - 1) / CHUNK;
+  work w = {.r = rounding, .info = pst_kernels_type_info(rounding->type), .step = step, .n_rows = n_rows};
+  if (!w.info || w.info->block_elements == 1 || cols % w.info->block_elements) return PST_E_UNSUPPORTED;
+  float *cost = pst_malloc(cols * sizeof *cost);
+  w.errors = pst_malloc(PST_MAX(n, 1) * sizeof *w.errors);
+  int code = cost && w.errors ? 0 : PST_E_NOMEM;
+  for (size_t i = 0; i < cols && rounding->feedback && !code; i++) cost[i] = rounding->feedback[i * cols + i];
+  if (rounding->feedback) w.cost = cost;
+  w.tries = w.cost && w.info->block_bytes <= MAX_TRIED_BYTES;
+  if (!code) {
+    pst_tune_team_run(team, n, round_chunk, &w);
+    code = atomic_load(&w.code);
+  }
+  if (!code) {
+    rounding->error = 0;
+    for (size_t i = 0; i < n; i++) rounding->error += w.errors[i];
+    rounding->error *= n_rows ? (double)rounding->n_rows / (double)n_rows : 1;
+  }
+  pst_free(cost);
+  pst_free(w.errors);
+  return code;
+}

@@ -1,0 +1,82 @@
+"""penstock calibrate from a workload's folder to a model file that runs, on a tiny model with random weights."""
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "faults"))
+import gguf_file  # noqa: E402
+
+WORDS = "refund parcel invoice broken late lamp chair please where my is the not a on".split()
+PARTS = ["examples"] * 12 + ["search"] * 6 + ["verify"] * 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model file, a workload and a general text."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    (folder / "tiny.gguf").write_bytes(gguf_file.build()[1])
+    workload = folder / "desk"
+    workload.mkdir()
+    (workload / "workload.json").write_text(json.dumps({
+        "schema": 1, "name": "desk", "task": {"kind": "text"}, "prompts": [{"name": "terse", "instruction": "Answer in a word."}], "grader": {"type": "exact"}, "goal": {"quality_floor": 0.5}}))
+    items = []
+    for i, part in enumerate(PARTS):
+        text = " ".join(WORDS[(i * 7 + k * (i + 3)) % len(WORDS)] for k in range(5)) + f" {i} {i * i} {chr(97 + i)}"
+        items.append({"id": f"m{i}", "messages": [{"role": "user", "content": text}], "reference": WORDS[i % 5], "part": part, "cluster": f"c{i}"})
+    (workload / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (folder / "general.txt").write_text("It was the best of times, it was the worst of times. " * 20)
+    return folder
+
+
+@pytest.fixture
+def calibrate(penstock, place, tmp_path):
+    """calibrate(*arguments) -> (exit code, output, errors, the new file)."""
+    def run(*arguments, out=None):
+        target = out or tmp_path / "new.gguf"
+        done = subprocess.run([penstock, "calibrate", place / "desk", place / "tiny.gguf", target, "--home", tmp_path / "home", "-q", *arguments], capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr, target
+    return run
+
+
+def test_a_file_that_runs(calibrate, penstock, place, tmp_path):
+    code, out, errors, path = calibrate("--bits", "6.5", "--json", "--general", str(place / "general.txt"))
+    assert code == 0, errors
+    report = json.loads(out)
+    assert report["bits"] <= 6.5 and report["bytes"] * 8 / report["elements"] == pytest.approx(report["bits"])
+    assert sum(report["matrices"].values()) == 1 + 7 * gguf_file.LAYERS
+    for key in ("held_out", "general"):
+        assert 0 < report[key]["all"] < 1
+    assert report["held_out"]["n_answers"] < report["held_out"]["n_all"]
+    shown = json.loads(subprocess.run([penstock, "inspect", path, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert shown["runs"]
+    told = subprocess.run([penstock, "run", path, "where is my parcel", "-n", "4", "--home", tmp_path / "home"], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
+def test_more_bits_are_nearer(calibrate, tmp_path):
+    found = [json.loads(calibrate("--bits", bits, "--json", out=tmp_path / bits)[1])["held_out"]["all"] for bits in ("5.6", "8.9")]
+    assert found[1] < found[0] / 10
+
+
+def test_threads_leave_no_trace(calibrate, tmp_path):
+    files = []
+    for threads in ("1", "2"):
+        code, _, errors, path = calibrate("--bits", "6.5", "--threads", threads, out=tmp_path / threads)
+        assert code == 0, errors
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_refusals(calibrate, place):
+    code, _, errors, path = calibrate("--bits", "3")
+    assert code in (1, 2) and "the smallest types take" in errors and not path.exists()
+    code, _, errors, path = calibrate("--at-once", "8")
+    assert code in (1, 2) and "more than the 8" in errors and not path.exists()
+    path.write_text("mine")
+    code, _, errors, _ = calibrate()
+    assert code in (1, 2) and "--force" in errors and path.read_text() == "mine"
+    code, _, errors, _ = calibrate("--adapter", "/no/such/adapter", "--force")
+    assert code in (1, 2) and "adapter" in errors and path.read_text() == "mine"
