@@ -100,10 +100,17 @@ static bool split_name(const char *name, int n_layers, int *ret_layer, pst_str *
 
 /* ---- layout ---- */
 
+/* Of finite floats without their signs the greater has the greater bits. */
 static bool fits_half(const float *x, size_t n, double scale) {
-  float most = 0;
-  for (size_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
-  return (double)most * scale < 65504.0;
+  uint32_t most = 0;
+  float greatest;
+  for (size_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    most = PST_MAX(most, bits & 0x7fffffffu);
+  }
+  memcpy(&greatest, &most, sizeof greatest);
+  return (double)greatest * scale < 65504.0;
 }
 
 /* Beside quantized weights half precision: its rounding is far below theirs, and the bytes are what an adapter costs. */
@@ -113,7 +120,7 @@ static uint32_t type_of(const pst_kernels_matrix *base, const float *x, size_t n
 
 static size_t take_bytes(making *m, const pst_kernels_matrix *matrix) {
   size_t at = m->used;
-  m->used += (pst_kernels_matrix_bytes(matrix) + 63) & ~(size_t)63;
+  m->used += (pst_kernels_matrix_bytes(matrix) + 63) & ~(size_t)63; /* what kernels read past its end included */
   return at;
 }
 
@@ -161,7 +168,7 @@ static int add_target(making *m, const pst_engine_lora_target *t) {
 
 /* ---- packing ---- */
 
-/* rows [first, first + n_rows) of x, each element times scale, into the matrix at dst. */
+/* The rows of x, each element times scale, into the matrix at dst. What lies between it and the next is zeroed: the key is a hash of all. */
 static int pack(const pst_kernels_matrix *w, const float *x, float scale, uint8_t *dst) {
   enum { GROUP = PST_KERNELS_GROUP };
   size_t row_bytes = pst_kernels_row_bytes(w->type, w->n_cols);
@@ -178,6 +185,8 @@ static int pack(const pst_kernels_matrix *w, const float *x, float scale, uint8_
       code = pst_kernels_quantize_row(w->type, floats, n, NULL, rows);
     if (!code) pst_kernels_matrix_pack(w, rows, g, g + 1, dst);
   }
+  size_t end = w->n_groups * w->group_bytes, taken = (pst_kernels_matrix_bytes(w) + 63) & ~(size_t)63;
+  memset(dst + end, 0, taken - end);
   pst_free(floats);
   pst_free(rows);
   return code;
@@ -199,10 +208,9 @@ static void pack_some(void *arg, pst_engine_team *team, int index) {
 
 static int pack_all(making *m) {
   pst_engine_adapter *a = m->adapter;
-  a->memory_bytes = m->used + 64; /* kernels read a little past a matrix */
+  a->memory_bytes = m->used;
   a->memory = pst_malloc_aligned(a->memory_bytes, 64);
   if (!a->memory) return pst_error_set(m->err, PST_E_NOMEM, NULL, "no memory for an adapter");
-  memset(a->memory, 0, a->memory_bytes);
   pst_engine_pool_run(PST_MIN(pst_cpu_count(), PST_ENGINE_MAX_THREADS), pack_some, m);
   if (atomic_load(&m->code)) return pst_error_set(m->err, atomic_load(&m->code), NULL, "no memory for an adapter");
   uint64_t key = a->model_key;

@@ -89,11 +89,15 @@ int pst_engine_lora_take_note(pst_engine_lora *lora, pst_engine_lora_note note, 
 }
 
 int pst_engine_lora_check_finite(const float *x, size_t n, pst_str name, const char *path, pst_error *err) {
-  for (size_t i = 0; i < n; i++)
-    if (!isfinite(x[i]))
-      return pst_error_set(err, PST_E_BAD_INPUT, path, "tensor '%.*s' holds a value that is not finite",
-                           (int)PST_MIN(name.n, (size_t)120), name.data);
-  return 0;
+  bool finite = true;
+  for (size_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &x[i], sizeof bits);
+    finite &= (bits & 0x7f800000u) != 0x7f800000u;
+  }
+  return finite ? 0
+                : pst_error_set(err, PST_E_BAD_INPUT, path, "tensor '%.*s' holds a value that is not finite",
+                                (int)PST_MIN(name.n, (size_t)120), name.data);
 }
 
 /* ---- reading ---- */
@@ -134,11 +138,10 @@ static int read_keys(const pst_engine_gguf *g, pst_engine_lora *lora, pst_error 
 }
 
 static int read_floats(const pst_engine_gguf_tensor *t, const char *path, float *out, pst_error *err) {
-  size_t n = (size_t)t->dims[0], bytes = pst_kernels_row_bytes(t->type, n);
-  for (size_t r = 0; r < t->n_elements / n; r++)
-    if (pst_kernels_dequantize_row(t->type, t->data + r * bytes, n, out + r * n))
-      return pst_error_set(err, PST_E_UNSUPPORTED, path, "tensor '%.*s' has type %s, which cannot be read as numbers",
-                           (int)PST_MIN(t->name.n, (size_t)120), t->name.data, pst_kernels_type_info(t->type)->name);
+  /* Rows have whole blocks, so that a matrix is one long row. */
+  if (pst_kernels_dequantize_row(t->type, t->data, (size_t)t->n_elements, out))
+    return pst_error_set(err, PST_E_UNSUPPORTED, path, "tensor '%.*s' has type %s, which cannot be read as numbers",
+                         (int)PST_MIN(t->name.n, (size_t)120), t->name.data, pst_kernels_type_info(t->type)->name);
   return pst_engine_lora_check_finite(out, (size_t)t->n_elements, t->name, path, err);
 }
 

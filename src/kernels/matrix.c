@@ -201,9 +201,18 @@ static void pack_row(const pst_kernels_matrix *m, const pst_kernels_layout *l, c
   }
 }
 
-static void pack_float_row(const pst_kernels_matrix *m, const uint8_t *row, size_t lane, uint8_t *group) {
-  size_t bytes = m->type == PST_TYPE_F32 ? 4 : 2;
-  for (size_t c = 0; c < m->n_cols; c++) memcpy(group + (c * PST_LANES + lane) * bytes, row + c * bytes, bytes);
+/* Column by column, so that what is written lies together. */
+static void pack_float_rows(const pst_kernels_matrix *m, const uint8_t *rows, size_t n_lanes, uint8_t *group) {
+  size_t n = m->n_cols;
+  if (m->type == PST_TYPE_F32) {
+    for (size_t c = 0; c < n; c++)
+      for (size_t lane = 0; lane < n_lanes; lane++)
+        memcpy(group + (c * PST_LANES + lane) * 4, rows + (lane * n + c) * 4, 4);
+    return;
+  }
+  for (size_t c = 0; c < n; c++)
+    for (size_t lane = 0; lane < n_lanes; lane++)
+      memcpy(group + (c * PST_LANES + lane) * 2, rows + (lane * n + c) * 2, 2);
 }
 
 void pst_kernels_matrix_pack(const pst_kernels_matrix *m, const void *src, size_t group_begin, size_t group_end,
@@ -218,13 +227,9 @@ void pst_kernels_matrix_pack(const pst_kernels_matrix *m, const void *src, size_
       memset(group, 0, m->group_bytes);
     else
       memset(group + m->group_bytes - 64, 0, 64);
-    for (size_t lane = 0; lane < n_lanes; lane++) {
-      const uint8_t *row = (const uint8_t *)src + ((g - group_begin) * PST_LANES + lane) * row_bytes;
-      if (m->is_float)
-        pack_float_row(m, row, lane, group);
-      else
-        pack_row(m, l, row, lane, group);
-    }
+    const uint8_t *rows = (const uint8_t *)src + (g - group_begin) * PST_LANES * row_bytes;
+    if (m->is_float) pack_float_rows(m, rows, n_lanes, group);
+    for (size_t lane = 0; lane < n_lanes && !m->is_float; lane++) pack_row(m, l, rows + lane * row_bytes, lane, group);
   }
   if (group_end == m->n_groups) memset(dst + m->n_groups * m->group_bytes, 0, 64);
 }
