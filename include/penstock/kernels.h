@@ -228,6 +228,9 @@ typedef enum pst_kernels_rope {
   PST_KERNELS_ROPE_HALVES, /* elements i and i + n_rot/2 ("neox": gemma3, qwen2, ...) */
 } pst_kernels_rope;
 
+/* Elements of a row as `dots` reads it. */
+#define PST_KERNELS_DOT_COLS(n_cols) (((size_t)(n_cols) + 15) & ~(size_t)15)
+
 /* One implementation. Shapes: rows of n contiguous floats unless said otherwise; no alignment is needed; outputs may be the inputs
  * where the text says so, otherwise they must not overlap. */
 typedef struct pst_kernels {
@@ -279,6 +282,11 @@ typedef struct pst_kernels {
    * n_tokens. add: the product is added to what out holds. Rows of other groups are not touched. work: WORK_BYTES of this thread. */
   void (*matmul)(const pst_kernels_matrix *w, const pst_kernels_input *input, size_t t0, size_t n_tokens,
                  size_t group_begin, size_t group_end, bool add, float *out, size_t out_stride, void *work);
+
+  /* out[t][r] = row r . x[t], rows of PST_KERNELS_DOT_COLS(n_cols) elements of F32 or F16 (`type`), zeros behind n_cols; x [n_tokens][n_cols], out [n_tokens][n_rows].
+   * For matrices of few rows: elements are lanes, not rows (an adapter's first matrix). */
+  void (*dots)(uint32_t type, const void *rows, size_t n_rows, size_t n_cols, const float *x, size_t n_tokens,
+               float *out);
 
   /* Stores one key or value row x[head_dim] at position `slot` (< 64) of a page. */
   void (*store_key)(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);

@@ -118,25 +118,32 @@ static uint32_t type_of(const pst_kernels_matrix *base, const float *x, size_t n
   return base->is_float || !fits_half(x, n, fabs(scale)) ? PST_TYPE_F32 : PST_TYPE_F16;
 }
 
-static size_t take_bytes(making *m, const pst_kernels_matrix *matrix) {
+static size_t a_row_bytes(const pst_engine_adapter_part *part) {
+  return PST_KERNELS_DOT_COLS(part->n_in) * (part->a_type == PST_TYPE_F32 ? 4 : 2);
+}
+
+static size_t a_bytes(const pst_engine_adapter_part *part) { return part->rank * a_row_bytes(part); }
+
+static size_t take_bytes(making *m, size_t bytes) {
   size_t at = m->used;
-  m->used += (pst_kernels_matrix_bytes(matrix) + 63) & ~(size_t)63; /* what kernels read past its end included */
+  m->used += (bytes + 63) & ~(size_t)63;
   return at;
 }
 
 static int add_part(making *m, const pst_engine_lora_target *t, int layer, const piece *p) {
   pst_engine_adapter_part *part = &m->adapter->layers[layer][p->slot];
-  if (part->a.n_rows)
+  if (part->rank)
     return pst_error_set(m->err, PST_E_BAD_INPUT, NULL, "two targets of the adapter are the same matrix: '%s'",
                          t->name);
   double scale = pst_engine_lora_scale(m->lora, t);
   size_t rank = (size_t)t->rank, n_in = (size_t)t->n_in;
-  uint32_t a_type = type_of(p->base, t->a, rank * n_in, 1);
   uint32_t b_type = type_of(p->base, t->b + (size_t)p->first * rank, p->base->n_rows * rank, scale);
-  int code = pst_kernels_matrix_init(a_type, rank, n_in, &part->a, m->err);
-  if (!code) code = pst_kernels_matrix_init(b_type, p->base->n_rows, rank, &part->b, m->err);
+  int code = pst_kernels_matrix_init(b_type, p->base->n_rows, rank, &part->b, m->err);
   if (code) return code;
-  size_t a_at = take_bytes(m, &part->a), b_at = take_bytes(m, &part->b);
+  part->rank = rank;
+  part->n_in = n_in;
+  part->a_type = type_of(p->base, t->a, rank * n_in, 1);
+  size_t a_at = take_bytes(m, a_bytes(part)), b_at = take_bytes(m, pst_kernels_matrix_bytes(&part->b));
   m->jobs[m->n_jobs++] = (pack_job){t, part, p->first, (float)scale, a_at, b_at};
   return 0;
 }
@@ -167,6 +174,18 @@ static int add_target(making *m, const pst_engine_lora_target *t) {
 }
 
 /* ---- packing ---- */
+
+/* The rows of a, padded with zeros. */
+static int pack_rows(const pst_engine_adapter_part *part, const float *x, uint8_t *dst) {
+  size_t bytes = a_row_bytes(part), own = pst_kernels_row_bytes(part->a_type, part->n_in);
+  int code = 0;
+  for (size_t r = 0; r < part->rank && !code; r++) {
+    code = pst_kernels_quantize_row(part->a_type, x + r * part->n_in, part->n_in, NULL, dst + r * bytes);
+    memset(dst + r * bytes + own, 0, bytes - own);
+  }
+  memset(dst + part->rank * bytes, 0, (-(part->rank * bytes)) & 63);
+  return code;
+}
 
 /* The rows of x, each element times scale, into the matrix at dst. What lies between it and the next is zeroed: the key is a hash of all. */
 static int pack(const pst_kernels_matrix *w, const float *x, float scale, uint8_t *dst) {
@@ -199,7 +218,7 @@ static void pack_some(void *arg, pst_engine_team *team, int index) {
   for (size_t i; (i = atomic_fetch_add(&m->next, 1)) < m->n_jobs && !atomic_load(&m->code);) {
     const pack_job *j = &m->jobs[i];
     uint8_t *memory = m->adapter->memory;
-    int code = pack(&j->part->a, j->target->a, 1, memory + j->a_at);
+    int code = pack_rows(j->part, j->target->a, memory + j->a_at);
     if (!code)
       code = pack(&j->part->b, j->target->b + (size_t)j->first * (size_t)j->target->rank, j->scale, memory + j->b_at);
     if (code) atomic_store(&m->code, code);
@@ -216,10 +235,10 @@ static int pack_all(making *m) {
   uint64_t key = a->model_key;
   for (size_t i = 0; i < m->n_jobs; i++) {
     const pack_job *j = &m->jobs[i];
-    j->part->a.data = a->memory + j->a_at;
+    j->part->a = a->memory + j->a_at;
     j->part->b.data = a->memory + j->b_at;
     ptrdiff_t place = j->part - &a->layers[0][0];
-    uint64_t shape[4] = {(uint64_t)place, j->part->a.type, j->part->b.type, j->part->a.n_rows};
+    uint64_t shape[4] = {(uint64_t)place, j->part->a_type, j->part->b.type, j->part->rank};
     key = pst_hash64(shape, sizeof shape, key);
   }
   a->key = pst_hash64(a->memory, a->memory_bytes, key) | 1;

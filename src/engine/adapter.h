@@ -21,7 +21,10 @@ typedef enum pst_engine_adapter_slot {
 
 /* out += b (a x), the scale being in b. */
 typedef struct pst_engine_adapter_part {
-  pst_kernels_matrix a, b; /* float types; [rank][n_in], [n_out][rank]; a.n_rows 0: there is none */
+  size_t rank, n_in;    /* rank 0: there is none */
+  uint32_t a_type;      /* F32 or F16 */
+  const uint8_t *a;     /* [rank][PST_KERNELS_DOT_COLS(n_in)] */
+  pst_kernels_matrix b; /* of a float type; [n_out][rank] */
 } pst_engine_adapter_part;
 
 struct pst_engine_adapter {
@@ -39,7 +42,7 @@ struct pst_engine_adapter {
 static inline const pst_engine_adapter_part *pst_engine_adapter_part_of(const pst_engine_adapter *adapter, int layer,
                                                                         pst_engine_adapter_slot slot) {
   const pst_engine_adapter_part *p = &adapter->layers[layer][slot];
-  return slot != PST_ENGINE_ADAPT_NONE && p->a.n_rows ? p : NULL;
+  return slot != PST_ENGINE_ADAPT_NONE && p->rank ? p : NULL;
 }
 
 #endif

@@ -76,8 +76,8 @@ bool pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, i
   if (total == 0) return false;
   while (pst_engine_walk_claim(w, total, 1, &begin, &end)) {
     piece c = piece_at(w, p, n_products, false, begin);
-    w->f->k->matmul(&c.part->a, input, (size_t)c.first, (size_t)c.n, 0, c.part->a.n_groups, false, c.inner,
-                    c.part->a.n_rows, w->mine->work);
+    w->f->k->dots(c.part->a_type, c.part->a, c.part->rank, c.part->n_in, input->x + (size_t)c.first * c.part->n_in,
+                  (size_t)c.n, c.inner);
   }
   w->stage++; /* the products go on with a counter of their own; nobody waits */
   return true;

@@ -30,6 +30,8 @@
                                        int32_t first, int32_t *ret_groups);                                            \
   void pst_kernels_delta_rule_##isa(float *state, size_t n_k, size_t n_v, const float *q, const float *k,              \
                                     const float *v, float decay, float beta, float *out);                              \
+  void pst_kernels_dots_##isa(uint32_t type, const void *rows, size_t n_rows, size_t n_cols, const float *x,           \
+                              size_t n_tokens, float *out);                                                            \
   float pst_kernels_sum_exp_##isa(const float *x, size_t n, float max);                                                \
   void pst_kernels_exp_less_##isa(const float *x, float shift, size_t n, float *out);                                  \
   void pst_kernels_panel_pack_##isa(const float *from, size_t stride, size_t n_deep, size_t n_cols, float *panel);     \
@@ -54,9 +56,10 @@
     .screen_pass = pst_kernels_screen_pass_##vectors, .sum_exp = pst_kernels_sum_exp_##vectors,                       \
     .panel_pack = pst_kernels_panel_pack_##vectors, .exp_less = pst_kernels_exp_less_##vectors,                       \
     .panel_product = pst_kernels_panel_product_##vectors, .delta_rule = pst_kernels_delta_rule_##vectors,             \
-    .matmul = pst_kernels_matmul_##isa, .store_key = pst_kernels_store_key_##vectors,                                 \
-    .store_value = pst_kernels_store_value_##vectors, .attention = pst_kernels_attention_##vectors,                   \
-    .attention_part = pst_kernels_attention_part_##vectors, .attention_merge = pst_kernels_attention_merge_##vectors, \
+    .dots = pst_kernels_dots_##vectors, .matmul = pst_kernels_matmul_##isa,                                           \
+    .store_key = pst_kernels_store_key_##vectors, .store_value = pst_kernels_store_value_##vectors,                   \
+    .attention = pst_kernels_attention_##vectors, .attention_part = pst_kernels_attention_part_##vectors,             \
+    .attention_merge = pst_kernels_attention_merge_##vectors,                                                         \
   }
 
 #endif

@@ -18,6 +18,9 @@
 /* Rows and 16-lane columns of a tile of a float product. */
 #define PST_PRODUCT_ROWS 6
 #define PST_PRODUCT_COLUMNS 1
+/* Of dots: rows with one token, and rows and tokens of a tile. */
+#define PST_DOT_ROWS 4
+#define PST_DOT_TILE 2
 
 typedef struct v16 {
   float32x4_t a, b, c, d; /* lanes 0-3, 4-7, 8-11, 12-15 */

@@ -15,6 +15,9 @@
 /* Rows and 16-lane columns of a tile of a float product. */
 #define PST_PRODUCT_ROWS 12
 #define PST_PRODUCT_COLUMNS 2
+/* Of dots: rows with one token, and rows and tokens of a tile. */
+#define PST_DOT_ROWS 8
+#define PST_DOT_TILE 4
 
 typedef __m512 v16;
 typedef __m512i i16;

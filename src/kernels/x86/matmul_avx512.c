@@ -438,16 +438,13 @@ INLINE __m512 load_float_weights(const int type, const uint8_t *group, size_t co
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
 }
 
-/* R groups by T tokens (at most 4 by 4, or 1 by 16): a chain over the columns for each element. Of one group, as an adapter's first matrix has, many tokens are
- * needed for as many chains. */
+/* R groups by T tokens (R * T <= 16): a chain over the columns for each element. */
 INLINE void float_tile(const int type, const int R, const int T, const uint8_t *group, size_t group_bytes,
                        size_t n_cols, const float *x, const tile_output *out, __mmask16 last_rows) {
-#define FLOAT_SUMS(X)                                                                                           \
-  X(0, 0)                                                                                                       \
-  X(0, 1)                                                                                                       \
-  X(0, 2)                                                                                                       \
-  X(0, 3) X(0, 4) X(0, 5) X(0, 6) X(0, 7) X(0, 8) X(0, 9) X(0, 10) X(0, 11) X(0, 12) X(0, 13) X(0, 14) X(0, 15) \
-      X(1, 0) X(1, 1) X(1, 2) X(1, 3) X(2, 0) X(2, 1) X(2, 2) X(2, 3) X(3, 0) X(3, 1) X(3, 2) X(3, 3)
+#define FLOAT_SUMS(X) \
+  X(0, 0)             \
+  X(0, 1)             \
+  X(0, 2) X(0, 3) X(1, 0) X(1, 1) X(1, 2) X(1, 3) X(2, 0) X(2, 1) X(2, 2) X(2, 3) X(3, 0) X(3, 1) X(3, 2) X(3, 3)
 #define DECLARE(r, t) __m512 f##r##t = _mm512_setzero_ps();
   FLOAT_SUMS(DECLARE)
 #undef DECLARE
@@ -479,13 +476,11 @@ INLINE void float_product(const int type, const pst_kernels_matrix *w, const flo
     for (size_t t = 0; t < n_tokens;) {
       tile_output o = {out + t * out_stride + g * PST_LANES, out_stride, 0, add};
       const float *xt = x + t * w->n_cols;
-      size_t step = n == 1 && n_tokens - t >= 16 ? 16 : n_tokens - t >= 4 ? 4 : 1;
+      size_t step = n_tokens - t >= 4 ? 4 : 1;
       if (n == 4 && step == 4)
         float_tile(type, 4, 4, group, w->group_bytes, w->n_cols, xt, &o, last);
       else if (n == 4)
         float_tile(type, 4, 1, group, w->group_bytes, w->n_cols, xt, &o, last);
-      else if (step == 16)
-        float_tile(type, 1, 16, group, w->group_bytes, w->n_cols, xt, &o, last);
       else if (step == 4)
         float_tile(type, 1, 4, group, w->group_bytes, w->n_cols, xt, &o, last);
       else
