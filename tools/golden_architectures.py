@@ -45,10 +45,15 @@ LLAMA_TOLERANCE = 1e-4
 LLAMA_DIFFERS = {
     "gemma2": (5e-3, "llama.cpp looks GELU up in a table of F16"),
     "gemma3": (5e-3, "the same"),
+    "gemma4": (2e-2, "the same; scores without a factor pass it on"),
+    "gemma4-ple": (2e-2, "the same"),
+    "gemma4-moe": (2e-2, "the same"),
     "gpt-oss-mxfp4": (1.0, "activations are quantized to 8 bits before products with MXFP4"),
 }
 # We keep keys and values in F16 and sum in another order.
 TOLERANCE, TOLERANCE_MXFP4 = (2e-3, 8e-3), (4e-2, 2e-1)
+# Gemma 4's scores have no factor, and on models of this size pass the rounding of keys on tenfold: the reference rounds them as well.
+TOLERANCE_ROUNDED = (2e-4, 1e-3)
 
 
 # ---- the numbers --------------------------------------------------------------------------------------------------------
@@ -70,8 +75,9 @@ def bits(name, n):
 
 
 def hashed(name, *shape):
-    """A tensor's numbers: norms around 1, decay rates around -1/2, all others around 0."""
-    mean = np.float32(1.0 if name.endswith("norm.weight") else -0.5 if name.endswith("ssm_a") else 0.0)
+    """A tensor's numbers: norms and scales around 1, decay rates around -1/2, all others around 0."""
+    around_one = "scale" in name or "norm" in name and name.endswith(".weight")
+    mean = np.float32(1.0 if around_one else -0.5 if name.endswith("ssm_a") else 0.0)
     unit = (bits(name, int(np.prod(shape))) >> np.uint64(40)).astype(np.float32) / np.float32(8388608.0) - np.float32(1.0)
     return (mean + np.float32(0.25) * unit).reshape(shape)
 
@@ -161,6 +167,21 @@ KINDS["qwen35moe"] = {**QWEN35, "experts": "qwen3", "shared": True,
 KINDS["qwen3next"] = {**KINDS["qwen35moe"], "delta_heads": "grouped", "config": ("Qwen3NextConfig", {
     **DELTA_CONFIG, **HYBRID_MOE, "decoder_sparse_step": 1, "rope_parameters": {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.5}})}
 KINDS["qwen35-mtp"] = {**KINDS["qwen35"], "mtp": True}
+# Full layers have larger heads than sliding ones, and fewer of them for keys, which are values as well (31B). The last layers of the models with
+# embeddings by layer (E2B, E4B) read what earlier layers keep, and are twice as wide. The mixture (26B-A4B) has both branches in every layer.
+FULL_HEAD, PER_LAYER = 32, 32
+GEMMA4 = dict(head_dim=HEAD, global_head_dim=FULL_HEAD, sliding_window=WINDOW, hidden_size_per_layer_input=0, rms_norm_eps=1e-5,
+              hidden_activation="gelu_pytorch_tanh", final_logit_softcapping=4.0, vocab_size_per_layer_input=VOCAB, rope_parameters={
+                  "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 100000.0},
+                  "sliding_attention": {"rope_type": "default", "rope_theta": THETA}})
+SLIDING_FULL = ["sliding_attention", "full_attention"]
+ONE_FULL = dict(attention_k_eq_v=True, num_global_key_value_heads=1)
+KINDS["gemma4"] = dict(layers=4, gemma4=True, post="gemma", config=("Gemma4TextConfig", {**GEMMA4, **ONE_FULL, "layer_types": SLIDING_FULL * 2}))
+KINDS["gemma4-ple"] = dict(layers=6, gemma4=True, post="gemma", config=("Gemma4TextConfig", {
+    **GEMMA4, "layer_types": SLIDING_FULL * 3, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": PER_LAYER}))
+KINDS["gemma4-moe"] = dict(layers=4, gemma4=True, post="gemma", config=("Gemma4TextConfig", {
+    **GEMMA4, **ONE_FULL, "layer_types": SLIDING_FULL * 2, "enable_moe_block": True, "num_experts": EXPERTS, "top_k_experts": EXPERTS_USED,
+    "moe_intermediate_size": EXPERT_FF}))
 # transformers' names where they are not Llama's.
 NAMES = {"lfm2": {"model.norm": "model.embedding_norm", "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm",
                   "self_attn.o_proj": "self_attn.out_proj", "self_attn.q_norm": "self_attn.q_layernorm",
@@ -282,13 +303,61 @@ def delta_state(kind, a, b):
             b + "norm.weight": tensor(a + "ssm_norm.weight", d), b + "out_proj.weight": untile(tensor(a + "ssm_out.weight", EMBD, values), 1, d)}
 
 
+def gemma4_state(config, i, a, b):
+    """A layer of Gemma 4 but its norms around the branches; its modules add nothing to norms."""
+    one, mode = config.per_layer_config[i], config.kv_sharing_modes[i]
+    full, reuses, per_layer = config.layer_types[i] == "full_attention", mode == "reuse", config.hidden_size_per_layer_input
+    head, kv = one.head_dim, one.num_key_value_heads * one.head_dim
+    ff = FF * (2 if reuses and config.use_double_wide_mlp else 1)
+    at = b + "self_attn."
+    state = {at + "q_proj.weight": tensor(a + "attn_q.weight", HEADS * head, EMBD), at + "o_proj.weight": tensor(a + "attn_output.weight", EMBD, HEADS * head),
+             at + "q_norm.weight": tensor(a + "attn_q_norm.weight", head), b + "layer_scalar": tensor(a + "layer_output_scale.weight", 1),
+             b + "mlp.gate_proj.weight": tensor(a + "ffn_gate.weight", ff, EMBD), b + "mlp.up_proj.weight": tensor(a + "ffn_up.weight", ff, EMBD),
+             b + "mlp.down_proj.weight": tensor(a + "ffn_down.weight", EMBD, ff)}
+    if not reuses:
+        state[at + "k_proj.weight"] = tensor(a + "attn_k.weight", kv, EMBD)
+        state[at + "k_norm.weight"] = tensor(a + "attn_k_norm.weight", head)
+        if not (full and config.attention_k_eq_v):
+            state[at + "v_proj.weight"] = tensor(a + "attn_v.weight", kv, EMBD)
+    if per_layer:
+        state[b + "per_layer_input_gate.weight"] = tensor(a + "inp_gate.weight", per_layer, EMBD)
+        state[b + "per_layer_projection.weight"] = tensor(a + "proj.weight", EMBD, per_layer)
+        state[b + "post_per_layer_input_norm.weight"] = tensor(a + "post_norm.weight", EMBD)
+    if config.enable_moe_block:
+        n = config.num_experts
+        state[b + "router.proj.weight"] = tensor(a + "ffn_gate_inp.weight", n, EMBD)
+        state[b + "router.scale"] = tensor(a + "ffn_gate_inp.scale", EMBD)
+        state[b + "router.per_expert_scale"] = tensor(a + "ffn_down_exps.scale", n)
+        state[b + "experts.gate_up_proj"] = tensor(a + "ffn_gate_up_exps.weight", n, 2 * EXPERT_FF, EMBD)
+        state[b + "experts.down_proj"] = tensor(a + "ffn_down_exps.weight", n, EMBD, EXPERT_FF)
+        for theirs, ours in (("post_feedforward_layernorm_1", "post_ffw_norm_1"), ("post_feedforward_layernorm_2", "post_ffw_norm_2"),
+                             ("pre_feedforward_layernorm_2", "pre_ffw_norm_2")):
+            state[b + theirs + ".weight"] = tensor(a + ours + ".weight", EMBD)
+    return state
+
+
+def gemma4_ends(config):
+    n, layers = config.hidden_size_per_layer_input, config.num_hidden_layers
+    if not n:
+        return {}
+    return {"model.embed_tokens_per_layer.weight": tensor("per_layer_token_embd.weight", VOCAB, layers * n),
+            "model.per_layer_model_projection.weight": tensor("per_layer_model_proj.weight", layers * n, EMBD),
+            "model.per_layer_projection_norm.weight": tensor("per_layer_proj_norm.weight", n)}
+
+
 def state_of(kind, config):
     minus = 1.0 if kind.get("minus") else 0.0  # Gemma's modules add one to their norms; the file has it added
     norm = "token_embd_norm.weight" if kind.get("conv") else "output_norm.weight"
     state = {"model.embed_tokens.weight": tensor("token_embd.weight", VOCAB, EMBD), "model.norm.weight": tensor(norm, EMBD) - minus}
     state["lm_head.weight"] = tensor("output.weight", VOCAB, EMBD) if kind.get("untied") else state["model.embed_tokens.weight"]
+    if kind.get("gemma4"):
+        state.update(gemma4_ends(config))
     for i in range(kind["layers"]):
         a, b = f"blk.{i}.", f"model.layers.{i}."
+        if kind.get("gemma4"):
+            state.update(gemma4_state(config, i, a, b))
+            state.update(norm_state(kind, a, b))
+            continue
         of = {"conv": conv_state, "linear_attention": delta_state}.get((getattr(config, "layer_types", None) or [None] * (i + 1))[i], attention_state)
         state.update(of(kind, a, b))
         state.update(feed_forward_state(kind, config, a, b))
@@ -483,6 +552,17 @@ def logprobs_of(model):
         return torch.log_softmax(model(torch.tensor([TOKENS])).logits[0].double(), -1)
 
 
+def logprobs_rounded(model):
+    """With keys and values in F16, as we keep them."""
+    from transformers.models.gemma4 import modeling_gemma4
+    exact = modeling_gemma4.eager_attention_forward
+    modeling_gemma4.eager_attention_forward = lambda module, q, k, v, *more, **named: exact(module, q, k.half().float(), v.half().float(), *more, **named)
+    try:
+        return logprobs_of(model)
+    finally:
+        modeling_gemma4.eager_attention_forward = exact
+
+
 def router_gap(model):
     """The least distance by which an expert was chosen over another, for the tokens of the text."""
     gaps = []
@@ -492,7 +572,12 @@ def router_gap(model):
             top = torch.sort(out[0], dim=-1, descending=True).values
             gaps.append(float((top[:, module.top_k - 1] - top[:, module.top_k]).min()))
 
+    def look_at_logits(module, given, out):  # of Gemma 4, whose routers' inputs are smaller by this root, and so are the logits' errors
+        top = torch.sort(out * EMBD ** 0.5, dim=-1, descending=True).values
+        gaps.append(float((top[:, EXPERTS_USED - 1] - top[:, EXPERTS_USED]).min()))
+
     hooks = [m.register_forward_hook(look) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    hooks += [m.proj.register_forward_hook(look_at_logits) for m in model.modules() if type(m).__name__ == "Gemma4TextRouter"]
     logprobs_of(model)
     for hook in hooks:
         hook.remove()
@@ -519,8 +604,10 @@ def make(name, kind, options):
         apart = float((torch.log_softmax(peer.double(), -1) - ours).abs().max())
         if apart > LLAMA_DIFFERS.get(name, (LLAMA_TOLERANCE,))[0]:
             sys.exit(f"{name}: llama.cpp differs from transformers by {apart}")
+    if kind.get("gemma4"):
+        logprobs = logprobs_rounded(model)
     best = torch.topk(logprobs[-1], 5)
-    mean, worst = TOLERANCE_MXFP4 if kind.get("mxfp4") else TOLERANCE
+    mean, worst = TOLERANCE_MXFP4 if kind.get("mxfp4") else TOLERANCE_ROUNDED if kind.get("gemma4") else TOLERANCE
     dump(pathlib.Path(options.out) / f"{name}.json", {
         "made_by": "tools/golden_architectures.py", "transformers": transformers.__version__, "llama_cpp_differs_by": apart and float(f"{apart:.1e}"),
         "seed": Numbers.seed, "mean_tolerance": mean, "worst_tolerance": worst, "tokens": TOKENS,

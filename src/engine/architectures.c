@@ -13,10 +13,9 @@ enum { MATRYOSHKA_MIN_DIMS = 128 };
 /* Pieces that the layers of the architectures are put together from. */
 static int load_attention(pst_engine_loader *l, int i, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  size_t embd = (size_t)f->n_embd, hd = (size_t)f->head_dim;
-  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
-  if (l->kv_heads && pst_engine_gguf_value_i64(l->kv_heads, (uint64_t)i) == 0)
-    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "layer %d without key heads", i);
+  size_t embd = (size_t)f->n_embd, hd = (size_t)y->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)y->n_kv_heads * hd;
+  if (y->n_kv_heads == 0) return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "layer %d without key heads", i);
   int code = pst_engine_loader_layer_matrix(l, i, "attn_q", q, embd, &y->q);
   if (!code) code = pst_engine_loader_layer_matrix(l, i, "attn_k", kv, embd, &y->k);
   if (!code) code = pst_engine_loader_layer_matrix(l, i, "attn_v", kv, embd, &y->v);
@@ -26,7 +25,7 @@ static int load_attention(pst_engine_loader *l, int i, pst_engine_layer *y) {
 
 static int load_biases(pst_engine_loader *l, int i, bool required, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  size_t hd = (size_t)f->head_dim, q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
+  size_t hd = (size_t)y->head_dim, q = (size_t)f->n_heads * hd, kv = (size_t)y->n_kv_heads * hd;
   int code = pst_engine_loader_layer_row(l, i, "attn_q.bias", q, required, &y->q_bias);
   if (!code) code = pst_engine_loader_layer_row(l, i, "attn_k.bias", kv, required, &y->k_bias);
   if (!code) code = pst_engine_loader_layer_row(l, i, "attn_v.bias", kv, required, &y->v_bias);
@@ -34,7 +33,7 @@ static int load_biases(pst_engine_loader *l, int i, bool required, pst_engine_la
 }
 
 static int load_feed_forward(pst_engine_loader *l, int i, pst_engine_layer *y) {
-  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)l->m->info.n_ff;
+  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)y->n_ff;
   int code = pst_engine_loader_layer_matrix(l, i, "ffn_gate", ff, embd, &y->gate);
   if (!code) code = pst_engine_loader_layer_matrix(l, i, "ffn_up", ff, embd, &y->up);
   if (!code) code = pst_engine_loader_layer_matrix(l, i, "ffn_down", embd, ff, &y->down);
@@ -58,36 +57,41 @@ static int load_post_norms(pst_engine_loader *l, int i, pst_engine_layer *y) {
 
 static int load_head_norms(pst_engine_loader *l, int i, bool whole, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  size_t hd = (size_t)f->head_dim;
+  size_t hd = (size_t)y->head_dim;
   y->norm_whole = whole;
   int code =
       pst_engine_loader_layer_row(l, i, "attn_q_norm.weight", whole ? hd * (size_t)f->n_heads : hd, true, &y->q_norm);
   if (!code)
-    code = pst_engine_loader_layer_row(l, i, "attn_k_norm.weight", whole ? hd * (size_t)f->n_kv_heads : hd, true,
+    code = pst_engine_loader_layer_row(l, i, "attn_k_norm.weight", whole ? hd * (size_t)y->n_kv_heads : hd, true,
                                        &y->k_norm);
   return code;
 }
 
-/* One matrix of every expert, each packed for itself. */
-static int load_expert_matrix(pst_engine_loader *l, int i, const char *name, size_t rows, size_t cols,
-                              pst_engine_expert_matrix *ret) {
+/* Rows [first, first + rows) of the n_rows of one matrix of every expert, each packed for itself. */
+static int load_expert_rows(pst_engine_loader *l, int i, const char *name, size_t n_rows, size_t first, size_t rows,
+                            size_t cols, pst_engine_expert_matrix *ret) {
   size_t n = (size_t)l->m->n_experts;
   char full[96];
   snprintf(full, sizeof full, "blk.%d.%s.weight", i, name);
   const pst_engine_gguf_tensor *t = pst_engine_loader_tensor(l, full);
-  int code = pst_engine_loader_check_dims(l, t, full, n, rows, cols);
+  int code = pst_engine_loader_check_dims(l, t, full, n, n_rows, cols);
   if (!code) code = pst_engine_loader_init_matrix(l, t, full, rows, cols, &ret->shape);
   if (code) return code;
   ret->stride = pst_kernels_matrix_bytes(&ret->shape);
-  size_t bytes = rows * pst_kernels_row_bytes(t->type, cols);
+  size_t row_bytes = pst_kernels_row_bytes(t->type, cols);
   for (size_t e = 0; e < n && !code; e++) {
-    const uint8_t *src = t->data + e * bytes;
+    const uint8_t *src = t->data + (e * n_rows + first) * row_bytes;
     size_t at = pst_engine_loader_take_bytes(l, src, ret->stride);
     if (!l->memory) continue;
     if (e == 0) ret->shape.data = l->memory + at;
     code = pst_engine_loader_add_job(l, (struct pst_engine_pack_job){&ret->shape, NULL, src, l->memory + at, NULL});
   }
   return code;
+}
+
+static int load_expert_matrix(pst_engine_loader *l, int i, const char *name, size_t rows, size_t cols,
+                              pst_engine_expert_matrix *ret) {
+  return load_expert_rows(l, i, name, rows, 0, rows, cols, ret);
 }
 
 static int load_experts(pst_engine_loader *l, int i, pst_engine_experts *y) {
@@ -285,7 +289,7 @@ static int load_conv(pst_engine_loader *l, int i, pst_engine_conv *y) {
 
 static int lfm2_layer(pst_engine_loader *l, int i, pst_engine_layer *y) {
   int code = load_norms(l, i, y);
-  bool attends = !l->kv_heads || pst_engine_gguf_value_i64(l->kv_heads, (uint64_t)i) > 0;
+  bool attends = y->n_kv_heads > 0;
   if (!code) code = attends ? load_attention(l, i, y) : load_conv(l, i, &y->conv);
   if (!code && attends) code = load_head_norms(l, i, false, y);
   if (!code) code = load_feed_forward(l, i, y);
@@ -311,15 +315,13 @@ static int qwen35_keys(pst_engine_loader *l) {
   return 0;
 }
 
-/* Whether layer i has a delta net: as a list of layers says, else all but every n-th. */
-static int is_recurrent(pst_engine_loader *l, int i, bool *ret) {
+/* What a list of one truth for each layer says of layer i. */
+static int listed_layer(pst_engine_loader *l, const char *name, int i, bool *ret) {
   char key[128];
-  int interval = 4, code = pst_engine_loader_want_int(l, "full_attention_interval", 1, 1024, &interval);
-  if (code) return code;
-  *ret = (i + 1) % interval != 0;
   const pst_engine_gguf_value *list = NULL;
-  if (!pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, "attention.recurrent_layers", key))) return 0;
-  code = pst_engine_gguf_get_array(l->m->gguf, key, PST_ENGINE_GGUF_BOOLS, &list, l->err);
+  if (!pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, name, key)))
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "required key '%s' is missing", key);
+  int code = pst_engine_gguf_get_array(l->m->gguf, key, PST_ENGINE_GGUF_BOOLS, &list, l->err);
   if (code) return code;
   int n_all = l->m->info.n_layers + l->n_ahead;
   if (list->n != (uint64_t)n_all)
@@ -327,6 +329,16 @@ static int is_recurrent(pst_engine_loader *l, int i, bool *ret) {
                          (unsigned long long)list->n, n_all);
   *ret = pst_engine_gguf_value_bool(list, (uint64_t)i);
   return 0;
+}
+
+/* Whether layer i has a delta net: as a list of layers says, else all but every n-th. */
+static int is_recurrent(pst_engine_loader *l, int i, bool *ret) {
+  char key[128];
+  int interval = 4, code = pst_engine_loader_want_int(l, "full_attention_interval", 1, 1024, &interval);
+  if (code) return code;
+  *ret = (i + 1) % interval != 0;
+  if (!pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, "attention.recurrent_layers", key))) return 0;
+  return listed_layer(l, "attention.recurrent_layers", i, ret);
 }
 
 static int load_delta(pst_engine_loader *l, int i, pst_engine_delta *y) {
@@ -350,8 +362,8 @@ static int load_delta(pst_engine_loader *l, int i, pst_engine_delta *y) {
 
 static int qwen35_attention(pst_engine_loader *l, int i, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  size_t embd = (size_t)f->n_embd, hd = (size_t)f->head_dim;
-  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd;
+  size_t embd = (size_t)f->n_embd, hd = (size_t)y->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)y->n_kv_heads * hd;
   int code = pst_engine_loader_layer_matrix(l, i, "attn_q", 2 * q, embd, &y->q);
   if (!code) code = pst_engine_loader_layer_matrix(l, i, "attn_k", kv, embd, &y->k);
   if (!code) code = pst_engine_loader_layer_matrix(l, i, "attn_v", kv, embd, &y->v);
@@ -430,8 +442,8 @@ static int granite_keys(pst_engine_loader *l) {
 
 static int phi3_layer(pst_engine_loader *l, int i, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  size_t embd = (size_t)f->n_embd, ff = (size_t)f->n_ff, hd = (size_t)f->head_dim;
-  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd, all = q + 2 * kv;
+  size_t embd = (size_t)f->n_embd, ff = (size_t)y->n_ff, hd = (size_t)y->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)y->n_kv_heads * hd, all = q + 2 * kv;
   char qkv[64], up[64];
   int code = load_norms(l, i, y);
   snprintf(qkv, sizeof qkv, "blk.%d.attn_qkv.weight", i);
@@ -500,6 +512,137 @@ static int gemma3_layer(pst_engine_loader *l, int i, pst_engine_layer *y) {
   y->rope = local ? 1 : 0;
   int code = gemma_layer(l, i, local, y);
   return code ? code : load_head_norms(l, i, false, y);
+}
+
+/* Gemma 4. Layers differ: full ones have larger heads than sliding ones, and can have another number of them; the last ones can read what earlier ones keep. */
+
+static int load_per_layer_table(pst_engine_loader *l) {
+  static const char table[] = "per_layer_token_embd.weight";
+  pst_engine_model *m = l->m;
+  pst_engine_per_layer *p = &m->per_layer;
+  size_t embd = (size_t)m->info.n_embd, vocab = (size_t)m->info.n_vocab;
+  *p = (pst_engine_per_layer){.tokens = NULL};
+  int code = pst_engine_loader_want_int(l, "embedding_length_per_layer_input", 0, 1 << 16, &p->width);
+  if (code || !p->width) return code;
+  size_t all = (size_t)m->info.n_layers * (size_t)p->width;
+  pst_kernels_matrix shape; /* says whether rows of the type are known */
+  p->tokens = pst_engine_loader_tensor(l, table);
+  code = pst_engine_loader_check_shape(l, p->tokens, table, vocab, all);
+  if (!code) code = pst_engine_loader_init_matrix(l, p->tokens, table, vocab, all, &shape);
+  if (!code) code = pst_engine_loader_matrix(l, "per_layer_model_proj.weight", all, embd, &p->project);
+  return code ? code : pst_engine_loader_row(l, "per_layer_proj_norm.weight", (size_t)p->width, true, &p->norm);
+}
+
+static int gemma4_ropes(pst_engine_loader *l, int local_head) {
+  pst_engine_model *m = l->m;
+  pst_engine_rope *full = &m->ropes[0], *local = &m->ropes[1];
+  m->n_ropes = 2;
+  *full = plain_rope(l, PST_KERNELS_ROPE_HALVES, 1e6);
+  *local = plain_rope(l, PST_KERNELS_ROPE_HALVES, 1e4);
+  local->n_rot = local_head;
+  int code = pst_engine_loader_want_int(l, "rope.dimension_count", 2, m->info.head_dim, &full->n_rot);
+  if (!code) code = pst_engine_loader_want_int(l, "rope.dimension_count_swa", 2, local_head, &local->n_rot);
+  if (!code) code = pst_engine_loader_want_double(l, "rope.freq_base", 1, 1e12, &full->base);
+  if (!code) code = pst_engine_loader_want_double(l, "rope.freq_base_swa", 1, 1e12, &local->base);
+  /* Pairs that do not turn have factors beyond every angle. */
+  return code ? code : pst_engine_loader_row(l, "rope_freqs.weight", (size_t)full->n_rot / 2, true, &full->factors);
+}
+
+static int local_head_dim(pst_engine_loader *l, int *ret) {
+  int values = 0, code = pst_engine_loader_need_int(l, "attention.key_length_swa", 8, PST_KERNELS_MAX_HEAD, ret);
+  if (!code) code = pst_engine_loader_need_int(l, "attention.value_length_swa", 8, PST_KERNELS_MAX_HEAD, &values);
+  return code ? code : pst_engine_loader_check_head(l, *ret, values);
+}
+
+static int gemma4_keys(pst_engine_loader *l) {
+  pst_engine_model *m = l->m;
+  double cap = 0;
+  int local_head = 0, n_experts = 0, code = gemma_keys(l);
+  m->attention_scale = 1;
+  if (!code) code = local_head_dim(l, &local_head);
+  if (!code) code = gemma4_ropes(l, local_head);
+  if (!code) code = pst_engine_loader_want_double(l, "final_logit_softcapping", 0, 1e6, &cap);
+  m->logit_softcap = (float)cap;
+  if (!code) code = load_per_layer_table(l);
+  if (!code) code = pst_engine_loader_want_int(l, "expert_count", 0, PST_ENGINE_MAX_EXPERTS, &n_experts);
+  return code || !n_experts ? code : expert_keys(l);
+}
+
+/* Queries; then keys and values of its own, or whose layer's it reads. */
+static int gemma4_attention(pst_engine_loader *l, int i, pst_engine_layer *y) {
+  static const char *const unread[] = {"attn_k", "attn_v", "attn_k_norm"};
+  const pst_engine_model_info *f = &l->m->info;
+  size_t embd = (size_t)f->n_embd, hd = (size_t)y->head_dim, q = (size_t)f->n_heads * hd;
+  size_t kv = (size_t)y->n_kv_heads * hd;
+  char name[64];
+  int n_shared = 0, code = pst_engine_loader_want_int(l, "attention.shared_kv_layers", 0, f->n_layers - 1, &n_shared);
+  if (!code && y->n_kv_heads == 0)
+    code = pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "layer %d without key heads", i);
+  if (!code) code = pst_engine_loader_layer_matrix(l, i, "attn_q", q, embd, &y->q);
+  if (!code) code = pst_engine_loader_layer_matrix(l, i, "attn_output", embd, q, &y->o);
+  if (!code) code = pst_engine_loader_layer_row(l, i, "attn_q_norm.weight", hd, true, &y->q_norm);
+  if (code) return code;
+  int n_keep = f->n_layers - n_shared;
+  if (i >= n_keep) {
+    y->keeper = n_keep - 1;
+    while (y->keeper >= 0 && l->m->layers[y->keeper].rope != y->rope) y->keeper--;
+    if (y->keeper < 0 || l->m->layers[y->keeper].n_kv_heads != y->n_kv_heads)
+      return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "layer %d has no layer of its kind to read keys from", i);
+    for (size_t k = 0; k < PST_ARRAY_LEN(unread); k++) { /* checkpoints hold them all the same */
+      snprintf(name, sizeof name, "blk.%d.%s.weight", i, unread[k]);
+      (void)pst_engine_loader_tensor(l, name);
+    }
+    return 0;
+  }
+  y->norm_values = true;
+  snprintf(name, sizeof name, "blk.%d.attn_v.weight", i);
+  code = pst_engine_loader_layer_matrix(l, i, "attn_k", kv, embd, &y->k);
+  if (!code && pst_engine_gguf_find_tensor(l->m->gguf, name)) code = pst_engine_loader_matrix(l, name, kv, embd, &y->v);
+  return code ? code : pst_engine_loader_layer_row(l, i, "attn_k_norm.weight", hd, true, &y->k_norm);
+}
+
+/* Experts beside the dense branch. Their gate and up can be one matrix. */
+static int gemma4_experts(pst_engine_loader *l, int i, pst_engine_experts *e) {
+  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)l->m->n_ff_expert, n = (size_t)l->m->n_experts;
+  char name[64];
+  int code;
+  snprintf(name, sizeof name, "blk.%d.ffn_gate_up_exps.weight", i);
+  if (pst_engine_gguf_find_tensor(l->m->gguf, name)) {
+    code = load_expert_rows(l, i, "ffn_gate_up_exps", 2 * ff, 0, ff, embd, &e->gate);
+    if (!code) code = load_expert_rows(l, i, "ffn_gate_up_exps", 2 * ff, ff, ff, embd, &e->up);
+    if (!code) code = load_expert_matrix(l, i, "ffn_down_exps", embd, ff, &e->down);
+    if (!code) code = pst_engine_loader_layer_matrix(l, i, "ffn_gate_inp", n, embd, &e->router);
+  } else {
+    code = load_experts(l, i, e);
+  }
+  if (!code) code = pst_engine_loader_layer_row(l, i, "ffn_gate_inp.scale", embd, true, &e->router_norm);
+  if (!code) code = pst_engine_loader_layer_row(l, i, "ffn_down_exps.scale", n, false, &e->output_scale);
+  if (!code) code = pst_engine_loader_layer_row(l, i, "pre_ffw_norm_2.weight", embd, true, &e->in_norm);
+  if (!code) code = pst_engine_loader_layer_row(l, i, "post_ffw_norm_1.weight", embd, true, &e->dense_norm);
+  if (!code) code = pst_engine_loader_layer_row(l, i, "post_ffw_norm_2.weight", embd, true, &e->out_norm);
+  return code;
+}
+
+static int gemma4_layer(pst_engine_loader *l, int i, pst_engine_layer *y) {
+  const pst_engine_model *m = l->m;
+  size_t embd = (size_t)m->info.n_embd, width = (size_t)m->per_layer.width;
+  int window = 0, local_head = 0, code = local_head_dim(l, &local_head);
+  bool local = false;
+  if (!code) code = listed_layer(l, "attention.sliding_window_pattern", i, &local);
+  if (!code) code = pst_engine_loader_need_int(l, "attention.sliding_window", 1, 1 << 24, &window);
+  y->head_dim = local ? local_head : m->info.head_dim;
+  y->rope = local;
+  y->window = local ? window : 0;
+  if (!code) code = load_norms(l, i, y);
+  if (!code) code = load_post_norms(l, i, y);
+  if (!code) code = gemma4_attention(l, i, y);
+  if (!code) code = load_feed_forward(l, i, y);
+  if (!code && m->n_experts) code = gemma4_experts(l, i, &y->experts);
+  if (!code) code = pst_engine_loader_layer_row(l, i, "layer_output_scale.weight", 1, false, &y->output_scale);
+  if (code || !width) return code;
+  code = pst_engine_loader_layer_matrix(l, i, "inp_gate", width, embd, &y->per_layer_gate);
+  if (!code) code = pst_engine_loader_layer_matrix(l, i, "proj", embd, width, &y->per_layer_project);
+  return code ? code : pst_engine_loader_layer_row(l, i, "post_norm.weight", embd, true, &y->per_layer_norm);
 }
 
 /* ---- encoders ---- */
@@ -579,8 +722,8 @@ static int nomic_bert_keys(pst_engine_loader *l) {
 /* Queries, keys and values apart, or as one tensor. */
 static int load_any_attention(pst_engine_loader *l, int i, pst_engine_layer *y) {
   const pst_engine_model_info *f = &l->m->info;
-  size_t embd = (size_t)f->n_embd, hd = (size_t)f->head_dim;
-  size_t q = (size_t)f->n_heads * hd, kv = (size_t)f->n_kv_heads * hd, all = q + 2 * kv;
+  size_t embd = (size_t)f->n_embd, hd = (size_t)y->head_dim;
+  size_t q = (size_t)f->n_heads * hd, kv = (size_t)y->n_kv_heads * hd, all = q + 2 * kv;
   char qkv[64];
   snprintf(qkv, sizeof qkv, "blk.%d.attn_qkv.weight", i);
   if (!pst_engine_gguf_find_tensor(l->m->gguf, qkv)) return load_attention(l, i, y);
@@ -597,7 +740,7 @@ static int load_sum_norms(pst_engine_loader *l, int i, pst_engine_layer *y) {
 
 /* Attention, norm, plain feed-forward, norm; everything has a bias. Devlin et al. 2018, arXiv:1810.04805. */
 static int bert_layer(pst_engine_loader *l, int i, pst_engine_layer *y) {
-  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)l->m->info.n_ff;
+  size_t embd = (size_t)l->m->info.n_embd, ff = (size_t)y->n_ff;
   y->rope = -1;
   int code = load_any_attention(l, i, y);
   if (!code) code = load_biases(l, i, true, y);
@@ -658,6 +801,7 @@ static const pst_engine_architecture architectures[] = {
     {"qwen3", neox_keys, qwen3_layer, false},
     {"gemma2", gemma2_keys, gemma2_layer, false},
     {"gemma3", gemma3_keys, gemma3_layer, false},
+    {"gemma4", gemma4_keys, gemma4_layer, false},
     {"phi3", neox_keys, phi3_layer, false},
     {"smollm3", llama_keys, smollm3_layer, false},
     {"granite", granite_keys, llama_layer, false},

@@ -58,8 +58,8 @@ static void place_routes(pst_engine_forward *f, layout *l) {
 static void place_all(pst_engine_forward *f, layout *l) {
   const pst_engine_model_info *s = &f->model->info;
   size_t n = (size_t)f->max_tokens, embd = (size_t)s->n_embd, ff = f->any_dense ? (size_t)f->model->n_ff_dense : 0;
-  size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim,
-         fl = sizeof(float), wide = PST_MAX(q + 2 * kv, f->model->n_conv_layers ? 3 * embd : 0),
+  size_t q = f->n_query, fl = sizeof(float), wide = PST_MAX(f->n_qkv, f->model->n_conv_layers ? 3 * embd : 0),
+         per_layer = (size_t)f->model->per_layer.width, all_layers = per_layer * (size_t)s->n_layers,
          values = pst_engine_delta_values(f->model), attended = PST_MAX(q, values);
   f->x = place(l, n * embd * fl);
   f->normed = place(l, n * embd * fl);
@@ -78,11 +78,15 @@ static void place_all(pst_engine_forward *f, layout *l) {
   for (int i = 0; i < f->model->n_ropes; i++) f->turns[i] = place(l, n * (size_t)f->model->ropes[i].n_rot * fl);
   f->parts = place(l, f->n_threads == 1 ? 0
                                         : (size_t)f->max_blocks * SPLIT_TOKENS * (size_t)s->n_heads *
-                                              PST_KERNELS_PART_FLOATS((size_t)s->head_dim) * fl);
+                                              PST_KERNELS_PART_FLOATS(q / (size_t)s->n_heads) * fl);
+  f->per_layer = place(l, n * all_layers * fl);
+  f->per_layer_gate = place(l, n * per_layer * fl);
+  f->keys = place(l, (size_t)s->n_layers * sizeof *f->keys);
   place_input(l, &f->in_normed, n, embd);
   place_input(l, &f->in_attended, n, q);
   place_input(l, &f->in_recalled, n, values);
   place_input(l, &f->in_gated, n, ff);
+  place_input(l, &f->in_per_layer, n, per_layer);
   place_input(l, &f->in_kept, (size_t)f->max_logits, embd);
   place_routes(f, l);
   f->claims = place(l, (size_t)f->n_claims * sizeof *f->claims);
@@ -98,18 +102,15 @@ static void place_all(pst_engine_forward *f, layout *l) {
     place_input(l, &y->wide, PST_ENGINE_ALONE_TOKENS, ff);
     place_input(l, &y->attended, PST_ENGINE_ALONE_TOKENS, q);
     place_input(l, &y->recalled, PST_ENGINE_ALONE_TOKENS, values);
+    place_input(l, &y->per_layer, PST_ENGINE_ALONE_TOKENS, per_layer);
+    y->token_row = place(l, all_layers * fl);
   }
 }
-
-/* Layers whose keys and values have a place of their own: an encoder's are of no use behind their layer. */
-static size_t stored_layers(const pst_engine_model *m) { return both_ways(m) ? 1 : (size_t)m->n_attention_layers; }
 
 static uint32_t kv_type_of(pst_engine_kv kv) { return kv == PST_ENGINE_KV_Q8_0 ? PST_TYPE_Q8_0 : PST_TYPE_F16; }
 
 size_t pst_engine_forward_page_bytes(const pst_engine_model *m, pst_engine_kv kv) {
-  return pst_kernels_page_bytes(kv_type_of(kv), (size_t)m->info.head_dim) * 2 * (size_t)m->info.n_kv_heads *
-             stored_layers(m) +
-         pst_engine_conv_bytes(m) * (size_t)m->n_conv_layers;
+  return pst_engine_model_all_keys_bytes(m, kv_type_of(kv)) + pst_engine_conv_bytes(m) * (size_t)m->n_conv_layers;
 }
 
 /* Fills in what the layout of the work space depends on. */
@@ -118,7 +119,7 @@ static void describe(pst_engine_forward *f, const pst_engine_model *model, pst_e
   f->model = (pst_engine_model *)(uintptr_t)model;
   f->k = model->kernels;
   f->kv_type = kv_type_of(kv);
-  f->head_page_bytes = pst_kernels_page_bytes(f->kv_type, (size_t)model->info.head_dim);
+  f->keys_bytes = pst_engine_model_all_keys_bytes(model, f->kv_type);
   f->page_bytes = pst_engine_forward_page_bytes(model, kv);
   f->max_tokens = max_tokens;
   f->max_items = max_items;
@@ -128,6 +129,8 @@ static void describe(pst_engine_forward *f, const pst_engine_model *model, pst_e
   for (int i = 0; i < model->info.n_layers; i++) {
     const pst_engine_layer *y = &model->layers[i];
     const pst_engine_experts *e = &y->experts;
+    f->n_query = PST_MAX(f->n_query, pst_engine_query_floats(model, y));
+    f->n_qkv = PST_MAX(f->n_qkv, pst_engine_query_floats(model, y) + 2 * y->k.n_rows);
     f->any_float_down |= y->down.is_float;
     f->any_dense |= y->down.n_rows != 0;
     f->any_float_expert |= e->gate.shape.is_float || e->up.shape.is_float || e->down.shape.is_float;
@@ -142,6 +145,12 @@ size_t pst_engine_forward_work_bytes(const pst_engine_model *model, pst_engine_k
   describe(&f, model, kv, max_tokens, max_items, max_logits, n_ctx, n_threads);
   place_all(&f, &l);
   return l.used;
+}
+
+static void place_keys(pst_engine_forward *f) {
+  for (int i = 0; i < f->model->info.n_layers; i++)
+    f->keys[i] = (pst_engine_keys_place){pst_engine_model_keys_bytes(f->model, f->kv_type, i),
+                                         pst_kernels_page_bytes(f->kv_type, (size_t)f->model->layers[i].head_dim)};
 }
 
 int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max_tokens, int max_items, int max_logits,
@@ -160,6 +169,7 @@ int pst_engine_forward_create(pst_engine_model *model, pst_engine_kv kv, int max
   memset(f->memory, 0, l.used);
   l = (layout){f->memory, 0};
   place_all(f, &l);
+  place_keys(f);
   *ret_forward = f;
   return 0;
 }
@@ -230,15 +240,16 @@ static const pst_kernels_input *norm_stage(pst_engine_walk *w, const float *x, c
   return shared;
 }
 
-/* Where a layer keeps kv head h; `store` is its number among the attention layers. */
-static size_t head_offset(const pst_engine_forward *f, int store, int head, bool value) {
-  if (both_ways(f->model)) store = 0;
-  return (((size_t)store * (size_t)f->model->info.n_kv_heads + (size_t)head) * 2 + value) * f->head_page_bytes;
+/* Where the keys or values of kv head h are that a layer reads. */
+static size_t head_offset(const pst_engine_forward *f, const pst_engine_layer *y, int head, bool value) {
+  const pst_engine_keys_place *keys = &f->keys[y->keeper];
+  return keys->at + ((size_t)head * 2 + value) * keys->head_bytes;
 }
 
-static void norm_heads(const pst_engine_forward *f, float *x, int n_heads, const float *weight, bool whole) {
-  size_t n = (size_t)f->model->info.head_dim * (whole ? (size_t)n_heads : 1);
-  for (int h = 0; h < (whole ? 1 : n_heads) && weight; h++)
+static void norm_heads(const pst_engine_forward *f, float *x, int n_heads, size_t head_dim, const float *weight,
+                       bool whole) {
+  size_t n = head_dim * (whole ? (size_t)n_heads : 1);
+  for (int h = 0; h < (whole ? 1 : n_heads); h++)
     f->k->rmsnorm(x + (size_t)h * n, weight, n, f->model->norm_eps, x + (size_t)h * n);
 }
 
@@ -246,12 +257,13 @@ static float temperature(const pst_engine_model *m, int position) {
   return (float)(1 + m->temperature_beta * log1p(floor(position / m->temperature_length)));
 }
 
-/* Turns queries and keys and stores keys and values; a piece of work is one token. */
+/* Turns queries and keys and stores keys and values, where the layer keeps its own; a piece of work is one token. */
 static void store_stage(pst_engine_walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   const pst_engine_model_info *s = &f->model->info;
   const pst_engine_rope *r = y->rope < 0 ? NULL : &f->model->ropes[y->rope];
-  size_t hd = (size_t)s->head_dim, q = (size_t)s->n_heads * hd, kv = (size_t)s->n_kv_heads * hd;
+  size_t hd = (size_t)y->head_dim, q = pst_engine_query_floats(f->model, y), kv = y->k.n_rows;
+  int n_kv_heads = kv ? y->n_kv_heads : 0;
   int begin, end;
   while (pst_engine_walk_claim(w, f->n_tokens, f->n_tokens > 16 ? 4 : 1, &begin, &end))
     for (int t = begin; t < end; t++) {
@@ -262,17 +274,19 @@ static void store_stage(pst_engine_walk *w, const pst_engine_layer *y) {
       const float *both = f->gated_queries + (size_t)t * 2 * q;
       for (int h = 0; h < s->n_heads && f->model->gated_queries; h++)
         memcpy(query + (size_t)h * hd, both + (size_t)h * 2 * hd, hd * sizeof *query);
-      norm_heads(f, query, s->n_heads, y->q_norm, y->norm_whole);
-      norm_heads(f, key, s->n_kv_heads, y->k_norm, y->norm_whole);
+      if (kv && !y->v.n_rows) memcpy(value, key, kv * sizeof *value);
+      if (y->q_norm) norm_heads(f, query, s->n_heads, hd, y->q_norm, y->norm_whole);
+      if (y->k_norm) norm_heads(f, key, n_kv_heads, hd, y->k_norm, y->norm_whole);
+      if (y->norm_values) norm_heads(f, value, n_kv_heads, hd, NULL, false);
       if (r) {
         const float *turn = f->turns[y->rope] + (size_t)t * (size_t)r->n_rot;
         f->k->rope(query, (size_t)s->n_heads, hd, (size_t)r->n_rot, r->style, turn);
-        f->k->rope(key, (size_t)s->n_kv_heads, hd, (size_t)r->n_rot, r->style, turn);
+        f->k->rope(key, (size_t)n_kv_heads, hd, (size_t)r->n_rot, r->style, turn);
       }
       if (f->model->temperature_beta > 0) f->k->scale(query, temperature(f->model, position), q, query);
-      for (int h = 0; h < s->n_kv_heads; h++) {
-        f->k->store_key(f->kv_type, hd, key + (size_t)h * hd, slot, page + head_offset(f, y->store, h, false));
-        f->k->store_value(f->kv_type, hd, value + (size_t)h * hd, slot, page + head_offset(f, y->store, h, true));
+      for (int h = 0; h < n_kv_heads; h++) {
+        f->k->store_key(f->kv_type, hd, key + (size_t)h * hd, slot, page + head_offset(f, y, h, false));
+        f->k->store_value(f->kv_type, hd, value + (size_t)h * hd, slot, page + head_offset(f, y, h, true));
       }
     }
   pst_engine_walk_next(w);
@@ -280,17 +294,17 @@ static void store_stage(pst_engine_walk *w, const pst_engine_layer *y) {
 
 /* ---- attention: pieces of one kv head of up to ATTEND_TOKENS tokens of one item ---- */
 
-static int pieces_of(const pst_engine_forward *f, int item) {
-  return (f->items[item].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * f->model->info.n_kv_heads;
+static int pieces_of(const pst_engine_forward *f, const pst_engine_layer *y, int item) {
+  return (f->items[item].n + ATTEND_TOKENS - 1) / ATTEND_TOKENS * y->n_kv_heads;
 }
 
 static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine_layer *y, int index) {
   const pst_engine_model_info *s = &f->model->info;
-  size_t hd = (size_t)s->head_dim, q = (size_t)s->n_heads * hd, kv = (size_t)s->n_kv_heads * hd;
-  int per_kv = s->n_heads / s->n_kv_heads, item = 0;
-  for (; index >= pieces_of(f, item); item++) index -= pieces_of(f, item);
+  size_t hd = (size_t)y->head_dim, q = pst_engine_query_floats(f->model, y), kv = y->k.n_rows;
+  int per_kv = s->n_heads / y->n_kv_heads, item = 0;
+  for (; index >= pieces_of(f, y, item); item++) index -= pieces_of(f, y, item);
   const pst_engine_forward_item *it = &f->items[item];
-  int head = index % s->n_kv_heads, offset = index / s->n_kv_heads * ATTEND_TOKENS;
+  int head = index % y->n_kv_heads, offset = index / y->n_kv_heads * ATTEND_TOKENS;
   size_t t = (size_t)f->item_start[item] + (size_t)offset;
   return (pst_kernels_attend){
       .kv_type = f->kv_type,
@@ -307,8 +321,8 @@ static pst_kernels_attend piece_at(const pst_engine_forward *f, const pst_engine
       .out = f->attended + t * q + (size_t)(head * per_kv) * hd,
       .out_stride = q,
       .pages = (const uint8_t *const *)it->pages,
-      .k_offset = head_offset(f, y->store, head, false),
-      .v_offset = head_offset(f, y->store, head, true),
+      .k_offset = head_offset(f, y, head, false),
+      .v_offset = head_offset(f, y, head, true),
       .sinks = y->sinks ? y->sinks + head * per_kv : NULL,
   };
 }
@@ -327,7 +341,7 @@ static bool attend_split(pst_engine_walk *w, const pst_engine_layer *y, int n_pi
   if (w->team->n_threads == 1 || both_ways(f->model) || f->n_tokens > SPLIT_TOKENS ||
       n_pieces >= 4 * w->team->n_threads)
     return false;
-  size_t block_floats = PST_KERNELS_PART_FLOATS((size_t)f->model->info.head_dim), b = 0, e = 0;
+  size_t block_floats = PST_KERNELS_PART_FLOATS((size_t)y->head_dim), b = 0, e = 0;
   pst_kernels_attend a;
   int n_ranges = 0;
   for (int i = 0; i < n_pieces; i++) {
@@ -370,7 +384,7 @@ static bool attend_split(pst_engine_walk *w, const pst_engine_layer *y, int n_pi
 static void attend_stage(pst_engine_walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
   int n_pieces = 0, begin, end;
-  for (int i = 0; i < f->n_items; i++) n_pieces += pieces_of(f, i);
+  for (int i = 0; i < f->n_items; i++) n_pieces += pieces_of(f, y, i);
   if (attend_split(w, y, n_pieces)) return;
   while (pst_engine_walk_claim(w, n_pieces, 1, &begin, &end)) {
     /* Later pieces of a prompt see more keys and take longer: hand them out first. */
@@ -412,7 +426,8 @@ static const float *up_of(const pst_engine_layer *y, const float *row, size_t ff
 
 const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
-  size_t ff = (size_t)f->model->n_ff_dense;
+  size_t ff = y->up.n_rows;
+  pst_kernels_input *shared = &w->mine->shared_wide;
   pst_kernels_gate kind = f->model->gate;
   bool adapted = pst_engine_walk_adapts(w, PST_ENGINE_ADAPT_DOWN); /* adapters read floats */
   if (y->down.is_float) {
@@ -422,9 +437,8 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
         const float *row = f->gate_up + (size_t)t * 2 * ff;
         f->k->gated(kind, row, up_of(y, row, ff), ff, f->gated + (size_t)t * ff);
       }
-    if (w->mine == &f->lanes[0]) f->in_gated.x = f->gated;
     pst_engine_walk_next(w);
-    return &f->in_gated;
+    return shared;
   }
   if (pst_engine_walk_alone(f) && !adapted) {
     pst_kernels_input *own = &w->mine->wide;
@@ -438,13 +452,12 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
   while (pst_engine_walk_claim(w, f->n_tokens, 2, &begin, &end))
     for (int t = begin; t < end; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
-      f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, f->in_gated.n_blocks, &f->in_gated, (size_t)t);
+      f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, shared->n_blocks, shared, (size_t)t);
       if (adapted && f->items[f->item_of[t]].adapter)
         f->k->gated(kind, row, up_of(y, row, ff), ff, f->gated + (size_t)t * ff);
     }
-  if (w->mine == &f->lanes[0]) f->in_gated.x = f->gated;
   pst_engine_walk_next(w);
-  return &f->in_gated;
+  return shared;
 }
 
 /* x += matrix * input, through a bias, a norm or a factor; then x itself may be normed. */
@@ -452,7 +465,7 @@ void pst_engine_walk_back(pst_engine_walk *w, pst_engine_branch_end b, const pst
   pst_engine_forward *f = w->f;
   size_t n = (size_t)f->model->info.n_embd;
   float factor = f->model->residual_scale, eps = f->model->norm_eps;
-  if (!b.norm && !b.sum_norm.weight && factor == 1.0f) {
+  if (!b.norm && !b.sum_norm.weight && !b.sum_scale && factor == 1.0f) {
     pst_engine_product p = {b.matrix, f->x, n, b.bias, true, b.slot};
     pst_engine_walk_products(w, &p, 1, input, f->n_tokens);
     return;
@@ -467,6 +480,7 @@ void pst_engine_walk_back(pst_engine_walk *w, pst_engine_branch_end b, const pst
       if (factor != 1.0f) f->k->scale(row, factor, n, row);
       f->k->add(x, row, n, x);
       if (b.sum_norm.weight) f->k->layernorm(x, b.sum_norm.weight, b.sum_norm.bias, n, eps, x);
+      if (b.sum_scale) f->k->scale(x, *b.sum_scale, n, x);
     }
   pst_engine_walk_next(w);
 }
@@ -489,26 +503,25 @@ static void gate_heads_stage(pst_engine_walk *w) {
 
 static void run_attention(pst_engine_walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
-  const pst_engine_model_info *s = &f->model->info;
-  size_t q = (size_t)s->n_heads * (size_t)s->head_dim, kv = (size_t)s->n_kv_heads * (size_t)s->head_dim;
+  size_t q = pst_engine_query_floats(f->model, y), kv = y->k.n_rows;
   const pst_kernels_input *in = pst_engine_walk_enter(w, y->attn_norm);
   bool gated = f->model->gated_queries;
   pst_engine_product qkv[] = {
       {&y->q, gated ? f->gated_queries : f->qkv, gated ? 2 * q : q + 2 * kv, y->q_bias, false, PST_ENGINE_ADAPT_Q},
       {&y->k, f->qkv + q, q + 2 * kv, y->k_bias, false, PST_ENGINE_ADAPT_K},
       {&y->v, f->qkv + q + kv, q + 2 * kv, y->v_bias, false, PST_ENGINE_ADAPT_V}};
-  pst_engine_walk_products(w, qkv, 3, in, f->n_tokens);
+  pst_engine_walk_products(w, qkv, y->v.n_rows ? 3 : kv ? 2 : 1, in, f->n_tokens);
   store_stage(w, y);
   attend_stage(w, y);
   if (gated) gate_heads_stage(w);
-  in = pst_engine_walk_quantize(w, f->attended, &f->in_attended, &w->mine->attended);
+  in = pst_engine_walk_quantize(w, f->attended, &w->mine->shared_attended, &w->mine->attended);
   pst_engine_walk_back(
-      w, (pst_engine_branch_end){&y->o, y->o_bias, y->post_attn_norm, y->attn_sum_norm, PST_ENGINE_ADAPT_O}, in);
+      w, (pst_engine_branch_end){&y->o, y->o_bias, y->post_attn_norm, y->attn_sum_norm, PST_ENGINE_ADAPT_O, NULL}, in);
 }
 
 static void run_feed_forward(pst_engine_walk *w, const pst_engine_layer *y) {
   pst_engine_forward *f = w->f;
-  size_t ff = (size_t)f->model->n_ff_dense;
+  size_t ff = y->up.n_rows;
   const pst_kernels_input *in = pst_engine_walk_enter(w, y->ffn_norm);
   bool gated = y->gate.n_rows != 0;
   pst_engine_product up[] = {
@@ -516,14 +529,32 @@ static void run_feed_forward(pst_engine_walk *w, const pst_engine_layer *y) {
       {&y->gate, f->gate_up, 2 * ff, NULL, false, PST_ENGINE_ADAPT_GATE}};
   pst_engine_walk_products(w, up, gated ? 2 : 1, in, f->n_tokens);
   in = pst_engine_walk_gate(w, y);
-  pst_engine_walk_back(
-      w, (pst_engine_branch_end){&y->down, y->down_bias, y->post_ffn_norm, y->ffn_sum_norm, PST_ENGINE_ADAPT_DOWN}, in);
+  pst_engine_walk_back(w,
+                       (pst_engine_branch_end){&y->down, y->down_bias, y->post_ffn_norm, y->ffn_sum_norm,
+                                               PST_ENGINE_ADAPT_DOWN, pst_engine_last_scale(y)},
+                       in);
+}
+
+/* Layers may differ in width: their inputs lie in memory for the widest. */
+static void fit_inputs(pst_engine_walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  pst_engine_lane *mine = w->mine;
+  size_t q = pst_engine_query_floats(f->model, y);
+  mine->shared_attended = f->in_attended;
+  mine->shared_attended.x = f->attended;
+  mine->shared_wide = f->in_gated;
+  mine->shared_wide.x = f->gated;
+  pst_engine_input_narrow(&mine->shared_attended, q);
+  pst_engine_input_narrow(&mine->attended, q);
+  pst_engine_input_narrow(&mine->shared_wide, y->up.n_rows);
+  pst_engine_input_narrow(&mine->wide, y->up.n_rows);
 }
 
 static void run_layer(pst_engine_walk *w, int layer) {
   const pst_engine_layer *y = &w->f->model->layers[layer];
   w->layer = layer;
   w->stage = layer * PST_ENGINE_LAYER_STAGES;
+  fit_inputs(w, y);
   if (y->conv.in.n_rows)
     pst_engine_walk_conv(w, y);
   else if (y->delta.out.n_rows)
@@ -534,6 +565,7 @@ static void run_layer(pst_engine_walk *w, int layer) {
     pst_engine_walk_experts(w, y);
   else
     run_feed_forward(w, y);
+  if (y->per_layer_gate.n_rows) pst_engine_walk_per_layer(w, y, layer);
   assert(w->stage <= (layer + 1) * PST_ENGINE_LAYER_STAGES); /* each stage has a claim counter of its own */
 }
 
@@ -590,6 +622,7 @@ static void step_thread(void *arg, pst_engine_team *team, int index) {
   pst_engine_forward *f = arg;
   pst_engine_walk w = {f, team, &f->lanes[index], f->model->info.n_layers * PST_ENGINE_LAYER_STAGES, -1};
   embed(&w);
+  if (f->model->per_layer.tokens) pst_engine_walk_per_layer_inputs(&w);
   for (int i = 0; i < f->model->info.n_layers; i++) run_layer(&w, i);
   keep(&w);
 }

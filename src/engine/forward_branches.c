@@ -18,9 +18,8 @@ _Static_assert(PST_ENGINE_CONV_KEPT >= PST_ENGINE_MAX_DRAFT + PST_ENGINE_MAX_CON
 /* Where the input of a convolution at a position is kept. */
 static float *conv_slot(const pst_engine_forward *f, const pst_engine_layer *y, int item, int position) {
   const pst_engine_model *m = f->model;
-  size_t keys = f->head_page_bytes * 2 * (size_t)m->info.n_kv_heads * (size_t)m->n_attention_layers;
   uint8_t *page = f->items[item].pages[position / PST_KERNELS_PAGE];
-  float *rows = (float *)(void *)(page + keys + (size_t)y->store * pst_engine_conv_bytes(m));
+  float *rows = (float *)(void *)(page + f->keys_bytes + (size_t)y->store * pst_engine_conv_bytes(m));
   return rows + (size_t)(position % PST_ENGINE_CONV_KEPT) * (size_t)m->info.n_embd;
 }
 
@@ -79,12 +78,13 @@ void pst_engine_walk_conv(pst_engine_walk *w, const pst_engine_layer *y) {
 /* ---- experts ---- */
 
 /* The n_experts_used greatest logits of token t, greatest first, the lowest expert of equals; softmax over them. */
-static void route_token(pst_engine_forward *f, const float *bias, int t) {
+static void route_token(pst_engine_forward *f, const pst_engine_experts *e, int t) {
   pst_engine_routes *r = &f->routes;
   int n = f->model->n_experts, n_used = f->model->n_experts_used;
   float *logits = r->logits + (size_t)t * (size_t)n, *weight = r->weight + (size_t)t * (size_t)n_used;
   int *expert = r->expert + (size_t)t * (size_t)n_used;
-  if (bias) f->k->add(logits, bias, (size_t)n, logits);
+  if (e->router_norm) f->k->scale(logits, 1.0f / sqrtf((float)f->model->info.n_embd), (size_t)n, logits);
+  if (e->router_bias) f->k->add(logits, e->router_bias, (size_t)n, logits);
   for (int k = 0; k < n_used; k++) {
     expert[k] = (int)f->k->argmax(logits, (size_t)n);
     weight[k] = logits[expert[k]];
@@ -92,6 +92,7 @@ static void route_token(pst_engine_forward *f, const float *bias, int t) {
   }
   float total = f->k->sum_exp(weight, (size_t)n_used, weight[0]);
   for (int k = n_used - 1; k >= 0; k--) weight[k] = f->k->sum_exp(&weight[k], 1, weight[0]) / total;
+  for (int k = 0; k < n_used && e->output_scale; k++) weight[k] *= e->output_scale[expert[k]];
 }
 
 /* Rows in order of experts, then tokens. */
@@ -178,36 +179,47 @@ static void expert_gate_stage(pst_engine_walk *w, bool to_floats) {
   pst_engine_walk_next(w);
 }
 
-/* x += the weighted outputs of a token's experts, summed in the router's order. */
+/* The weighted outputs of token t's experts, summed in the router's order: where the first one's was. */
+static float *sum_experts(const pst_engine_forward *f, size_t t) {
+  const pst_engine_routes *r = &f->routes;
+  size_t n = (size_t)f->model->info.n_embd, n_used = (size_t)f->model->n_experts_used;
+  float *sum = r->out + (size_t)r->row_of[t * n_used] * n;
+  f->k->scale(sum, r->weight[t * n_used], n, sum);
+  for (size_t k = 1; k < n_used; k++) {
+    float *row = r->out + (size_t)r->row_of[t * n_used + k] * n;
+    f->k->scale(row, r->weight[t * n_used + k], n, row);
+    f->k->add(sum, row, n, sum);
+  }
+  return sum;
+}
+
+/* x += what a token's experts say. */
 static void combine_stage(pst_engine_walk *w) {
   pst_engine_forward *f = w->f;
-  pst_engine_routes *r = &f->routes;
-  size_t n = (size_t)f->model->info.n_embd, n_used = (size_t)f->model->n_experts_used;
+  size_t n = (size_t)f->model->info.n_embd;
   int begin, end;
   while (pst_engine_walk_claim(w, f->n_tokens, 1, &begin, &end))
-    for (size_t t = (size_t)begin; t < (size_t)end; t++) {
-      float *sum = r->out + (size_t)r->row_of[t * n_used] * n, *x = f->x + t * n;
-      f->k->scale(sum, r->weight[t * n_used], n, sum);
-      for (size_t k = 1; k < n_used; k++) {
-        float *row = r->out + (size_t)r->row_of[t * n_used + k] * n;
-        f->k->scale(row, r->weight[t * n_used + k], n, row);
-        f->k->add(sum, row, n, sum);
-      }
-      f->k->add(x, sum, n, x);
-    }
+    for (size_t t = (size_t)begin; t < (size_t)end; t++) f->k->add(f->x + t * n, sum_experts(f, t), n, f->x + t * n);
   pst_engine_walk_next(w);
+}
+
+/* The layer's own gate, up and down over `in`, into f->branch. */
+static void run_dense(pst_engine_walk *w, const pst_engine_layer *y, const pst_kernels_input *in) {
+  pst_engine_forward *f = w->f;
+  size_t ff = y->up.n_rows;
+  pst_engine_product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false, PST_ENGINE_ADAPT_NONE},
+                                  {&y->up, f->gate_up + ff, 2 * ff, NULL, false, PST_ENGINE_ADAPT_NONE}};
+  pst_engine_walk_products(w, gate_up, 2, in, f->n_tokens);
+  pst_engine_product down = {&y->down, f->branch, (size_t)f->model->info.n_embd, NULL, false, PST_ENGINE_ADAPT_NONE};
+  pst_engine_walk_products(w, &down, 1, pst_engine_walk_gate(w, y), f->n_tokens);
 }
 
 /* x += the expert that every token goes through, as its gate says. `in`: the normed x that the others read. */
 static void run_shared_expert(pst_engine_walk *w, const pst_engine_layer *y, const pst_kernels_input *in) {
   pst_engine_forward *f = w->f;
-  size_t ff = (size_t)f->model->n_ff_dense, n = (size_t)f->model->info.n_embd;
-  pst_engine_product gate_up[] = {{&y->gate, f->gate_up, 2 * ff, NULL, false, PST_ENGINE_ADAPT_NONE},
-                                  {&y->up, f->gate_up + ff, 2 * ff, NULL, false, PST_ENGINE_ADAPT_NONE}};
-  pst_engine_walk_products(w, gate_up, 2, in, f->n_tokens);
-  pst_engine_product down = {&y->down, f->branch, n, NULL, false, PST_ENGINE_ADAPT_NONE};
-  pst_engine_walk_products(w, &down, 1, pst_engine_walk_gate(w, y), f->n_tokens);
+  size_t n = (size_t)f->model->info.n_embd;
   int begin, end;
+  run_dense(w, y, in);
   while (pst_engine_walk_claim(w, f->n_tokens, 1, &begin, &end))
     for (size_t t = (size_t)begin; t < (size_t)end; t++) {
       float *row = f->branch + t * n, *x = f->x + t * n;
@@ -217,12 +229,9 @@ static void run_shared_expert(pst_engine_walk *w, const pst_engine_layer *y, con
   pst_engine_walk_next(w);
 }
 
-/* The experts' branch. An expert's rows are multiplied together, so that its weights are read once a step; an element is one chain all the same. */
-void pst_engine_walk_experts(pst_engine_walk *w, const pst_engine_layer *y) {
+/* Which experts each token goes to. */
+static void route_stages(pst_engine_walk *w, const pst_engine_experts *e, const pst_kernels_input *in) {
   pst_engine_forward *f = w->f;
-  const pst_engine_experts *e = &y->experts;
-  const pst_engine_expert_matrix *gate_up[] = {&e->gate, &e->up}, *down[] = {&e->down};
-  const pst_kernels_input *in = pst_engine_walk_enter(w, y->ffn_norm);
   bool shares = e->shared_gate.n_rows != 0;
   pst_engine_product router[] = {
       {&e->router, f->routes.logits, (size_t)f->model->n_experts, NULL, false, PST_ENGINE_ADAPT_NONE},
@@ -230,16 +239,56 @@ void pst_engine_walk_experts(pst_engine_walk *w, const pst_engine_layer *y) {
   pst_engine_walk_products(w, router, shares ? 2 : 1, in, f->n_tokens);
   int begin, end;
   while (pst_engine_walk_claim(w, f->n_tokens, 2, &begin, &end))
-    for (int t = begin; t < end; t++) route_token(f, e->router_bias, t);
+    for (int t = begin; t < end; t++) route_token(f, e, t);
   pst_engine_walk_next(w);
   if (w->mine == &f->lanes[0]) group_rows(f);
   pst_engine_walk_next(w);
+}
+
+/* An expert's rows are multiplied together, so that its weights are read once a step; an element is one chain all the same. */
+static void run_experts(pst_engine_walk *w, const pst_engine_experts *e, const pst_kernels_input *in) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_expert_matrix *gate_up[] = {&e->gate, &e->up}, *down[] = {&e->down};
   gather_stage(w, e, in);
   expert_products(w, gate_up, 2, &f->routes.in, f->routes.gate_up, 2 * (size_t)f->model->n_ff_expert);
   expert_gate_stage(w, e->down.shape.is_float);
   expert_products(w, down, 1, &f->routes.in_gated, f->routes.out, (size_t)f->model->info.n_embd);
+}
+
+/* Experts and the dense branch side by side: both read x, each through a norm of its own, and their normed sum is what the layer adds. */
+static void run_both_branches(pst_engine_walk *w, const pst_engine_layer *y) {
+  pst_engine_forward *f = w->f;
+  const pst_engine_experts *e = &y->experts;
+  size_t n = (size_t)f->model->info.n_embd;
+  float eps = f->model->norm_eps;
+  const float *last_scale = pst_engine_last_scale(y);
+  int begin, end;
+  route_stages(w, e, pst_engine_walk_enter(w, e->router_norm));
+  run_experts(w, e, pst_engine_walk_enter(w, e->in_norm));
+  run_dense(w, y, pst_engine_walk_enter(w, y->ffn_norm));
+  while (pst_engine_walk_claim(w, f->n_tokens, 1, &begin, &end))
+    for (size_t t = (size_t)begin; t < (size_t)end; t++) {
+      float *dense = f->branch + t * n, *sum = sum_experts(f, t), *x = f->x + t * n;
+      f->k->rmsnorm(dense, e->dense_norm, n, eps, dense);
+      f->k->rmsnorm(sum, e->out_norm, n, eps, sum);
+      f->k->add(dense, sum, n, dense);
+      f->k->rmsnorm(dense, y->post_ffn_norm, n, eps, dense);
+      f->k->add(x, dense, n, x);
+      if (last_scale) f->k->scale(x, *last_scale, n, x);
+    }
+  pst_engine_walk_next(w);
+}
+
+void pst_engine_walk_experts(pst_engine_walk *w, const pst_engine_layer *y) {
+  if (y->experts.router_norm) {
+    run_both_branches(w, y);
+    return;
+  }
+  const pst_kernels_input *in = pst_engine_walk_enter(w, y->ffn_norm);
+  route_stages(w, &y->experts, in);
+  run_experts(w, &y->experts, in);
   combine_stage(w);
-  if (shares) run_shared_expert(w, y, in);
+  if (y->experts.shared_gate.n_rows) run_shared_expert(w, y, in);
 }
 
 /* ---- delta nets ---- */

@@ -1,5 +1,5 @@
 /* What the files of the forward pass share: its work space, and a thread's way through a step. Private to forward.c (attention, dense branches, steps),
- * forward_branches.c (experts, convolutions, delta nets) and forward_head.c. */
+ * forward_branches.c (experts, convolutions, delta nets), forward_per_layer.c (embeddings by layer) and forward_head.c. */
 #ifndef PST_ENGINE_FORWARD_IMPL_H
 #define PST_ENGINE_FORWARD_IMPL_H
 
@@ -7,7 +7,7 @@
 #include "engine/pool.h"
 
 /* Stages that a layer has at most: each has a claim counter of its own. Tokens up to which every thread does the element-wise stages for itself. */
-enum { PST_ENGINE_LAYER_STAGES = 38, PST_ENGINE_ALONE_TOKENS = 2 };
+enum { PST_ENGINE_LAYER_STAGES = 40, PST_ENGINE_ALONE_TOKENS = 2 };
 /* Products over one input that take adapters, at most. */
 enum { PST_ENGINE_ADAPTED_PRODUCTS = 3 };
 
@@ -36,6 +36,9 @@ typedef struct pst_engine_lane {
   void *work;                                         /* PST_KERNELS_WORK_BYTES */
   float *plain;                                       /* [PST_ENGINE_ALONE_TOKENS][n_embd] */
   pst_kernels_input narrow, wide, attended, recalled; /* for PST_ENGINE_ALONE_TOKENS tokens */
+  pst_kernels_input per_layer;                        /* likewise */
+  pst_kernels_input shared_attended, shared_wide;     /* the step's shared ones, as wide as this layer's matrices */
+  float *token_row;                                   /* [n_layers * per_layer.width] */
   pst_engine_pick picks[PST_ENGINE_HEAD_ROWS];        /* the best of each row among what this thread saw */
   float floors[PST_ENGINE_HEAD_ROWS];                 /* a true logit of each row */
   int n_passed;                                       /* groups that a screen let pass */
@@ -47,15 +50,22 @@ typedef struct pst_engine_adapter_run {
   int first, n;
 } pst_engine_adapter_run;
 
+/* Where a page has the keys and values of a layer: from `at` on, for each head a page of keys and one of values, of head_bytes each. */
+typedef struct pst_engine_keys_place {
+  size_t at, head_bytes;
+} pst_engine_keys_place;
+
 struct pst_engine_forward {
   pst_engine_model *model;
   const pst_kernels *k;
   uint32_t kv_type;
   int max_tokens, max_items, max_logits, max_blocks, n_threads;
-  size_t page_bytes, head_page_bytes;
+  size_t page_bytes, keys_bytes;    /* keys_bytes: all layers' keys and values of one page */
+  pst_engine_keys_place *keys;      /* [n_layers] */
+  size_t n_query, n_qkv;            /* most floats of a layer's queries, and of queries, keys and values */
   bool any_float_down;              /* some layer's down matrix reads floats: `gated` is there */
   bool any_dense, any_float_expert; /* some layer has no experts; some expert's matrix reads floats */
-  /* [max_tokens] rows of n_embd, n_embd, q+k+v or 3 n_embd, q or n_embd, n_embd, 2 n_ff, n_ff */
+  /* [max_tokens] rows of n_embd, n_embd, q+k+v or 3 n_embd, q or n_embd, n_embd, 2 n_ff, n_ff: of the widest layer. A layer's own rows lie close. */
   float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated;
   float *gated_queries;     /* 2 q: a head's query, then its gate; only where the model has such */
   float *mixed, *convolved; /* of delta nets: channels, values and twice n_delta_v; channels */
@@ -63,6 +73,8 @@ struct pst_engine_forward {
   float *inner;                       /* of adapters: [ADAPTED_PRODUCTS][max_tokens][ADAPTER_MAX_RANK] a x */
   pst_engine_adapter_run *runs;       /* [max_items] of the step */
   int n_runs;                         /* 0: every token is the base's */
+  float *per_layer, *per_layer_gate;  /* [max_tokens] rows of n_layers * width, of width */
+  pst_kernels_input in_per_layer;     /* of width */
   float *kept;                        /* [max_logits][n_embd] */
   float *turns[PST_ENGINE_MAX_ROPES]; /* [max_tokens][n_rot] cosines and sines */
   float *parts;                       /* of attention: [max_blocks][SPLIT_TOKENS][n_heads][PART_FLOATS] */
@@ -137,6 +149,7 @@ typedef struct pst_engine_branch_end {
   const float *bias, *norm;
   pst_engine_layernorm sum_norm;
   pst_engine_adapter_slot slot;
+  const float *sum_scale; /* [1] factor of x when the branch has been added to it */
 } pst_engine_branch_end;
 
 /* x += matrix * input, through a bias, a norm or a factor; then x itself may be normed. */
@@ -153,6 +166,25 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
 void pst_engine_walk_conv(pst_engine_walk *w, const pst_engine_layer *y);
 void pst_engine_walk_delta(pst_engine_walk *w, const pst_engine_layer *y);
 void pst_engine_walk_experts(pst_engine_walk *w, const pst_engine_layer *y);
+
+/* Embeddings by layer (forward_per_layer.c): what all layers are given, once the step's embeddings stand in x; and a layer's branch, with whose end the
+ * layer ends. */
+void pst_engine_walk_per_layer_inputs(pst_engine_walk *w);
+void pst_engine_walk_per_layer(pst_engine_walk *w, const pst_engine_layer *y, int layer);
+
+/* Floats of a token's queries; those of its keys, as of its values, are k.n_rows, 0 where the layer keeps none. */
+static inline size_t pst_engine_query_floats(const pst_engine_model *m, const pst_engine_layer *y) {
+  return (size_t)m->info.n_heads * (size_t)y->head_dim;
+}
+/* The factor at the layer's end, for the branch that is its last. */
+static inline const float *pst_engine_last_scale(const pst_engine_layer *y) {
+  return y->per_layer_gate.n_rows ? NULL : y->output_scale;
+}
+/* Makes an input that was laid out for as many columns or more one of n_cols. */
+static inline void pst_engine_input_narrow(pst_kernels_input *input, size_t n_cols) {
+  input->n_cols = n_cols;
+  input->n_blocks = n_cols / PST_KERNELS_BLOCK;
+}
 
 /* Widths of a delta net's rows; 0 where the model has none. */
 static inline size_t pst_engine_delta_values(const pst_engine_model *m) {

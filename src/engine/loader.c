@@ -43,6 +43,13 @@ int pst_engine_loader_want_double(pst_engine_loader *l, const char *name, double
   return 0;
 }
 
+int pst_engine_loader_check_head(pst_engine_loader *l, int key_dim, int value_dim) {
+  if (key_dim % 8 == 0 && key_dim >= 8 && key_dim <= PST_KERNELS_MAX_HEAD && value_dim == key_dim) return 0;
+  return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
+                       "head size %d (values %d): known are equal sizes, multiples of 8 up to %d", key_dim, value_dim,
+                       PST_KERNELS_MAX_HEAD);
+}
+
 /* ---- tensors ---- */
 
 const pst_engine_gguf_tensor *pst_engine_loader_tensor(pst_engine_loader *l, const char *name) {

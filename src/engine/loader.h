@@ -18,8 +18,8 @@ typedef struct pst_engine_loader {
   bool *asked;    /* per key of the file: something read it */
   const char *output_norm;
   int n_ahead; /* layers behind the model's own that predict tokens further ahead: left out */
-  /* Key heads layer by layer, 0 where a layer does not attend; NULL: all layers are alike. */
-  const pst_engine_gguf_value *kv_heads;
+  /* Key heads (0 where a layer does not attend) and width of the feed-forward layer by layer; NULL: all layers are alike. */
+  const pst_engine_gguf_value *kv_heads, *ff;
   bool no_output_norm; /* the architecture's layers end with a norm of their own */
   size_t n_jobs;
   struct pst_engine_pack_job {
@@ -49,6 +49,8 @@ int pst_engine_loader_need_int(pst_engine_loader *l, const char *name, int64_t m
 /* As need_int; a missing key leaves *value as it was. */
 int pst_engine_loader_want_int(pst_engine_loader *l, const char *name, int64_t min, int64_t max, int *value);
 int pst_engine_loader_want_double(pst_engine_loader *l, const char *name, double min, double max, double *value);
+/* Whether attention knows heads of this size, keys' and values': PST_E_UNSUPPORTED. */
+int pst_engine_loader_check_head(pst_engine_loader *l, int key_dim, int value_dim);
 /* NULL: the file has no such tensor. It counts as taken. */
 const pst_engine_gguf_tensor *pst_engine_loader_tensor(pst_engine_loader *l, const char *name);
 /* Whether a tensor is there and is [n][rows][cols]: PST_E_BAD_INPUT. */

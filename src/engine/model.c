@@ -13,28 +13,59 @@
 
 /* ---- the shape ---- */
 
-/* One number, or one for each layer where some layers do not attend (LFM2): those that do must agree. */
+/* An integer key that is one number, or a list of one for each layer, then *ret_list too: all within [min, max]. *ret_most: the greatest. */
+static int read_by_layer(pst_engine_loader *l, const char *name, int64_t min, int64_t max,
+                         const pst_engine_gguf_value **ret_list, int *ret_most) {
+  char key[128];
+  const pst_engine_gguf_value *v = pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, name, key));
+  if (!v || v->kind != PST_ENGINE_GGUF_ARRAY)
+    return pst_engine_loader_need_int(l, name, PST_MAX(min, 1), max, ret_most);
+  int code = pst_engine_gguf_get_array(l->m->gguf, key, PST_ENGINE_GGUF_INTEGERS, &v, l->err);
+  if (code) return code;
+  int64_t most = 0;
+  for (uint64_t i = 0; i < v->n; i++) {
+    int64_t n = pst_engine_gguf_value_i64(v, i);
+    if (n < min || n > max)
+      return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "key '%s' is %lld in layer %llu, outside %lld to %lld",
+                           key, (long long)n, (unsigned long long)i, (long long)min, (long long)max);
+    most = PST_MAX(most, n);
+  }
+  int n_all = l->m->info.n_layers + l->n_ahead;
+  if (v->n != (uint64_t)n_all)
+    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "key '%s' has %llu entries for %d layers", key,
+                         (unsigned long long)v->n, n_all);
+  *ret_list = v;
+  *ret_most = (int)most;
+  return 0;
+}
+
+/* A list has 0 where a layer does not attend (LFM2); the layers that do may differ (Gemma 4). */
 static int read_kv_heads(pst_engine_loader *l) {
   pst_engine_model_info *f = &l->m->info;
   char key[128];
-  const pst_engine_gguf_value *v =
-      pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, "attention.head_count_kv", key));
-  if (!v || v->kind != PST_ENGINE_GGUF_ARRAY)
-    return pst_engine_loader_want_int(l, "attention.head_count_kv", 1, 1024, &f->n_kv_heads);
-  int code = pst_engine_gguf_get_array(l->m->gguf, key, PST_ENGINE_GGUF_INTEGERS, &l->kv_heads, l->err);
+  f->n_kv_heads = f->n_heads;
+  if (!pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, "attention.head_count_kv", key))) return 0;
+  int code = read_by_layer(l, "attention.head_count_kv", 0, 1024, &l->kv_heads, &f->n_kv_heads);
   if (code) return code;
-  int64_t most = 0;
-  for (uint64_t i = 0; i < v->n; i++) most = PST_MAX(most, pst_engine_gguf_value_i64(v, i));
-  for (uint64_t i = 0; i < v->n; i++) {
-    int64_t n = pst_engine_gguf_value_i64(v, i);
-    if (v->n != (uint64_t)f->n_layers || most > 1024 || (n != 0 && n != most))
-      return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
-                           "key '%s' must say 0 or one and the same number, up to 1024, for each of %d layers", key,
-                           f->n_layers);
+  if (f->n_kv_heads == 0) return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s': no layer attends", key);
+  for (int i = 0; i < f->n_layers; i++) {
+    int n = l->kv_heads ? (int)pst_engine_gguf_value_i64(l->kv_heads, (uint64_t)i) : f->n_kv_heads;
+    if (n && f->n_heads % n)
+      return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "%d query heads are not a multiple of %d key heads",
+                           f->n_heads, n);
   }
-  if (most == 0) return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path, "key '%s': no layer attends", key);
-  f->n_kv_heads = (int)most;
   return 0;
+}
+
+/* A model of nothing but experts may leave the width of the others out. */
+static int read_ff(pst_engine_loader *l) {
+  static const char dense[] = "feed_forward_length", experts[] = "expert_feed_forward_length";
+  char key[128];
+  bool has_dense = pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, dense, key)) != NULL;
+  bool has_experts = pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, experts, key)) != NULL;
+  int code = read_by_layer(l, has_dense || !has_experts ? dense : experts, 32, 1 << 19, &l->ff, &l->m->info.n_ff);
+  l->m->n_ff_dense = l->m->info.n_ff;
+  return code;
 }
 
 static int read_shape(pst_engine_loader *l) {
@@ -47,17 +78,8 @@ static int read_shape(pst_engine_loader *l) {
   f->n_layers -= l->n_ahead;
   if (!code) code = pst_engine_loader_need_int(l, "context_length", 1, 1 << 30, &f->n_ctx_train);
   if (!code) code = pst_engine_loader_need_int(l, "embedding_length", 32, 1 << 17, &f->n_embd);
-  /* A model of nothing but experts may leave the width of the others out. */
-  char key[128];
-  bool has_ff = pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, "feed_forward_length", key)) != NULL;
-  const char *experts_ff = "expert_feed_forward_length";
-  bool has_experts = pst_engine_gguf_find(l->m->gguf, pst_engine_loader_key(l, experts_ff, key)) != NULL;
-  if (!code)
-    code = pst_engine_loader_need_int(l, has_ff || !has_experts ? "feed_forward_length" : experts_ff, 32, 1 << 19,
-                                      &f->n_ff);
-  l->m->n_ff_dense = f->n_ff;
+  if (!code) code = read_ff(l);
   if (!code) code = pst_engine_loader_need_int(l, "attention.head_count", 1, 1024, &f->n_heads);
-  f->n_kv_heads = f->n_heads;
   if (!code) code = read_kv_heads(l);
   if (code) return code;
   f->head_dim = f->n_embd / f->n_heads;
@@ -66,13 +88,7 @@ static int read_shape(pst_engine_loader *l) {
   if (!code) code = pst_engine_loader_want_int(l, "attention.value_length", 8, 1024, &value_dim);
   if (!code) code = pst_engine_loader_want_double(l, "attention.layer_norm_rms_epsilon", 0, 1, &eps);
   if (code) return code;
-  if (f->n_heads % f->n_kv_heads)
-    return pst_error_set(l->err, PST_E_BAD_INPUT, l->path, "%d query heads are not a multiple of %d key heads",
-                         f->n_heads, f->n_kv_heads);
-  if (f->head_dim % 8 || f->head_dim > 256 || value_dim != f->head_dim)
-    return pst_error_set(l->err, PST_E_UNSUPPORTED, l->path,
-                         "head size %d (values %d): known are equal sizes, multiples of 8 up to 256", f->head_dim,
-                         value_dim);
+  if ((code = pst_engine_loader_check_head(l, f->head_dim, value_dim))) return code;
   l->m->norm_eps = (float)eps;
   l->m->embedding_scale = l->m->residual_scale = l->m->logit_scale = 1;
   l->m->gate = PST_KERNELS_SILU;
@@ -120,19 +136,24 @@ static int load_table(pst_engine_loader *l, const pst_engine_architecture *a) {
   l->table = 0;
   l->n_jobs = 0;
   l->output_norm = "output_norm.weight";
-  m->n_conv_layers = m->n_delta_layers = m->n_attention_layers = 0;
+  m->n_conv_layers = m->n_delta_layers = 0;
   int code = a->keys(l);
   if (!code)
     code = pst_engine_loader_matrix(l, "token_embd.weight", (size_t)m->info.n_vocab, (size_t)m->info.n_embd,
                                     &m->embedding);
   if (!code) code = load_end(l);
   for (int i = 0; i < m->info.n_layers && !code; i++) {
-    memset(&m->layers[i], 0, sizeof m->layers[i]);
-    code = a->layer(l, i, &m->layers[i]);
-    int *n_alike = m->layers[i].conv.in.n_rows     ? &m->n_conv_layers
-                   : m->layers[i].delta.out.n_rows ? &m->n_delta_layers
-                                                   : &m->n_attention_layers;
-    m->layers[i].store = (*n_alike)++;
+    pst_engine_layer *y = &m->layers[i];
+    *y = (pst_engine_layer){.keeper = i,
+                            .head_dim = m->info.head_dim,
+                            .n_kv_heads = l->kv_heads ? (int)pst_engine_gguf_value_i64(l->kv_heads, (uint64_t)i)
+                                                      : m->info.n_kv_heads,
+                            .n_ff = l->ff ? (int)pst_engine_gguf_value_i64(l->ff, (uint64_t)i) : m->info.n_ff};
+    code = a->layer(l, i, y);
+    if (y->conv.in.n_rows)
+      y->store = m->n_conv_layers++;
+    else if (y->delta.out.n_rows)
+      y->store = m->n_delta_layers++;
   }
   return code;
 }
@@ -320,17 +341,46 @@ size_t pst_engine_model_state_floats(const pst_engine_model *m) {
   return m->n_delta_layers ? values * head + (size_t)(m->n_conv - 1) * channels : 0;
 }
 
+size_t pst_engine_model_keys_bytes(const pst_engine_model *m, uint32_t kv_type, int layer) {
+  size_t n = 0;
+  for (int i = 0; i < layer && m->encoding.pooling == PST_ENGINE_POOL_NONE; i++)
+    if (m->layers[i].k.n_rows)
+      n += 2 * (size_t)m->layers[i].n_kv_heads * pst_kernels_page_bytes(kv_type, (size_t)m->layers[i].head_dim);
+  return n;
+}
+
+size_t pst_engine_model_all_keys_bytes(const pst_engine_model *m, uint32_t kv_type) {
+  if (m->encoding.pooling == PST_ENGINE_POOL_NONE) return pst_engine_model_keys_bytes(m, kv_type, m->info.n_layers);
+  return 2 * (size_t)m->info.n_kv_heads * pst_kernels_page_bytes(kv_type, (size_t)m->info.head_dim);
+}
+
 static int64_t matrix_bytes(const pst_kernels_matrix *m) { return (int64_t)(m->n_groups * m->group_bytes); }
 
 static int64_t step_bytes(const pst_engine_model *m) {
-  int64_t bytes = matrix_bytes(m->screen.codes.n_rows ? &m->screen.codes : &m->head);
+  int64_t bytes =
+      matrix_bytes(m->screen.codes.n_rows ? &m->screen.codes : &m->head) + matrix_bytes(&m->per_layer.project);
   for (int i = 0; i < m->info.n_layers; i++) {
     const pst_engine_layer *y = &m->layers[i];
     const pst_engine_experts *e = &y->experts;
     const pst_engine_delta *d = &y->delta;
-    const pst_kernels_matrix *all[] = {&y->q,    &y->k,       &y->v,        &y->o,          &y->gate, &y->up,
-                                       &y->down, &y->conv.in, &y->conv.out, &e->router,     &d->qkv,  &d->z,
-                                       &d->beta, &d->alpha,   &d->out,      &e->shared_gate};
+    const pst_kernels_matrix *all[] = {&y->q,
+                                       &y->k,
+                                       &y->v,
+                                       &y->o,
+                                       &y->gate,
+                                       &y->up,
+                                       &y->down,
+                                       &y->conv.in,
+                                       &y->conv.out,
+                                       &e->router,
+                                       &d->qkv,
+                                       &d->z,
+                                       &d->beta,
+                                       &d->alpha,
+                                       &d->out,
+                                       &e->shared_gate,
+                                       &y->per_layer_gate,
+                                       &y->per_layer_project};
     for (size_t k = 0; k < PST_ARRAY_LEN(all); k++) bytes += matrix_bytes(all[k]);
     bytes +=
         m->n_experts_used * (matrix_bytes(&e->gate.shape) + matrix_bytes(&e->up.shape) + matrix_bytes(&e->down.shape));
@@ -364,10 +414,8 @@ static int open_model(const char *path, int n_threads, const char *packed_dir, p
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(m->gguf); i++)
     f->n_params += (int64_t)pst_engine_gguf_tensor_at(m->gguf, i)->n_elements;
   if (m->encoding.pooling == PST_ENGINE_POOL_NONE) /* an encoder keeps none */
-    f->kv_bytes_per_token_f16 =
-        (int64_t)m->n_attention_layers * f->n_kv_heads * 2 *
-            (int64_t)(pst_kernels_page_bytes(PST_TYPE_F16, (size_t)f->head_dim) / PST_KERNELS_PAGE) +
-        (int64_t)m->n_conv_layers * PST_ENGINE_CONV_KEPT * f->n_embd * 4 / PST_KERNELS_PAGE;
+    f->kv_bytes_per_token_f16 = (int64_t)(pst_engine_model_all_keys_bytes(m, PST_TYPE_F16) / PST_KERNELS_PAGE) +
+                                (int64_t)m->n_conv_layers * PST_ENGINE_CONV_KEPT * f->n_embd * 4 / PST_KERNELS_PAGE;
   f->state_bytes = (int64_t)pst_engine_model_state_floats(m) * m->n_delta_layers * (int64_t)sizeof(float);
   f->step_bytes = step_bytes(m);
   uint64_t identity[3] = {map->inode, map->mtime_ns, map->n};

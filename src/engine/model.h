@@ -26,7 +26,7 @@ typedef struct pst_engine_rope {
   const float *factors; /* [n_rot/2] or NULL; the model's */
   pst_kernels_rope style;
   int n_rot;
-  float own_factors[128]; /* where factors are computed, not the file's */
+  float own_factors[PST_KERNELS_MAX_HEAD / 2]; /* where factors are computed, not the file's */
 } pst_engine_rope;
 
 /* One of the matrices that every expert of a layer has: expert e's begins `stride` bytes times e behind shape.data. */
@@ -43,7 +43,20 @@ typedef struct pst_engine_experts {
   pst_kernels_matrix
       shared_gate; /* [1][n_embd]: its sigmoid weighs the shared expert, which is the layer's own gate, up and down; n_rows 0: none */
   pst_engine_expert_matrix gate, up, down; /* [n_ff_expert][n_embd] twice, [n_embd][n_ff_expert] */
+  /* Beside the dense branch (Gemma 4): router and experts each read x through a norm of their own, both branches' outputs are normed and added up before the
+   * layer's post_ffn_norm. router_norm NULL: the experts take the dense branch's place, and all of these are NULL. */
+  const float *router_norm, *in_norm, *out_norm, *dense_norm; /* [n_embd] */
+  const float *output_scale;                                  /* [n_experts] factor of an expert's weight */
 } pst_engine_experts;
+
+/* An embedding for every layer (Gemma 4 E2B and E4B): of the token, and projected from its embedding; together gated by x behind the feed-forward, and projected
+ * back. The token's stand in the file as they are: a table that is only looked up is neither packed nor read as a whole. */
+typedef struct pst_engine_per_layer {
+  const pst_engine_gguf_tensor *tokens; /* [n_vocab][n_layers * width]; NULL: the model has none */
+  pst_kernels_matrix project;           /* [n_layers * width][n_embd] */
+  const float *norm;                    /* [width], of each layer's projection */
+  int width;
+} pst_engine_per_layer;
 
 /* A short convolution in the place of attention (LFM2): in gives b, c and u of n_embd each; c * (causal convolution of b * u over positions), through
  * out. */
@@ -71,12 +84,16 @@ typedef struct pst_engine_delta {
 
 /* Shapes: x is [n_embd]; matrices are [rows][cols]; norms are float32 rows; NULL: the layer does without. */
 typedef struct pst_engine_layer {
-  const float *attn_norm;     /* [n_embd] before attention; NULL: x goes in as it is */
-  pst_kernels_matrix q, k, v; /* [n_heads * head_dim][n_embd], [n_kv_heads * head_dim][n_embd] twice */
+  const float *attn_norm; /* [n_embd] before attention; NULL: x goes in as it is */
+  int n_kv_heads, head_dim, n_ff;
+  pst_kernels_matrix q, k,
+      v; /* [n_heads * head_dim][n_embd], [n_kv_heads * head_dim][n_embd] twice; v without rows: keys are values, before their
+                                 norm and turn; k too: the layer reads what layer `keeper` keeps */
   const float *q_bias, *k_bias, *v_bias;
   const float *q_norm,
       *k_norm; /* before rope: [head_dim], each head by itself, or with norm_whole [n_heads * head_dim], all at once */
   bool norm_whole;
+  bool norm_values;            /* every head of a value, without a weight */
   pst_kernels_matrix o;        /* [n_embd][n_heads * head_dim] */
   const float *o_bias;         /* [n_embd] */
   const float *sinks;          /* [n_heads] scores that take part in the softmax without a value */
@@ -90,7 +107,12 @@ typedef struct pst_engine_layer {
   pst_engine_conv conv;
   pst_engine_delta delta;
   const float *post_ffn_norm;
-  int store; /* number of the layer among those that keep what it keeps (keys and values, inputs of a convolution, a recurrent state) */
+  pst_kernels_matrix per_layer_gate,
+      per_layer_project;       /* [width][n_embd], [n_embd][width]; no rows: there is no embedding by layer */
+  const float *per_layer_norm; /* [n_embd] on the way back to x */
+  const float *output_scale;   /* [1] factor of x at the layer's end, or NULL */
+  int keeper;                  /* the layer itself, or the earlier one whose keys and values it reads */
+  int store; /* number of the layer among those that keep what it keeps: inputs of a convolution, or a recurrent state */
   int window; /* 0: attends to everything before; else to the last `window` positions */
   int rope;   /* index into the model's ropes; -1: positions leave no mark on queries and keys */
 } pst_engine_layer;
@@ -133,18 +155,25 @@ struct pst_engine_model {
   double temperature_beta, temperature_length;
   pst_kernels_gate gate;
   int n_experts, n_experts_used, n_ff_expert; /* 0: no layer has experts */
-  int n_ff_dense;                             /* rows of the layers' gate and up: n_ff, or a shared expert's */
+  int n_ff_dense;                             /* most rows of a layer's gate and up: n_ff, or a shared expert's */
   int n_conv;                                 /* positions that a convolution sees; 0: no layer has one */
   int n_delta_k, n_delta_v, delta_head;       /* key and value heads of delta nets, and their size */
   bool delta_grouped;
-  int n_attention_layers, n_conv_layers, n_delta_layers;
+  int n_conv_layers, n_delta_layers;
   bool gated_queries; /* a head's query is followed by the gate of its output: attn_q is [n_heads][2][head_dim] */
   pst_engine_encoding encoding;
+  pst_engine_per_layer per_layer;
   void *packed; /* one block behind all packed matrices and norms; NULL: it is mapped */
   size_t packed_bytes;
   pst_map packed_map;   /* data NULL: it was packed here */
   uint64_t content_key; /* root of prefix keys: file identity */
 };
+
+/* Bytes that the keys and values of the layers before `layer` take in a page, each head's page behind the other: where this layer's begin. Layers that
+ * read an earlier one's keep none; an encoder's are of no use behind their layer and all lie at 0. kv_type: F16 or Q8_0. */
+size_t pst_engine_model_keys_bytes(const pst_engine_model *m, uint32_t kv_type, int layer);
+/* Of all layers. */
+size_t pst_engine_model_all_keys_bytes(const pst_engine_model *m, uint32_t kv_type);
 
 /* Floats of one delta net's state of one sequence: [n_delta_v][delta_head keys][delta_head values], then the convolution's inputs at the last n_conv - 1
  * positions, position p's in row p mod (n_conv - 1). 0: the model has no delta net. */

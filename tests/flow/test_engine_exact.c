@@ -318,14 +318,16 @@ static void test_gemma3_mixes(void **state) {
   run_model("PENSTOCK_TEST_GEMMA3", test_scale(10, 2, 100));
 }
 
-/* Experts, sinks, positions that scale queries, convolutions, recurrent states; in floats and quantized. */
+/* Experts, sinks, positions that scale queries, convolutions, recurrent states, layers of several widths that read each other's keys, embeddings by
+ * layer; in floats and quantized. */
 static void test_tiny_mixes(void **state) {
   (void)state;
   static const struct {
     const char *name, *type;
-  } models[] = {{"qwen3moe", "Q8_0"},  {"gpt-oss", NULL}, {"gpt-oss-mxfp4", "F16"}, {"mistral3", "Q4_0"},
-                {"lfm2", "Q8_0"},      {"lfm2", NULL},    {"qwen35", "Q8_0"},       {"qwen35", NULL},
-                {"qwen3next", "Q8_0"}, {"gemma3", NULL},  {"gemma2", "Q8_0"},       {"olmo2", "Q5_1"}};
+  } models[] = {{"qwen3moe", "Q8_0"},  {"gpt-oss", NULL},      {"gpt-oss-mxfp4", "F16"}, {"mistral3", "Q4_0"},
+                {"lfm2", "Q8_0"},      {"lfm2", NULL},         {"qwen35", "Q8_0"},       {"qwen35", NULL},
+                {"qwen3next", "Q8_0"}, {"gemma3", NULL},       {"gemma2", "Q8_0"},       {"olmo2", "Q5_1"},
+                {"gemma4-ple", NULL},  {"gemma4-ple", "Q8_0"}, {"gemma4-moe", "Q8_0"},   {"gemma4-moe", NULL}};
   char *dir = test_temp_dir();
   for (size_t i = 0; i < PST_ARRAY_LEN(models); i++) {
     const char *path = test_temp_path(dir, "model.gguf");

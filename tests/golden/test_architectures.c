@@ -1,7 +1,8 @@
 /* Every architecture against `transformers` in float32, on tiny models whose weights both sides make from tensor names, in files with the keys and
  * tensors that llama.cpp's converter writes (tools/golden_architectures.py).
  *
- * Tolerance: we keep keys and values in F16 and sum in another order; log-probabilities differ by about 1e-3 for it. MXFP4 matrices quantize their
+ * Tolerance: we keep keys and values in F16 and sum in another order; log-probabilities differ by about 1e-3 for it (of Gemma 4 the reference rounds
+ * keys and values too: about 1e-4 is left). MXFP4 matrices quantize their
  * inputs to 8 bits, which moves them by hundredths. That this is tight enough is tested too: every key that is a number and every kind of tensor is changed in
  * turn, and the result must leave the tolerance. */
 #include <setjmp.h>
@@ -46,7 +47,8 @@ typedef struct changes {
 
 /* Numbers of keys that the arithmetic depends on and that can be others in the same file. */
 static bool is_free(const char *key, const char *kind) {
-  return !strcmp(kind, "f32") || strstr(key, "sliding_window") || strstr(key, "expert_used_count");
+  return !strcmp(kind, "f32") ||
+         (!strstr(kind, "[]") && (strstr(key, "sliding_window") || strstr(key, "expert_used_count")));
 }
 
 /* Of a file with quantized matrices only those are changed: an unquantized file of the same architecture has the rest. */

@@ -131,7 +131,8 @@ static void write_tensor(maker *m, const tensor *t) {
     return;
   }
   size_t length = strlen(t->name), cols = t->dims[0], rows = t->dims[1] * t->dims[2];
-  float mean = length > 11 && !strcmp(t->name + length - 11, "norm.weight") ? 1.0f : 0.0f;
+  bool is_weight = length > 7 && !strcmp(t->name + length - 7, ".weight");
+  float mean = strstr(t->name, "scale") || (strstr(t->name, "norm") && is_weight) ? 1.0f : 0.0f;
   if (length > 5 && !strcmp(t->name + length - 5, "ssm_a")) mean = -0.5f;
   if (cols > PST_ARRAY_LEN(x)) abort();
   for (size_t k = 0; k < rows; k++) {

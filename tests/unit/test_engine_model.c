@@ -294,6 +294,14 @@ static void test_golden_refusals(void **state) {
       {"qwen35moe", "blk.1.ffn_gate_inp_shexp.weight", NULL, "blk.1.ffn_gate_inp_shexp.weight", PST_E_BAD_INPUT},
       {"qwen3next", "blk.2.ssm_ba.weight", NULL, "blk.2.ssm_ba.weight", PST_E_BAD_INPUT},
       {"qwen35-mtp", "qwen35.nextn_predict_layers", NULL, "blk.4.nextn", PST_E_UNSUPPORTED},
+      {"gemma4", "gemma4.attention.key_length_swa", NULL, "gemma4.attention.key_length_swa", PST_E_BAD_INPUT},
+      {"gemma4", "gemma4.attention.sliding_window_pattern", NULL, "sliding_window_pattern", PST_E_BAD_INPUT},
+      {"gemma4", "gemma4.attention.head_count_kv", NULL, "blk.0.attn_k.weight", PST_E_BAD_INPUT},
+      {"gemma4", "rope_freqs.weight", NULL, "rope_freqs.weight", PST_E_BAD_INPUT},
+      {"gemma4-ple", "gemma4.attention.shared_kv_layers", NULL, "blk.4.attn_k.weight", PST_E_BAD_INPUT},
+      {"gemma4-ple", "gemma4.embedding_length_per_layer_input", NULL, "per_layer_token_embd.weight", PST_E_UNSUPPORTED},
+      {"gemma4-moe", "blk.1.ffn_gate_inp.scale", NULL, "blk.1.ffn_gate_inp.scale", PST_E_BAD_INPUT},
+      {"gemma4-moe", "gemma4.expert_count", NULL, "gemma4.expert_used_count", PST_E_UNSUPPORTED},
       {"lfm2", NULL, "lfm2.leading_dense_block_count", "lfm2.leading_dense_block_count", PST_E_UNSUPPORTED},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) {
@@ -306,12 +314,39 @@ static void test_golden_refusals(void **state) {
   }
 }
 
+/* Pages hold what layers keep and no more: heads of their own size and number, and nothing where a layer reads another one's. */
+static void test_kept_keys(void **state) {
+  (void)state;
+  static const struct {
+    const char *name;
+    int64_t floats; /* keys and values of one token */
+  } rows[] = {
+      {"qwen3", 3 * 2 * 2 * 16},
+      {"lfm2", 2 * 2 * 2 * 16},
+      {"gemma4", 2 * 2 * (2 * 16 + 1 * 32)},     /* two sliding layers, two full ones */
+      {"gemma4-ple", 2 * 2 * (2 * 16 + 2 * 32)}, /* four layers of six */
+  };
+  for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) {
+    const char *path = test_temp_path(test_dir, "model.gguf");
+    pst_json_doc *doc = test_golden_read(rows[i].name);
+    pst_error err = PST_ERROR_INIT;
+    pst_engine_model *model = NULL;
+    test_golden_write(path, pst_json_root(doc), NULL);
+    pst_json_free(doc);
+    if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s", err.message);
+    int64_t conv = !strcmp(rows[i].name, "lfm2") ? 3 * 16 * 64 * 4 / 64 : 0; /* three convolutions of 64 channels */
+    assert_int_equal(pst_engine_model_get_info(model)->kv_bytes_per_token_f16, rows[i].floats * 2 + conv);
+    pst_engine_model_unref(model);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_opens),           cmocka_unit_test(test_keys),
       cmocka_unit_test(test_tensors),         cmocka_unit_test(test_templates),
       cmocka_unit_test(test_answers),         cmocka_unit_test(test_golden_answers),
       cmocka_unit_test(test_golden_refusals), cmocka_unit_test(test_golden_tables),
+      cmocka_unit_test(test_kept_keys),
   };
   return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }
