@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Golden values for the tokenizers, made by the reference implementations.
 
-    reference_tokenizers.py golden MODEL.gguf NAME [--strings N] [--out DIR]   writes DIR/NAME.golden
+    reference_tokenizers.py golden MODEL.gguf NAME [--strings N] [--out DIR] [--characters]   writes DIR/NAME.golden
     reference_tokenizers.py check MODEL.gguf [--first N] [--strings N]         compares the reference with llama.cpp, string by string, and says why they differ
     reference_tokenizers.py strings FIRST N                                    prints generated strings as JSON
     reference_tokenizers.py ranges [--old]                                     prints tests/golden/tokenizer/ranges{,_old}.txt
 
 The reference is rebuilt from the tables of the GGUF file itself: `tokenizers` for byte-level BPE and WordPiece, `sentencepiece` for
 SentencePiece BPE. Needs numpy, gguf 0.19.0, tokenizers 0.23.3 and sentencepiece 0.2.3, for
-`check` also llama-cpp-python 0.3.36. The golden files hold one hash for each 1,000 strings, so
+`check` also llama-cpp-python 0.3.36. --characters: a SentencePiece vocabulary as Gemma 4 would have it, as BPE over characters whose
+merges are all pairs of normal tokens that make one, best score first (test_tokenizer.c makes the same file). The golden files hold one hash for each 1,000 strings, so
 that the tests need none of this: tests/golden/test_tokenizer.c has the same generator.
 
 Strings with an even number are encoded as untrusted text (nothing in them is a control token), those with an odd number as trusted.
@@ -140,6 +141,13 @@ class File:
         name = fields.get("general.name")
         self.rstrip = name is not None and "phi3" in name.contents().lower().replace("-", "")
 
+    def as_characters(self):
+        normal = {t: i for i, t in enumerate(self.tokens) if self.types[i] == 1}
+        self.model = "gemma4"
+        self.merges = [f"{t[:k]} {t[k:]}" for t in sorted(normal, key=lambda t: -self.scores[normal[t]])
+                       for k in range(1, len(t)) if t[:k] in normal and t[k:] in normal]
+        return self
+
     def ids(self, *types):
         return [i for i, t in enumerate(self.types) if t in types]
 
@@ -209,6 +217,11 @@ class ByTokenizers:
                 tok = Tokenizer(models.WordPiece(bert, unk_token=file.tokens[file.unk], max_input_chars_per_word=100))
                 tok.normalizer = normalizers.BertNormalizer(lowercase=True)
                 tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            elif file.model == "gemma4":
+                merges = [tuple(m.split(" ", 1)) for m in file.merges]
+                tok = Tokenizer(models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token=file.tokens[file.unk]))
+                tok.normalizer = normalizers.Replace(" ", "\u2581")
+                tok.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
             else:
                 merges = [tuple(m.split(" ", 1)) for m in file.merges]
                 ignore = file.pre in ("llama-bpe", "llama3", "tekken")
@@ -302,7 +315,8 @@ def reference(file):
 
 
 def golden(args):
-    ref, gen = reference(File(args.model)), Generator(args.ranges)
+    file = File(args.model)
+    ref, gen = reference(file.as_characters() if args.characters else file), Generator(args.ranges)
     lines = ["# %d strings a line; made by tools/reference_tokenizers.py from the file's own tables" % BLOCK, args.ranges]
     for block in range(args.strings // BLOCK):
         h = hashlib.sha256()
@@ -427,6 +441,7 @@ def main():
     p = commands.add_parser("golden", help="write NAME.golden")
     p.add_argument("model")
     p.add_argument("name")
+    p.add_argument("--characters", action="store_true")
     p.add_argument("--strings", type=int, default=100000)
     p.add_argument("--out", default=HERE)
     p.add_argument("--ranges", default="ranges.txt")

@@ -258,16 +258,8 @@ static const char *pretokenizer_name(const pst_json *root) {
   return NULL;
 }
 
-/* Byte-level BPE, as GPT-2's. */
-static int put_byte_level(pst_engine_ckpt *d, const pst_json *root) {
-  const char *pre = pretokenizer_name(root);
+static int put_merges(pst_engine_ckpt *d, const pst_json *root) {
   const pst_json *merges = pst_json_get(pst_json_get(root, "model"), "merges");
-  if (!pre)
-    return pst_error_set(
-        d->err, PST_E_UNSUPPORTED, d->path,
-        "tokenizer.json: this pre_tokenizer, with this normalizer and ignore_merges, is not known here");
-  pst_engine_ckpt_put_str(d, "tokenizer.ggml.model", PST_STR("gpt2"));
-  pst_engine_ckpt_put_str(d, "tokenizer.ggml.pre", pst_str_from(pre));
   pst_engine_ckpt_put_array(d, "tokenizer.ggml.merges", PST_ENGINE_GGUF_STR, pst_json_size(merges));
   size_t i = 0;
   for (pst_json_iter it = pst_json_iterate(merges); pst_json_next(&it); i++) {
@@ -279,6 +271,18 @@ static int put_byte_level(pst_engine_ckpt *d, const pst_json *root) {
     pst_buf_append_str(&d->values, right);
   }
   return 0;
+}
+
+/* Byte-level BPE, as GPT-2's. */
+static int put_byte_level(pst_engine_ckpt *d, const pst_json *root) {
+  const char *pre = pretokenizer_name(root);
+  if (!pre)
+    return pst_error_set(
+        d->err, PST_E_UNSUPPORTED, d->path,
+        "tokenizer.json: this pre_tokenizer, with this normalizer and ignore_merges, is not known here");
+  pst_engine_ckpt_put_str(d, "tokenizer.ggml.model", PST_STR("gpt2"));
+  pst_engine_ckpt_put_str(d, "tokenizer.ggml.pre", pst_str_from(pre));
+  return put_merges(d, root);
 }
 
 /* Ids by text. */
@@ -363,7 +367,7 @@ static bool knows_spaces(const pst_json *root, bool *ret_prefix) {
   return *ret_prefix && is_space_to_block(second) && !step_of(normalizer, "normalizers", 2);
 }
 
-/* BPE that falls back to bytes: SentencePiece's, as Llama 2's and Gemma's. */
+/* BPE that falls back to bytes, as Llama 2's and Gemma's. Where a space comes before every text only SentencePiece's kind knows that. */
 static int put_sentencepiece(pst_engine_ckpt *d, const pst_json *root, vocabulary *v) {
   bool prefix = false;
   const pst_json *model = pst_json_get(root, "model");
@@ -376,9 +380,9 @@ static int put_sentencepiece(pst_engine_ckpt *d, const pst_json *root, vocabular
     if (v->kinds[id] == KIND_NORMAL && t.n == 6 && !memcmp(t.data, "<0x", 3) && t.data[5] == '>')
       v->kinds[id] = KIND_BYTE;
   }
-  pst_engine_ckpt_put_str(d, "tokenizer.ggml.model", PST_STR("llama"));
+  pst_engine_ckpt_put_str(d, "tokenizer.ggml.model", prefix ? PST_STR("llama") : PST_STR("gemma4"));
   pst_engine_ckpt_put_bool(d, "tokenizer.ggml.add_space_prefix", prefix);
-  int code = put_scores(d, pst_json_get(model, "merges"), v);
+  int code = prefix ? put_scores(d, pst_json_get(model, "merges"), v) : put_merges(d, root);
   return code ? code
               : put_special(d, v, "tokenizer.ggml.unknown_token_id", pst_json_str(pst_json_get(model, "unk_token")),
                             false);

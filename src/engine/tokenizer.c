@@ -105,6 +105,12 @@ void pst_engine_tokenizer_append_spaced(pst_str text, pst_buf *out) {
   pst_buf_append(out, text.data + plain, text.n - plain);
 }
 
+void pst_engine_tokenizer_find_bytes(pst_engine_tokenizer *t) {
+  for (int byte = 0; byte < 256; byte++) t->byte_ids[byte] = -1;
+  for (int32_t id = t->info.n_vocab - 1; id >= 0; id--)
+    if (t->attributes[id] & PST_ENGINE_TOKEN_BYTE) t->byte_ids[(unsigned char)tokenizer_bytes(t, id).data[0]] = id;
+}
+
 static int hex_digit(char c) {
   return c >= '0' && c <= '9'   ? c - '0'
          : c >= 'A' && c <= 'F' ? c - 'A' + 10
@@ -119,7 +125,7 @@ static int parse_byte_token(pst_str text) {
   return high < 0 || low < 0 ? -1 : high << 4 | low;
 }
 
-typedef enum tokenizer_kind { KIND_BPE, KIND_SPM, KIND_WPM } tokenizer_kind;
+typedef enum tokenizer_kind { KIND_BPE, KIND_CHARACTERS, KIND_SPM, KIND_WPM } tokenizer_kind;
 
 /* Appends what the token adds to a text. False: the entry is malformed. */
 static bool append_token_bytes(tokenizer_kind kind, unsigned attributes, pst_str text, pst_buf *out) {
@@ -129,7 +135,7 @@ static bool append_token_bytes(tokenizer_kind kind, unsigned attributes, pst_str
     if (byte >= 0) pst_buf_putc(out, (char)byte);
     return byte >= 0;
   }
-  if (kind == KIND_SPM) {
+  if (kind == KIND_SPM || kind == KIND_CHARACTERS) {
     pst_engine_tokenizer_append_spaced(text, out);
   } else if (kind == KIND_WPM && attributes == 0 && text.n >= 3 && memcmp(text.data, block, 3) == 0) {
     pst_buf_putc(out, ' ');
@@ -348,6 +354,12 @@ static int choose_kind(pst_engine_tokenizer *t, const pst_engine_gguf *gguf, tok
     if (r == 0) info->add_bos = t->pre->add_bos;
     return r;
   }
+  if (pst_str_is(model, "gemma4")) {
+    *ret_kind = KIND_CHARACTERS;
+    info->add_bos = true;
+    t->spaces_as_blocks = true;
+    return 0;
+  }
   if (pst_str_is(model, "llama")) {
     *ret_kind = KIND_SPM;
     info->bos = 1;
@@ -368,13 +380,14 @@ static int choose_kind(pst_engine_tokenizer *t, const pst_engine_gguf *gguf, tok
     return 0;
   }
   return pst_error_set(err, PST_E_UNSUPPORTED, path,
-                       "the tokenizer '%.*s' (tokenizer.ggml.model) is not supported; gpt2, llama and bert are",
+                       "the tokenizer '%.*s' (tokenizer.ggml.model) is not supported; gpt2, gemma4, llama and bert are",
                        (int)PST_MIN(model.n, (size_t)64), model.data);
 }
 
 static int load(pst_engine_tokenizer *t, const pst_engine_gguf *gguf, pst_error *err) {
   static int (*const init[])(pst_engine_tokenizer *, const pst_engine_gguf *,
                              pst_error *) = {[KIND_BPE] = pst_engine_tokenizer_bpe_init,
+                                             [KIND_CHARACTERS] = pst_engine_tokenizer_characters_init,
                                              [KIND_SPM] = pst_engine_tokenizer_spm_init,
                                              [KIND_WPM] = pst_engine_tokenizer_wpm_init};
   const char *path = pst_engine_gguf_path(gguf);

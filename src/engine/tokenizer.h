@@ -3,7 +3,8 @@
  * A tokenizer is immutable after create: any number of threads may use one. (Two things are made on first use behind that promise:
  * a memo of words that are tokens, and the token trie.) Everything is copied out of the GGUF file, which may be closed afterwards.
  *
- * Kinds: byte-level BPE (`gpt2`, with the pre-tokenizer named by tokenizer.ggml.pre), SentencePiece BPE (`llama`), WordPiece (`bert`).
+ * Kinds: byte-level BPE (`gpt2`, with the pre-tokenizer named by tokenizer.ggml.pre), BPE over characters (`gemma4`), SentencePiece BPE (`llama`),
+ * WordPiece (`bert`).
  * Text that is not UTF-8 becomes U+FFFD first, as Python's errors='replace' does. */
 #ifndef PENSTOCK_ENGINE_TOKENIZER_H
 #define PENSTOCK_ENGINE_TOKENIZER_H

@@ -4,7 +4,10 @@
  * Owns the merge table and the merging. Works on the bytes themselves: the file spells each byte as a printable character, which is
  * undone once at load. Pairs are looked up by token ids, so a merge costs one probe whatever the length of the tokens. Candidates wait in a heap,
  * so a word of n bytes costs n log n: a megabyte without a space is as harmless as prose. Most words of prose are one token; a memo per token
- * says whether the merges of its bytes lead to it, so that these need no merging after the first time. */
+ * says whether the merges of its bytes lead to it, so that these need no merging after the first time.
+ *
+ * BPE over characters (Gemma 4) has the same merges over other symbols: the whole text is one word of characters, U+2581 being the space, and a character
+ * that is no token is its bytes' tokens. */
 #include <string.h>
 
 #include "engine/tokenizer_impl.h"
@@ -68,7 +71,10 @@ static int bad_merge(const pst_engine_gguf *gguf, uint64_t i, pst_str text, cons
 /* Id of the token whose bytes `text` spells: 0 found, 1 it is a control token or there is none. */
 static int token_of(const pst_engine_tokenizer *t, pst_str text, pst_buf *bytes, int32_t *ret_id) {
   pst_buf_clear(bytes);
-  if (!pst_engine_tokenizer_bpe_unmap(text, bytes)) return 1;
+  if (t->spaces_as_blocks)
+    pst_engine_tokenizer_append_spaced(text, bytes);
+  else if (!pst_engine_tokenizer_bpe_unmap(text, bytes))
+    return 1;
   *ret_id = pst_engine_tokenizer_lookup_text(t, bytes->data, bytes->n);
   return *ret_id < 0;
 }
@@ -135,19 +141,16 @@ static void consider(const pst_engine_tokenizer *t, tokenizer_encoder *e, int32_
   merge_heap_push(e->heap, &e->heap_n, c);
 }
 
-/* Turns the bytes into a list of symbols in e->symbols, merged as far as the table goes; e->n_symbols 0: there are none. A byte that no
- * token covers becomes nothing: its neighbours then touch, as in the reference. The file's unknown token has no part in that: it is what
- * the model's makers put there for want of one, often the end of text, which no text may form. */
-static int merge_bytes(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str bytes) {
-  if (pst_engine_tokenizer_reserve(e, bytes.n) < 0) return PST_E_NOMEM;
-  int32_t n = 0;
-  for (size_t i = 0; i < bytes.n; i++) {
-    int32_t id = t->byte_ids[(unsigned char)bytes.data[i]];
-    if (id < 0) continue;
-    e->symbols[n] = (merge_symbol){.id = id, .previous = n - 1, .next = n + 1};
-    n++;
-  }
-  if ((e->n_symbols = n) == 0) return 0;
+/* The next symbol of the word; there is room. */
+static void add_symbol(tokenizer_encoder *e, int32_t id) {
+  int32_t n = e->n_symbols++;
+  e->symbols[n] = (merge_symbol){.id = id, .previous = n - 1, .next = n + 1};
+}
+
+/* Merges e->symbols[0 .. n_symbols), a word, as far as the table goes. */
+static void merge_symbols(const pst_engine_tokenizer *t, tokenizer_encoder *e) {
+  int32_t n = e->n_symbols;
+  if (n == 0) return;
   e->symbols[n - 1].next = -1;
   e->heap_n = 0;
   for (int32_t i = 0; i + 1 < n; i++) consider(t, e, i);
@@ -164,6 +167,26 @@ static int merge_bytes(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_
     consider(t, e, left->previous);
     consider(t, e, at);
   }
+}
+
+static int put_symbols(tokenizer_encoder *e) {
+  int r = 0;
+  for (int32_t i = e->n_symbols ? 0 : -1; i >= 0 && r == 0; i = e->symbols[i].next)
+    r = pst_engine_tokenizer_put(e, e->symbols[i].id);
+  return r;
+}
+
+/* Turns the bytes into a list of symbols in e->symbols, merged as far as the table goes; e->n_symbols 0: there are none. A byte that no
+ * token covers becomes nothing: its neighbours then touch, as in the reference. The file's unknown token has no part in that: it is what
+ * the model's makers put there for want of one, often the end of text, which no text may form. */
+static int merge_bytes(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str bytes) {
+  if (pst_engine_tokenizer_reserve(e, bytes.n) < 0) return PST_E_NOMEM;
+  e->n_symbols = 0;
+  for (size_t i = 0; i < bytes.n; i++) {
+    int32_t id = t->byte_ids[(unsigned char)bytes.data[i]];
+    if (id >= 0) add_symbol(e, id);
+  }
+  merge_symbols(t, e);
   return 0;
 }
 
@@ -186,8 +209,39 @@ static int encode_word(void *user, pst_str word) {
   if (memo == MEMO_UNKNOWN)
     atomic_store_explicit(&t->word_memo[id], e->symbols[0].next < 0 && e->symbols[0].id == id ? MEMO_WHOLE : MEMO_PARTS,
                           memory_order_relaxed);
-  for (int32_t i = 0; i >= 0 && r == 0; i = e->symbols[i].next) r = pst_engine_tokenizer_put(e, e->symbols[i].id);
-  return r;
+  return put_symbols(e);
+}
+
+/* A character's symbols: its token, else its bytes' tokens, else the unknown token, once for a run of such characters. */
+static void add_character(const pst_engine_tokenizer *t, tokenizer_encoder *e, const char *bytes, size_t n,
+                          bool *is_unknown) {
+  int32_t id = pst_engine_tokenizer_lookup_text(t, bytes, n);
+  bool all = true;
+  for (size_t i = 0; i < n; i++) all = all && t->byte_ids[(unsigned char)bytes[i]] >= 0;
+  bool was_unknown = *is_unknown;
+  *is_unknown = id < 0 && !all;
+  if (id >= 0)
+    add_symbol(e, id);
+  else if (all)
+    for (size_t i = 0; i < n; i++) add_symbol(e, t->byte_ids[(unsigned char)bytes[i]]);
+  else if (!was_unknown && t->info.unk >= 0)
+    add_symbol(e, t->info.unk);
+}
+
+static int encode_characters(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str raw) {
+  pst_buf_clear(&e->second);
+  pst_engine_tokenizer_append_spaced(raw, &e->second);
+  pst_str text = pst_buf_str(&e->second);
+  bool is_unknown = false;
+  if (pst_buf_status(&e->second) < 0 || pst_engine_tokenizer_reserve(e, text.n) < 0) return PST_E_NOMEM;
+  e->n_symbols = 0;
+  for (size_t i = 0; i < text.n;) {
+    size_t start = i;
+    pst_utf8_next(text.data, text.n, &i);
+    add_character(t, e, text.data + start, i - start, &is_unknown);
+  }
+  merge_symbols(t, e);
+  return put_symbols(e);
 }
 
 static int encode(const pst_engine_tokenizer *t, tokenizer_encoder *e, pst_str text) {
@@ -210,5 +264,11 @@ int pst_engine_tokenizer_bpe_init(pst_engine_tokenizer *t, const pst_engine_gguf
   t->word_memo = pst_calloc((size_t)t->info.n_vocab, sizeof *t->word_memo);
   if (!t->word_memo) return pst_error_set(err, PST_E_NOMEM, pst_engine_gguf_path(gguf), "no memory for the vocabulary");
   t->encode = encode;
+  return read_merges(t, gguf, err);
+}
+
+int pst_engine_tokenizer_characters_init(pst_engine_tokenizer *t, const pst_engine_gguf *gguf, pst_error *err) {
+  pst_engine_tokenizer_find_bytes(t);
+  t->encode = encode_characters;
   return read_merges(t, gguf, err);
 }

@@ -96,11 +96,14 @@ int32_t pst_engine_tokenizer_lookup(const pst_engine_tokenizer *t, const char *b
 /* The same, but never a control, unknown or byte token: what text may become. */
 int32_t pst_engine_tokenizer_lookup_text(const pst_engine_tokenizer *t, const char *bytes, size_t n);
 
+/* The tokens that are marked as standing for one byte, into byte_ids; others there: -1. */
+void pst_engine_tokenizer_find_bytes(pst_engine_tokenizer *t);
 /* Appends text with a plain space for each U+2581. */
 void pst_engine_tokenizer_append_spaced(pst_str text, pst_buf *out);
 
 /* tokenizer_bpe.c */
 int pst_engine_tokenizer_bpe_init(pst_engine_tokenizer *t, const pst_engine_gguf *gguf, pst_error *err);
+int pst_engine_tokenizer_characters_init(pst_engine_tokenizer *t, const pst_engine_gguf *gguf, pst_error *err);
 /* Undoes the byte-to-character map of byte-level BPE; appends to out. False if a character is outside the map. */
 bool pst_engine_tokenizer_bpe_unmap(pst_str text, pst_buf *out);
 /* tokenizer_spm.c */

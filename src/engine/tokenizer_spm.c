@@ -178,9 +178,7 @@ int pst_engine_tokenizer_spm_init(pst_engine_tokenizer *t, const pst_engine_gguf
     return pst_error_set(
         err, PST_E_UNSUPPORTED, pst_engine_gguf_path(gguf),
         "a SentencePiece tokenizer with its own normalisation table (tokenizer.ggml.precompiled_charsmap)");
-  for (int byte = 0; byte < 256; byte++) t->byte_ids[byte] = -1;
-  for (int32_t id = t->info.n_vocab - 1; id >= 0; id--)
-    if (t->attributes[id] & PST_ENGINE_TOKEN_BYTE) t->byte_ids[(unsigned char)tokenizer_bytes(t, id).data[0]] = id;
+  pst_engine_tokenizer_find_bytes(t);
   t->encode = encode;
   int r = pst_engine_gguf_opt_bool(gguf, "tokenizer.ggml.remove_extra_whitespaces", &t->remove_extra_whitespaces, err);
   return r < 0 ? r : read_scores(t, gguf, err);

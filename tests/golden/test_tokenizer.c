@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "engine/tokenizer.h"
+#include "support/temp.h"
 #include "support/vocab.h"
 
 #define FOLDER "tests/golden/tokenizer/"
@@ -252,6 +253,89 @@ static void check_vocabulary(const char *name) {
   pst_free(data);
 }
 
+typedef struct scored {
+  double score;
+  uint64_t id;
+} scored;
+
+static int compare_scored(const void *a, const void *b) {
+  const scored *x = a, *y = b;
+  if (x->score != y->score) return x->score > y->score ? -1 : 1;
+  return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static const pst_engine_gguf_value *array_of(const pst_engine_gguf *g, const char *key, pst_engine_gguf_class class) {
+  const pst_engine_gguf_value *v = NULL;
+  assert_int_equal(pst_engine_gguf_get_array(g, key, class, &v, NULL), 0);
+  return v;
+}
+
+static bool is_normal(const pst_engine_tokenizer *t, const char *text, size_t n) {
+  int32_t id = pst_engine_tokenizer_find(t, (pst_str){text, n});
+  return id >= 0 && pst_engine_tokenizer_attributes(t, id) == 0;
+}
+
+/* A SentencePiece vocabulary as BPE over characters: all pairs of normal tokens that make one, best score first. */
+static void put_characters(pst_engine_gguf_writer *w, const pst_engine_gguf *g, const pst_engine_tokenizer *t) {
+  const pst_engine_gguf_value *tokens = array_of(g, "tokenizer.ggml.tokens", PST_ENGINE_GGUF_STRINGS);
+  const pst_engine_gguf_value *types = array_of(g, "tokenizer.ggml.token_type", PST_ENGINE_GGUF_INTEGERS);
+  const pst_engine_gguf_value *scores = array_of(g, "tokenizer.ggml.scores", PST_ENGINE_GGUF_NUMBERS);
+  size_t n_merges = 0, capacity = 0, n = tokens->n;
+  pst_str *rows = pst_calloc(n, sizeof *rows), *merges = NULL;
+  int32_t *kinds = pst_calloc(n, sizeof *kinds);
+  scored *order = pst_calloc(n, sizeof *order);
+  pst_arena *arena = pst_arena_create();
+  for (uint64_t i = 0; i < n; i++) {
+    rows[i] = pst_engine_gguf_value_str(tokens, i);
+    kinds[i] = (int32_t)pst_engine_gguf_value_i64(types, i);
+    order[i] = (scored){pst_engine_gguf_value_f64(scores, i), i};
+  }
+  qsort(order, n, sizeof *order, compare_scored);
+  for (uint64_t i = 0; i < n; i++) {
+    pst_str text = rows[order[i].id];
+    size_t k = 0;
+    while (kinds[order[i].id] == 1 && (pst_utf8_next(text.data, text.n, &k), k < text.n)) {
+      if (!is_normal(t, text.data, k) || !is_normal(t, text.data + k, text.n - k)) continue;
+      const char *pair = pst_arena_printf(arena, "%.*s %.*s", (int)k, text.data, (int)(text.n - k), text.data + k);
+      assert_int_equal(pst_array_reserve((void **)&merges, &capacity, n_merges + 1, sizeof *merges), 0);
+      merges[n_merges++] = pst_str_from(pair);
+    }
+  }
+  pst_engine_gguf_writer_put_str(w, "tokenizer.ggml.model", PST_STR("gemma4"));
+  pst_engine_gguf_writer_put_strs(w, "tokenizer.ggml.tokens", rows, n);
+  pst_engine_gguf_writer_put_array(w, "tokenizer.ggml.token_type", PST_ENGINE_GGUF_I32, kinds, n);
+  pst_engine_gguf_writer_put_strs(w, "tokenizer.ggml.merges", merges, n_merges);
+  pst_arena_free(arena);
+  pst_free(rows);
+  pst_free(kinds);
+  pst_free(order);
+  pst_free(merges);
+}
+
+static void check_characters(const char *vocabulary, const char *name) {
+  uint8_t *data;
+  size_t n;
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_gguf *g = NULL;
+  pst_engine_tokenizer *t = NULL;
+  pst_engine_gguf_writer *w = NULL;
+  if (!test_vocab_unpack(vocabulary, &data, &n)) skip();
+  char *dir = test_temp_dir();
+  const char *path = test_temp_path(dir, "characters.gguf");
+  assert_int_equal(pst_engine_gguf_open_memory(data, n, vocabulary, &g, &err), 0);
+  assert_int_equal(pst_engine_tokenizer_create(g, &t, &err), 0);
+  assert_int_equal(pst_engine_gguf_writer_create(path, 32, &w, &err), 0);
+  put_characters(w, g, t);
+  if (pst_engine_gguf_writer_finish(w, &err)) fail_msg("%s", err.message);
+  pst_engine_gguf_writer_free(w);
+  pst_engine_tokenizer_free(t);
+  pst_engine_gguf_close(g);
+  pst_free(data);
+  if (pst_engine_gguf_open(path, &g, &err) < 0) fail_msg("%s", err.message);
+  check_file(g, name);
+  test_temp_remove(dir);
+}
+
 #define GOLDEN_TEST(function, call)    \
   static void function(void **state) { \
     (void)state;                       \
@@ -268,13 +352,14 @@ GOLDEN_TEST(test_starcoder, check_vocabulary("starcoder"))
 GOLDEN_TEST(test_deepseek_llm, check_vocabulary("deepseek-llm"))
 GOLDEN_TEST(test_falcon, check_vocabulary("falcon"))
 GOLDEN_TEST(test_bert, check_vocabulary("bert-bge"))
+GOLDEN_TEST(test_characters, check_characters("llama-spm", "characters"))
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_smollm2),   cmocka_unit_test(test_gemma3),    cmocka_unit_test(test_gpt2),
       cmocka_unit_test(test_llama_spm), cmocka_unit_test(test_phi3),      cmocka_unit_test(test_llama_bpe),
       cmocka_unit_test(test_qwen2),     cmocka_unit_test(test_starcoder), cmocka_unit_test(test_deepseek_llm),
-      cmocka_unit_test(test_falcon),    cmocka_unit_test(test_bert),
+      cmocka_unit_test(test_falcon),    cmocka_unit_test(test_bert),      cmocka_unit_test(test_characters),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
