@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 import golden_architectures as arch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODELS = ["llama", "llama-rope3", "qwen2", "qwen3", "qwen3-yarn", "gemma2", "gemma3", "phi3", "smollm3", "granite", "olmo2"]
+MODELS = ["llama", "llama-rope3", "qwen2", "qwen3", "qwen3-yarn", "gemma2", "gemma3", "gemma4", "gemma4-ple", "gemma4-moe", "phi3", "smollm3", "granite", "olmo2"]
 TEXTS = ["Hello, world!", " The cat's 2 hats cost 1234567 dollars.", "I'M sure THEY'LL say It's camelCaseWords", "tabs\tand\n\nnewlines \r\n  end  ",
          "Ünïcode naïve café 北京 東京タワー 🙂👍🏽", "e\u0301te\u0301 \u1100\u1161 decomposed", "x=a+b; // ++i /path/to\n", "   ", "a", "",
          "مرحبا بالعالم हिन्दी ไทย", "<think>maybe</think> <|note|>", "0.001 ٣٤٥ ½ Ⅷ", "don't WON'T I'd we've", "\u2581 block ▁▁ x"]

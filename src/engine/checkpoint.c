@@ -131,14 +131,14 @@ static int take_tensors(const pst_engine_ckpt *d, const pst_engine_ckpt_family *
     if (keep) tensors[kept++] = t;
   }
   if (d->rope_factors) {
-    size_t half = (size_t)d->head_dim / 2;
+    size_t n_factors = (size_t)d->n_rope_factors;
     tensors[kept++] = (pst_engine_gguf_tensor){.name = PST_STR("rope_freqs.weight"),
                                                .type = PST_TYPE_F32,
                                                .n_dims = 1,
-                                               .dims = {half, 1, 1, 1},
-                                               .n_elements = half,
+                                               .dims = {n_factors, 1, 1, 1},
+                                               .n_elements = n_factors,
                                                .data = (const uint8_t *)d->rope_factors,
-                                               .bytes = half * sizeof(float)};
+                                               .bytes = n_factors * sizeof(float)};
   }
   *n = kept;
   return 0;

@@ -131,7 +131,8 @@ static int llama3_factors(pst_engine_ckpt *d, const pst_json *rope, double base)
   if (!(factor > 0 && low > 0 && high > low && n_ctx > 0))
     return pst_engine_ckpt_fail(d, PST_E_BAD_INPUT, "config.json", "of type llama3 lacks a number, or has a wrong one",
                                 "rope_scaling");
-  d->rope_factors = pst_arena_calloc(d->arena, (size_t)d->head_dim / 2, sizeof *d->rope_factors);
+  d->n_rope_factors = d->head_dim / 2;
+  d->rope_factors = pst_arena_calloc(d->arena, (size_t)d->n_rope_factors, sizeof *d->rope_factors);
   if (!d->rope_factors) return pst_error_set(d->err, PST_E_NOMEM, d->path, "no memory");
   for (int i = 0; i < d->head_dim / 2; i++) {
     double turns = n_ctx * pow(base, -2.0 * i / d->head_dim) / (2 * pi); /* over the original context */
@@ -329,6 +330,134 @@ static int gemma3_keys(pst_engine_ckpt *d) {
   return code ? code : put_rope(d, local, local_theta, "rope.freq_base_swa", false);
 }
 
+/* ---- Gemma 4: layers of two kinds ---- */
+
+typedef struct gemma4_layer {
+  bool local;
+  int64_t head, n_kv, ff;
+} gemma4_layer;
+
+/* A member of config.json, or what it says of layer i alone. */
+static int64_t layer_number(const pst_engine_ckpt *d, size_t i, const char *name, int64_t value) {
+  char key[24];
+  snprintf(key, sizeof key, "%zu", i);
+  const pst_json *own = pst_json_get(pst_json_get(pst_json_get(d->config, "per_layer_config"), key), name);
+  return pst_engine_ckpt_absent(own) ? value : pst_json_int(own, -1);
+}
+
+static int64_t number_of(const pst_engine_ckpt *d, const char *name, int64_t fallback) {
+  const pst_json *v = pst_json_get(d->config, name);
+  return pst_engine_ckpt_absent(v) ? fallback : pst_json_int(v, -1);
+}
+
+/* Full layers have the global sizes; those that read an earlier layer's keys can be twice as wide. */
+static int gemma4_read_layer(const pst_engine_ckpt *d, size_t i, size_t n, gemma4_layer *ret) {
+  const pst_json *type = pst_json_at(pst_json_get(d->config, "layer_types"), i);
+  bool local = pst_str_is(pst_json_str(type), "sliding_attention");
+  if (!local && !pst_str_is(pst_json_str(type), "full_attention"))
+    return pst_engine_ckpt_fail(d, PST_E_UNSUPPORTED, "config.json",
+                                "must say sliding_attention or full_attention for each layer", "layer_types");
+  bool one = !local && pst_json_bool(pst_json_get(d->config, "attention_k_eq_v"), false);
+  bool wide = pst_json_bool(pst_json_get(d->config, "use_double_wide_mlp"), false) &&
+              (int64_t)i >= (int64_t)n - number_of(d, "num_kv_shared_layers", 0);
+  int64_t kv = number_of(d, "num_key_value_heads", -1), ff = number_of(d, "intermediate_size", -1);
+  ret->local = local;
+  ret->head =
+      layer_number(d, i, "head_dim", local ? number_of(d, "head_dim", 256) : number_of(d, "global_head_dim", 512));
+  ret->n_kv = layer_number(d, i, "num_key_value_heads", one ? number_of(d, "num_global_key_value_heads", kv) : kv);
+  ret->ff = wide ? 2 * ff : ff;
+  const char *wrong = ret->head < 8 || ret->head > PST_KERNELS_MAX_HEAD ? "head_dim"
+                      : ret->n_kv < 1 || ret->n_kv > 1024               ? "num_key_value_heads"
+                      : ff < 1 || ff > 1 << 19                          ? "intermediate_size"
+                                                                        : NULL;
+  return wrong ? pst_engine_ckpt_fail(d, PST_E_BAD_INPUT, "config.json", "is missing, or no sound number", wrong) : 0;
+}
+
+static int gemma4_layers(pst_engine_ckpt *d, int64_t *ret_full_head) {
+  const pst_json *types = pst_json_get(d->config, "layer_types");
+  size_t n = pst_json_size(types);
+  int64_t head[2] = {0, 0}; /* of full layers, of sliding ones */
+  if (n < 1 || n > 1024 || (int64_t)n != number_of(d, "num_hidden_layers", -1))
+    return pst_engine_ckpt_fail(d, PST_E_BAD_INPUT, "config.json", "has not one entry for each layer", "layer_types");
+  gemma4_layer *layers = pst_arena_calloc(d->arena, n, sizeof *layers);
+  if (!layers) return pst_error_set(d->err, PST_E_NOMEM, d->path, "no memory");
+  for (size_t i = 0; i < n; i++) {
+    int code = gemma4_read_layer(d, i, n, &layers[i]);
+    if (code) return code;
+    int64_t *same = &head[layers[i].local];
+    if (*same && *same != layers[i].head)
+      return pst_engine_ckpt_fail(d, PST_E_UNSUPPORTED, "config.json", "differs among layers of one kind", "head_dim");
+    *same = layers[i].head;
+  }
+  if (!head[0] || !head[1])
+    return pst_engine_ckpt_fail(d, PST_E_UNSUPPORTED, "config.json", "has layers of one kind only", "layer_types");
+  pst_engine_ckpt_put_array(d, "attention.head_count_kv", PST_ENGINE_GGUF_I32, n);
+  for (size_t i = 0; i < n; i++) pst_engine_ckpt_add_u32(&d->values, (uint32_t)layers[i].n_kv);
+  pst_engine_ckpt_put_array(d, "feed_forward_length", PST_ENGINE_GGUF_I32, n);
+  for (size_t i = 0; i < n; i++) pst_engine_ckpt_add_u32(&d->values, (uint32_t)layers[i].ff);
+  pst_engine_ckpt_put_array(d, "attention.sliding_window_pattern", PST_ENGINE_GGUF_BOOL, n);
+  for (size_t i = 0; i < n; i++) pst_buf_putc(&d->values, (char)layers[i].local);
+  static const char *const keys[2][3] = {
+      {"attention.key_length", "attention.value_length", "rope.dimension_count"},
+      {"attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"}};
+  for (size_t kind = 0; kind < 2; kind++)
+    for (size_t k = 0; k < 3; k++) pst_engine_ckpt_put_int(d, keys[kind][k], head[kind]);
+  *ret_full_head = head[0];
+  return 0;
+}
+
+/* "proportional": only the first pairs of a head turn, at the angles that they have among all. GGUF gives the others a factor beyond every angle. */
+static int gemma4_ropes(pst_engine_ckpt *d, int64_t full_head) {
+  const pst_json *theta = NULL, *local_theta = NULL;
+  const pst_json *rope = rope_of(d, "full_attention", "rope_theta", &theta);
+  const pst_json *local = rope_of(d, "sliding_attention", "rope_theta", &local_theta);
+  double part = pst_json_double(pst_json_get(rope, "partial_rotary_factor"), 1);
+  if (!pst_str_is(pst_json_str(pst_json_get(rope, "rope_type")), "proportional") || !(part > 0 && part <= 1))
+    return pst_engine_ckpt_fail(d, PST_E_UNSUPPORTED, "config.json", "of full attention are not of type proportional",
+                                "rope_parameters");
+  int code = pst_engine_ckpt_want_number(d, "config.json", rope, "factor", 1);
+  if (code) return code;
+  d->n_rope_factors = (int)full_head / 2;
+  d->rope_factors = pst_arena_calloc(d->arena, (size_t)d->n_rope_factors, sizeof *d->rope_factors);
+  if (!d->rope_factors) return pst_error_set(d->err, PST_E_NOMEM, d->path, "no memory");
+  for (int i = 0; i < d->n_rope_factors; i++)
+    d->rope_factors[i] = i < (int)(part * (double)full_head / 2) ? 1.0f : 1e30f;
+  pst_engine_ckpt_put_float(d, "rope.freq_base", pst_json_double(theta, 1e6));
+  return put_rope(d, local, local_theta, "rope.freq_base_swa", false);
+}
+
+static int gemma4_experts(pst_engine_ckpt *d) {
+  if (!pst_json_bool(pst_json_get(d->config, "enable_moe_block"), false)) return 0;
+  int code = pst_engine_ckpt_copy_int(d, "num_experts", "expert_count");
+  if (!code) code = pst_engine_ckpt_copy_int(d, "top_k_experts", "expert_used_count");
+  return code ? code : pst_engine_ckpt_copy_int(d, "moe_intermediate_size", "expert_feed_forward_length");
+}
+
+/* Text alone: what attends both ways in images does not in text. */
+static int gemma4_keys(pst_engine_ckpt *d) {
+  const pst_json *both_ways = pst_json_get(d->config, "use_bidirectional_attention");
+  int64_t full_head = 0;
+  int code = pst_engine_ckpt_want_text(d, "config.json", d->config, "hidden_activation", "gelu_pytorch_tanh");
+  if (!code && !pst_str_is(pst_json_str(both_ways), "vision"))
+    code = pst_engine_ckpt_want_false(d, "config.json", d->config, "use_bidirectional_attention");
+  if (!code) code = pst_engine_ckpt_want_false(d, "config.json", d->config, "attention_bias");
+  if (!code) code = pst_engine_ckpt_copy_int(d, "num_hidden_layers", "block_count");
+  if (!code) code = pst_engine_ckpt_copy_int(d, "max_position_embeddings", "context_length");
+  if (!code) code = pst_engine_ckpt_copy_int(d, "hidden_size", "embedding_length");
+  if (!code) code = pst_engine_ckpt_copy_int(d, "num_attention_heads", "attention.head_count");
+  if (!code) code = pst_engine_ckpt_copy_int(d, "sliding_window", "attention.sliding_window");
+  if (!code) code = pst_engine_ckpt_copy_float(d, "rms_norm_eps", "attention.layer_norm_rms_epsilon", 1e-6);
+  if (!code && !pst_engine_ckpt_absent(pst_json_get(d->config, "final_logit_softcapping")))
+    code = pst_engine_ckpt_copy_float(d, "final_logit_softcapping", "final_logit_softcapping", 0);
+  if (!code) code = gemma4_layers(d, &full_head);
+  if (!code) code = gemma4_ropes(d, full_head);
+  if (!code) code = gemma4_experts(d);
+  if (code) return code;
+  pst_engine_ckpt_put_int(d, "attention.shared_kv_layers", number_of(d, "num_kv_shared_layers", 0));
+  pst_engine_ckpt_put_int(d, "embedding_length_per_layer_input", number_of(d, "hidden_size_per_layer_input", 0));
+  return pst_engine_ckpt_put_bpe(d);
+}
+
 static const pst_engine_ckpt_rule decoder_rules[] = {
     {"embed_tokens.weight", "token_embd.weight"},
     {"norm.weight", "output_norm.weight"},
@@ -378,14 +507,34 @@ static const pst_engine_ckpt_rule head_norm_rules[] = {
     {NULL, NULL},
 };
 
+static const pst_engine_ckpt_rule gemma4_rules[] = {
+    {"embed_tokens_per_layer.weight", "per_layer_token_embd.weight"},
+    {"per_layer_model_projection.weight", "per_layer_model_proj.weight"},
+    {"per_layer_projection_norm.weight", "per_layer_proj_norm.weight"},
+    {"layers.*.layer_scalar", "blk.*.layer_output_scale.weight"},
+    {"layers.*.per_layer_input_gate.weight", "blk.*.inp_gate.weight"},
+    {"layers.*.per_layer_projection.weight", "blk.*.proj.weight"},
+    {"layers.*.post_per_layer_input_norm.weight", "blk.*.post_norm.weight"},
+    {"layers.*.router.proj.weight", "blk.*.ffn_gate_inp.weight"},
+    {"layers.*.router.scale", "blk.*.ffn_gate_inp.scale"},
+    {"layers.*.router.per_expert_scale", "blk.*.ffn_down_exps.scale"},
+    {"layers.*.experts.gate_up_proj", "blk.*.ffn_gate_up_exps.weight"},
+    {"layers.*.experts.down_proj", "blk.*.ffn_down_exps.weight"},
+    {"layers.*.pre_feedforward_layernorm_2.weight", "blk.*.pre_ffw_norm_2.weight"},
+    {"layers.*.post_feedforward_layernorm_1.weight", "blk.*.post_ffw_norm_1.weight"},
+    {"layers.*.post_feedforward_layernorm_2.weight", "blk.*.post_ffw_norm_2.weight"},
+    {NULL, NULL},
+};
+
 /* ---- the table ---- */
 
 static const char *const bert_prefixes[] = {"bert.", NULL}, *const bert_others[] = {"cls.", NULL};
 /* Models of text and images have the text model further inside, and the rest is not ours. */
 static const char *const model_prefixes[] = {"model.language_model.", "language_model.model.", "language_model.",
                                              "model.", NULL};
-static const char *const model_others[] = {"vision_tower.", "model.vision_tower.", "multi_modal_projector.",
-                                           "model.multi_modal_projector.", NULL};
+static const char *const model_others[] = {
+    "vision_tower.",      "model.vision_tower.", "multi_modal_projector.", "model.multi_modal_projector.",
+    "model.audio_tower.", "model.embed_vision.", "model.embed_audio.",     NULL};
 
 #define ENCODER(type, architecture, name) \
   { type, architecture, name##_keys, {name##_rules}, bert_prefixes, bert_others, false, false }
@@ -401,6 +550,8 @@ static const pst_engine_ckpt_family families[] = {
     DECODER("qwen3", "qwen3", llama_keys, false, false, plain_rules, norm_rules, head_norm_rules),
     DECODER("gemma2", "gemma2", gemma2_keys, false, true, plain_rules, post_norm_rules),
     DECODER("gemma3_text", "gemma3", gemma3_keys, false, true, plain_rules, post_norm_rules, head_norm_rules),
+    DECODER("gemma4_text", "gemma4", gemma4_keys, false, false, plain_rules, post_norm_rules, head_norm_rules,
+            gemma4_rules),
     DECODER("phi3", "phi3", phi3_keys, false, false, fused_rules),
     DECODER("smollm3", "smollm3", smollm3_keys, true, false, plain_rules, norm_rules),
     DECODER("granite", "granite", granite_keys, true, false, plain_rules, norm_rules),

@@ -16,7 +16,8 @@ typedef struct pst_engine_ckpt {
   pst_buf values; /* the metadata's entries, as in a GGUF file */
   uint64_t n_values;
   int n_heads, n_kv_heads, head_dim; /* decoders' */
-  float *rope_factors;               /* [head_dim / 2], computed; NULL: none */
+  float *rope_factors;               /* [n_rope_factors], computed; NULL: none */
+  int n_rope_factors;
   pst_error *err;
 } pst_engine_ckpt;
 
@@ -25,7 +26,7 @@ typedef struct pst_engine_ckpt_rule {
   const char *theirs, *ours;
 } pst_engine_ckpt_rule;
 
-enum { PST_ENGINE_CKPT_MAX_RULES = 4, PST_ENGINE_CKPT_MAX_PREFIXES = 4 };
+enum { PST_ENGINE_CKPT_MAX_RULES = 5, PST_ENGINE_CKPT_MAX_PREFIXES = 4 };
 
 typedef struct pst_engine_ckpt_family {
   const char *model_type, *architecture;

@@ -58,10 +58,14 @@ static void put_tensor(const pst_json *row, uint64_t seed, dtype type, pst_buf *
   pst_str theirs = pst_json_str(pst_json_at(row, 0)), form = pst_json_str(pst_json_at(row, 3));
   char ours[96], dims[48];
   snprintf(ours, sizeof ours, "%.*s", (int)pst_json_str(pst_json_at(row, 2)).n, pst_json_str(pst_json_at(row, 2)).data);
-  size_t two = pst_json_size(shape) == 2, begin = data->n;
-  size_t rows = two ? (size_t)pst_json_int(pst_json_at(shape, 0), 0) : 1,
-         cols = (size_t)pst_json_int(pst_json_at(shape, two), 0);
-  float mean = strlen(ours) > 11 && !strcmp(ours + strlen(ours) - 11, "norm.weight") ? 1.0f : 0.0f;
+  size_t n_dims = pst_json_size(shape), begin = data->n, rows = 1, n_printed = 0;
+  size_t cols = (size_t)pst_json_int(pst_json_at(shape, n_dims - 1), 0);
+  float mean = test_golden_mean(ours);
+  for (size_t k = 0; k < n_dims; k++) {
+    int n = (int)pst_json_int(pst_json_at(shape, k), 0);
+    if (k + 1 < n_dims) rows *= (size_t)n;
+    n_printed += (size_t)snprintf(dims + n_printed, sizeof dims - n_printed, "%s%d", k ? "," : "", n);
+  }
   for (size_t i = 0; i < rows * cols; i++) {
     float x = mean + 0.25f * test_tiny_element(ours, seed, place_of(form, i, cols));
     if (pst_str_is(form, "less_one")) x -= 1;
@@ -70,7 +74,6 @@ static void put_tensor(const pst_json *row, uint64_t seed, dtype type, pst_buf *
     bits += type == DTYPE_BF16 ? 0x8000 : 0;
     pst_buf_append(data, (const uint8_t *)&bits + (type == DTYPE_BF16 ? 2 : 0), type == DTYPE_BF16 ? 2 : 4);
   }
-  snprintf(dims, sizeof dims, two ? "%zu,%zu" : "%zu", two ? rows : cols, cols);
   pst_buf_printf(header, "%s\"%.*s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
                  header->n > 9 ? "," : "", (int)theirs.n, theirs.data, type == DTYPE_BF16 ? "BF16" : "F32", dims, begin,
                  data->n);
@@ -139,7 +142,7 @@ static void test_models_compute_what_transformers_does(void **state) {
     if (!test_golden_within(golden, d)) fail_msg("%s: mean %.1e, worst %.1e", name, d.mean, d.worst);
     pst_json_free(numbers);
   }
-  assert_int_equal(n, 11);
+  assert_int_equal(n, 14);
   pst_json_free(doc);
 }
 
@@ -302,6 +305,11 @@ static void test_settings_are_refused_by_name(void **state) {
       {"gemma3_text", "\"sliding_window_pattern\":2", "sliding_window_pattern"},
       {"gemma3_text", "\"final_logit_softcapping\":30", "final_logit_softcapping"},
       {"gemma3_text", "\"use_bidirectional_attention\":true", "use_bidirectional_attention"},
+      {"gemma4_text", "\"layer_types\":[\"chunked_attention\"]", "layer_types"},
+      {"gemma4_text", "\"layer_types\":[\"full_attention\"],\"num_key_value_heads\":1", "one kind"},
+      {"gemma4_text", "\"layer_types\":[\"full_attention\"]", "num_key_value_heads"},
+      {"gemma4_text", "\"use_bidirectional_attention\":\"all\"", "use_bidirectional_attention"},
+      {"gemma4_text", "\"attention_bias\":true", "attention_bias"},
       {"t5", "\"x\":1", "t5"},
   };
   pst_json_doc *doc = read_golden();

@@ -119,6 +119,13 @@ static void write_mxfp4(maker *m, const tensor *t, const char *source) {
   }
 }
 
+float test_golden_mean(const char *name) {
+  size_t n = strlen(name);
+  bool is_weight = n > 7 && !strcmp(name + n - 7, ".weight");
+  if (strstr(name, "scale") || (strstr(name, "norm") && is_weight)) return 1;
+  return n > 5 && !strcmp(name + n - 5, "ssm_a") ? -0.5f : 0;
+}
+
 static void write_tensor(maker *m, const tensor *t) {
   pst_error err = PST_ERROR_INIT;
   char source[128];
@@ -130,10 +137,8 @@ static void write_tensor(maker *m, const tensor *t) {
     write_mxfp4(m, t, source);
     return;
   }
-  size_t length = strlen(t->name), cols = t->dims[0], rows = t->dims[1] * t->dims[2];
-  bool is_weight = length > 7 && !strcmp(t->name + length - 7, ".weight");
-  float mean = strstr(t->name, "scale") || (strstr(t->name, "norm") && is_weight) ? 1.0f : 0.0f;
-  if (length > 5 && !strcmp(t->name + length - 5, "ssm_a")) mean = -0.5f;
+  size_t cols = t->dims[0], rows = t->dims[1] * t->dims[2];
+  float mean = test_golden_mean(t->name);
   if (cols > PST_ARRAY_LEN(x)) abort();
   for (size_t k = 0; k < rows; k++) {
     for (size_t i = 0; i < cols; i++)

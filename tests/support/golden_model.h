@@ -15,6 +15,9 @@ typedef struct test_golden_change {
   const char *other_tensor; /* a tensor whose numbers become others */
 } test_golden_change;
 
+/* What a tensor's numbers lie around, by its name: 1 of norms' weights and scales, -1/2 of decay rates, else 0. */
+float test_golden_mean(const char *name);
+
 /* Writes the model that `golden`, the root of a golden file, describes. change NULL: none. Aborts on failure. */
 void test_golden_write(const char *path, const pst_json *golden, const test_golden_change *change);
 
