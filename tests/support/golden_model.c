@@ -154,16 +154,24 @@ void test_golden_write(const char *path, const pst_json *golden, const test_gold
   pst_error err = PST_ERROR_INIT;
   const pst_json *tensors = pst_json_get(golden, "tensors");
   size_t n = pst_json_size(tensors);
-  tensor t;
+  tensor t, twin = {0};
   m.seed = (uint64_t)pst_json_int(pst_json_get(golden, "seed"), 0);
   if (n == 0 || pst_engine_gguf_writer_create(path, 32, &m.w, &err)) abort();
   put_keys(&m);
   test_tiny_put_tokenizer(m.w);
-  for (size_t i = 0; i < n; i++)
-    if (tensor_of(&m, pst_json_at(tensors, i), &t))
-      pst_engine_gguf_writer_add_tensor(m.w, pst_str_from(t.name), t.type, t.n_dims, t.dims);
+  for (size_t i = 0; i < n; i++) {
+    if (!tensor_of(&m, pst_json_at(tensors, i), &t)) continue;
+    if (m.change->twin && !strcmp(t.name, m.change->twin_of)) {
+      twin = t;
+      snprintf(twin.name, sizeof twin.name, "%s", m.change->twin);
+    }
+    pst_engine_gguf_writer_add_tensor(m.w, pst_str_from(t.name), t.type, t.n_dims, t.dims);
+  }
+  if (m.change->twin)
+    pst_engine_gguf_writer_add_tensor(m.w, pst_str_from(twin.name), twin.type, twin.n_dims, twin.dims);
   for (size_t i = 0; i < n; i++)
     if (tensor_of(&m, pst_json_at(tensors, i), &t)) write_tensor(&m, &t);
+  if (m.change->twin) write_tensor(&m, &twin);
   if (pst_engine_gguf_writer_finish(m.w, &err)) abort();
   pst_engine_gguf_writer_free(m.w);
 }

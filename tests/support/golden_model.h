@@ -12,7 +12,8 @@ typedef struct test_golden_change {
   const char *extra_key; /* a further key of value 7 */
   const char *
       other_key; /* a key whose number becomes another: one less of a count or window, else a 16th (a norm's epsilon: 1) */
-  const char *other_tensor; /* a tensor whose numbers become others */
+  const char *other_tensor;   /* a tensor whose numbers become others */
+  const char *twin_of, *twin; /* a tensor, and the name of one more of its type and shape */
 } test_golden_change;
 
 /* What a tensor's numbers lie around, by its name: 1 of norms' weights and scales, -1/2 of decay rates, else 0. */

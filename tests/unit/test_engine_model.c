@@ -340,13 +340,32 @@ static void test_kept_keys(void **state) {
   }
 }
 
+/* Checkpoints keep keys and values of layers that read another one's; they change nothing. A tensor that nothing is like is still refused. */
+static void test_unread_keys(void **state) {
+  (void)state;
+  static const char *const names[] = {"attn_k.weight", "attn_v.weight", "attn_k_norm.weight"};
+  pst_json_doc *doc = test_golden_read("gemma4-ple");
+  const char *path = test_temp_path(test_dir, "model.gguf");
+  for (size_t i = 0; i < PST_ARRAY_LEN(names); i++) {
+    char twin_of[64], twin[64];
+    snprintf(twin_of, sizeof twin_of, "blk.2.%s", names[i]);
+    snprintf(twin, sizeof twin, "blk.4.%s", names[i]);
+    test_golden_write(path, pst_json_root(doc), &(test_golden_change){.twin_of = twin_of, .twin = twin});
+    assert_true(test_golden_within(pst_json_root(doc), test_golden_measure(pst_json_root(doc), path)));
+  }
+  test_golden_write(path, pst_json_root(doc),
+                    &(test_golden_change){.twin_of = "blk.2.attn_q_norm.weight", .twin = "blk.4.attn_v_norm.weight"});
+  refuses_file(path, PST_E_UNSUPPORTED, "blk.4.attn_v_norm.weight");
+  pst_json_free(doc);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_opens),           cmocka_unit_test(test_keys),
       cmocka_unit_test(test_tensors),         cmocka_unit_test(test_templates),
       cmocka_unit_test(test_answers),         cmocka_unit_test(test_golden_answers),
       cmocka_unit_test(test_golden_refusals), cmocka_unit_test(test_golden_tables),
-      cmocka_unit_test(test_kept_keys),
+      cmocka_unit_test(test_kept_keys),       cmocka_unit_test(test_unread_keys),
   };
   return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }
