@@ -312,18 +312,56 @@ static int read_format(const pst_cli_args *a, pst_data_format fallback, pst_data
                        text);
 }
 
+typedef struct set_export {
+  FILE *file;
+  pst_buf line;
+  pst_data_exported done;
+} set_export;
+
+/* A line of a data set as fine-tuning files have it, without what only training here needs. */
+static int export_line(void *user, const pst_data_line *line) {
+  set_export *x = user;
+  pst_buf_clear(&x->line);
+  pst_json_writer w = pst_json_writer_on(&x->line, false);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "messages");
+  pst_json_put_value(&w, line->messages);
+  if (line->tools) {
+    pst_json_key(&w, "tools");
+    pst_json_put_value(&w, line->tools);
+  }
+  pst_json_end_object(&w);
+  pst_buf_putc(&x->line, '\n');
+  if (pst_buf_status(&x->line)) return PST_E_NOMEM;
+  x->done.n_written++;
+  return fwrite(x->line.data, 1, x->line.n, x->file) == x->line.n ? 0 : PST_E_IO;
+}
+
+static int export_set(pst_store *store, const char *set, FILE *file, pst_data_exported *ret_done, pst_error *err) {
+  set_export x = {.file = file};
+  int code = pst_data_set_each_line(store, pst_str_from(set), export_line, &x, err);
+  if (code == PST_E_IO && err->code != code) code = pst_error_set_errno(err, errno, "export", "cannot write");
+  if (code == PST_E_NOMEM) pst_error_set(err, code, NULL, "no memory to export a line");
+  if (!code && fflush(file)) code = pst_error_set_errno(err, errno, "export", "cannot write");
+  pst_buf_done(&x.line);
+  *ret_done = x.done;
+  return code;
+}
+
 static int export_records(const pst_cli_args *a, pst_store *store, pst_error *err) {
   pst_data_export_options o = {.filter = filter_of(a, 1)};
-  const char *path = pst_cli_text(a, "output");
+  const char *path = pst_cli_text(a, "output"), *set = pst_cli_text(a, "set");
   pst_data_exported done = {0};
   pst_progress progress;
   int code = read_format(a, PST_DATA_OPENAI, &o.format, err);
+  if (!code && set && (o.format != PST_DATA_OPENAI || a->n_words > 1 || o.filter.subject.data))
+    code = pst_error_set(err, PST_E_BAD_INPUT, "set", "a data set is exported whole, in the format openai");
   if (code) return code;
   FILE *file = path && strcmp(path, "-") ? fopen(path, "wb") : stdout;
   if (!file) return pst_error_set_errno(err, errno, path, "cannot open");
   pst_progress_begin(&progress, "exporting", 0, false, pst_cli_flag(a, "quiet"));
   o.progress = &progress;
-  code = pst_data_export(store, &o, file, &done, err);
+  code = set ? export_set(store, set, file, &done, err) : pst_data_export(store, &o, file, &done, err);
   pst_progress_end(&progress);
   if (file != stdout && fclose(file) && !code) code = pst_error_set_errno(err, errno, path, "cannot write");
   if (!code && done.n_written == 0)
@@ -511,6 +549,7 @@ static const pst_cli_option options[] = {
     {"trainable", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list, export: only what may be trained on"},
     {"format", 'f', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
      "openai (export's default), chat, sharegpt, csv; import: also pairs, auto (default)"},
+    {"set", 0, PST_CLI_TEXT, "HASH", NULL, 0, 0, false, "export: the lines of a data set instead of records"},
     {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "export: where to (default: standard output)"},
     {"text", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "import: field or column of the text (default: found)"},
     {"answer", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "import: field or column of the answer (default: found)"},
@@ -539,7 +578,7 @@ const pst_cli_command pst_cli_data = {
     "stats                  how many there are of each workload, and what may be done with them\n"
     "sets [WORKLOAD]        data sets made of records\n"
     "import WORKLOAD FILE   JSON lines, a JSON array or CSV become records, all or none ('-': standard input)\n"
-    "export [WORKLOAD]      answered records with their texts; a correction replaces its answer\n"
+    "export [WORKLOAD]      answered records with their texts; a correction replaces its answer. --set HASH: a data set's lines\n"
     "curate WORKLOAD        makes a data set of records that may be trained on, and says what was left out and why\n"
     "delete --subject ID    deletes somebody's records, and their lines in data sets; --id: one record\n"
     "prune                  forgets what has expired (serve does so every minute)",

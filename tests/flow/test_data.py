@@ -289,6 +289,9 @@ def test_curation_and_lineage(cli, home, tmp_path):
     lines = [json.loads(line) for line in (home / "files" / data_set).read_text().splitlines()]
     assert len(lines) == report["kept"] and sum(line["part"] == "held" for line in lines) == report["held"]
     assert any(line["messages"][0]["content"] == "write to [EMAIL_1], or call [PHONE_1]" for line in lines)
+    taken = [json.loads(line) for line in cli("data", "export", "--set", data_set[:12]).stdout.splitlines()]
+    assert taken == [{"messages": line["messages"]} for line in lines]
+    assert cli("data", "export", "--set", data_set, "--format", "csv", ok=False).returncode == 2
     text = cli("data", "curate", "w", "--skip-suspects").stdout
     assert data_set in text and "duplicate" in text and "ann.lee" not in text
     assert data_set[:12] in cli("data", "sets", "w").stdout and json.loads(cli("data", "show", data_set[:12]).stdout)["state"] == "whole"
@@ -297,6 +300,8 @@ def test_curation_and_lineage(cli, home, tmp_path):
     assert changed["data_set"] == data_set and changed["replaced_by"] and not (home / "files" / data_set).exists()
     assert len((home / "files" / changed["replaced_by"]).read_text().splitlines()) == report["kept"] - changed["lines"]
     assert json.loads(cli("data", "show", data_set[:12]).stdout)["replaced_by"] == changed["replaced_by"]
+    refused = cli("data", "export", "--set", data_set, ok=False)
+    assert refused.returncode == 2 and changed["replaced_by"][:12] in refused.stderr
     assert not on_disk(home, "ann.lee")
 
 
