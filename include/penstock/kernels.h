@@ -68,17 +68,18 @@ size_t pst_kernels_row_bytes(uint32_t type, uint64_t n_elements);
 /* One row of n elements of `type` to float32, by the format's own formula. Returns 0, PST_E_UNSUPPORTED (no such weight type) or
  * PST_E_BAD_INPUT (n is not a multiple of the block). */
 int pst_kernels_dequantize_row(uint32_t type, const void *src, size_t n, float *ret_out);
-/* float32 to one row of `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K), with a search for the scales that lowers the
+/* float32 to one row of `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K IQ4_NL), with a search for the scales that lowers the
  * squared error. `importance`: weight of each element's squared error, positive, [n]; NULL: all alike. Errors as above, and PST_E_LIMIT
  * when a value is too large for the type's half-precision scales. Inputs must be finite. The same floats give the same bytes. Source:
  * kernels/quantize.c. */
 int pst_kernels_quantize_row(uint32_t type, const float *src, size_t n, const float *importance, void *ret_dst);
 
-/* A block's scales as they are read: element i with code c is scale[i] * (low + c) + min[i], 0 <= c <= high - low. */
+/* A block's scales as they are read: element i with code c is scale[i] * (low + c) + min[i], or scale[i] * levels[c], 0 <= c <= high - low. */
 #define PST_KERNELS_MAX_BLOCK 256
 typedef struct pst_kernels_grid {
   float scale[PST_KERNELS_MAX_BLOCK], min[PST_KERNELS_MAX_BLOCK];
   int low, high;
+  const int8_t *levels; /* ascending; NULL: whole numbers from low on */
 } pst_kernels_grid;
 /* For those who choose codes themselves (error feedback): the grid of a block that pst_kernels_quantize_row wrote. PST_E_UNSUPPORTED: F32, F16, BF16 and types
  * that are not written here. */

@@ -11,7 +11,7 @@
 #include "cli/model_path.h"
 #include "cli/workbench.h"
 
-enum { MAX_GENERAL_BYTES = 1 << 28 };
+enum { MAX_GENERAL_BYTES = 1 << 28, MAX_COMPARED = 8 };
 
 typedef struct calibrating {
   const pst_cli_args *a;
@@ -21,6 +21,9 @@ typedef struct calibrating {
   pst_tune_traffic traffic, search, held_out, general;
   pst_tune_calibrate_options options;
   pst_tune_calibrate_report report;
+  const char *const *compared; /* other files */
+  int n_compared;
+  pst_tune_divergence compared_held_out[MAX_COMPARED], compared_general[MAX_COMPARED];
 } calibrating;
 
 static void close_all(calibrating *c) {
@@ -63,6 +66,35 @@ static int render(calibrating *c, pst_error *err) {
     code = pst_tune_traffic_render(c->bench.gateway, c->plan, w, PST_EVALS_VERIFY,
                                    (size_t)pst_cli_int(a, "held-out-items"), &c->held_out, err);
   if (!code && general) code = cut_file(c, general, (size_t)pst_cli_int(a, "general-tokens"), &c->general, err);
+  return code;
+}
+
+/* What the model reads, as text with its control tokens: so that other programs can be given the same. */
+static int write_traffic(calibrating *c, const char *path, pst_error *err) {
+  pst_buf text = PST_BUF_INIT;
+  pst_engine *engine = NULL;
+  int code = pst_gateway_engine_acquire(c->bench.gateway, c->plan, c->plan->root.engine, &engine, err);
+  for (size_t i = 0; i < c->traffic.n_texts && !code; i++) {
+    const pst_tune_traffic_text *t = &c->traffic.texts[i];
+    code = pst_engine_detokenize(pst_engine_get_model(engine), c->traffic.tokens + t->first, t->n, true, &text);
+    pst_buf_putc(&text, '\n');
+  }
+  if (!code && pst_buf_status(&text)) code = pst_error_set(err, PST_E_NOMEM, path, "no memory for the traffic's text");
+  if (!code) code = pst_file_write_atomic(path, text.data, text.n, err);
+  pst_gateway_engine_release(c->bench.gateway, engine);
+  pst_buf_done(&text);
+  return code;
+}
+
+/* Other files over the same texts. */
+static int compare(calibrating *c, pst_error *err) {
+  int code = 0;
+  for (int i = 0; i < c->n_compared && !code; i++) {
+    const char *path = c->compared[i];
+    code = pst_tune_diverge(c->in, c->options.adapter, path, &c->held_out, &c->options, &c->compared_held_out[i], err);
+    if (!code && c->general.n_texts)
+      code = pst_tune_diverge(c->in, c->options.adapter, path, &c->general, &c->options, &c->compared_general[i], err);
+  }
   return code;
 }
 
@@ -109,6 +141,17 @@ static int print_json(const calibrating *c, const char *out) {
   put_divergence(&w, "held_out_uncalibrated", &r->plain);
   put_divergence(&w, "general", &r->general);
   put_divergence(&w, "general_uncalibrated", &r->plain_general);
+  pst_json_key(&w, "compared");
+  pst_json_begin_array(&w);
+  for (int i = 0; i < c->n_compared; i++) {
+    pst_json_begin_object(&w);
+    pst_json_key(&w, "path");
+    pst_json_put_cstr(&w, c->compared[i]);
+    put_divergence(&w, "held_out", &c->compared_held_out[i]);
+    put_divergence(&w, "general", &c->compared_general[i]);
+    pst_json_end_object(&w);
+  }
+  pst_json_end_array(&w);
   pst_json_key(&w, "predicted");
   pst_json_put_double(&w, r->predicted);
   pst_json_key(&w, "matrices");
@@ -147,41 +190,65 @@ static void print_text(const calibrating *c, const char *out) {
       "\ndivergence from the float model, nats a token; same token likeliest (the same types uncalibrated, calibrated)\n");
   print_divergence("held out", &r->plain, &r->held_out);
   print_divergence("general", &r->plain_general, &r->general);
+  for (int i = 0; i < c->n_compared; i++) {
+    printf("%s (held out, general): %.5f", c->compared[i], c->compared_held_out[i].all);
+    if (c->compared_general[i].n_all) printf(" %.5f", c->compared_general[i].all);
+    puts("");
+  }
 }
 
 /* ---- the command ---- */
 
-static int run_calibrate(const pst_cli_args *a, pst_error *err) {
-  calibrating c = {.a = a};
-  const char *out = a->words[2];
+static int read_options(calibrating *c, pst_error *err) {
+  const pst_cli_args *a = c->a;
+  c->options = pst_tune_calibrate_options_default();
+  c->options.bits = pst_cli_number(a, "bits");
+  c->options.adapter = pst_cli_text(a, "adapter");
+  c->options.damping = pst_cli_number(a, "damping");
+  c->options.feedback = !pst_cli_flag(a, "no-feedback");
+  c->options.max_tokens = (size_t)pst_cli_int(a, "at-once");
+  c->options.search_tokens = (size_t)pst_cli_int(a, "search-tokens");
+  c->options.threads = (int)pst_cli_int(a, "threads");
+  c->options.cancelled = pst_cli_interrupted;
+  c->n_compared = pst_cli_many(a, "compare", &c->compared);
+  if (c->n_compared > MAX_COMPARED)
+    return pst_error_set(err, PST_E_BAD_INPUT, "compare", "at most %d files are compared", MAX_COMPARED);
+  return 0;
+}
+
+static int open_all(calibrating *c, pst_error *err) {
+  const pst_cli_args *a = c->a;
+  const char *plan = pst_cli_text(a, "plan"), *out = a->words[2];
   char target[512];
-  pst_progress progress;
   if (pst_file_exists(out) && !pst_cli_flag(a, "force"))
     return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
   (void)snprintf(target, sizeof target, "model:%s", a->words[1]);
-  pst_cli_catch_interrupts();
-  int code = pst_cli_workbench_open(a, a->words[0], &c.bench, err);
-  if (!code) code = pst_cli_model_path(c.bench.home, a->words[1], &c.in, err);
-  const char *plan = pst_cli_text(a, "plan");
+  int code = read_options(c, err);
+  if (!code) code = pst_cli_workbench_open(a, a->words[0], &c->bench, err);
+  if (!code) code = pst_cli_model_path(c->bench.home, a->words[1], &c->in, err);
   if (!code)
-    code = pst_evals_target_open(c.bench.gateway, c.bench.store, c.bench.workload, plan ? plan : target, &c.plan, err);
-  c.options = pst_tune_calibrate_options_default();
-  c.options.bits = pst_cli_number(a, "bits");
-  c.options.adapter = pst_cli_text(a, "adapter");
-  c.options.damping = pst_cli_number(a, "damping");
-  c.options.feedback = !pst_cli_flag(a, "no-feedback");
-  c.options.max_tokens = (size_t)pst_cli_int(a, "at-once");
-  c.options.search_tokens = (size_t)pst_cli_int(a, "search-tokens");
-  c.options.threads = (int)pst_cli_int(a, "threads");
-  c.options.progress = &progress;
-  c.options.cancelled = pst_cli_interrupted;
+    code =
+        pst_evals_target_open(c->bench.gateway, c->bench.store, c->bench.workload, plan ? plan : target, &c->plan, err);
+  return code;
+}
+
+static int run_calibrate(const pst_cli_args *a, pst_error *err) {
+  calibrating c = {.a = a};
+  const char *out = a->words[2], *traffic_out = pst_cli_text(a, "traffic-out");
+  pst_cli_catch_interrupts();
+  int code = open_all(&c, err);
   if (!code) code = render(&c, err);
+  if (!code && traffic_out) code = write_traffic(&c, traffic_out, err);
   if (!code) {
     const pst_tune_traffic *general = c.general.n_texts ? &c.general : NULL;
+    pst_progress progress;
     pst_progress_begin(&progress, "calibrating", 0, false, pst_cli_flag(a, "quiet"));
+    c.options.progress = &progress;
     code = pst_tune_calibrate(c.in, out, &c.traffic, &c.search, &c.held_out, general, &c.options, &c.report, err);
     pst_progress_end(&progress);
+    c.options.progress = NULL;
   }
+  if (!code) code = compare(&c, err);
   if (!code && pst_cli_flag(a, "json"))
     code = print_json(&c, out);
   else if (!code)
@@ -204,6 +271,9 @@ static const pst_cli_option options[] = {
     {"general-tokens", 0, PST_CLI_INT, "N", "8192", 2, 100000000, false, "tokens of it"},
     {"on", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "calibrate on a text instead of the workload's examples"},
     {"on-tokens", 0, PST_CLI_INT, "N", "16384", 2, 100000000, false, "tokens of it"},
+    {"traffic-out", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
+     "write what is calibrated on as text, control tokens included, for other programs"},
+    {"compare", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, true, "another GGUF file of the model to measure beside"},
     {"damping", 0, PST_CLI_NUMBER, "D", "0.01", 1e-6, 1, false,
      "share of their mean added to the Gram matrices' diagonals"},
     {"no-feedback", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "round each weight for itself"},

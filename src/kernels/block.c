@@ -48,7 +48,8 @@ static void put_q6_k(const uint8_t *codes, uint8_t *block) {
 void pst_kernels_block_put(uint32_t type, const uint8_t *codes, void *block) {
   uint8_t *dst = block;
   switch (type) {
-  case PST_TYPE_Q4_0: put_nibbles(codes, dst + 2); break;
+  case PST_TYPE_Q4_0:
+  case PST_TYPE_IQ4_NL: put_nibbles(codes, dst + 2); break;
   case PST_TYPE_Q4_1: put_nibbles(codes, dst + 4); break;
   case PST_TYPE_Q5_0: put_fives(codes, dst + 2, dst + 6); break;
   case PST_TYPE_Q5_1: put_fives(codes, dst + 4, dst + 8); break;
@@ -96,7 +97,14 @@ static void grid_k(uint32_t type, const uint8_t *block, pst_kernels_grid *g) {
 
 int pst_kernels_block_grid(uint32_t type, const void *block, pst_kernels_grid *ret_grid) {
   const uint8_t *src = block;
+  ret_grid->levels = NULL;
   switch (type) {
+  case PST_TYPE_IQ4_NL:
+    ret_grid->low = 0;
+    ret_grid->high = 15;
+    ret_grid->levels = pst_kernels_iq4_values;
+    fill(ret_grid, 0, PST_BLOCK, pst_half_widen(pst_load_u16(src)), 0);
+    return 0;
   case PST_TYPE_Q4_0:
   case PST_TYPE_Q5_0:
   case PST_TYPE_Q8_0:

@@ -232,6 +232,47 @@ static int quantize_affine(uint32_t type, const float *x, const float *w, uint8_
   return 0;
 }
 
+/* ---- IQ4_NL: x = scale * one of sixteen levels ------------------------------------------------------------------------ */
+
+/* The code of the level nearest to each x * inverse, and the moments of weight level^2, weight level x. */
+static void measure_levels(const float *x, const float *w, float inverse, uint8_t *codes, moments *m) {
+  const int8_t *levels = pst_kernels_iq4_values;
+  m->qq = m->qx = 0;
+  memset(codes, 0, PST_BLOCK);
+  for (int k = 0; k < 15; k++) {
+    float middle = 0.5f * (float)(levels[k] + levels[k + 1]);
+    for (int i = 0; i < PST_BLOCK; i++) codes[i] = (uint8_t)(codes[i] + (x[i] * inverse > middle));
+  }
+  for (int i = 0; i < PST_BLOCK; i++) {
+    float level = (float)levels[codes[i]], wl = w[i] * level;
+    m->qq += wl * level;
+    m->qx += wl * x[i];
+  }
+}
+
+static int quantize_levels(const float *x, const float *w, uint8_t *dst) {
+  float amax = largest(x, PST_BLOCK), best = 0, best_gain = -1;
+  uint8_t codes[PST_BLOCK];
+  bool overflow = false;
+  moments m;
+  for (int start = 0; amax >= TOO_SMALL && start < 24; start++) {
+    float inverse = (float)(start & 1 ? -(94 + 3 * start) : 94 + 3 * start) / amax;
+    for (int round = 0; round < LLOYD_ROUNDS; round++) {
+      measure_levels(x, w, inverse, codes, &m);
+      if (!(m.qq > 0) || m.qx * m.qx <= best_gain * m.qq) break;
+      best_gain = m.qx * m.qx / m.qq;
+      best = m.qx / m.qq;
+      inverse = inverse_of(best);
+    }
+  }
+  float d = as_half(best, &overflow);
+  if (overflow) return PST_E_LIMIT;
+  pst_store_u16(dst, pst_half_narrow(d));
+  measure_levels(x, w, inverse_of(d), codes, &m);
+  pst_kernels_block_put(PST_TYPE_IQ4_NL, codes, dst);
+  return 0;
+}
+
 /* ---- Q4_K, Q5_K: eight sub-blocks of 32 with a six-bit scale and minimum each ---------------------------------------- */
 
 enum { K_BLOCK = 256, K_SUBS = 8, K_SUB = 32 };
@@ -431,6 +472,7 @@ static int quantize_block(uint32_t type, const float *x, const float *w, uint8_t
   case PST_TYPE_Q4_K:
   case PST_TYPE_Q5_K: return quantize_k_affine(type, x, w, dst);
   case PST_TYPE_Q6_K: return quantize_q6_k(x, w, dst);
+  case PST_TYPE_IQ4_NL: return quantize_levels(x, w, dst);
   default: return PST_E_UNSUPPORTED;
   }
 }

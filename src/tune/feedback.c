@@ -10,7 +10,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-enum { CHUNK = 32, MAX_DAMPINGS = 7, MAX_TRIED_BYTES = 20 };
+enum { CHUNK = 96, MAX_DAMPINGS = 7, MAX_TRIED_BYTES = 20 };
 
 /* ---- the factor ---- */
 
@@ -121,6 +121,11 @@ static space *space_of(void *scratch, size_t n_cols) {
 
 /* The level nearest to v (ties to even), as a code. */
 static uint8_t code_of(float v, const pst_kernels_grid *g) {
+  if (g->levels) {
+    int code = 0;
+    for (int k = 0; k < g->high; k++) code += v > 0.5f * (float)(g->levels[k] + g->levels[k + 1]);
+    return (uint8_t)code;
+  }
   float low = (float)g->low, high = (float)g->high;
   v = v < low ? low : v > high ? high : v;
   return (uint8_t)((int)((v + 12582912.0f) - 12582912.0f) - g->low);
@@ -133,7 +138,8 @@ static void round_columns(const pst_kernels_grid *g, float *x, size_t n, const f
   for (size_t j = 0; j < n; j++) {
     float scale = g->scale[j], min = g->min[j], inverse = fabsf(scale) > 0 ? 1 / scale : 0;
     t->codes[j] = code_of(isfinite(inverse) ? (x[j] - min) * inverse : 0, g);
-    float e = x[j] - (scale * (float)(g->low + t->codes[j]) + min);
+    int level = g->levels ? g->levels[t->codes[j]] : g->low + t->codes[j];
+    float e = x[j] - (scale * (float)level + min);
     t->error[j] = e;
     t->cost += (double)e * (double)e * (feedback ? (double)feedback[j * n_cols + j] : 1);
     if (!feedback) continue;
