@@ -1,8 +1,8 @@
 /* Speed of LoRA training: tokens a second of whole steps on random texts, beside what the machine's float products reach in the same run.
  *
- *   bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--answer N] [--shared N] [--threads N] [--steps N]
+ *   bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N]
  *
- * A text has --length tokens of which the last --answer are scored; all begin with the same --shared ones (0: none; then every beginning is computed for
+ * A text has --length tokens, up to --spread more or fewer, of which the last --answer are scored; all begin with the same --shared ones (0: none; then every beginning is computed for
  * itself). The peak is of products of the model's own shapes: kernels' and OpenBLAS's, the greater counts. Shares of it are of CPU time, which other programs on
  * the machine disturb less; tokens a second are given by the clock and by CPU time over threads. */
 #include <penstock/tune.h>
@@ -21,16 +21,16 @@ extern char *openblas_get_corename(void);
 
 typedef struct setting {
   const char *model;
-  long rank, texts, length, answer, shared, threads, steps;
+  long rank, texts, length, spread, answer, shared, threads, steps;
 } setting;
 
 static int read_arguments(int argc, char **argv, setting *s) {
   const struct {
     const char *name;
     long *to;
-  } options[] = {{"--rank", &s->rank},     {"--texts", &s->texts},   {"--length", &s->length},
-                 {"--answer", &s->answer}, {"--shared", &s->shared}, {"--threads", &s->threads},
-                 {"--steps", &s->steps}};
+  } options[] = {{"--rank", &s->rank},       {"--texts", &s->texts},   {"--length", &s->length},
+                 {"--spread", &s->spread},   {"--answer", &s->answer}, {"--shared", &s->shared},
+                 {"--threads", &s->threads}, {"--steps", &s->steps}};
   for (int i = 1; i < argc; i++) {
     size_t k = 0;
     while (k < PST_ARRAY_LEN(options) && strcmp(options[k].name, argv[i]) != 0) k++;
@@ -41,7 +41,7 @@ static int read_arguments(int argc, char **argv, setting *s) {
   }
   if (!s->model) s->model = getenv("PENSTOCK_TEST_SMOLLM2");
   if (s->threads <= 0) s->threads = pst_cpu_count();
-  return s->model && s->answer >= 1 && s->length > s->answer + s->shared && s->steps >= 2 ? 0 : 1;
+  return s->model && s->answer >= 1 && s->length - s->spread > s->answer + s->shared && s->steps >= 2 ? 0 : 1;
 }
 
 static double cpu_seconds(clockid_t clock) {
@@ -129,14 +129,19 @@ static double operations_of(const pst_engine_model_info *info, const setting *s)
 }
 
 int main(int argc, char **argv) {
-  setting s = {NULL, 16, 16, 64, 38, 0, 0, 8};
+  setting s = {NULL, 16, 16, 64, 0, 38, 0, 0, 8};
   pst_error err = PST_ERROR_INIT;
   pst_engine_model *model = NULL;
   pst_engine_lora lora = {0};
   pst_tune_report report;
-  if (read_arguments(argc, argv, &s)) {
+  bool wrong = read_arguments(argc, argv, &s) != 0;
+  if (!s.model) {
+    puts("no model: name one, or set PENSTOCK_TEST_SMOLLM2");
+    return 0;
+  }
+  if (wrong) {
     fputs(
-        "usage: bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--answer N] [--shared N] [--threads N] [--steps N]\n",
+        "usage: bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N]\n",
         stderr);
     return 2;
   }
@@ -145,7 +150,8 @@ int main(int argc, char **argv) {
     return 1;
   }
   const pst_engine_model_info *info = pst_engine_model_get_info(model);
-  size_t n = (size_t)(s.texts * s.steps), length = (size_t)s.length;
+  size_t n = (size_t)(s.texts * s.steps), length = (size_t)(s.length + s.spread);
+  double text_tokens = 0;
   int32_t *tokens = pst_malloc(n * length * sizeof *tokens);
   pst_tune_text *texts = pst_malloc(n * sizeof *texts);
   if (!tokens || !texts) return 1;
@@ -153,7 +159,9 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < length; i++)
       tokens[t * length + i] =
           (int32_t)(pst_random_u64(1, i < (size_t)s.shared ? 0 : t + 1, i) % (uint64_t)info->n_vocab);
-    texts[t] = (pst_tune_text){tokens + t * length, length, length - (size_t)s.answer, 1};
+    size_t own = (size_t)(s.length - s.spread) + pst_random_u64(2, 0, t) % (uint64_t)(2 * s.spread + 1);
+    texts[t] = (pst_tune_text){tokens + t * length, own, own - (size_t)s.answer, 1};
+    text_tokens += (double)(own - 1);
   }
   pst_tune_options o = pst_tune_options_default();
   o.rank = (int)s.rank;
@@ -172,7 +180,7 @@ int main(int argc, char **argv) {
     return 1;
   }
   double after = peak_of(false, s.threads, m, ff, embd), peak = PST_MAX(PST_MAX(before, after), blas);
-  double text_tokens = (double)n * (double)(length - 1), seconds = (double)report.n_tokens / report.tokens_per_second;
+  double seconds = (double)report.n_tokens / report.tokens_per_second;
   double cpu = (c.last - c.first) * (double)s.steps / (double)(s.steps - 1); /* the first step meets cold memory */
   double gflops = operations_of(info, &s) * (double)report.n_tokens / (cpu / (double)s.threads) / 1e9;
   struct rusage usage;

@@ -20,8 +20,8 @@ import torch
 import transformers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RANK, ALPHA, RATE, WARMUP, CLIP, BATCH, SEED = 16, 32, 5e-4, 0.03, 1.0, 4, 1
-N_TEXTS, MAX_TOKENS, N_GIVEN = 96, 26, 3
+RANK, ALPHA, RATE, WARMUP, CLIP, BATCH, SEED = 16, 32, 1e-4, 0.03, 1.0, 4, 1
+N_TEXTS, MAX_TOKENS, N_GIVEN = 96, 20, 3
 ROLES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
@@ -89,12 +89,14 @@ def main():
     assert len(texts) == N_TEXTS
     for step in range(options.steps):
         chosen = [texts[(step * BATCH + i) % N_TEXTS] for i in range(BATCH)]
-        scored, total = sum(len(t) - n for t, n in chosen), 0.0
-        for tokens, n_given in chosen:
-            logits = model(torch.tensor([tokens[:-1]])).logits[0, n_given - 1:]
-            loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(tokens[n_given:]), reduction="sum") / scored
-            loss.backward()
-            total += float(loss.detach())
+        scored, longest = sum(len(t) - n for t, n in chosen), max(len(t) for t, _ in chosen)
+        tokens = torch.tensor([t + [0] * (longest - len(t)) for t, _ in chosen])
+        mask = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t, _ in chosen])
+        labels = torch.tensor([[-100] * n + t[n:] + [-100] * (longest - len(t)) for t, n in chosen])
+        logits = model(input_ids=tokens, attention_mask=mask).logits[:, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / scored
+        loss.backward()
+        total = float(loss.detach())
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
         for group in optimizer.param_groups:
             group["lr"] = RATE * schedule(step, options.steps)
