@@ -452,9 +452,13 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
   while (pst_engine_walk_claim(w, f->n_tokens, 2, &begin, &end))
     for (int t = begin; t < end; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
-      f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, shared->n_blocks, shared, (size_t)t);
-      if (adapted && f->items[f->item_of[t]].adapter)
-        f->k->gated(kind, row, up_of(y, row, ff), ff, f->gated + (size_t)t * ff);
+      float *floats = f->gated + (size_t)t * ff;
+      if (adapted && f->items[f->item_of[t]].adapter) { /* the same bits in two steps */
+        f->k->gated(kind, row, up_of(y, row, ff), ff, floats);
+        f->k->quantize(floats, 0, shared->n_blocks, shared, (size_t)t);
+      } else {
+        f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, shared->n_blocks, shared, (size_t)t);
+      }
     }
   pst_engine_walk_next(w);
   return shared;
