@@ -72,7 +72,7 @@ typedef struct pst_tune_calibrate_report {
       general; /* of the file as it was written, read again; general: n_all 0 without such texts */
   size_t n_calibration_tokens;
   int n_matrices[PST_TUNE_CALIBRATE_TYPES]; /* that got each type */
-  double predicted;                         /* divergence on `search` that the choice of types counted on */
+  double predicted; /* divergence on `search` that the choice of types counted on; NAN: there was no room to choose */
   double seconds;
 } pst_tune_calibrate_report;
 

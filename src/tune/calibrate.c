@@ -346,6 +346,49 @@ static int probe(calibration *c, const pst_tune_traffic *search, pst_error *err)
   return code;
 }
 
+static int refuse_bits(const calibration *c, int64_t bytes, int64_t elements, pst_error *err) {
+  return pst_error_set(err, PST_E_LIMIT, "bits", "%g bits a weight are too few: the smallest types take %.4f",
+                       c->o->bits, (double)bytes * 8 / (double)elements);
+}
+
+/* Whether the budget has room for any matrix in more than its smallest type: without, nothing is to be measured. */
+static int has_choice(calibration *c, const char *in_path, bool *ret_choice, pst_error *err) {
+  pst_engine_tensor *given = pst_calloc(c->n_matrices, sizeof *given);
+  int64_t bytes = 0, elements = 0, step = INT64_MAX;
+  if (!given) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to choose types");
+  for (size_t i = 0; i < c->n_matrices; i++) {
+    const matrix *x = &c->matrices[i];
+    const pst_tune_offer *o = &x->choice.offers[pst_tune_cheapest(&x->choice)];
+    given[i] = (pst_engine_tensor){x->name, o->type, x->n_rows, x->n_cols, NULL};
+    for (int t = 0; t < x->choice.n; t++)
+      if (x->choice.offers[t].bytes > o->bytes) step = PST_MIN(step, x->choice.offers[t].bytes - o->bytes);
+  }
+  int code = pst_engine_replace_measure(in_path, given, c->n_matrices, &bytes, &elements, err);
+  double budget = c->o->bits * (double)elements / 8;
+  pst_free(given);
+  if (code) return code;
+  if (budget < (double)bytes) return refuse_bits(c, bytes, elements, err);
+  *ret_choice = budget >= (double)bytes + (double)step;
+  return 0;
+}
+
+/* Rounding errors in the smallest types alone: what is left to choose when there is no room for larger ones. */
+static int probe_smallest(calibration *c, pst_error *err) {
+  int code = 0;
+  for (size_t i = 0; i < c->n_matrices && !code; i++) {
+    matrix *x = &c->matrices[i];
+    int64_t bytes = x->choice.offers[pst_tune_cheapest(&x->choice)].bytes;
+    uint8_t *out = pst_malloc((size_t)bytes);
+    if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
+    for (int t = 0; t < x->choice.n && !code; t++)
+      if (x->choice.offers[t].bytes == bytes)
+        code = round_matrix(c, x, x->choice.offers[t].type, true, ROW_STEP, out, &x->choice.offers[t].loss, err);
+    pst_free(out);
+    if (!code) code = tell(c, "measuring matrices", 1, err);
+  }
+  return code;
+}
+
 /* What the other tensors take, and what is left for matrices. */
 static int choose(calibration *c, const char *in_path, pst_tune_calibrate_report *report, pst_error *err) {
   int64_t bytes = 0, elements = 0, ours = 0;
@@ -362,9 +405,7 @@ static int choose(calibration *c, const char *in_path, pst_tune_calibrate_report
   }
   if (!code) code = pst_engine_replace_measure(in_path, given, c->n_matrices, &bytes, &elements, err);
   int64_t budget = (int64_t)floor(c->o->bits * (double)elements / 8) - (bytes - ours);
-  if (!code && pst_tune_allocate(choices, c->n_matrices, budget))
-    code = pst_error_set(err, PST_E_LIMIT, "bits", "%g bits a weight are too few: the smallest types take %.4f",
-                         c->o->bits, (double)bytes * 8 / (double)elements);
+  if (!code && pst_tune_allocate(choices, c->n_matrices, budget)) code = refuse_bits(c, bytes, elements, err);
   report->predicted = 0;
   for (size_t i = 0; i < c->n_matrices && !code; i++) {
     const pst_tune_offer *o = &choices[i].offers[choices[i].chosen];
@@ -482,6 +523,7 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
   pst_tune_calibrate_report report = {.held_out = {NAN, NAN, NAN, 0, 0}, .general = {NAN, NAN, NAN, 0, 0}};
   report.plain = report.plain_general = report.general;
   int64_t start = pst_clock_us();
+  bool choice = false;
   int code = check_options(options, err);
   if (!code) code = load_float(in_path, options->adapter, options->threads, &c.model, err);
   if (!code) code = make_net(&c, options->max_tokens, err);
@@ -492,8 +534,10 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
   report.n_calibration_tokens = c.grams.n_tokens;
   if (!code) code = factor_all(&c, err);
   if (!code) code = list_matrices(&c, err);
-  if (!code) code = probe(&c, search, err);
+  if (!code) code = has_choice(&c, in_path, &choice, err);
+  if (!code) code = choice ? probe(&c, search, err) : probe_smallest(&c, err);
   if (!code) code = choose(&c, in_path, &report, err);
+  if (!choice) report.predicted = NAN;
   if (!code) code = prove(&c, in_path, out_path, held_out, general, &report, err);
   done(&c);
   if (code) return code;
