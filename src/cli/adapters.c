@@ -90,7 +90,7 @@ static int add(const pst_cli_args *a, pst_error *err) {
                                  .data = pst_cli_text(a, "data"),
                                  .run = pst_cli_text(a, "run")};
   pst_store *store = NULL;
-  pst_store_adapter row;
+  pst_store_adapter row = {.rank = 0};
   int code = need_model(a, &adapter.model, err);
   if (!code) code = pst_cli_store_open(a, &store, err);
   if (!code) code = pst_gateway_adapter_add(store, &adapter, &row, err);
