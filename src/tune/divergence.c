@@ -115,7 +115,7 @@ static size_t likeliest(const float *x, size_t n) {
 static double log_sum(const float *x, size_t n, double top) {
   double sum = 0;
   for (size_t i = 0; i < n; i++) sum += exp((double)x[i] - top);
-  return top + log(sum);
+  return top + log(PST_MAX(sum, 1)); /* the top's own term is 1 */
 }
 
 /* sum of p (log p - log q) for one row. */
