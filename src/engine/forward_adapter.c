@@ -56,15 +56,15 @@ static piece piece_at(const pst_engine_walk *w, const pst_engine_product *p, int
         index -= n;
         continue;
       }
-      int offset = index / per_block * PIECE_TOKENS;
-      size_t group = (size_t)(index % per_block) * PIECE_GROUPS, first = (size_t)(run->first + offset);
+      int offset = index / per_block * PIECE_TOKENS, first = run->first + offset;
+      size_t group = (size_t)(index % per_block) * PIECE_GROUPS;
       return (piece){part,
                      i,
-                     (int)first,
+                     first,
                      PST_MIN(PIECE_TOKENS, run->n - offset),
                      group,
                      PST_MIN(group + PIECE_GROUPS, part->b.n_groups),
-                     f->inner + ((size_t)i * (size_t)f->max_tokens + first) * PST_ENGINE_ADAPTER_MAX_RANK};
+                     f->inner + ((size_t)i * (size_t)f->max_tokens + (size_t)first) * PST_ENGINE_ADAPTER_MAX_RANK};
     }
   return (piece){0}; /* not reached: index is below count_pieces */
 }

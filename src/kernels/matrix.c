@@ -248,7 +248,7 @@ static const uint8_t *get_codes(pst_kernels_codes kind, const uint8_t *rec, size
     case PST_CODES_LOOKUP: codes[i] = (uint8_t)nibble; break;
     case PST_CODES_NIBBLE_HIGH1: codes[i] = (uint8_t)(nibble | ((high[at] >> s) & 1u) << 4); break;
     case PST_CODES_NIBBLE_HIGH2:
-      codes[i] = (uint8_t)(nibble | ((high[s / 4 * 64 + at] >> (2 * (s & 3))) & 3u) << 4);
+      codes[i] = (uint8_t)(nibble | (((unsigned)high[s / 4 * 64 + at] >> (2 * (s & 3))) & 3u) << 4);
       break;
     case PST_CODES_CRUMB: codes[i] = (uint8_t)crumb; break;
     case PST_CODES_CRUMB_HIGH1: codes[i] = (uint8_t)(crumb | ((high[at] >> s) & 1u) << 2); break;
