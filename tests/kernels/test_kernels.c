@@ -2,6 +2,7 @@
  *
  * The tolerance is zero: reference.c fixes the order of operations and the instruction sets follow it. $PENSTOCK_SEED repeats a run. */
 #include "kernels/check.h"
+#include "support/scale.h"
 
 #include <math.h>
 
@@ -485,7 +486,7 @@ static void attentions(void **state) {
   (void)state;
   void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
   for (const pst_kernels **k = check_tables(); *k; k++)
-    for (int round = 0; round < 150; round++) {
+    for (int round = 0; round < test_scale(150, 20, 150); round++) {
       attend_case c = attend_make(scalar());
       pst_kernels_attend a = c.a;
       size_t floats = a.n_tokens * a.out_stride, n = a.n_heads * a.head_dim, part = PST_KERNELS_PART_FLOATS(a.head_dim);
