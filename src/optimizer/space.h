@@ -120,8 +120,9 @@ static inline bool pst_optimizer_is_alone(const pst_optimizer_choice *c) {
   return c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_ALONE;
 }
 /* What a team has without Penstock's own answerers: models, prompts and examples, and nothing that was learned from the records. */
-static inline bool pst_optimizer_is_prompted(const pst_optimizer_choice *c) {
-  return c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER;
+static inline bool pst_optimizer_is_prompted(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
+  return c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER &&
+         !space->targets[c->v[PST_OPTIMIZER_MODEL]].adapter;
 }
 /* Share of requests that the model of a choice is expected to be asked: all, none, or what a classifier before it leaves. */
 static inline double pst_optimizer_model_share(const pst_optimizer_space *space, const pst_optimizer_choice *c) {

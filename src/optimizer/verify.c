@@ -94,12 +94,12 @@ static const char *why_not(const pst_optimizer_state *s, int class_index, int n)
   return spent + needed > C(verify_overrun) * s->budget_s ? no_time : NULL;
 }
 
-/* The prompted class that the search makes the most of; -1: none was asked. */
+/* The prompted class that the search makes the most of, asked or not: where something learned is far ahead, it asks few of them. -1: there is none. */
 static int best_prompted(const pst_optimizer_state *s) {
   int best = -1;
   double most = 0;
   for (size_t i = 0; i < s->space->n_classes; i++) {
-    if (!s->search[i].n || s->estimates[i].capacity <= 0 || !pst_optimizer_is_prompted(&s->space->classes[i])) continue;
+    if (s->estimates[i].capacity <= 0 || !pst_optimizer_is_prompted(s->space, &s->space->classes[i])) continue;
     double u = pst_optimizer_expected_utility(s, &s->estimates[i], s->beliefs[i]);
     if (best >= 0 && u <= most) continue;
     best = (int)i;
@@ -110,7 +110,7 @@ static int best_prompted(const pst_optimizer_state *s) {
 
 static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verification *v, pst_error *err) {
   int taken = v->trials[v->taken].class_index, best = best_prompted(s);
-  if (best < 0 || pst_optimizer_is_prompted(&s->space->classes[taken])) return 0;
+  if (best < 0 || pst_optimizer_is_prompted(s->space, &s->space->classes[taken])) return 0;
   double left = C(verify_overrun) * s->budget_s - (double)s->journal->elapsed_us / 1e6;
   double fit = 1000 * left / pst_optimizer_seconds(s, best, 1000);
   int asked = s->verify[best].n, n = fit < v->n_items ? PST_MAX((int)fit, asked) : v->n_items;
