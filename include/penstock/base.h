@@ -264,6 +264,8 @@ const pst_json *pst_json_root(const pst_json_doc *doc);
 pst_json_type pst_json_typeof(const pst_json *v);
 const pst_json *pst_json_get(const pst_json *object, const char *key);
 const pst_json *pst_json_get_str(const pst_json *object, pst_str key);
+/* "plan.verify.quality": a member of a member; no member's name has a dot. */
+const pst_json *pst_json_path(const pst_json *object, const char *path);
 size_t pst_json_size(const pst_json *v);                      /* members or elements */
 const pst_json *pst_json_at(const pst_json *array, size_t i); /* O(1) amortised only through the iterator below */
 pst_str pst_json_str(const pst_json *v);                      /* empty view if no string; may hold NUL bytes */
@@ -309,6 +311,13 @@ void pst_json_put_bool(pst_json_writer *w, bool b);
 void pst_json_put_null(pst_json_writer *w);
 void pst_json_put_value(pst_json_writer *w, const pst_json *v); /* copies a parsed value */
 void pst_json_put_raw(pst_json_writer *w, pst_str json_text);   /* trusted, already JSON */
+/* A key and its value. */
+void pst_json_member_str(pst_json_writer *w, const char *key, pst_str value);
+void pst_json_member_cstr(pst_json_writer *w, const char *key, const char *value); /* NULL writes null */
+void pst_json_member_opt(pst_json_writer *w, const char *key, pst_str value);      /* absent (data NULL): null */
+void pst_json_member_int(pst_json_writer *w, const char *key, int64_t value);
+void pst_json_member_double(pst_json_writer *w, const char *key, double value); /* not finite: null */
+void pst_json_member_bool(pst_json_writer *w, const char *key, bool value);
 /* Canonical form (RFC 8785): members sorted by UTF-16 code units, ECMAScript numbers, no white space. All numbers are taken
  * as doubles, as the RFC says: integers beyond 2^53 lose digits, so those that matter belong into strings. */
 int pst_json_canonical(const pst_json *v, pst_buf *out);

@@ -250,6 +250,14 @@ const pst_json *pst_json_get(const pst_json *object, const char *key) {
   return pst_json_get_str(object, pst_str_from(key));
 }
 
+const pst_json *pst_json_path(const pst_json *object, const char *path) {
+  while (object && *path) {
+    size_t n = strcspn(path, ".");
+    object = pst_json_get_str(object, (pst_str){path, n});
+    path += n + (path[n] == '.');
+  }
+  return object;
+}
 size_t pst_json_size(const pst_json *v) {
   return yyjson_is_obj(plain(v)) ? yyjson_obj_size(plain(v)) : yyjson_arr_size(plain(v));
 }

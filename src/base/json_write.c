@@ -218,6 +218,34 @@ void pst_json_put_raw(pst_json_writer *w, pst_str json_text) {
   pst_buf_append_str(w->out, json_text);
 }
 
+void pst_json_member_str(pst_json_writer *w, const char *key, pst_str value) {
+  pst_json_key(w, key);
+  pst_json_put_str(w, value);
+}
+void pst_json_member_cstr(pst_json_writer *w, const char *key, const char *value) {
+  pst_json_key(w, key);
+  pst_json_put_cstr(w, value);
+}
+void pst_json_member_opt(pst_json_writer *w, const char *key, pst_str value) {
+  pst_json_key(w, key);
+  if (value.data)
+    pst_json_put_str(w, value);
+  else
+    pst_json_put_null(w);
+}
+void pst_json_member_int(pst_json_writer *w, const char *key, int64_t value) {
+  pst_json_key(w, key);
+  pst_json_put_int(w, value);
+}
+void pst_json_member_double(pst_json_writer *w, const char *key, double value) {
+  pst_json_key(w, key);
+  pst_json_put_double(w, value);
+}
+void pst_json_member_bool(pst_json_writer *w, const char *key, bool value) {
+  pst_json_key(w, key);
+  pst_json_put_bool(w, value);
+}
+
 void pst_json_put_str(pst_json_writer *w, pst_str s) {
   before_item(w);
   put_string(w->out, s);

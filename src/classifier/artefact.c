@@ -11,27 +11,17 @@ enum { FORMAT = 1, MOST_LABELS = 10000, MOST_FEATURES = 1 << 22 };
 
 /* ---- writing ---- */
 
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
-
-static void put_number(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
-}
-
 static void write_header(const pst_classifier_info *info, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  put_int(&w, "penstock_classifier", FORMAT);
-  put_int(&w, "n_features", (int64_t)info->n_features);
-  put_int(&w, "n_records", (int64_t)info->n_records);
-  put_number(&w, "temperature", info->temperature);
-  put_number(&w, "penalty", info->penalty);
-  put_number(&w, "accuracy", info->accuracy);
-  put_number(&w, "log_loss", info->log_loss);
-  put_number(&w, "calibration_error", info->calibration_error);
+  pst_json_member_int(&w, "penstock_classifier", FORMAT);
+  pst_json_member_int(&w, "n_features", (int64_t)info->n_features);
+  pst_json_member_int(&w, "n_records", (int64_t)info->n_records);
+  pst_json_member_double(&w, "temperature", info->temperature);
+  pst_json_member_double(&w, "penalty", info->penalty);
+  pst_json_member_double(&w, "accuracy", info->accuracy);
+  pst_json_member_double(&w, "log_loss", info->log_loss);
+  pst_json_member_double(&w, "calibration_error", info->calibration_error);
   pst_json_key(&w, "curve");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < PST_CLASSIFIER_CURVE_POINTS; i++) {

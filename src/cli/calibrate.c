@@ -220,10 +220,9 @@ static int open_all(calibrating *c, pst_error *err) {
   const pst_cli_args *a = c->a;
   const char *plan = pst_cli_text(a, "plan"), *out = a->words[2];
   char target[512];
-  if (pst_file_exists(out) && !pst_cli_flag(a, "force"))
-    return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
   (void)snprintf(target, sizeof target, "model:%s", a->words[1]);
-  int code = read_options(c, err);
+  int code = pst_cli_model_may_write(a, out, err);
+  if (!code) code = read_options(c, err);
   if (!code) code = pst_cli_workbench_open(a, a->words[0], &c->bench, err);
   if (!code) code = pst_cli_model_path(c->bench.home, a->words[1], &c->in, err);
   if (!code)

@@ -18,19 +18,6 @@ typedef struct listing {
   pst_json_writer w;
 } listing;
 
-static void put_text(pst_json_writer *w, const char *name, pst_str value) {
-  pst_json_key(w, name);
-  if (value.data)
-    pst_json_put_str(w, value);
-  else
-    pst_json_put_null(w);
-}
-
-static void put_int(pst_json_writer *w, const char *name, int64_t value) {
-  pst_json_key(w, name);
-  pst_json_put_int(w, value);
-}
-
 static void begin_list(listing *l, const pst_cli_args *a, pst_store *store, pst_error *err) {
   *l = (listing){.store = store, .err = err, .json = pst_cli_flag(a, "json")};
   l->w = pst_json_writer_on(&l->text, true);
@@ -51,12 +38,12 @@ static pst_str word(const pst_cli_args *a, int i) { return pst_str_from(i < a->n
 /* ---- list, show ------------------------------------------------------------------------------------------------------------ */
 
 static void put_record_json(pst_json_writer *w, const pst_store_request *r) {
-  put_int(w, "record", r->id);
-  put_text(w, "completion_id", r->completion_id);
-  put_int(w, "time_ms", r->time_ms);
-  put_text(w, "workload", r->workload);
-  put_text(w, "subject", r->subject);
-  put_text(w, "keep", pst_str_from(pst_store_keep_name(r->keep)));
+  pst_json_member_int(w, "record", r->id);
+  pst_json_member_opt(w, "completion_id", r->completion_id);
+  pst_json_member_int(w, "time_ms", r->time_ms);
+  pst_json_member_opt(w, "workload", r->workload);
+  pst_json_member_opt(w, "subject", r->subject);
+  pst_json_member_opt(w, "keep", pst_str_from(pst_store_keep_name(r->keep)));
   pst_json_key(w, "train");
   pst_json_put_bool(w, r->train);
   pst_json_key(w, "imported");
@@ -127,16 +114,16 @@ static int put_hash(void *user, pst_str hash) {
 static int put_feedback(void *user, const pst_store_feedback *f) {
   pst_json_writer *w = &((listing *)user)->w;
   pst_json_begin_object(w);
-  put_int(w, "time_ms", f->time_ms);
-  if (f->thumbs) put_text(w, "thumbs", pst_str_from(f->thumbs > 0 ? "up" : "down"));
+  pst_json_member_int(w, "time_ms", f->time_ms);
+  if (f->thumbs) pst_json_member_opt(w, "thumbs", pst_str_from(f->thumbs > 0 ? "up" : "down"));
   if (f->has_score) {
     pst_json_key(w, "score");
     pst_json_put_double(w, f->score);
   }
-  if (f->correction.data) put_text(w, "correction", f->correction);
-  if (f->outcome.data) put_text(w, "outcome", f->outcome);
-  if (f->retried) put_text(w, "signal", PST_STR("retry"));
-  if (f->abandoned) put_text(w, "signal", PST_STR("abandon"));
+  if (f->correction.data) pst_json_member_opt(w, "correction", f->correction);
+  if (f->outcome.data) pst_json_member_opt(w, "outcome", f->outcome);
+  if (f->retried) pst_json_member_opt(w, "signal", PST_STR("retry"));
+  if (f->abandoned) pst_json_member_opt(w, "signal", PST_STR("abandon"));
   pst_json_end_object(w);
   return 0;
 }
@@ -156,8 +143,8 @@ static int show_record(void *user, const pst_store_request *r) {
   if (l->wanted && l->wanted != r->id) return 0;
   pst_json_begin_object(&l->w);
   put_record_json(&l->w, r);
-  put_text(&l->w, "model", r->model);
-  put_text(&l->w, "plan", r->plan_hash);
+  pst_json_member_opt(&l->w, "model", r->model);
+  pst_json_member_opt(&l->w, "plan", r->plan_hash);
   put_parsed(&l->w, "input", r->input_json);
   put_parsed(&l->w, "output", r->output_json);
   pst_json_key(&l->w, "feedback");
@@ -177,8 +164,8 @@ static int put_use(void *user, pst_str hash, pst_str kind, pst_str name, bool st
   listing *l = user;
   (void)hash;
   pst_json_begin_object(&l->w);
-  put_text(&l->w, "kind", kind);
-  put_text(&l->w, "name", name);
+  pst_json_member_opt(&l->w, "kind", kind);
+  pst_json_member_opt(&l->w, "name", name);
   pst_json_key(&l->w, "stale");
   pst_json_put_bool(&l->w, stale);
   pst_json_end_object(&l->w);
@@ -188,13 +175,13 @@ static int put_use(void *user, pst_str hash, pst_str kind, pst_str name, bool st
 static int show_set(void *user, const pst_store_data_set *s) {
   listing *l = user;
   pst_json_begin_object(&l->w);
-  put_text(&l->w, "data_set", s->hash);
-  put_text(&l->w, "kind", s->kind);
-  put_text(&l->w, "workload", s->workload);
-  put_int(&l->w, "lines", s->n_lines);
-  put_int(&l->w, "created_ms", s->created_ms);
-  put_text(&l->w, "state", s->state == PST_STORE_DATA_WHOLE ? PST_STR("whole") : PST_STR("withdrawn"));
-  put_text(&l->w, "replaced_by", s->replaced_by);
+  pst_json_member_opt(&l->w, "data_set", s->hash);
+  pst_json_member_opt(&l->w, "kind", s->kind);
+  pst_json_member_opt(&l->w, "workload", s->workload);
+  pst_json_member_int(&l->w, "lines", s->n_lines);
+  pst_json_member_int(&l->w, "created_ms", s->created_ms);
+  pst_json_member_opt(&l->w, "state", s->state == PST_STORE_DATA_WHOLE ? PST_STR("whole") : PST_STR("withdrawn"));
+  pst_json_member_opt(&l->w, "replaced_by", s->replaced_by);
   put_parsed(&l->w, "params", s->params);
   put_parsed(&l->w, "report", s->report);
   pst_json_key(&l->w, "uses");
@@ -288,8 +275,8 @@ static int list_counts(void *user, const pst_store_record_counts *c) {
                 {"down", c->n_down},         {"corrected", c->n_corrected},
                 {"oldest_ms", c->oldest_ms}, {"newest_ms", c->newest_ms}};
   pst_json_begin_object(&l->w);
-  put_text(&l->w, "workload", c->workload);
-  for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) put_int(&l->w, counts[i].name, counts[i].value);
+  pst_json_member_opt(&l->w, "workload", c->workload);
+  for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) pst_json_member_int(&l->w, counts[i].name, counts[i].value);
   pst_json_end_object(&l->w);
   return 0;
 }
@@ -406,14 +393,14 @@ static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, con
     pst_buf out = PST_BUF_INIT;
     pst_json_writer w = pst_json_writer_on(&out, true);
     pst_json_begin_object(&w);
-    put_int(&w, "records", e->n_records);
+    pst_json_member_int(&w, "records", e->n_records);
     pst_json_key(&w, "data_sets");
     pst_json_begin_array(&w);
     for (size_t i = 0; i < e->n_sets; i++) {
       pst_json_begin_object(&w);
-      put_text(&w, "data_set", pst_str_from(e->sets[i].hash));
-      put_text(&w, "kind", pst_str_from(e->sets[i].kind));
-      put_int(&w, "lines", e->sets[i].n_lines);
+      pst_json_member_opt(&w, "data_set", pst_str_from(e->sets[i].hash));
+      pst_json_member_opt(&w, "kind", pst_str_from(e->sets[i].kind));
+      pst_json_member_int(&w, "lines", e->sets[i].n_lines);
       pst_json_key(&w, "replaced_by");
       pst_json_put_cstr(&w, e->sets[i].replaced_by[0] ? e->sets[i].replaced_by : NULL);
       pst_json_end_object(&w);
@@ -423,9 +410,9 @@ static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, con
     pst_json_begin_array(&w);
     for (size_t i = 0; i < e->n_uses; i++) {
       pst_json_begin_object(&w);
-      put_text(&w, "kind", pst_str_from(e->uses[i].kind));
-      put_text(&w, "name", pst_str_from(e->uses[i].name));
-      put_text(&w, "data_set", pst_str_from(e->uses[i].hash));
+      pst_json_member_opt(&w, "kind", pst_str_from(e->uses[i].kind));
+      pst_json_member_opt(&w, "name", pst_str_from(e->uses[i].name));
+      pst_json_member_opt(&w, "data_set", pst_str_from(e->uses[i].hash));
       pst_json_end_object(&w);
     }
     pst_json_end_array(&w);

@@ -8,18 +8,15 @@ static int run_merge(const pst_cli_args *a, pst_error *err) {
   char *in = NULL;
   const char *adapter = a->words[1], *out = a->words[2], *type = pst_cli_text(a, "type");
   int n_fallback = 0;
-  if (pst_file_exists(out) && !pst_cli_flag(a, "force"))
-    return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
-  int code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &in, err);
+  int code = pst_cli_model_may_write(a, out, err);
+  if (!code) code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &in, err);
   if (code) return code;
   pst_progress progress;
   pst_progress_begin(&progress, "merging", 0, true, pst_cli_flag(a, "quiet"));
   code = pst_engine_merge(in, adapter, out, type, &progress, &n_fallback, err);
   pst_progress_end(&progress);
   if (!code) printf("%s: %s with %s\n", out, a->words[0], adapter);
-  if (!code && n_fallback)
-    printf("%d matrices have rows that %s blocks do not divide; they have the next larger type that fits\n", n_fallback,
-           type);
+  if (!code) pst_cli_model_say_fallback(n_fallback, type);
   pst_free(in);
   return code;
 }

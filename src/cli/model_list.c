@@ -67,14 +67,6 @@ int pst_cli_model_list_read(const pst_cli_args *a, const char *home, pst_cli_mod
   return code;
 }
 
-int pst_cli_write_report(const char *path, const char *evidence, pst_error *err) {
-  pst_buf page = PST_BUF_INIT;
-  int code = pst_optimizer_report(evidence, &page, err);
-  if (!code) code = pst_file_write_atomic(path, page.data, page.n, err);
-  pst_buf_done(&page);
-  return code;
-}
-
 void pst_cli_model_list_done(pst_cli_model_list *list) {
   for (size_t i = 0; i < list->n; i++) {
     pst_models_file_done(&list->files[i]);

@@ -1,4 +1,4 @@
-/* Which models a search may use, as optimize and turn read it from their options; and the page of a search. */
+/* Which models a search may use, as optimize and turn read it from their options. */
 #ifndef PST_CLI_MODEL_LIST_H
 #define PST_CLI_MODEL_LIST_H
 
@@ -19,7 +19,5 @@ typedef struct pst_cli_model_list {
 /* Those of --model, else all that were pulled and generate: the catalogue's in its order, then the others. */
 int pst_cli_model_list_read(const pst_cli_args *a, const char *home, pst_cli_model_list *list, pst_error *err);
 void pst_cli_model_list_done(pst_cli_model_list *list); /* fine on a zeroed struct */
-
-int pst_cli_write_report(const char *path, const char *evidence, pst_error *err);
 
 #endif

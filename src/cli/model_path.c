@@ -1,6 +1,7 @@
 /* A model as a person names it: a file, or a name of the catalogue that was pulled. */
 #include "cli/model_path.h"
 
+#include <stdio.h>
 #include <string.h>
 
 int pst_cli_model_path(const char *home_option, const char *name, char **ret_path, pst_error *err) {
@@ -32,4 +33,14 @@ int pst_cli_model_open(const pst_cli_args *a, const char *name, int n_threads, p
   pst_free(home);
   pst_free(path);
   return code;
+}
+
+int pst_cli_model_may_write(const pst_cli_args *a, const char *out, pst_error *err) {
+  if (!pst_file_exists(out) || pst_cli_flag(a, "force")) return 0;
+  return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
+}
+
+void pst_cli_model_say_fallback(int n, const char *type) {
+  if (n)
+    printf("%d matrices have rows that %s blocks do not divide; they have the next larger type that fits\n", n, type);
 }

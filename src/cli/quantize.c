@@ -13,9 +13,7 @@ static int64_t size_of(const char *path) {
 static void print_result(bool json, const char *in, const char *out, const char *type, int n_fallback) {
   if (!json) {
     printf("%s: %.1f MiB, from %.1f MiB\n", out, (double)size_of(out) / 1048576.0, (double)size_of(in) / 1048576.0);
-    if (n_fallback)
-      printf("%d matrices have rows that %s blocks do not divide; they have the next larger type that fits\n",
-             n_fallback, type);
+    pst_cli_model_say_fallback(n_fallback, type);
     return;
   }
   pst_buf text = PST_BUF_INIT;
@@ -39,9 +37,8 @@ static int run_quantize(const pst_cli_args *a, pst_error *err) {
   const char *out = a->words[1], *type = a->words[2];
   bool json = pst_cli_flag(a, "json");
   int n_fallback = 0;
-  if (pst_file_exists(out) && !pst_cli_flag(a, "force"))
-    return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
-  int code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &in, err);
+  int code = pst_cli_model_may_write(a, out, err);
+  if (!code) code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &in, err);
   if (code) return code;
   pst_progress progress;
   pst_progress_begin(&progress, "quantizing", 0, true, pst_cli_flag(a, "quiet"));

@@ -18,19 +18,6 @@ typedef struct listing {
   pst_json_writer w;
 } listing;
 
-static void put_text(pst_json_writer *w, const char *name, pst_str value) {
-  pst_json_key(w, name);
-  if (value.data)
-    pst_json_put_str(w, value);
-  else
-    pst_json_put_null(w);
-}
-
-static void put_int(pst_json_writer *w, const char *name, int64_t value) {
-  pst_json_key(w, name);
-  pst_json_put_int(w, value);
-}
-
 static void print_list(listing *l, int code, const char *none) {
   if (l->json) pst_json_end_array(&l->w);
   if (!code && l->json) puts(pst_buf_text(&l->text));
@@ -51,24 +38,24 @@ static void put_request_json(listing *l, const pst_store_request *r) {
   pst_json_writer *w = &l->w;
   pst_store_nusd_format(r->cost_nusd, cost);
   pst_json_begin_object(w);
-  put_text(w, "completion_id", r->completion_id);
-  put_int(w, "time_ms", r->time_ms);
-  put_text(w, "purpose", pst_str_from(pst_store_purpose_name(r->purpose)));
-  put_text(w, "workload", r->workload);
-  put_text(w, "plan", r->plan_hash);
-  put_int(w, "key", r->key_id);
-  put_text(w, "target", r->target);
-  put_text(w, "model", r->model);
-  put_int(w, "prompt_tokens", r->prompt_tokens);
-  put_int(w, "cached_tokens", r->cached_tokens);
-  put_int(w, "completion_tokens", r->completion_tokens);
-  put_int(w, "ttft_us", r->ttft_us);
-  put_int(w, "total_us", r->total_us);
-  put_int(w, "status", r->status);
-  put_text(w, "finish", r->finish);
-  put_text(w, "cost_usd", pst_str_from(cost));
-  if (r->input_json.data) put_text(w, "input", r->input_json);
-  if (r->output_json.data) put_text(w, "output", r->output_json);
+  pst_json_member_opt(w, "completion_id", r->completion_id);
+  pst_json_member_int(w, "time_ms", r->time_ms);
+  pst_json_member_opt(w, "purpose", pst_str_from(pst_store_purpose_name(r->purpose)));
+  pst_json_member_opt(w, "workload", r->workload);
+  pst_json_member_opt(w, "plan", r->plan_hash);
+  pst_json_member_int(w, "key", r->key_id);
+  pst_json_member_opt(w, "target", r->target);
+  pst_json_member_opt(w, "model", r->model);
+  pst_json_member_int(w, "prompt_tokens", r->prompt_tokens);
+  pst_json_member_int(w, "cached_tokens", r->cached_tokens);
+  pst_json_member_int(w, "completion_tokens", r->completion_tokens);
+  pst_json_member_int(w, "ttft_us", r->ttft_us);
+  pst_json_member_int(w, "total_us", r->total_us);
+  pst_json_member_int(w, "status", r->status);
+  pst_json_member_opt(w, "finish", r->finish);
+  pst_json_member_opt(w, "cost_usd", pst_str_from(cost));
+  if (r->input_json.data) pst_json_member_opt(w, "input", r->input_json);
+  if (r->output_json.data) pst_json_member_opt(w, "output", r->output_json);
   pst_json_end_object(w);
 }
 
@@ -154,13 +141,13 @@ static int put_feedback(void *user, const pst_store_feedback *f) {
   }
   pst_json_writer *w = &l->w;
   pst_json_begin_object(w);
-  put_text(w, "completion_id", f->completion_id);
-  put_int(w, "time_ms", f->time_ms);
-  put_text(w, "thumbs", pst_str_from(thumbs));
+  pst_json_member_opt(w, "completion_id", f->completion_id);
+  pst_json_member_int(w, "time_ms", f->time_ms);
+  pst_json_member_opt(w, "thumbs", pst_str_from(thumbs));
   pst_json_key(w, "score");
   pst_json_put_double(w, f->has_score ? f->score : (double)NAN);
-  put_text(w, "correction", f->correction);
-  put_text(w, "outcome", f->outcome);
+  pst_json_member_opt(w, "correction", f->correction);
+  pst_json_member_opt(w, "outcome", f->outcome);
   pst_json_key(w, "retry");
   pst_json_put_bool(w, f->retried);
   pst_json_key(w, "abandon");

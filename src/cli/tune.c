@@ -48,11 +48,6 @@ static pst_tune_workload_options options_of(const pst_cli_args *a) {
   return o;
 }
 
-static void put_loss(pst_json_writer *w, const char *key, double x) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, x); /* NAN: null */
-}
-
 static int print_json(const pst_tune_workload_result *r) {
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
@@ -75,11 +70,11 @@ static int print_json(const pst_tune_workload_result *r) {
     pst_json_key(&w, counts[i].key);
     pst_json_put_int(&w, counts[i].value);
   }
-  put_loss(&w, "loss", r->report.loss);
-  put_loss(&w, "held_out_loss_before", r->report.held_out_before);
-  put_loss(&w, "held_out_loss", r->report.held_out_loss);
-  put_loss(&w, "seconds", r->report.seconds);
-  put_loss(&w, "tokens_per_second", r->report.tokens_per_second);
+  pst_json_member_double(&w, "loss", r->report.loss);
+  pst_json_member_double(&w, "held_out_loss_before", r->report.held_out_before);
+  pst_json_member_double(&w, "held_out_loss", r->report.held_out_loss);
+  pst_json_member_double(&w, "seconds", r->report.seconds);
+  pst_json_member_double(&w, "tokens_per_second", r->report.tokens_per_second);
   pst_json_end_object(&w);
   int code = pst_buf_status(&text);
   if (!code) puts(text.data);

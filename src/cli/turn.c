@@ -38,20 +38,11 @@ static void on_tuning(void *user, const pst_tune_progress *p) {
 
 /* ---- what came, for a person ---- */
 
-static const pst_json *at(const pst_json *v, const char *path) {
-  while (*path) {
-    size_t n = strcspn(path, ".");
-    v = pst_json_get_str(v, (pst_str){path, n});
-    path += n + (path[n] == '.');
-  }
-  return v;
-}
-
-static double number(const pst_json *v, const char *path) { return pst_json_double(at(v, path), NAN); }
+static double number(const pst_json *v, const char *path) { return pst_json_double(pst_json_path(v, path), NAN); }
 
 static void print_quality(const char *title, const pst_json *of) {
-  const pst_json *q = at(of, "verify.quality");
-  double usd = pst_json_double(pst_json_at(at(of, "nusd_per_1000_accepted"), 0), NAN) / 1e9;
+  const pst_json *q = pst_json_path(of, "verify.quality");
+  double usd = pst_json_double(pst_json_at(pst_json_path(of, "nusd_per_1000_accepted"), 0), NAN) / 1e9;
   if (!q) return;
   printf("  %-8s %.1f%% [%.1f, %.1f] of %.0f held-back items", title, 100 * pst_json_double(pst_json_at(q, 0), NAN),
          100 * pst_json_double(pst_json_at(q, 1), NAN), 100 * pst_json_double(pst_json_at(q, 2), NAN),
@@ -63,8 +54,8 @@ static void print_quality(const char *title, const pst_json *of) {
 }
 
 static void print_report(const pst_json *r) {
-  printf("turn %.0f of %.*s\n", number(r, "run"), (int)pst_json_str(at(r, "workload")).n,
-         pst_json_str(at(r, "workload")).data);
+  printf("turn %.0f of %.*s\n", number(r, "run"), (int)pst_json_str(pst_json_path(r, "workload")).n,
+         pst_json_str(pst_json_path(r, "workload")).data);
   if (number(r, "data.records") > 0)
     printf("  data     %.0f records, %.0f kept, %.0f near to items that judge, %.0f examples added\n",
            number(r, "data.records"), number(r, "data.kept"), number(r, "data.near_to_items"), number(r, "data.added"));
@@ -75,15 +66,16 @@ static void print_report(const pst_json *r) {
            number(r, "expected.prompt_tokens"), number(r, "expected.prompt_tokens_now"),
            100 * number(r, "expected.cost_ratio"));
   printf("  adapter  %.*s: %.0f examples, %.0f steps in %.1f minutes, held-out loss %.3f to %.3f\n",
-         (int)pst_json_str(at(r, "adapter.name")).n, pst_json_str(at(r, "adapter.name")).data,
+         (int)pst_json_str(pst_json_path(r, "adapter.name")).n, pst_json_str(pst_json_path(r, "adapter.name")).data,
          number(r, "adapter.examples"), number(r, "adapter.steps"), number(r, "adapter.seconds") / 60,
          number(r, "adapter.loss_before"), number(r, "adapter.loss"));
-  print_quality("before", at(r, "before"));
-  print_quality("plan", at(r, "plan"));
+  print_quality("before", pst_json_path(r, "before"));
+  print_quality("plan", pst_json_path(r, "plan"));
   double now = number(r, "before.estimate.request_nusd"), then = number(r, "plan.estimate.request_nusd");
   if (now > 0 && then > 0) printf("  came     a request at %.3g%% of its cost\n", 100 * then / now);
-  printf("  gate     %s: %.*s\n", pst_json_bool(at(r, "gate.promoted"), false) ? "promoted" : "the plan in force stays",
-         (int)pst_json_str(at(r, "gate.why")).n, pst_json_str(at(r, "gate.why")).data);
+  printf("  gate     %s: %.*s\n",
+         pst_json_bool(pst_json_path(r, "gate.promoted"), false) ? "promoted" : "the plan in force stays",
+         (int)pst_json_str(pst_json_path(r, "gate.why")).n, pst_json_str(pst_json_path(r, "gate.why")).data);
 }
 
 static int print_result(const pst_cli_args *a, const pst_flywheel_turn_result *r, pst_error *err) {

@@ -1,6 +1,8 @@
 /* Opens and closes what long commands work on, in one order. */
 #include "cli/workbench.h"
 
+#include <penstock/optimizer.h>
+
 #include <signal.h>
 #include <string.h>
 
@@ -45,4 +47,12 @@ void pst_cli_workbench_close(pst_cli_workbench *b) {
   pst_evals_workload_free(b->workload);
   pst_free(b->home);
   memset(b, 0, sizeof *b);
+}
+
+int pst_cli_write_report(const char *path, const char *evidence, pst_error *err) {
+  pst_buf page = PST_BUF_INIT;
+  int code = pst_optimizer_report(evidence, &page, err);
+  if (!code) code = pst_file_write_atomic(path, page.data, page.n, err);
+  pst_buf_done(&page);
+  return code;
 }

@@ -1,4 +1,4 @@
-/* What optimize and explain open: home, store, gateway, workload; and interrupts that end a long run cleanly. */
+/* What optimize and explain open: home, store, gateway, workload; and interrupts that end a long run cleanly; and the page that optimize and turn write. */
 #ifndef PST_CLI_WORKBENCH_H
 #define PST_CLI_WORKBENCH_H
 
@@ -22,5 +22,7 @@ void pst_cli_workbench_close(pst_cli_workbench *bench);
 /* The first SIGINT or SIGTERM asks for an end, the second ends the program. */
 void pst_cli_catch_interrupts(void);
 bool pst_cli_interrupted(void *user);
+/* Writes a search's page. */
+int pst_cli_write_report(const char *path, const char *evidence, pst_error *err);
 
 #endif

@@ -24,13 +24,8 @@ static void put_text(pst_data_curation *c, pst_json_writer *w, const char *name,
   pst_buf_done(&safe);
 }
 
-static void put_int(pst_json_writer *w, const char *name, int64_t value) {
-  pst_json_key(w, name);
-  pst_json_put_int(w, value);
-}
-
 static void put_candidate(pst_data_curation *c, pst_json_writer *w, const pst_data_candidate *x, bool texts) {
-  put_int(w, "record", x->record);
+  pst_json_member_int(w, "record", x->record);
   if (!texts) return;
   put_text(c, w, "text", x->text);
   put_text(c, w, "answer", x->answer);
@@ -45,7 +40,7 @@ static void put_example(pst_data_curation *c, pst_json_writer *w, const pst_data
     pst_json_key(w, "workload");
     pst_json_put_str(w, c->guards[x->other].workload);
   } else if (x->other >= 0) {
-    put_int(w, "like", x->other);
+    pst_json_member_int(w, "like", x->other);
   }
   pst_json_end_object(w);
 }
@@ -55,7 +50,7 @@ static void put_reason(pst_data_curation *c, pst_json_writer *w, pst_data_reason
   pst_json_begin_object(w);
   pst_json_key(w, "reason");
   pst_json_put_cstr(w, pst_data_reason_name(reason));
-  put_int(w, "n", c->done.n_by_reason[reason]);
+  pst_json_member_int(w, "n", c->done.n_by_reason[reason]);
   pst_json_key(w, "examples");
   pst_json_begin_array(w);
   for (size_t i = 0; i < c->n && most > 0; i++) {
@@ -108,7 +103,7 @@ void pst_data_report_write(pst_data_curation *c, bool texts, pst_buf *out) {
   pst_json_put_cstr(&w, d->hash[0] ? d->hash : NULL);
   pst_json_key(&w, "workload");
   pst_json_put_str(&w, c->options->workload);
-  for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) put_int(&w, counts[i].name, counts[i].value);
+  for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) pst_json_member_int(&w, counts[i].name, counts[i].value);
   pst_json_key(&w, "dropped");
   pst_json_begin_array(&w);
   for (int r = PST_DATA_KEPT + 1; r < PST_DATA_REASON_COUNT; r++)
@@ -117,7 +112,7 @@ void pst_data_report_write(pst_data_curation *c, bool texts, pst_buf *out) {
   pst_json_key(&w, "private");
   pst_json_begin_object(&w);
   for (int k = 0; k < PST_DATA_PII_COUNT; k++)
-    if (d->n_pii[k]) put_int(&w, pst_data_pii_name((pst_data_pii)k), d->n_pii[k]);
+    if (d->n_pii[k]) pst_json_member_int(&w, pst_data_pii_name((pst_data_pii)k), d->n_pii[k]);
   pst_json_end_object(&w);
   put_suspects(c, &w, texts);
   pst_json_end_object(&w);

@@ -70,25 +70,20 @@ bool pst_data_last_user_text(const pst_data_example *example, pst_buf *out) {
 
 /* ---- writing ---- */
 
-static void put_member(pst_json_writer *w, const char *name, pst_str value) {
-  pst_json_key(w, name);
-  pst_json_put_str(w, value);
-}
-
 static void put_messages(pst_json_writer *w, const pst_data_example *e) {
   if (e->messages) {
     for (pst_json_iter it = pst_json_iterate(e->messages); pst_json_next(&it);) pst_json_put_value(w, it.value);
     return;
   }
   pst_json_begin_object(w);
-  put_member(w, "role", PST_STR("user"));
-  put_member(w, "content", e->prompt);
+  pst_json_member_str(w, "role", PST_STR("user"));
+  pst_json_member_str(w, "content", e->prompt);
   pst_json_end_object(w);
 }
 
 static void put_answer(pst_json_writer *w, const pst_data_example *e) {
   pst_json_begin_object(w);
-  put_member(w, "role", PST_STR("assistant"));
+  pst_json_member_str(w, "role", PST_STR("assistant"));
   pst_json_key(w, "content");
   if (e->answer.n || !e->tool_calls)
     pst_json_put_str(w, e->answer);
@@ -124,21 +119,21 @@ static void write_chat(const pst_data_example *e, const pst_store_request *r, ps
   pst_json_begin_object(&w);
   pst_json_key(&w, "request");
   pst_json_begin_object(&w);
-  put_member(&w, "model", r->workload.n ? r->workload : r->model);
+  pst_json_member_str(&w, "model", r->workload.n ? r->workload : r->model);
   pst_json_key(&w, "messages");
   pst_json_begin_array(&w);
   put_messages(&w, e);
   pst_json_end_array(&w);
   put_tools(&w, e);
-  if (r->subject.n) put_member(&w, "safety_identifier", r->subject);
+  if (r->subject.n) pst_json_member_str(&w, "safety_identifier", r->subject);
   pst_json_end_object(&w);
   pst_json_key(&w, "response");
   pst_json_begin_object(&w);
-  put_member(&w, "id", r->completion_id);
-  put_member(&w, "object", PST_STR("chat.completion"));
+  pst_json_member_str(&w, "id", r->completion_id);
+  pst_json_member_str(&w, "object", PST_STR("chat.completion"));
   pst_json_key(&w, "created");
   pst_json_put_int(&w, r->time_ms / 1000);
-  put_member(&w, "model", r->model);
+  pst_json_member_str(&w, "model", r->model);
   pst_json_key(&w, "choices");
   pst_json_begin_array(&w);
   pst_json_begin_object(&w);
@@ -146,7 +141,7 @@ static void write_chat(const pst_data_example *e, const pst_store_request *r, ps
   pst_json_put_int(&w, 0);
   pst_json_key(&w, "message");
   put_answer(&w, e);
-  put_member(&w, "finish_reason", e->tool_calls ? PST_STR("tool_calls") : r->finish);
+  pst_json_member_str(&w, "finish_reason", e->tool_calls ? PST_STR("tool_calls") : r->finish);
   pst_json_end_object(&w);
   pst_json_end_array(&w);
   pst_json_end_object(&w);
@@ -155,8 +150,8 @@ static void write_chat(const pst_data_example *e, const pst_store_request *r, ps
 
 static void put_turn(pst_json_writer *w, const char *from, pst_str value) {
   pst_json_begin_object(w);
-  put_member(w, "from", pst_str_from(from));
-  put_member(w, "value", value);
+  pst_json_member_str(w, "from", pst_str_from(from));
+  pst_json_member_str(w, "value", value);
   pst_json_end_object(w);
 }
 
@@ -172,7 +167,7 @@ static bool write_sharegpt(const pst_data_example *e, const pst_store_request *r
   pst_buf text = PST_BUF_INIT;
   bool ok = !e->tool_calls && !e->tools;
   pst_json_begin_object(&w);
-  put_member(&w, "id", r->completion_id);
+  pst_json_member_str(&w, "id", r->completion_id);
   pst_json_key(&w, "conversations");
   pst_json_begin_array(&w);
   if (!e->messages) put_turn(&w, "human", e->prompt);

@@ -93,6 +93,16 @@ static int put_special(pst_engine_ckpt *d, const vocabulary *v, const char *key,
                        (int)PST_MIN(text.n, (size_t)40), text.data ? text.data : "");
 }
 
+/* What kind of tokenizer it is, for what kind of model. */
+static int want_model(const pst_engine_ckpt *d, const pst_json *model, const char *kind, const char *of) {
+  pst_str type = pst_json_str(pst_json_get(model, "type"));
+  if (pst_str_is(type, kind)) return 0;
+  return pst_error_set(d->err, PST_E_UNSUPPORTED, d->path,
+                       "tokenizer.json: the model is of type '%.*s'; of %s only %s can be read from it, others from a "
+                       "GGUF file",
+                       (int)PST_MIN(type.n, (size_t)40), type.data ? type.data : "", of, kind);
+}
+
 /* ---- WordPiece ---- */
 
 /* GGUF marks the tokens that begin a word, where WordPiece marks those that do not. */
@@ -134,14 +144,8 @@ static int put_frame(pst_engine_ckpt *d, const vocabulary *v, const pst_json *po
 
 static int check_wordpiece(const pst_engine_ckpt *d, const pst_json *root) {
   const pst_json *model = pst_json_get(root, "model"), *normalizer = pst_json_get(root, "normalizer");
-  pst_str kind = pst_json_str(pst_json_get(model, "type"));
-  if (!pst_str_is(kind, "WordPiece"))
-    return pst_error_set(
-        d->err, PST_E_UNSUPPORTED, d->path,
-        "tokenizer.json: the model is of type '%.*s'; of an encoder only WordPiece can be read from it, "
-        "others from a GGUF file",
-        (int)PST_MIN(kind.n, (size_t)40), kind.data ? kind.data : "");
-  int code = pst_engine_ckpt_want_text(d, "tokenizer.json", model, "continuing_subword_prefix", "##");
+  int code = want_model(d, model, "WordPiece", "an encoder");
+  if (!code) code = pst_engine_ckpt_want_text(d, "tokenizer.json", model, "continuing_subword_prefix", "##");
   if (!code) code = pst_engine_ckpt_want_text(d, "tokenizer.json", normalizer, "type", "BertNormalizer");
   if (!code)
     code =
@@ -482,14 +486,8 @@ static int put_bpe_from(pst_engine_ckpt *d, const pst_json *root, const pst_json
   int64_t n_rows = pst_json_int(rows, 0);
   if (n_rows < 1 || n_rows > MAX_VOCAB)
     return pst_engine_ckpt_fail(d, PST_E_BAD_INPUT, "config.json", "is missing, or no sound number", "vocab_size");
-  pst_str type = pst_json_str(pst_json_get(model, "type"));
-  if (!pst_str_is(type, "BPE"))
-    return pst_error_set(
-        d->err, PST_E_UNSUPPORTED, d->path,
-        "tokenizer.json: the model is of type '%.*s'; of a decoder only BPE can be read from it, others from "
-        "a GGUF file",
-        (int)PST_MIN(type.n, (size_t)40), type.data ? type.data : "");
-  int code = pst_engine_ckpt_want_text(d, "tokenizer.json", model, "continuing_subword_prefix", "");
+  int code = want_model(d, model, "BPE", "a decoder");
+  if (!code) code = pst_engine_ckpt_want_text(d, "tokenizer.json", model, "continuing_subword_prefix", "");
   if (!code) code = pst_engine_ckpt_want_text(d, "tokenizer.json", model, "end_of_word_suffix", "");
   if (!code) code = check_stripping(d, root);
   if (!code) code = read_vocabulary(d, root, (size_t)n_rows, &v);

@@ -11,19 +11,6 @@
 
 enum { SHOWN_ELEMENTS = 8, CHECK_ROWS = 64 };
 
-static void put_pair_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
-static void put_pair_str(pst_json_writer *w, const char *key, const char *value) {
-  pst_json_key(w, key);
-  pst_json_put_cstr(w, value);
-}
-static void put_pair_bool(pst_json_writer *w, const char *key, bool value) {
-  pst_json_key(w, key);
-  pst_json_put_bool(w, value);
-}
-
 /* ---- metadata ---- */
 
 static void put_element(pst_json_writer *w, const pst_engine_gguf_value *v, uint64_t i) {
@@ -44,9 +31,9 @@ static void put_metadata(pst_json_writer *w, const pst_engine_gguf *g) {
     pst_json_begin_object(w);
     pst_json_key(w, "key");
     pst_json_put_str(w, v->key);
-    put_pair_str(w, "kind", pst_engine_gguf_kind_name(v->element));
+    pst_json_member_cstr(w, "kind", pst_engine_gguf_kind_name(v->element));
     if (v->kind == PST_ENGINE_GGUF_ARRAY) {
-      put_pair_int(w, "n", (int64_t)PST_MIN(v->n, (uint64_t)INT64_MAX));
+      pst_json_member_int(w, "n", (int64_t)PST_MIN(v->n, (uint64_t)INT64_MAX));
       pst_json_key(w, "first");
       pst_json_begin_array(w);
       for (uint64_t k = 0; k < v->n && k < SHOWN_ELEMENTS; k++) put_element(w, v, k);
@@ -74,10 +61,10 @@ static void put_types(pst_json_writer *w, const pst_engine_gguf *g) {
   for (uint32_t t = 0; t < PST_TYPE_END; t++) {
     if (!tensors[t]) continue;
     pst_json_begin_object(w);
-    put_pair_str(w, "type", pst_kernels_type_info(t)->name);
-    put_pair_int(w, "tensors", tensors[t]);
-    put_pair_int(w, "params", params[t]);
-    put_pair_int(w, "bytes", bytes[t]);
+    pst_json_member_cstr(w, "type", pst_kernels_type_info(t)->name);
+    pst_json_member_int(w, "tensors", tensors[t]);
+    pst_json_member_int(w, "params", params[t]);
+    pst_json_member_int(w, "bytes", bytes[t]);
     pst_json_key(w, "bits_per_weight");
     pst_json_put_double(w, round(800.0 * (double)bytes[t] / (double)params[t]) / 100);
     pst_json_end_object(w);
@@ -92,13 +79,13 @@ static void put_tensors(pst_json_writer *w, const pst_engine_gguf *g) {
     pst_json_begin_object(w);
     pst_json_key(w, "name");
     pst_json_put_str(w, t->name);
-    put_pair_str(w, "type", pst_kernels_type_info(t->type)->name);
+    pst_json_member_cstr(w, "type", pst_kernels_type_info(t->type)->name);
     pst_json_key(w, "shape"); /* rows last, as in the file */
     pst_json_begin_array(w);
     for (uint32_t d = 0; d < t->n_dims; d++) pst_json_put_int(w, (int64_t)t->dims[d]);
     pst_json_end_array(w);
-    put_pair_int(w, "bytes", (int64_t)t->bytes);
-    put_pair_int(w, "offset", (int64_t)t->offset);
+    pst_json_member_int(w, "bytes", (int64_t)t->bytes);
+    pst_json_member_int(w, "offset", (int64_t)t->offset);
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
@@ -113,7 +100,7 @@ static void put_token(pst_json_writer *w, const char *key, const pst_engine_toke
     return;
   }
   pst_json_begin_object(w);
-  put_pair_int(w, "id", id);
+  pst_json_member_int(w, "id", id);
   pst_json_key(w, "text");
   pst_json_put_str(w, pst_engine_tokenizer_bytes(t, id));
   pst_json_end_object(w);
@@ -121,7 +108,7 @@ static void put_token(pst_json_writer *w, const char *key, const pst_engine_toke
 
 static void put_problem(pst_json_writer *w, const pst_error *e) {
   pst_json_begin_object(w);
-  put_pair_str(w, "problem", e->message);
+  pst_json_member_cstr(w, "problem", e->message);
   pst_json_end_object(w);
 }
 
@@ -135,15 +122,15 @@ static int put_tokenizer(pst_json_writer *w, const pst_engine_gguf *g) {
   }
   const pst_engine_tokenizer_info *f = pst_engine_tokenizer_get_info(t);
   pst_json_begin_object(w);
-  put_pair_str(w, "model", f->model);
-  put_pair_str(w, "pre", f->pre);
-  put_pair_int(w, "n_vocab", f->n_vocab);
+  pst_json_member_cstr(w, "model", f->model);
+  pst_json_member_cstr(w, "pre", f->pre);
+  pst_json_member_int(w, "n_vocab", f->n_vocab);
   put_token(w, "bos", t, f->bos);
   put_token(w, "eos", t, f->eos);
   put_token(w, "eot", t, f->eot);
   put_token(w, "unk", t, f->unk);
-  put_pair_bool(w, "add_bos", f->add_bos);
-  put_pair_bool(w, "add_eos", f->add_eos);
+  pst_json_member_bool(w, "add_bos", f->add_bos);
+  pst_json_member_bool(w, "add_eos", f->add_eos);
   pst_json_end_object(w);
   pst_engine_tokenizer_free(t);
   return 0;
@@ -164,9 +151,9 @@ static int put_template(pst_json_writer *w, const pst_engine_gguf *g) {
     return code == PST_E_NOMEM ? code : 0;
   }
   pst_json_begin_object(w);
-  put_pair_int(w, "bytes", (int64_t)text.n);
-  put_pair_bool(w, "tools", pst_engine_template_mentions(t, "tools"));
-  put_pair_bool(w, "thinking", pst_engine_template_mentions(t, "enable_thinking"));
+  pst_json_member_int(w, "bytes", (int64_t)text.n);
+  pst_json_member_bool(w, "tools", pst_engine_template_mentions(t, "tools"));
+  pst_json_member_bool(w, "thinking", pst_engine_template_mentions(t, "enable_thinking"));
   pst_json_end_object(w);
   pst_engine_template_free(t);
   return 0;
@@ -182,8 +169,8 @@ static void put_shape(pst_json_writer *w, const pst_engine_model_info *f) {
               {"n_heads", f->n_heads},   {"n_kv_heads", f->n_kv_heads},  {"head_dim", f->head_dim},
               {"n_vocab", f->n_vocab},   {"n_ctx_train", f->n_ctx_train}};
   pst_json_begin_object(w);
-  if (f->n_dims) put_pair_int(w, "n_dims", f->n_dims);
-  for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) put_pair_int(w, rows[i].name, rows[i].value);
+  if (f->n_dims) pst_json_member_int(w, "n_dims", f->n_dims);
+  for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) pst_json_member_int(w, rows[i].name, rows[i].value);
   pst_json_end_object(w);
 }
 
@@ -200,13 +187,13 @@ static int put_memory(pst_json_writer *w, const pst_engine_model *m, int n_ctx, 
     if (code) return code;
   }
   pst_json_begin_object(w);
-  put_pair_int(w, "n_ctx", o.n_ctx);
-  put_pair_int(w, "weights_bytes", f->packed_bytes);
-  put_pair_int(w, "kv_f16_bytes", kv[0]);
-  put_pair_int(w, "kv_q8_0_bytes", kv[1]);
-  put_pair_int(w, "work_bytes", PST_MAX(work[0], work[1]));
-  put_pair_int(w, "total_f16_bytes", f->packed_bytes + kv[0] + work[0]);
-  put_pair_int(w, "total_q8_0_bytes", f->packed_bytes + kv[1] + work[1]);
+  pst_json_member_int(w, "n_ctx", o.n_ctx);
+  pst_json_member_int(w, "weights_bytes", f->packed_bytes);
+  pst_json_member_int(w, "kv_f16_bytes", kv[0]);
+  pst_json_member_int(w, "kv_q8_0_bytes", kv[1]);
+  pst_json_member_int(w, "work_bytes", PST_MAX(work[0], work[1]));
+  pst_json_member_int(w, "total_f16_bytes", f->packed_bytes + kv[0] + work[0]);
+  pst_json_member_int(w, "total_q8_0_bytes", f->packed_bytes + kv[1] + work[1]);
   pst_json_end_object(w);
   return 0;
 }
@@ -215,9 +202,9 @@ static int put_run(pst_json_writer *w, const char *path, int n_ctx, pst_error *e
   pst_engine_model *m = NULL;
   pst_error why = PST_ERROR_INIT;
   int code = pst_engine_model_examine(path, &m, &why);
-  put_pair_bool(w, "runs", !code);
+  pst_json_member_bool(w, "runs", !code);
   if (code) {
-    put_pair_str(w, "problem", why.message);
+    pst_json_member_cstr(w, "problem", why.message);
     if (code != PST_E_NOMEM) return 0;
     if (err) *err = why;
     return code;
@@ -250,14 +237,14 @@ int pst_engine_inspect(const char *path, int n_ctx, pst_buf *out, pst_error *err
       n_params = INT64_MAX;
   pst_json_writer w = pst_json_writer_on(out, true);
   pst_json_begin_object(&w);
-  put_pair_str(&w, "path", path);
-  put_pair_int(&w, "file_bytes", (int64_t)pst_engine_gguf_map(g)->n);
-  put_pair_int(&w, "gguf_version", pst_engine_gguf_version(g));
-  put_pair_int(&w, "alignment", pst_engine_gguf_alignment(g));
+  pst_json_member_cstr(&w, "path", path);
+  pst_json_member_int(&w, "file_bytes", (int64_t)pst_engine_gguf_map(g)->n);
+  pst_json_member_int(&w, "gguf_version", pst_engine_gguf_version(g));
+  pst_json_member_int(&w, "alignment", pst_engine_gguf_alignment(g));
   put_optional_str(&w, "architecture", g, "general.architecture");
   put_optional_str(&w, "name", g, "general.name");
-  put_pair_int(&w, "n_params", n_params);
-  put_pair_int(&w, "n_tensors", (int64_t)pst_engine_gguf_n_tensors(g));
+  pst_json_member_int(&w, "n_params", n_params);
+  pst_json_member_int(&w, "n_tensors", (int64_t)pst_engine_gguf_n_tensors(g));
   code = put_run(&w, path, n_ctx, err);
   pst_json_key(&w, "types");
   put_types(&w, g);

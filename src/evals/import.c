@@ -376,11 +376,6 @@ static int check_ids(importer *m) {
 
 /* ---- writing ---- */
 
-static void put(pst_json_writer *w, const char *key, const char *value) {
-  pst_json_key(w, key);
-  pst_json_put_cstr(w, value);
-}
-
 static void write_items(const importer *m, pst_buf *out) {
   for (size_t i = 0; i < m->n; i++) {
     const entry *e = &m->entries[i];
@@ -393,14 +388,14 @@ static void write_items(const importer *m, pst_buf *out) {
     pst_json_key(&w, "messages");
     pst_json_begin_array(&w);
     pst_json_begin_object(&w);
-    put(&w, "role", "user");
+    pst_json_member_cstr(&w, "role", "user");
     pst_json_key(&w, "content");
     pst_json_put_str(&w, e->text);
     pst_json_end_object(&w);
     pst_json_end_array(&w);
     pst_json_key(&w, "reference");
     pst_json_put_value(&w, e->answer);
-    put(&w, "part", pst_evals_part_name(e->part));
+    pst_json_member_cstr(&w, "part", pst_evals_part_name(e->part));
     pst_json_end_object(&w);
     pst_buf_putc(out, '\n');
   }
@@ -409,11 +404,11 @@ static void write_items(const importer *m, pst_buf *out) {
 static void write_prompt(pst_json_writer *w, const char *name, const char *system, const char *instruction,
                          const char *input_key, const char *answer_key) {
   pst_json_begin_object(w);
-  put(w, "name", name);
-  put(w, "system", system);
-  put(w, "instruction", instruction);
-  if (input_key) put(w, "input_key", input_key);
-  if (answer_key) put(w, "answer_key", answer_key);
+  pst_json_member_cstr(w, "name", name);
+  pst_json_member_cstr(w, "system", system);
+  pst_json_member_cstr(w, "instruction", instruction);
+  if (input_key) pst_json_member_cstr(w, "input_key", input_key);
+  if (answer_key) pst_json_member_cstr(w, "answer_key", answer_key);
   pst_json_end_object(w);
 }
 
@@ -537,23 +532,23 @@ static void write_workload(const importer *m, const char *name, pst_buf *out) {
   pst_json_begin_object(&w);
   pst_json_key(&w, "schema");
   pst_json_put_int(&w, 1);
-  put(&w, "name", name);
-  put(&w, "description", about);
+  pst_json_member_cstr(&w, "name", name);
+  pst_json_member_cstr(&w, "description", about);
   pst_json_key(&w, "task");
   pst_json_begin_object(&w);
-  put(&w, "kind", kinds[m->kind]);
+  pst_json_member_cstr(&w, "kind", kinds[m->kind]);
   if (m->kind == ANSWER_LABEL) {
     pst_json_key(&w, "labels");
     pst_json_begin_array(&w);
     for (size_t i = 0; i < m->n_labels; i++) pst_json_put_str(&w, m->labels[i]);
     pst_json_end_array(&w);
   }
-  put(&w, "input", "last_user_message");
+  pst_json_member_cstr(&w, "input", "last_user_message");
   pst_json_end_object(&w);
   write_prompts(m, &w);
   pst_json_key(&w, "grader");
   pst_json_begin_object(&w);
-  put(&w, "type", graders[m->kind]);
+  pst_json_member_cstr(&w, "type", graders[m->kind]);
   pst_json_end_object(&w);
   pst_json_key(&w, "goal");
   pst_json_begin_object(&w);
@@ -561,7 +556,7 @@ static void write_workload(const importer *m, const char *name, pst_buf *out) {
   pst_json_put_double(&w, 0.5);
   pst_json_key(&w, "margin");
   pst_json_put_double(&w, 0.05);
-  put(&w, "objective", "cost");
+  pst_json_member_cstr(&w, "objective", "cost");
   pst_json_key(&w, "latency_p95_ms");
   pst_json_put_int(&w, 2000);
   pst_json_end_object(&w);

@@ -73,29 +73,12 @@ static int find_latencies(const pst_evals_run *run, latencies *ret_latencies) {
 
 /* ---- JSON ---- */
 
-static void put_text(pst_json_writer *w, const char *key, const char *value) {
-  pst_json_key(w, key);
-  pst_json_put_cstr(w, value);
-}
-static void put_str(pst_json_writer *w, const char *key, pst_str value) {
-  pst_json_key(w, key);
-  pst_json_put_str(w, value);
-}
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
-static void put_double(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
-}
-
 static void put_interval(pst_json_writer *w, const char *key, pst_evals_interval i) {
   pst_json_key(w, key);
   pst_json_begin_object(w);
-  put_double(w, "estimate", i.estimate);
-  put_double(w, "low", i.low);
-  put_double(w, "high", i.high);
+  pst_json_member_double(w, "estimate", i.estimate);
+  pst_json_member_double(w, "low", i.low);
+  pst_json_member_double(w, "high", i.high);
   pst_json_end_object(w);
 }
 
@@ -114,30 +97,30 @@ static int put_target(const pst_evals_report *r, size_t t, pst_json_writer *w) {
     score += run->answers[i].grade.score;
   }
   pst_json_begin_object(w);
-  put_text(w, "name", target->name);
-  put_text(w, "plan", target->plan->hash);
-  put_int(w, "run", run->run_id);
-  put_int(w, "n", (int64_t)run->n);
-  put_int(w, "accepted", run->n_accepted);
-  put_int(w, "failed", run->n_failed);
-  put_int(w, "reused", run->n_reused);
-  put_text(w, "first_failure", run->first_failure.code ? run->first_failure.message : NULL);
+  pst_json_member_cstr(w, "name", target->name);
+  pst_json_member_cstr(w, "plan", target->plan->hash);
+  pst_json_member_int(w, "run", run->run_id);
+  pst_json_member_int(w, "n", (int64_t)run->n);
+  pst_json_member_int(w, "accepted", run->n_accepted);
+  pst_json_member_int(w, "failed", run->n_failed);
+  pst_json_member_int(w, "reused", run->n_reused);
+  pst_json_member_cstr(w, "first_failure", run->first_failure.code ? run->first_failure.message : NULL);
   put_interval(w, "share_accepted", score_of(r, t));
-  put_double(w, "mean_score", run->n ? score / (double)run->n : NAN);
+  pst_json_member_double(w, "mean_score", run->n ? score / (double)run->n : NAN);
   pst_json_key(w, "latency_ms");
   pst_json_begin_object(w);
-  put_double(w, "p50", l.p50);
-  put_double(w, "p95", l.p95);
-  put_double(w, "p99", l.p99);
-  put_double(w, "first_token_p50", l.first_p50);
-  put_double(w, "first_token_p95", l.first_p95);
+  pst_json_member_double(w, "p50", l.p50);
+  pst_json_member_double(w, "p95", l.p95);
+  pst_json_member_double(w, "p99", l.p99);
+  pst_json_member_double(w, "first_token_p50", l.first_p50);
+  pst_json_member_double(w, "first_token_p95", l.first_p95);
   pst_json_end_object(w);
-  put_double(w, "answers_per_second", l.per_second);
-  put_double(w, "wall_s", (double)run->wall_us / 1e6);
-  put_int(w, "prompt_tokens", prompt);
-  put_int(w, "cached_tokens", cached);
-  put_int(w, "completion_tokens", completion);
-  put_double(w, "usd_per_1000_accepted", cost < 0 ? NAN : (double)cost / (double)PST_STORE_NUSD_PER_USD);
+  pst_json_member_double(w, "answers_per_second", l.per_second);
+  pst_json_member_double(w, "wall_s", (double)run->wall_us / 1e6);
+  pst_json_member_int(w, "prompt_tokens", prompt);
+  pst_json_member_int(w, "cached_tokens", cached);
+  pst_json_member_int(w, "completion_tokens", completion);
+  pst_json_member_double(w, "usd_per_1000_accepted", cost < 0 ? NAN : (double)cost / (double)PST_STORE_NUSD_PER_USD);
   pst_json_end_object(w);
   return 0;
 }
@@ -145,19 +128,19 @@ static int put_target(const pst_evals_report *r, size_t t, pst_json_writer *w) {
 static void put_comparison(const pst_evals_report *r, size_t i, pst_json_writer *w) {
   const pst_evals_comparison *c = &r->comparisons[i];
   pst_json_begin_object(w);
-  put_text(w, "candidate", r->targets[i].name);
-  put_text(w, "reference", r->targets[r->n_targets - 1].name);
-  put_int(w, "n", c->n);
-  put_int(w, "both", c->n11);
-  put_int(w, "only_candidate", c->n10);
-  put_int(w, "only_reference", c->n01);
-  put_int(w, "neither", c->n00);
+  pst_json_member_cstr(w, "candidate", r->targets[i].name);
+  pst_json_member_cstr(w, "reference", r->targets[r->n_targets - 1].name);
+  pst_json_member_int(w, "n", c->n);
+  pst_json_member_int(w, "both", c->n11);
+  pst_json_member_int(w, "only_candidate", c->n10);
+  pst_json_member_int(w, "only_reference", c->n01);
+  pst_json_member_int(w, "neither", c->n00);
   put_interval(w, "difference", c->difference);
   put_interval(w, "difference_newcombe", pst_evals_newcombe(c->n11, c->n10, c->n01, c->n00, r->confidence));
-  put_double(w, "mcnemar_mid_p", c->mid_p);
-  put_double(w, "margin", c->margin);
-  put_double(w, "smallest_detectable_difference", c->detectable);
-  put_text(w, "non_inferior", pst_evals_verdict_name(c->non_inferior));
+  pst_json_member_double(w, "mcnemar_mid_p", c->mid_p);
+  pst_json_member_double(w, "margin", c->margin);
+  pst_json_member_double(w, "smallest_detectable_difference", c->detectable);
+  pst_json_member_cstr(w, "non_inferior", pst_evals_verdict_name(c->non_inferior));
   pst_json_end_object(w);
 }
 
@@ -179,12 +162,12 @@ static void put_discordant(const pst_evals_report *r, pst_json_writer *w) {
     const pst_evals_item *item = &r->workload->info.items[x->item];
     n++;
     pst_json_begin_object(w);
-    put_str(w, "id", item->id);
-    put_str(w, "input", (pst_str){item->input.data, PST_MIN(item->input.n, (size_t)2000)});
-    put_str(w, "expected", (pst_str){item->expected.data, PST_MIN(item->expected.n, (size_t)2000)});
-    put_text(w, "right", x->done && x->grade.accepted ? "candidate" : "reference");
-    put_str(w, "candidate", (pst_str){x->text.data, PST_MIN(x->text.n, (size_t)2000)});
-    put_str(w, "reference", (pst_str){y->text.data, PST_MIN(y->text.n, (size_t)2000)});
+    pst_json_member_str(w, "id", item->id);
+    pst_json_member_str(w, "input", (pst_str){item->input.data, PST_MIN(item->input.n, (size_t)2000)});
+    pst_json_member_str(w, "expected", (pst_str){item->expected.data, PST_MIN(item->expected.n, (size_t)2000)});
+    pst_json_member_cstr(w, "right", x->done && x->grade.accepted ? "candidate" : "reference");
+    pst_json_member_str(w, "candidate", (pst_str){x->text.data, PST_MIN(x->text.n, (size_t)2000)});
+    pst_json_member_str(w, "reference", (pst_str){y->text.data, PST_MIN(y->text.n, (size_t)2000)});
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
@@ -195,16 +178,16 @@ static int write_json(const pst_evals_report *r, bool pretty, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, pretty);
   int code = 0;
   pst_json_begin_object(&w);
-  put_text(&w, "workload", info->name);
-  put_text(&w, "fingerprint", info->fingerprint);
-  put_text(&w, "part", pst_evals_part_name(r->part));
-  put_int(&w, "uses_of_part", r->n_uses);
-  put_text(&w, "grader", pst_evals_grader_name(info->grader));
-  put_double(&w, "confidence", r->confidence);
-  put_double(&w, "quality_floor", info->goal.quality_floor);
-  put_double(&w, "margin", info->goal.margin);
-  put_text(&w, "question", r->n_targets > 1 ? "non_inferior" : "reaches_floor");
-  put_text(&w, "verdict", pst_evals_verdict_name(pst_evals_report_verdict(r)));
+  pst_json_member_cstr(&w, "workload", info->name);
+  pst_json_member_cstr(&w, "fingerprint", info->fingerprint);
+  pst_json_member_cstr(&w, "part", pst_evals_part_name(r->part));
+  pst_json_member_int(&w, "uses_of_part", r->n_uses);
+  pst_json_member_cstr(&w, "grader", pst_evals_grader_name(info->grader));
+  pst_json_member_double(&w, "confidence", r->confidence);
+  pst_json_member_double(&w, "quality_floor", info->goal.quality_floor);
+  pst_json_member_double(&w, "margin", info->goal.margin);
+  pst_json_member_cstr(&w, "question", r->n_targets > 1 ? "non_inferior" : "reaches_floor");
+  pst_json_member_cstr(&w, "verdict", pst_evals_verdict_name(pst_evals_report_verdict(r)));
   pst_json_key(&w, "targets");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < r->n_targets && !code; i++) code = put_target(r, i, &w);

@@ -13,19 +13,14 @@ static bool is_hash(pst_str text) {
   return hex;
 }
 
-static void put_str(pst_json_writer *w, const char *key, pst_str value) {
-  pst_json_key(w, key);
-  pst_json_put_str(w, value);
-}
-
 static void write_prompt(const pst_evals_prompt *p, pst_json_writer *w) {
   pst_json_key(w, "prompt");
   pst_json_begin_object(w);
-  put_str(w, "name", p->name);
-  put_str(w, "system", p->system);
-  put_str(w, "instruction", p->instruction);
-  put_str(w, "input_key", p->input_key);
-  put_str(w, "answer_key", p->answer_key);
+  pst_json_member_str(w, "name", p->name);
+  pst_json_member_str(w, "system", p->system);
+  pst_json_member_str(w, "instruction", p->instruction);
+  pst_json_member_str(w, "input_key", p->input_key);
+  pst_json_member_str(w, "answer_key", p->answer_key);
   pst_json_end_object(w);
 }
 
@@ -38,8 +33,8 @@ static int plain_plan(const pst_evals_workload *workload, pst_str provider, pst_
   pst_json_begin_object(&w);
   pst_json_key(&w, "schema");
   pst_json_put_int(&w, 1);
-  put_str(&w, "workload", pst_str_from(info->name));
-  if (info->input_pattern) put_str(&w, "input_pattern", pst_str_from(info->input_pattern));
+  pst_json_member_str(&w, "workload", pst_str_from(info->name));
+  if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
   if (info->n_labels) {
     pst_json_key(&w, "labels");
     pst_json_begin_array(&w);
@@ -51,21 +46,21 @@ static int plain_plan(const pst_evals_workload *workload, pst_str provider, pst_
     pst_json_begin_object(&w);
     pst_json_key(&w, "e1");
     pst_json_begin_object(&w);
-    put_str(&w, "model", model);
+    pst_json_member_str(&w, "model", model);
     pst_json_end_object(&w);
     pst_json_end_object(&w);
   }
   pst_json_key(&w, "root");
   pst_json_begin_object(&w);
-  put_str(&w, "op", provider.n ? PST_STR("remote") : PST_STR("local"));
+  pst_json_member_str(&w, "op", provider.n ? PST_STR("remote") : PST_STR("local"));
   if (provider.n) {
-    put_str(&w, "provider", provider);
-    put_str(&w, "model", model);
+    pst_json_member_str(&w, "provider", provider);
+    pst_json_member_str(&w, "model", model);
   } else {
-    put_str(&w, "engine", PST_STR("e1"));
+    pst_json_member_str(&w, "engine", PST_STR("e1"));
   }
   write_prompt(&info->prompts[0], &w);
-  put_str(&w, "layout", pst_str_from(pst_gateway_layout_name(layout)));
+  pst_json_member_str(&w, "layout", pst_str_from(pst_gateway_layout_name(layout)));
   pst_json_key(&w, "max_tokens");
   pst_json_put_int(&w, info->max_tokens);
   pst_json_end_object(&w);

@@ -57,7 +57,7 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_tune_workload_options w = {
       .model = t->model, .held_out_share = 0.1, .max_held_out = 128, .training = pst_tune_options_default()};
   pst_tune_workload_result r;
-  w.training.seconds = o->tune_s > 0 ? o->tune_s : TUNE_S;
+  w.training.seconds = t->tune_s;
   w.training.max_epochs = 8;
   w.training.seed = o->seed;
   w.training.threads = o->threads;
@@ -68,20 +68,20 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   if (code) return code;
   pst_json_writer j = pst_json_writer_on(out, false);
   pst_json_begin_object(&j);
-  pst_flywheel_put_text(&j, "name", r.adapter.name);
-  pst_flywheel_put_text(&j, "file", r.adapter.file);
-  pst_flywheel_put_text(&j, "plan", r.plan_hash);
-  pst_flywheel_put_text(&j, "model", t->model);
-  pst_flywheel_put_number(&j, "examples", (double)r.n_texts);
-  pst_flywheel_put_number(&j, "held_out", (double)r.n_held_out);
-  pst_flywheel_put_number(&j, "steps", (double)r.report.n_steps);
-  pst_flywheel_put_number(&j, "tokens", (double)r.report.n_tokens);
-  pst_flywheel_put_number(&j, "seconds", r.report.seconds);
-  pst_flywheel_put_number(&j, "tokens_per_second", r.report.tokens_per_second);
-  pst_flywheel_put_number(&j, "loss_before", r.report.held_out_before);
-  pst_flywheel_put_number(&j, "loss", r.report.held_out_loss);
-  pst_flywheel_put_number(&j, "prompt_tokens", r.prompt_tokens);
-  pst_flywheel_put_number(&j, "answer_tokens", r.answer_tokens);
+  pst_json_member_cstr(&j, "name", r.adapter.name);
+  pst_json_member_cstr(&j, "file", r.adapter.file);
+  pst_json_member_cstr(&j, "plan", r.plan_hash);
+  pst_json_member_cstr(&j, "model", t->model);
+  pst_json_member_double(&j, "examples", (double)r.n_texts);
+  pst_json_member_double(&j, "held_out", (double)r.n_held_out);
+  pst_json_member_double(&j, "steps", (double)r.report.n_steps);
+  pst_json_member_double(&j, "tokens", (double)r.report.n_tokens);
+  pst_json_member_double(&j, "seconds", r.report.seconds);
+  pst_json_member_double(&j, "tokens_per_second", r.report.tokens_per_second);
+  pst_json_member_double(&j, "loss_before", r.report.held_out_before);
+  pst_json_member_double(&j, "loss", r.report.held_out_loss);
+  pst_json_member_double(&j, "prompt_tokens", r.prompt_tokens);
+  pst_json_member_double(&j, "answer_tokens", r.answer_tokens);
   pst_json_end_object(&j);
   pst_free(r.plan_json);
   if (t->data_set[0])
@@ -97,7 +97,7 @@ static int plan(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_optimizer_options w = {.models = o->models,
                              .n_models = o->n_models,
                              .seed = o->seed,
-                             .budget_s = o->plan_s > 0 ? o->plan_s : PLAN_S,
+                             .budget_s = t->plan_s,
                              .max_items = o->max_items,
                              .threads = o->threads,
                              .quiet = o->quiet,
@@ -108,9 +108,9 @@ static int plan(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   if (code) return code;
   pst_json_writer j = pst_json_writer_on(out, false);
   pst_json_begin_object(&j);
-  pst_flywheel_put_number(&j, "run", (double)r.run_id);
-  pst_flywheel_put_text(&j, "verdict", pst_optimizer_verdict_name(r.verdict));
-  pst_flywheel_put_text(&j, "hash", r.plan_hash);
+  pst_json_member_double(&j, "run", (double)r.run_id);
+  pst_json_member_cstr(&j, "verdict", pst_optimizer_verdict_name(r.verdict));
+  pst_json_member_cstr(&j, "hash", r.plan_hash);
   pst_json_key(&j, "plan");
   pst_json_put_raw(&j, pst_str_from(r.plan_json));
   pst_json_key(&j, "evidence");
@@ -153,7 +153,7 @@ static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_json_begin_object(&j);
   pst_json_key(&j, "promoted");
   pst_json_put_bool(&j, !why);
-  pst_flywheel_put_text(&j, "why", why ? why : "it holds on held-back items against the plan that was in force");
+  pst_json_member_cstr(&j, "why", why ? why : "it holds on held-back items against the plan that was in force");
   pst_json_end_object(&j);
   return code;
 }
@@ -167,11 +167,11 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   pst_buf params = PST_BUF_INIT;
   pst_json_writer j = pst_json_writer_on(&params, false);
   pst_json_begin_object(&j);
-  pst_flywheel_put_text(&j, "workload", info->fingerprint);
-  pst_flywheel_put_text(&j, "model", t->model);
-  pst_flywheel_put_number(&j, "tune_s", o->tune_s > 0 ? o->tune_s : TUNE_S);
-  pst_flywheel_put_number(&j, "plan_s", o->plan_s > 0 ? o->plan_s : PLAN_S);
-  pst_flywheel_put_number(&j, "seed", (double)o->seed);
+  pst_json_member_cstr(&j, "workload", info->fingerprint);
+  pst_json_member_cstr(&j, "model", t->model);
+  pst_json_member_double(&j, "tune_s", t->tune_s);
+  pst_json_member_double(&j, "plan_s", t->plan_s);
+  pst_json_member_double(&j, "seed", (double)o->seed);
   pst_json_end_object(&j);
   pst_str kind = PST_STR("turn"), name = pst_str_from(info->name), text = pst_buf_str(&params);
   int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn") : 0;
@@ -224,6 +224,8 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
 int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_flywheel_turn_options *options, pst_flywheel_turn_result *ret_result, pst_error *err) {
   pst_flywheel_turn_state t = {.gateway = gateway, .store = store, .workload = workload, .options = options};
+  t.tune_s = options->tune_s > 0 ? options->tune_s : TUNE_S;
+  t.plan_s = options->plan_s > 0 ? options->plan_s : PLAN_S;
   t.model = options->model ? options->model : options->n_models ? options->models[0].name : NULL;
   if (!t.model) return pst_error_set(err, PST_E_NOT_FOUND, "model", "there is no model to tune; pull one");
   int code = go(&t, err);

@@ -11,6 +11,7 @@ typedef struct pst_flywheel_turn_state {
   pst_store *store;
   const pst_flywheel_turn_options *options;
   const char *model;                  /* to tune */
+  double tune_s, plan_s;              /* time for the adapter, for the plan */
   const pst_evals_workload *workload; /* the caller's, or `own` */
   pst_evals_workload *own;            /* with the records' examples; NULL: there are none */
   int64_t run_id;
@@ -26,14 +27,5 @@ int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);
 /* Step "expected": by how much prompts should shrink, and a request's cost with them. */
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
 void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out);
-
-static inline void pst_flywheel_put_text(pst_json_writer *w, const char *key, const char *text) {
-  pst_json_key(w, key);
-  pst_json_put_cstr(w, text);
-}
-static inline void pst_flywheel_put_number(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
-}
 
 #endif

@@ -169,19 +169,19 @@ int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *
   if (!code && curated.hash[0]) code = make_folder(&g, curated.hash, &folder, err);
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_flywheel_put_number(&w, "records", (double)curated.n_records);
-  pst_flywheel_put_number(&w, "kept", (double)curated.n_by_reason[PST_DATA_KEPT]);
-  pst_flywheel_put_number(&w, "near_to_items", (double)g.n_near);
-  pst_flywheel_put_number(&w, "added", (double)g.n);
+  pst_json_member_double(&w, "records", (double)curated.n_records);
+  pst_json_member_double(&w, "kept", (double)curated.n_by_reason[PST_DATA_KEPT]);
+  pst_json_member_double(&w, "near_to_items", (double)g.n_near);
+  pst_json_member_double(&w, "added", (double)g.n);
   if (folder && g.n) {
-    pst_flywheel_put_text(&w, "data_set", curated.hash);
-    pst_flywheel_put_text(&w, "folder", folder);
+    pst_json_member_cstr(&w, "data_set", curated.hash);
+    pst_json_member_cstr(&w, "folder", folder);
   }
   pst_json_key(&w, "left_out");
   pst_json_begin_object(&w);
   for (int i = PST_DATA_KEPT + 1; i < PST_DATA_REASON_COUNT; i++)
     if (curated.n_by_reason[i])
-      pst_flywheel_put_number(&w, pst_data_reason_name((pst_data_reason)i), (double)curated.n_by_reason[i]);
+      pst_json_member_double(&w, pst_data_reason_name((pst_data_reason)i), (double)curated.n_by_reason[i]);
   pst_json_end_object(&w);
   pst_json_end_object(&w);
   pst_free(folder);

@@ -13,14 +13,7 @@
 #define FRAME_TOKENS 6
 enum { SAMPLE = 64 };
 
-static double number_at(const pst_json *v, const char *path) {
-  for (const char *at = path; *at;) {
-    size_t n = strcspn(at, ".");
-    v = pst_json_get_str(v, (pst_str){at, n});
-    at += n + (at[n] == '.');
-  }
-  return pst_json_double(v, NAN);
-}
+static double number_at(const pst_json *v, const char *path) { return pst_json_double(pst_json_path(v, path), NAN); }
 
 /* Mean tokens of a message and of an answer, of a sample of the examples. */
 static int sample(const pst_flywheel_turn_state *t, double *ret_message, double *ret_answer, pst_error *err) {
@@ -59,8 +52,8 @@ int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error
   if (code) return code;
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_flywheel_put_number(&w, "prompt_tokens", message + FRAME_TOKENS);
-  pst_flywheel_put_number(&w, "answer_tokens", answer);
+  pst_json_member_double(&w, "prompt_tokens", message + FRAME_TOKENS);
+  pst_json_member_double(&w, "answer_tokens", answer);
   bool known =
       !pst_store_plan_assigned(t->store, pst_str_from(info->name), PST_STORE_PLAN_IN_FORCE, NULL, hash, NULL) &&
       !pst_optimizer_evidence_find(t->store, hash, &evidence, NULL) &&
@@ -69,12 +62,12 @@ int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error
     const pst_json *e = pst_json_root(doc);
     double prompt = number_at(e, "plan.estimate.prompt_tokens"), cached = number_at(e, "plan.estimate.cached_tokens");
     double made = number_at(e, "plan.estimate.completion_tokens");
-    pst_flywheel_put_number(&w, "prompt_tokens_now", prompt);
-    pst_flywheel_put_number(&w, "answer_tokens_now", made);
-    pst_flywheel_put_number(&w, "request_nusd_now", number_at(e, "plan.estimate.request_nusd"));
-    pst_flywheel_put_number(&w, "cost_ratio",
-                            (PROMPT_TOKEN_SHARE * (message + FRAME_TOKENS) + answer) /
-                                (PROMPT_TOKEN_SHARE * (prompt - cached) + made));
+    pst_json_member_double(&w, "prompt_tokens_now", prompt);
+    pst_json_member_double(&w, "answer_tokens_now", made);
+    pst_json_member_double(&w, "request_nusd_now", number_at(e, "plan.estimate.request_nusd"));
+    pst_json_member_double(&w, "cost_ratio",
+                           (PROMPT_TOKEN_SHARE * (message + FRAME_TOKENS) + answer) /
+                               (PROMPT_TOKEN_SHARE * (prompt - cached) + made));
   }
   pst_json_end_object(&w);
   pst_json_free(doc);
@@ -91,8 +84,8 @@ void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out) {
   const pst_json *planned = pst_json_root(t->planned), *e = pst_json_get(planned, "evidence");
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_flywheel_put_text(&w, "workload", pst_evals_workload_info(t->workload)->name);
-  pst_flywheel_put_number(&w, "run", (double)t->run_id);
+  pst_json_member_cstr(&w, "workload", pst_evals_workload_info(t->workload)->name);
+  pst_json_member_double(&w, "run", (double)t->run_id);
   put_doc(&w, "data", t->data);
   put_doc(&w, "expected", t->expected);
   put_doc(&w, "adapter", t->adapter);

@@ -345,18 +345,8 @@ void pst_gateway_plan_unref(pst_gateway_plan *plan) {
 
 /* ---- writing ---- */
 
-static void put_text(pst_json_writer *w, const char *key, const char *text) {
-  pst_json_key(w, key);
-  pst_json_put_str(w, pst_str_from(text));
-}
-
 static void put_optional(pst_json_writer *w, const char *key, const char *text) {
-  if (text && *text) put_text(w, key, text);
-}
-
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
+  if (text && *text) pst_json_member_cstr(w, key, text);
 }
 
 /* The shortest decimal that is this float: 0.95, not 0.949999988079071. */
@@ -373,16 +363,16 @@ static void put_float(pst_json_writer *w, const char *key, float value) {
 static void put_engine(pst_json_writer *w, const pst_gateway_engine_spec *e) {
   pst_json_key(w, e->name);
   pst_json_begin_object(w);
-  put_text(w, "model", e->model);
+  pst_json_member_cstr(w, "model", e->model);
   put_optional(w, "sha256", e->sha256);
-  put_text(w, "weights", e->weights ? e->weights : "shipped");
-  put_text(w, "kv", kv_words[e->options.kv]);
-  put_int(w, "slots", e->options.slots);
-  put_int(w, "chunk", e->options.chunk);
-  put_int(w, "threads", e->options.threads);
-  put_int(w, "context", e->options.n_ctx);
-  put_int(w, "kv_tokens", e->options.kv_tokens);
-  put_int(w, "max_queue", e->options.max_queue);
+  pst_json_member_cstr(w, "weights", e->weights ? e->weights : "shipped");
+  pst_json_member_cstr(w, "kv", kv_words[e->options.kv]);
+  pst_json_member_int(w, "slots", e->options.slots);
+  pst_json_member_int(w, "chunk", e->options.chunk);
+  pst_json_member_int(w, "threads", e->options.threads);
+  pst_json_member_int(w, "context", e->options.n_ctx);
+  pst_json_member_int(w, "kv_tokens", e->options.kv_tokens);
+  pst_json_member_int(w, "max_queue", e->options.max_queue);
   pst_json_key(w, "reuse");
   pst_json_put_bool(w, !e->options.no_reuse);
   pst_json_end_object(w);
@@ -392,14 +382,14 @@ static void put_sampling(pst_json_writer *w, const pst_engine_sampling *s) {
   pst_json_key(w, "sampling");
   pst_json_begin_object(w);
   put_float(w, "temperature", s->temperature);
-  put_int(w, "top_k", s->top_k);
+  pst_json_member_int(w, "top_k", s->top_k);
   put_float(w, "top_p", s->top_p);
   put_float(w, "min_p", s->min_p);
   put_float(w, "repetition_penalty", s->repetition_penalty);
   put_float(w, "frequency_penalty", s->frequency_penalty);
   put_float(w, "presence_penalty", s->presence_penalty);
-  put_int(w, "penalty_window", s->penalty_window);
-  put_int(w, "seed", (int64_t)s->seed);
+  pst_json_member_int(w, "penalty_window", s->penalty_window);
+  pst_json_member_int(w, "seed", (int64_t)s->seed);
   pst_json_end_object(w);
 }
 
@@ -410,7 +400,7 @@ static void put_prompt(pst_json_writer *w, const pst_gateway_node *n) {
   if (!any) return;
   pst_json_key(w, "prompt");
   pst_json_begin_object(w);
-  put_text(w, "name", n->prompt_name && *n->prompt_name ? n->prompt_name : "prompt");
+  pst_json_member_cstr(w, "name", n->prompt_name && *n->prompt_name ? n->prompt_name : "prompt");
   put_optional(w, "system", n->system);
   put_optional(w, "instruction", n->instruction);
   put_optional(w, "input_key", n->input_key);
@@ -420,35 +410,35 @@ static void put_prompt(pst_json_writer *w, const pst_gateway_node *n) {
 
 static void put_leaf(pst_json_writer *w, const pst_gateway_plan *plan, const pst_gateway_node *n) {
   if (n->op == PST_GATEWAY_OP_LOCAL) {
-    put_text(w, "engine", plan->engines[n->engine].name);
+    pst_json_member_cstr(w, "engine", plan->engines[n->engine].name);
     put_optional(w, "adapter", n->adapter);
-    put_text(w, "speculation", speculation_words[n->speculation]);
+    pst_json_member_cstr(w, "speculation", speculation_words[n->speculation]);
     put_optional(w, "answers", n->answers);
   } else {
-    put_text(w, "provider", n->provider);
-    put_text(w, "model", n->model);
+    pst_json_member_cstr(w, "provider", n->provider);
+    pst_json_member_cstr(w, "model", n->model);
   }
   put_prompt(w, n);
-  put_text(w, "layout", pst_gateway_layout_name(n->layout));
+  pst_json_member_cstr(w, "layout", pst_gateway_layout_name(n->layout));
   if (n->examples_index) {
     pst_json_key(w, "examples");
     pst_json_begin_object(w);
-    put_text(w, "index", n->examples_index);
-    put_int(w, "k", n->n_examples);
+    pst_json_member_cstr(w, "index", n->examples_index);
+    pst_json_member_int(w, "k", n->n_examples);
     pst_json_key(w, "fixed");
     pst_json_put_bool(w, n->examples_fixed);
     pst_json_end_object(w);
   }
-  put_text(w, "constraint", pst_gateway_constraint_name(n->constraint));
+  pst_json_member_cstr(w, "constraint", pst_gateway_constraint_name(n->constraint));
   put_sampling(w, &n->sampling);
-  put_int(w, "max_tokens", n->max_tokens);
+  pst_json_member_int(w, "max_tokens", n->max_tokens);
 }
 
 static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst_gateway_node *n) {
   pst_json_begin_object(w);
-  put_text(w, "op", op_words[n->op]);
+  pst_json_member_cstr(w, "op", op_words[n->op]);
   if (n->op == PST_GATEWAY_OP_CASCADE) {
-    put_text(w, "signal", "margin");
+    pst_json_member_cstr(w, "signal", "margin");
     pst_json_key(w, "threshold");
     pst_json_put_double(w, n->threshold);
     pst_json_key(w, "inputs");
@@ -456,7 +446,7 @@ static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst
     for (int i = 0; i < n->n_inputs; i++) put_node(w, plan, &n->inputs[i]);
     pst_json_end_array(w);
   } else if (n->op == PST_GATEWAY_OP_CLASSIFIER) {
-    put_text(w, "artefact", n->classifier);
+    pst_json_member_cstr(w, "artefact", n->classifier);
   } else {
     put_leaf(w, plan, n);
   }
@@ -465,7 +455,7 @@ static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst
 
 static void put_plan(pst_json_writer *w, const pst_gateway_plan *plan) {
   pst_json_begin_object(w);
-  put_int(w, "schema", 1);
+  pst_json_member_int(w, "schema", 1);
   put_optional(w, "workload", plan->workload);
   put_optional(w, "input_pattern", plan->input_pattern);
   if (plan->n_labels) {

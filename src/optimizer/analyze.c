@@ -112,11 +112,6 @@ static size_t arrivals(const pst_evals_info *info, double load, double seconds, 
   return n;
 }
 
-static void put_number(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
-}
-
 /* What the evidence says of the plan, as far as it is needed here. */
 typedef struct expected {
   double load, capacity, saturated, nusd_per_hour;
@@ -174,28 +169,28 @@ static int write_measured(sums *s, const measured *m, const expected *x, pst_buf
   double request = m->remote ? s->cost / n : capacity > 0 ? x->nusd_per_hour / 3600 / capacity : NAN;
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  put_number(&w, "n", (double)m->n);
-  put_number(&w, "n_saturated", (double)m->n_saturated);
-  put_number(&w, "failed", (double)s->n_failed);
-  put_number(&w, "seconds", m->seconds);
-  put_number(&w, "load_rps", m->load);
-  put_number(&w, "saturated_rps", m->saturated);
-  put_number(&w, "capacity_rps", capacity);
+  pst_json_member_double(&w, "n", (double)m->n);
+  pst_json_member_double(&w, "n_saturated", (double)m->n_saturated);
+  pst_json_member_double(&w, "failed", (double)s->n_failed);
+  pst_json_member_double(&w, "seconds", m->seconds);
+  pst_json_member_double(&w, "load_rps", m->load);
+  pst_json_member_double(&w, "saturated_rps", m->saturated);
+  pst_json_member_double(&w, "capacity_rps", capacity);
   pst_json_key(&w, "quality");
   pst_json_begin_array(&w);
   pst_json_put_double(&w, q.estimate);
   pst_json_put_double(&w, q.low);
   pst_json_put_double(&w, q.high);
   pst_json_end_array(&w);
-  put_number(&w, "nusd_per_1000_accepted", s->n_accepted ? 1000 * request / q.estimate : NAN);
-  put_number(&w, "ttft_p50_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.5));
-  put_number(&w, "ttft_p95_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.95));
-  put_number(&w, "total_p50_ms", pst_evals_quantile(s->total, (size_t)s->n_timed, 0.5));
-  put_number(&w, "total_p95_ms", pst_evals_quantile(s->total, (size_t)s->n_timed, 0.95));
-  put_number(&w, "tokens_per_second", s->decode_us > 0 ? s->decoded / s->decode_us * 1e6 : NAN);
-  put_number(&w, "prompt_tokens", s->prompt / n);
-  put_number(&w, "cached_tokens", s->cached / n);
-  put_number(&w, "completion_tokens", s->completion / n);
+  pst_json_member_double(&w, "nusd_per_1000_accepted", s->n_accepted ? 1000 * request / q.estimate : NAN);
+  pst_json_member_double(&w, "ttft_p50_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.5));
+  pst_json_member_double(&w, "ttft_p95_ms", pst_evals_quantile(s->ttft, (size_t)s->n_timed, 0.95));
+  pst_json_member_double(&w, "total_p50_ms", pst_evals_quantile(s->total, (size_t)s->n_timed, 0.5));
+  pst_json_member_double(&w, "total_p95_ms", pst_evals_quantile(s->total, (size_t)s->n_timed, 0.95));
+  pst_json_member_double(&w, "tokens_per_second", s->decode_us > 0 ? s->decoded / s->decode_us * 1e6 : NAN);
+  pst_json_member_double(&w, "prompt_tokens", s->prompt / n);
+  pst_json_member_double(&w, "cached_tokens", s->cached / n);
+  pst_json_member_double(&w, "completion_tokens", s->completion / n);
   pst_json_end_object(&w);
   return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for what was measured") : 0;
 }

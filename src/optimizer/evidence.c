@@ -11,22 +11,6 @@
 
 #define C PST_OPTIMIZER_CONST
 
-static void put_text(pst_json_writer *w, const char *key, const char *text) {
-  pst_json_key(w, key);
-  pst_json_put_cstr(w, text);
-}
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
-static void put_number(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
-}
-static void put_bool(pst_json_writer *w, const char *key, bool value) {
-  pst_json_key(w, key);
-  pst_json_put_bool(w, value);
-}
 /* Shown figures only: four significant digits and more than enough. */
 static void put_rounded(pst_json_writer *w, double value) {
   if (!isfinite(value) || value == 0) {
@@ -55,7 +39,7 @@ static void put_choice(pst_json_writer *w, const pst_optimizer_space *s, const p
   pst_json_begin_object(w);
   int n = pst_optimizer_has_engine(s, c) ? PST_OPTIMIZER_N_AXES : PST_OPTIMIZER_N_LOSSY;
   for (int a = pst_optimizer_is_alone(c) ? PST_OPTIMIZER_CLASSIFIER : 0; a < n; a++)
-    put_text(w, s->axes[a].name, s->axes[a].values[c->v[a]]);
+    pst_json_member_cstr(w, s->axes[a].name, s->axes[a].values[c->v[a]]);
   pst_json_end_object(w);
 }
 
@@ -84,7 +68,7 @@ static void put_estimate(pst_json_writer *w, const char *key, const pst_optimize
     pst_json_key(w, rows[i].name);
     put_rounded(w, rows[i].value);
   }
-  put_text(w, "from", e->replayed ? "replay" : "formula");
+  pst_json_member_cstr(w, "from", e->replayed ? "replay" : "formula");
   pst_json_end_object(w);
 }
 
@@ -104,36 +88,36 @@ static void put_answers(pst_json_writer *w, const char *key, const pst_optimizer
     return;
   }
   pst_json_begin_object(w);
-  put_int(w, "n", a->n);
-  put_int(w, "accepted", a->k);
+  pst_json_member_int(w, "n", a->n);
+  pst_json_member_int(w, "accepted", a->k);
   put_interval(w, "quality", pst_evals_wilson(a->k, a->n, C(confidence)));
-  put_number(w, "prompt_tokens", a->prompt / a->n);
-  put_number(w, "cached_tokens", a->cached / a->n);
-  put_number(w, "completion_tokens", a->completion / a->n);
-  put_number(w, "answer_ms", a->busy_ms / a->n);
-  put_number(w, "wall_s", a->wall_us / 1e6);
-  put_int(w, "failed", a->n_failed);
+  pst_json_member_double(w, "prompt_tokens", a->prompt / a->n);
+  pst_json_member_double(w, "cached_tokens", a->cached / a->n);
+  pst_json_member_double(w, "completion_tokens", a->completion / a->n);
+  pst_json_member_double(w, "answer_ms", a->busy_ms / a->n);
+  pst_json_member_double(w, "wall_s", a->wall_us / 1e6);
+  pst_json_member_int(w, "failed", a->n_failed);
   pst_json_end_object(w);
 }
 
 static void put_comparison(pst_json_writer *w, const pst_evals_comparison *c) {
   pst_json_key(w, "comparison");
   pst_json_begin_object(w);
-  put_int(w, "n", c->n);
-  put_int(w, "both", c->n11);
-  put_int(w, "only_plan", c->n10);
-  put_int(w, "only_reference", c->n01);
-  put_int(w, "neither", c->n00);
+  pst_json_member_int(w, "n", c->n);
+  pst_json_member_int(w, "both", c->n11);
+  pst_json_member_int(w, "only_plan", c->n10);
+  pst_json_member_int(w, "only_reference", c->n01);
+  pst_json_member_int(w, "neither", c->n00);
   put_interval(w, "plan", c->a);
   put_interval(w, "reference", c->b);
   put_interval(w, "difference", c->difference);
-  put_number(w, "mcnemar_mid_p", c->mid_p);
-  put_number(w, "detectable", c->detectable);
-  put_number(w, "margin", c->margin);
-  put_text(w, "non_inferior",
-           c->non_inferior == PST_EVALS_YES  ? "yes"
-           : c->non_inferior == PST_EVALS_NO ? "no"
-                                             : "not_enough_data");
+  pst_json_member_double(w, "mcnemar_mid_p", c->mid_p);
+  pst_json_member_double(w, "detectable", c->detectable);
+  pst_json_member_double(w, "margin", c->margin);
+  pst_json_member_cstr(w, "non_inferior",
+                       c->non_inferior == PST_EVALS_YES  ? "yes"
+                       : c->non_inferior == PST_EVALS_NO ? "no"
+                                                         : "not_enough_data");
   pst_json_end_object(w);
 }
 
@@ -144,33 +128,34 @@ static void put_setting(pst_json_writer *w, const pst_optimizer_outcome *o) {
   for (size_t i = 0; i < info->n_items; i++) parts[info->items[i].part]++;
   pst_json_key(w, "workload");
   pst_json_begin_object(w);
-  put_text(w, "name", info->name);
-  put_text(w, "description", info->description);
+  pst_json_member_cstr(w, "name", info->name);
+  pst_json_member_cstr(w, "description", info->description);
   char *folder = realpath(info->folder, NULL); /* explain finds it from anywhere */
-  put_text(w, "folder", folder ? folder : info->folder);
+  pst_json_member_cstr(w, "folder", folder ? folder : info->folder);
   free(folder);
-  put_text(w, "fingerprint", info->fingerprint);
-  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) put_int(w, pst_evals_part_name((pst_evals_part)i), (int64_t)parts[i]);
-  put_int(w, "labels", (int64_t)info->n_labels);
-  put_int(w, "arrivals", (int64_t)s->speed->n_arrivals);
-  put_bool(w, "has_trace", s->speed->has_trace);
-  put_number(w, "monthly_requests", s->monthly);
+  pst_json_member_cstr(w, "fingerprint", info->fingerprint);
+  for (int i = 0; i < PST_EVALS_PART_COUNT; i++)
+    pst_json_member_int(w, pst_evals_part_name((pst_evals_part)i), (int64_t)parts[i]);
+  pst_json_member_int(w, "labels", (int64_t)info->n_labels);
+  pst_json_member_int(w, "arrivals", (int64_t)s->speed->n_arrivals);
+  pst_json_member_bool(w, "has_trace", s->speed->has_trace);
+  pst_json_member_double(w, "monthly_requests", s->monthly);
   pst_json_end_object(w);
   pst_json_key(w, "goal");
   pst_json_begin_object(w);
-  put_text(w, "objective", s->goal.objective);
-  put_number(w, "quality_floor", s->goal.quality_floor);
-  put_number(w, "margin", s->goal.margin);
-  put_number(w, "latency_p95_ms", s->goal.latency_p95_ms);
-  put_int(w, "cost_ceiling_nusd", s->goal.cost_ceiling_nusd);
+  pst_json_member_cstr(w, "objective", s->goal.objective);
+  pst_json_member_double(w, "quality_floor", s->goal.quality_floor);
+  pst_json_member_double(w, "margin", s->goal.margin);
+  pst_json_member_double(w, "latency_p95_ms", s->goal.latency_p95_ms);
+  pst_json_member_int(w, "cost_ceiling_nusd", s->goal.cost_ceiling_nusd);
   pst_json_end_object(w);
   struct utsname host;
   pst_json_key(w, "machine");
   pst_json_begin_object(w);
-  put_text(w, "system", uname(&host) == 0 ? host.sysname : "");
-  put_text(w, "architecture", uname(&host) == 0 ? host.machine : "");
-  put_int(w, "threads", o->threads);
-  put_int(w, "nusd_per_hour", s->speed->price_nusd_per_hour);
+  pst_json_member_cstr(w, "system", uname(&host) == 0 ? host.sysname : "");
+  pst_json_member_cstr(w, "architecture", uname(&host) == 0 ? host.machine : "");
+  pst_json_member_int(w, "threads", o->threads);
+  pst_json_member_int(w, "nusd_per_hour", s->speed->price_nusd_per_hour);
   pst_json_end_object(w);
 }
 
@@ -178,17 +163,17 @@ static void put_space(pst_json_writer *w, const pst_optimizer_state *s) {
   const pst_optimizer_space *space = s->space;
   pst_json_key(w, "space");
   pst_json_begin_object(w);
-  put_int(w, "plans", space->n_plans);
-  put_int(w, "classes", (int64_t)space->n_classes);
-  put_int(w, "exact", (int64_t)space->n_exact);
-  put_int(w, "refused", space->n_refused);
-  put_int(w, "pruned", (int64_t)s->n_pruned);
+  pst_json_member_int(w, "plans", space->n_plans);
+  pst_json_member_int(w, "classes", (int64_t)space->n_classes);
+  pst_json_member_int(w, "exact", (int64_t)space->n_exact);
+  pst_json_member_int(w, "refused", space->n_refused);
+  pst_json_member_int(w, "pruned", (int64_t)s->n_pruned);
   pst_json_key(w, "axes");
   pst_json_begin_array(w);
   for (int a = 0; a < PST_OPTIMIZER_N_AXES; a++) {
     pst_json_begin_object(w);
-    put_text(w, "name", space->axes[a].name);
-    put_text(w, "class", a < PST_OPTIMIZER_N_LOSSY ? "lossy" : "exact");
+    pst_json_member_cstr(w, "name", space->axes[a].name);
+    pst_json_member_cstr(w, "class", a < PST_OPTIMIZER_N_LOSSY ? "lossy" : "exact");
     pst_json_key(w, "values");
     pst_json_begin_array(w);
     for (int v = 0; v < space->axes[a].n; v++) pst_json_put_cstr(w, space->axes[a].values[v]);
@@ -200,11 +185,11 @@ static void put_space(pst_json_writer *w, const pst_optimizer_state *s) {
   pst_json_begin_array(w);
   for (int m = 0; m < space->axes[PST_OPTIMIZER_MODEL].n; m++) {
     pst_json_begin_object(w);
-    put_text(w, "name", space->targets[m].name);
-    put_text(w, "sha256", space->targets[m].sha256);
-    if (space->targets[m].adapter) put_text(w, "adapter", space->targets[m].adapter);
-    put_text(w, "weights", space->targets[m].weights);
-    put_bool(w, "remote", space->targets[m].provider != NULL);
+    pst_json_member_cstr(w, "name", space->targets[m].name);
+    pst_json_member_cstr(w, "sha256", space->targets[m].sha256);
+    if (space->targets[m].adapter) pst_json_member_cstr(w, "adapter", space->targets[m].adapter);
+    pst_json_member_cstr(w, "weights", space->targets[m].weights);
+    pst_json_member_bool(w, "remote", space->targets[m].provider != NULL);
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
@@ -232,20 +217,20 @@ static void put_measured(pst_json_writer *w, const pst_optimizer_state *s) {
     if (!a->n) continue;
     pst_evals_interval q = pst_evals_wilson(a->k, a->n, C(confidence));
     pst_json_begin_object(w);
-    put_int(w, "class", (int64_t)i);
+    pst_json_member_int(w, "class", (int64_t)i);
     pst_buf name = PST_BUF_INIT;
     pst_optimizer_class_name(s->space, &s->space->classes[i], &name);
-    put_text(w, "name", pst_buf_text(&name));
+    pst_json_member_cstr(w, "name", pst_buf_text(&name));
     pst_buf_done(&name);
     put_choice(w, s->space, &s->best_exact[i]);
-    put_int(w, "n", a->n);
-    put_int(w, "accepted", a->k);
+    pst_json_member_int(w, "n", a->n);
+    pst_json_member_int(w, "accepted", a->k);
     put_interval(w, "quality", q);
     put_interval(w, "believed", pst_optimizer_belief_interval(s->beliefs[i], C(confidence)));
     put_cost(w, &s->estimates[i], q);
-    put_number(w, "total_p95_ms", s->estimates[i].replayed ? s->estimates[i].total_p95_ms : NAN);
-    put_bool(w, "replayed", s->estimates[i].replayed);
-    put_bool(w, "front", on_front(s, i));
+    pst_json_member_double(w, "total_p95_ms", s->estimates[i].replayed ? s->estimates[i].total_p95_ms : NAN);
+    pst_json_member_bool(w, "replayed", s->estimates[i].replayed);
+    pst_json_member_bool(w, "front", on_front(s, i));
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
@@ -269,10 +254,10 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
   const pst_optimizer_verification *v = o->verification;
   pst_json_key(w, "verification");
   pst_json_begin_object(w);
-  put_int(w, "n", v->n_items);
-  put_int(w, "available", (int64_t)s->n_verify);
-  put_int(w, "asked_before", v->uses);
-  put_number(w, "confidence", C(confidence));
+  pst_json_member_int(w, "n", v->n_items);
+  pst_json_member_int(w, "available", (int64_t)s->n_verify);
+  pst_json_member_int(w, "asked_before", v->uses);
+  pst_json_member_double(w, "confidence", C(confidence));
   put_answers(w, "reference", &s->verify[s->reference]);
   pst_json_key(w, "finalists");
   pst_json_begin_array(w);
@@ -286,17 +271,17 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     put_cost(w, &s->estimates[t->class_index],
              t->asked ? t->comparison.a
                       : pst_evals_wilson(s->search[t->class_index].k, s->search[t->class_index].n, C(confidence)));
-    put_bool(w, "asked", t->asked);
-    put_text(w, "not_asked", t->why_not);
+    pst_json_member_bool(w, "asked", t->asked);
+    pst_json_member_cstr(w, "not_asked", t->why_not);
     if (t->asked) {
       put_comparison(w, &t->comparison);
-      put_bool(w, "same_answers", t->same_answers);
-      put_bool(w, "floor_holds", t->floor_holds);
-      put_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
-      put_bool(w, "floor_missed_by_interval", t->comparison.a.high < s->goal.quality_floor);
-      put_bool(w, "ceiling_holds", t->ceiling_holds);
+      pst_json_member_bool(w, "same_answers", t->same_answers);
+      pst_json_member_bool(w, "floor_holds", t->floor_holds);
+      pst_json_member_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
+      pst_json_member_bool(w, "floor_missed_by_interval", t->comparison.a.high < s->goal.quality_floor);
+      pst_json_member_bool(w, "ceiling_holds", t->ceiling_holds);
     }
-    put_bool(w, "passed", t->passed);
+    pst_json_member_bool(w, "passed", t->passed);
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
@@ -321,16 +306,16 @@ static void put_fields(pst_json_writer *w, const pst_optimizer_outcome *o) {
     const pst_optimizer_field *f = &o->fields[i];
     const pst_optimizer_axis *axis = &space->axes[f->axis];
     pst_json_begin_object(w);
-    put_text(w, "field", axis->name);
-    put_text(w, "reference", axis->values[o->reference_choice.v[f->axis]]);
-    put_text(w, "plan", axis->values[o->choice.v[f->axis]]);
-    put_text(w, "quality_from",
-             f->class_index < 0                 ? "impossible"
-             : f->axis >= PST_OPTIMIZER_N_LOSSY ? "exact"
-             : f->n                             ? "measured"
-                                                : "believed");
-    put_bool(w, "with_labels", f->with_labels);
-    put_int(w, "n", f->n);
+    pst_json_member_cstr(w, "field", axis->name);
+    pst_json_member_cstr(w, "reference", axis->values[o->reference_choice.v[f->axis]]);
+    pst_json_member_cstr(w, "plan", axis->values[o->choice.v[f->axis]]);
+    pst_json_member_cstr(w, "quality_from",
+                         f->class_index < 0                 ? "impossible"
+                         : f->axis >= PST_OPTIMIZER_N_LOSSY ? "exact"
+                         : f->n                             ? "measured"
+                                                            : "believed");
+    pst_json_member_bool(w, "with_labels", f->with_labels);
+    pst_json_member_int(w, "n", f->n);
     put_interval(w, "quality_gain", f->difference);
     if (f->class_index >= 0) put_estimate(w, "without", &f->without);
     pst_json_end_object(w);
@@ -349,15 +334,15 @@ static void put_steps(pst_json_writer *w, const pst_optimizer_state *s) {
     else
       pst_optimizer_class_name(s->space, &s->space->classes[t->class_index], &name);
     pst_json_begin_object(w);
-    put_text(w, "name", pst_buf_text(&name));
-    put_int(w, "from", t->from);
-    put_int(w, "to", t->to);
-    put_int(w, "accepted", t->k);
+    pst_json_member_cstr(w, "name", pst_buf_text(&name));
+    pst_json_member_int(w, "from", t->from);
+    pst_json_member_int(w, "to", t->to);
+    pst_json_member_int(w, "accepted", t->k);
     pst_json_key(w, "worth");
     put_rounded(w, t->voi);
     pst_json_key(w, "expected_s");
     put_rounded(w, t->seconds);
-    put_number(w, "elapsed_s", (double)t->elapsed_us / 1e6);
+    pst_json_member_double(w, "elapsed_s", (double)t->elapsed_us / 1e6);
     pst_json_end_object(w);
     pst_buf_done(&name);
   }
@@ -374,16 +359,16 @@ static void put_spent(pst_json_writer *w, const pst_optimizer_outcome *o) {
   double machine = o->total_s / 3600 * (double)s->speed->price_nusd_per_hour;
   pst_json_key(w, "spent");
   pst_json_begin_object(w);
-  put_number(w, "budget_s", s->budget_s);
-  put_number(w, "calibration_s", o->calibration_s);
-  put_number(w, "search_s", o->search_s);
-  put_number(w, "verify_s", o->verify_s);
-  put_number(w, "total_s", o->total_s);
-  put_int(w, "answers", asked);
-  put_int(w, "calls_nusd", cost);
-  put_int(w, "machine_nusd", (int64_t)machine);
-  put_number(w, "nusd_per_1000_of_a_month", 1000 * machine / s->monthly);
-  put_text(w, "search_ended", s->why_stopped);
+  pst_json_member_double(w, "budget_s", s->budget_s);
+  pst_json_member_double(w, "calibration_s", o->calibration_s);
+  pst_json_member_double(w, "search_s", o->search_s);
+  pst_json_member_double(w, "verify_s", o->verify_s);
+  pst_json_member_double(w, "total_s", o->total_s);
+  pst_json_member_int(w, "answers", asked);
+  pst_json_member_int(w, "calls_nusd", cost);
+  pst_json_member_int(w, "machine_nusd", (int64_t)machine);
+  pst_json_member_double(w, "nusd_per_1000_of_a_month", 1000 * machine / s->monthly);
+  pst_json_member_cstr(w, "search_ended", s->why_stopped);
   pst_json_end_object(w);
 }
 
@@ -392,10 +377,10 @@ static void put_constants(pst_json_writer *w, const pst_optimizer_state *s) {
   pst_json_begin_array(w);
   for (int i = 0; i < PST_OPTIMIZER_N_CONSTANTS; i++) {
     pst_json_begin_object(w);
-    put_text(w, "name", pst_optimizer_constants[i].name);
-    put_number(w, "value", pst_optimizer_constants[i].value);
-    put_text(w, "unit", pst_optimizer_constants[i].unit);
-    put_text(w, "source", pst_optimizer_constants[i].source);
+    pst_json_member_cstr(w, "name", pst_optimizer_constants[i].name);
+    pst_json_member_double(w, "value", pst_optimizer_constants[i].value);
+    pst_json_member_cstr(w, "unit", pst_optimizer_constants[i].unit);
+    pst_json_member_cstr(w, "source", pst_optimizer_constants[i].source);
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
@@ -405,7 +390,7 @@ static void put_constants(pst_json_writer *w, const pst_optimizer_state *s) {
     const pst_optimizer_journal_row *row = &s->journal->rows[i];
     if (strncmp(row->key, "calibrate ", 10) != 0) continue;
     pst_json_begin_object(w);
-    put_text(w, "engine", row->key + 10);
+    pst_json_member_cstr(w, "engine", row->key + 10);
     pst_json_key(w, "step");
     pst_json_put_value(w, pst_json_get(pst_json_root(row->doc), "value"));
     pst_json_end_object(w);
@@ -428,9 +413,9 @@ static void put_point(pst_json_writer *w, const pst_optimizer_space *space, cons
   const pst_classifier_point *p = &space->classifier.points[v - PST_OPTIMIZER_FIRST];
   pst_json_key(w, "classifier_first");
   pst_json_begin_object(w);
-  put_number(w, "threshold", p->threshold);
-  put_number(w, "answered", p->answered);
-  put_number(w, "accuracy", p->accuracy);
+  pst_json_member_double(w, "threshold", p->threshold);
+  pst_json_member_double(w, "answered", p->answered);
+  pst_json_member_double(w, "accuracy", p->accuracy);
   pst_json_end_object(w);
 }
 
@@ -439,9 +424,9 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   bool outside = (size_t)o->chosen == s->space->n_classes;
   pst_json_key(w, "plan");
   pst_json_begin_object(w);
-  put_text(w, "hash", o->plan_hash);
-  put_bool(w, "is_reference", !strcmp(o->plan_hash, s->reference_hash));
-  put_bool(w, "same_answers", o->chosen == s->reference);
+  pst_json_member_cstr(w, "hash", o->plan_hash);
+  pst_json_member_bool(w, "is_reference", !strcmp(o->plan_hash, s->reference_hash));
+  pst_json_member_bool(w, "same_answers", o->chosen == s->reference);
   if (!outside) put_choice(w, s->space, &o->choice);
   if (!outside) put_point(w, s->space, &o->choice);
   if (!outside) put_estimate(w, "estimate", &o->estimate);
@@ -453,9 +438,9 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   outside = (size_t)s->reference == s->space->n_classes;
   pst_json_key(w, "reference");
   pst_json_begin_object(w);
-  put_text(w, "hash", s->reference_hash);
-  put_bool(w, "in_force", o->reference_in_force);
-  put_bool(w, "in_space", !outside);
+  pst_json_member_cstr(w, "hash", s->reference_hash);
+  pst_json_member_bool(w, "in_force", o->reference_in_force);
+  pst_json_member_bool(w, "in_space", !outside);
   if (!outside) put_choice(w, s->space, &o->reference_choice);
   if (!outside) put_estimate(w, "estimate", &o->reference_estimate);
   const pst_optimizer_answers *r = s->verify[s->reference].n ? &s->verify[s->reference] : &s->search[s->reference];
@@ -468,14 +453,14 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
 int pst_optimizer_evidence_write(const pst_optimizer_outcome *o, pst_buf *out, pst_error *err) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  put_int(&w, "schema", 1);
-  put_int(&w, "run", o->run_id);
+  pst_json_member_int(&w, "schema", 1);
+  pst_json_member_int(&w, "run", o->run_id);
   pst_json_key(&w, "seed");
   char seed[24];
   snprintf(seed, sizeof seed, "%llu", (unsigned long long)o->state->seed);
   pst_json_put_cstr(&w, seed); /* 64 bits do not fit a JSON number */
-  put_int(&w, "created_ms", o->created_ms);
-  put_text(&w, "verdict", pst_optimizer_verdict_name(o->verification->verdict));
+  pst_json_member_int(&w, "created_ms", o->created_ms);
+  pst_json_member_cstr(&w, "verdict", pst_optimizer_verdict_name(o->verification->verdict));
   put_setting(&w, o);
   put_space(&w, o->state);
   put_classifier(&w, o->state);

@@ -5,23 +5,15 @@
 #include <math.h>
 #include <string.h>
 
-static const pst_json *at(const pst_json *v, const char *path) {
-  while (v && *path) {
-    size_t n = strcspn(path, ".");
-    v = pst_json_get_str(v, (pst_str){path, n});
-    path += n + (path[n] == '.');
-  }
-  return v;
-}
-static double number(const pst_json *v, const char *path) { return pst_json_double(at(v, path), NAN); }
+static double number(const pst_json *v, const char *path) { return pst_json_double(pst_json_path(v, path), NAN); }
 static double bound(const pst_json *v, const char *path, size_t i) {
-  return pst_json_double(pst_json_at(at(v, path), i), NAN);
+  return pst_json_double(pst_json_at(pst_json_path(v, path), i), NAN);
 }
 static void put_str(pst_buf *out, const pst_json *v, const char *path) {
-  pst_buf_append_str(out, pst_json_str(at(v, path)));
+  pst_buf_append_str(out, pst_json_str(pst_json_path(v, path)));
 }
 static bool is(const pst_json *v, const char *path, const char *text) {
-  return pst_str_is(pst_json_str(at(v, path)), text);
+  return pst_str_is(pst_json_str(pst_json_path(v, path)), text);
 }
 
 /* 123456 -> "0.000123" dollars with four significant digits. */
@@ -97,20 +89,21 @@ static void put_choice(pst_buf *out, const pst_json *choice, const char *const *
 static void put_head(tree *t, const pst_json *e) {
   pst_buf *out = t->out;
   pst_buf_puts(out, "plan ");
-  pst_str hash = pst_json_str(at(e, "plan.hash"));
+  pst_str hash = pst_json_str(pst_json_path(e, "plan.hash"));
   pst_buf_append(out, hash.data, PST_MIN(hash.n, (size_t)12));
   pst_buf_puts(out, " for ");
   put_str(out, e, "workload.name");
-  const pst_json *answers = at(e, "plan.verify.n") ? at(e, "plan.verify") : at(e, "plan.search");
+  const pst_json *answers =
+      pst_json_path(e, "plan.verify.n") ? pst_json_path(e, "plan.verify") : pst_json_path(e, "plan.search");
   if (answers) {
     pst_buf_puts(out, ": ");
     put_percent(out, answers, "quality");
     pst_buf_printf(out, " right on %.0f %s items", number(answers, "n"),
-                   at(e, "plan.verify.n") ? "held-back" : "search");
+                   pst_json_path(e, "plan.verify.n") ? "held-back" : "search");
   }
-  if (at(e, "plan.nusd_per_1000_accepted")) {
+  if (pst_json_path(e, "plan.nusd_per_1000_accepted")) {
     pst_buf_puts(out, ",\n  ");
-    put_cost(out, at(e, "plan"));
+    put_cost(out, pst_json_path(e, "plan"));
     pst_buf_puts(out, " per 1,000 accepted answers");
   }
   pst_buf_puts(out, "\n\n");
@@ -121,9 +114,11 @@ static void put_head(tree *t, const pst_json *e) {
 }
 
 static void put_worth(tree *t, const pst_json *e) {
-  const pst_json *answers = at(e, "plan.verify.n") ? at(e, "plan.verify") : at(e, "plan.search");
+  const pst_json *answers =
+      pst_json_path(e, "plan.verify.n") ? pst_json_path(e, "plan.verify") : pst_json_path(e, "plan.search");
   put_leaf(t, "├─ ", "quality, % accepted", 100 * bound(answers, "quality", 0), 100 * bound(t->measured, "quality", 0));
-  put_leaf(t, "├─ ", "cost, $ per 1,000 accepted answers", bound(at(e, "plan"), "nusd_per_1000_accepted", 0) / 1e9,
+  put_leaf(t, "├─ ", "cost, $ per 1,000 accepted answers",
+           bound(pst_json_path(e, "plan"), "nusd_per_1000_accepted", 0) / 1e9,
            number(t->measured, "nusd_per_1000_accepted") / 1e9);
 }
 
@@ -147,7 +142,7 @@ static void put_classifier_tree(tree *t, const pst_json *e) {
 }
 
 static void put_first(pst_buf *out, const pst_json *e) {
-  const pst_json *first = at(e, "plan.classifier_first");
+  const pst_json *first = pst_json_path(e, "plan.classifier_first");
   if (!first) return;
   pst_buf_printf(
       out, "classifier first, where its margin is at least %.3g: expected to answer %.0f%%, %.1f%% of them right\n",
@@ -159,10 +154,10 @@ static void put_first(pst_buf *out, const pst_json *e) {
 
 static void put_tree(tree *t, const pst_json *e) {
   pst_buf *out = t->out;
-  const pst_json *choice = at(e, "plan.choice");
+  const pst_json *choice = pst_json_path(e, "plan.choice");
   static const char *const engine[] = {"weights", "kv", "slots", "chunk", "threads"};
   static const char *const prompt[] = {"layout", "examples"}, *const answer[] = {"constraint", "speculation"};
-  bool remote = !at(choice, "slots");
+  bool remote = !pst_json_path(choice, "slots");
   put_first(out, e);
   pst_buf_puts(out, remote ? "remote " : "local ");
   put_str(out, choice, "model");
@@ -209,7 +204,7 @@ static void put_gain(pst_buf *out, const pst_json *f) {
 }
 
 static void put_fields(pst_buf *out, const pst_json *e) {
-  const pst_json *fields = at(e, "fields");
+  const pst_json *fields = pst_json_path(e, "fields");
   bool starred = false;
   if (!pst_json_size(fields)) return;
   pst_buf_puts(out, "\nWhich field bought what (each put back alone to the reference's value)\n");
@@ -220,9 +215,9 @@ static void put_fields(pst_buf *out, const pst_json *e) {
     put_str(&change, it.value, "reference");
     pst_buf_puts(&change, " -> ");
     put_str(&change, it.value, "plan");
-    if (pst_json_bool(at(it.value, "with_labels"), false)) pst_buf_puts(&change, " *");
-    starred |= pst_json_bool(at(it.value, "with_labels"), false);
-    pst_str name = pst_json_str(at(it.value, "field"));
+    if (pst_json_bool(pst_json_path(it.value, "with_labels"), false)) pst_buf_puts(&change, " *");
+    starred |= pst_json_bool(pst_json_path(it.value, "with_labels"), false);
+    pst_str name = pst_json_str(pst_json_path(it.value, "field"));
     pst_buf_printf(out, "  %-12.*s %-30s ", (int)name.n, name.data ? name.data : "", pst_buf_text(&change));
     pst_buf_done(&change);
     if (is(it.value, "quality_from", "impossible")) {
@@ -246,15 +241,16 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
   if (!code && measured) code = pst_json_parse(measured, strlen(measured), "measured", &seen, err);
   if (!code) {
     const pst_json *e = pst_json_root(doc);
-    tree t = {out, at(e, "plan.estimate"), seen ? pst_json_root(seen) : NULL};
+    tree t = {out, pst_json_path(e, "plan.estimate"), seen ? pst_json_root(seen) : NULL};
     put_head(&t, e);
     if (is(e, "plan.choice.classifier", "alone"))
       put_classifier_tree(&t, e);
-    else if (at(e, "plan.choice"))
+    else if (pst_json_path(e, "plan.choice"))
       put_tree(&t, e);
     else
       pst_buf_puts(out, "the plan in force, outside the space that was searched: no estimates\n");
-    if (at(e, "plan.choice") && !(number(t.estimate, "tokens_per_second") > 0) && at(e, "plan.choice.slots"))
+    if (pst_json_path(e, "plan.choice") && !(number(t.estimate, "tokens_per_second") > 0) &&
+        pst_json_path(e, "plan.choice.slots"))
       pst_buf_puts(out, "\nanswers come whole with their first token: they have no pace in tokens/s\n");
     if (t.measured)
       pst_buf_printf(
@@ -275,9 +271,9 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
 
 static void put_verdict(pst_buf *out, const pst_json *e) {
   put_str(out, e, "workload.name");
-  if (is(e, "verdict", "found") && pst_json_bool(at(e, "plan.is_reference"), false))
+  if (is(e, "verdict", "found") && pst_json_bool(pst_json_path(e, "plan.is_reference"), false))
     pst_buf_puts(out, ": the reference plan is already the best, and holds on held-back items\n");
-  else if (is(e, "verdict", "found") && pst_json_bool(at(e, "plan.same_answers"), false))
+  else if (is(e, "verdict", "found") && pst_json_bool(pst_json_path(e, "plan.same_answers"), false))
     pst_buf_puts(out, ": the reference plan's answers are the best; settings that serve them better were found\n");
   else if (is(e, "verdict", "found"))
     pst_buf_puts(out, ": a plan was found and verified\n");
@@ -318,21 +314,21 @@ static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {
 static void put_choice_name(pst_buf *out, const pst_json *f) {
   static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
   bool alone = is(f, "choice.classifier", "alone");
-  if (at(f, "choice.classifier") && !is(f, "choice.classifier", "none")) {
+  if (pst_json_path(f, "choice.classifier") && !is(f, "choice.classifier", "none")) {
     pst_buf_puts(out, "classifier ");
     put_str(out, f, "choice.classifier");
     pst_buf_puts(out, alone ? " (no model call)" : " then ");
   }
   for (size_t i = 0; i < PST_ARRAY_LEN(names) && !alone; i++) {
     if (i) pst_buf_putc(out, ' ');
-    put_str(out, at(f, "choice"), names[i]);
+    put_str(out, pst_json_path(f, "choice"), names[i]);
   }
 }
 
 static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int rank) {
   pst_buf_printf(out, "  %d. ", rank);
   put_choice_name(out, f);
-  if (!pst_json_bool(at(f, "asked"), false)) {
+  if (!pst_json_bool(pst_json_path(f, "asked"), false)) {
     pst_buf_puts(out, "\n     not asked: ");
     put_str(out, f, "not_asked");
     pst_buf_putc(out, '\n');
@@ -340,24 +336,26 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
   }
   pst_buf_puts(out, "\n     quality ");
   put_percent(out, f, "comparison.plan");
-  bool same = pst_json_bool(at(f, "same_answers"), false);
+  bool same = pst_json_bool(pst_json_path(f, "same_answers"), false);
   if (same) pst_buf_puts(out, ", the reference's own answers\n");
   if (!same) put_difference(out, e, f);
   pst_buf_printf(out, "     floor of %.0f%% %s%s; ", 100 * number(e, "goal.quality_floor"),
-                 pst_json_bool(at(f, "floor_holds"), false) ? "holds" : "is missed",
-                 !pst_json_bool(at(f, "floor_holds"), false) ? pst_json_bool(at(f, "floor_missed_by_interval"), false)
-                                                                   ? ", by the whole interval"
-                                                                   : " by the point estimate, not by the whole interval"
-                 : pst_json_bool(at(f, "floor_holds_by_interval"), false)
+                 pst_json_bool(pst_json_path(f, "floor_holds"), false) ? "holds" : "is missed",
+                 !pst_json_bool(pst_json_path(f, "floor_holds"), false)
+                     ? pst_json_bool(pst_json_path(f, "floor_missed_by_interval"), false)
+                           ? ", by the whole interval"
+                           : " by the point estimate, not by the whole interval"
+                 : pst_json_bool(pst_json_path(f, "floor_holds_by_interval"), false)
                      ? ", by the whole interval"
                      : " by the point estimate, not by the whole interval");
   put_cost(out, f);
-  pst_buf_printf(out, " per 1,000 accepted: %s\n", pst_json_bool(at(f, "passed"), false) ? "taken" : "not taken");
+  pst_buf_printf(out, " per 1,000 accepted: %s\n",
+                 pst_json_bool(pst_json_path(f, "passed"), false) ? "taken" : "not taken");
 }
 
 /* What was learned, against what prompts alone reach. */
 static void put_prompted(pst_buf *out, const pst_json *e) {
-  const pst_json *p = at(e, "verification.prompted");
+  const pst_json *p = pst_json_path(e, "verification.prompted");
   if (!p) return;
   pst_buf_puts(out, "\nThe best plan of prompted models, on the same items: ");
   put_choice_name(out, p);
@@ -367,7 +365,7 @@ static void put_prompted(pst_buf *out, const pst_json *e) {
                  100 * bound(p, "comparison.difference", 0), 100 * bound(p, "comparison.difference", 1),
                  100 * bound(p, "comparison.difference", 2), number(p, "comparison.n"));
   put_cost(out, p);
-  double ratio = bound(p, "nusd_per_1000_accepted", 0) / bound(at(e, "plan"), "nusd_per_1000_accepted", 0);
+  double ratio = bound(p, "nusd_per_1000_accepted", 0) / bound(pst_json_path(e, "plan"), "nusd_per_1000_accepted", 0);
   pst_buf_puts(out, " per 1,000 accepted");
   if (isfinite(ratio)) pst_buf_printf(out, ", %.3g times the cost of the plan taken", ratio);
   pst_buf_putc(out, '\n');
@@ -380,9 +378,9 @@ static void put_front(pst_buf *out, const pst_json *e) {
   double last = -INFINITY;
   for (;;) {
     const pst_json *best = NULL;
-    for (pst_json_iter it = pst_json_iterate(at(e, "measured")); pst_json_next(&it);) {
+    for (pst_json_iter it = pst_json_iterate(pst_json_path(e, "measured")); pst_json_next(&it);) {
       double cost = bound(it.value, "nusd_per_1000_accepted", 0);
-      if (pst_json_bool(at(it.value, "front"), false) && cost > last &&
+      if (pst_json_bool(pst_json_path(it.value, "front"), false) && cost > last &&
           (!best || cost < bound(best, "nusd_per_1000_accepted", 0)))
         best = it.value;
     }
@@ -414,7 +412,7 @@ int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
                    before == 1 ? "" : "s");
   else
     pst_buf_puts(out, "never asked before)\n");
-  for (pst_json_iter it = pst_json_iterate(at(e, "verification.finalists")); pst_json_next(&it);)
+  for (pst_json_iter it = pst_json_iterate(pst_json_path(e, "verification.finalists")); pst_json_next(&it);)
     put_trial(out, e, it.value, rank++);
   put_prompted(out, e);
   put_front(out, e);

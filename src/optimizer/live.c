@@ -8,15 +8,6 @@
 
 #define C PST_OPTIMIZER_CONST
 
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
-static void put_number(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
-}
-
 static void show(pst_optimizer_live *l) {
   pst_progress_update(&l->progress, pst_optimizer_journal_now_us(l->journal) / 1000000);
 }
@@ -118,11 +109,11 @@ static int describe(void *state, const char *name, const char *sha256, pst_buf *
     pst_json_put_cstr(&w, info->weights);
     pst_json_key(&w, "has_template");
     pst_json_put_bool(&w, info->has_template);
-    put_int(&w, "n_ctx", info->n_ctx_train);
-    put_int(&w, "n_params", info->n_params);
-    put_int(&w, "step_bytes", info->step_bytes);
-    put_number(&w, "label_tokens", label_tokens(l, model));
-    put_number(&w, "label_steps", label_steps(l, model));
+    pst_json_member_int(&w, "n_ctx", info->n_ctx_train);
+    pst_json_member_int(&w, "n_params", info->n_params);
+    pst_json_member_int(&w, "step_bytes", info->step_bytes);
+    pst_json_member_double(&w, "label_tokens", label_tokens(l, model));
+    pst_json_member_double(&w, "label_steps", label_steps(l, model));
     pst_json_end_object(&w);
     pst_gateway_engine_release(l->gateway, engine);
   }
@@ -164,7 +155,7 @@ static int render_all(pst_optimizer_live *l, const pst_gateway_plan *plan, const
     shared = k;
   }
   pst_json_end_array(w);
-  put_int(w, "shared", shared == SIZE_MAX ? 0 : (int64_t)shared);
+  pst_json_member_int(w, "shared", shared == SIZE_MAX ? 0 : (int64_t)shared);
   pst_engine_tokens_done(&tokens);
   pst_engine_tokens_done(&first);
   return code;
@@ -243,13 +234,13 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
   if (code) return code;
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  put_number(&w, "fixed_us", m.fixed_us);
-  put_number(&w, "token_us", m.token_us);
-  put_number(&w, "context_us", m.context_us);
-  put_number(&w, "head_us", m.head_us);
-  put_number(&w, "relative_error", m.relative_error);
-  put_number(&w, "open_s", (double)(ready - start) / 1e6);
-  put_number(&w, "seconds", (double)(pst_clock_us() - ready) / 1e6);
+  pst_json_member_double(&w, "fixed_us", m.fixed_us);
+  pst_json_member_double(&w, "token_us", m.token_us);
+  pst_json_member_double(&w, "context_us", m.context_us);
+  pst_json_member_double(&w, "head_us", m.head_us);
+  pst_json_member_double(&w, "relative_error", m.relative_error);
+  pst_json_member_double(&w, "open_s", (double)(ready - start) / 1e6);
+  pst_json_member_double(&w, "seconds", (double)(pst_clock_us() - ready) / 1e6);
   pst_json_end_object(&w);
   return 0;
 }
@@ -323,14 +314,14 @@ static void put_classifier(const pst_classifier *c, const char *artefact, double
   pst_json_begin_object(&w);
   pst_json_key(&w, "artefact");
   pst_json_put_cstr(&w, artefact);
-  put_int(&w, "records", (int64_t)info->n_records);
-  put_int(&w, "labels", (int64_t)info->n_labels);
-  put_int(&w, "features", (int64_t)info->n_features);
-  put_number(&w, "seconds", seconds);
-  put_number(&w, "accuracy", info->accuracy);
-  put_number(&w, "log_loss", info->log_loss);
-  put_number(&w, "calibration_error", info->calibration_error);
-  put_number(&w, "item_us", item_us);
+  pst_json_member_int(&w, "records", (int64_t)info->n_records);
+  pst_json_member_int(&w, "labels", (int64_t)info->n_labels);
+  pst_json_member_int(&w, "features", (int64_t)info->n_features);
+  pst_json_member_double(&w, "seconds", seconds);
+  pst_json_member_double(&w, "accuracy", info->accuracy);
+  pst_json_member_double(&w, "log_loss", info->log_loss);
+  pst_json_member_double(&w, "calibration_error", info->calibration_error);
+  pst_json_member_double(&w, "item_us", item_us);
   pst_json_key(&w, "curve");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < PST_CLASSIFIER_CURVE_POINTS; i++) {
@@ -424,9 +415,9 @@ static void put_looked(pst_json_writer *w, const char *key, const looked *look) 
   if (!look->steps) return;
   pst_json_key(w, key);
   pst_json_begin_object(w);
-  put_int(w, "tokens", look->tokens);
-  put_int(w, "steps", look->steps);
-  put_int(w, "drafted", look->drafted);
+  pst_json_member_int(w, "tokens", look->tokens);
+  pst_json_member_int(w, "steps", look->steps);
+  pst_json_member_int(w, "drafted", look->drafted);
   pst_json_end_object(w);
 }
 
@@ -455,15 +446,15 @@ static void put_run(const pst_evals_run *r, const looked look[2], pst_buf *out) 
     }
     pst_json_end_array(&w);
   }
-  put_int(&w, "steps", steps);
-  put_int(&w, "drafted", drafted);
-  put_int(&w, "accepted", accepted);
+  pst_json_member_int(&w, "steps", steps);
+  pst_json_member_int(&w, "drafted", drafted);
+  pst_json_member_int(&w, "accepted", accepted);
   put_looked(&w, "lookup", &look[0]);
   put_looked(&w, "answers", &look[1]);
-  put_int(&w, "failed", r->n_failed);
-  put_int(&w, "wall_us", r->wall_us);
-  put_int(&w, "cost_nusd", r->cost_nusd);
-  put_int(&w, "run", r->run_id);
+  pst_json_member_int(&w, "failed", r->n_failed);
+  pst_json_member_int(&w, "wall_us", r->wall_us);
+  pst_json_member_int(&w, "cost_nusd", r->cost_nusd);
+  pst_json_member_int(&w, "run", r->run_id);
   pst_json_end_object(&w);
   if (right.failed) out->failed = true;
   pst_buf_done(&right);
@@ -509,7 +500,7 @@ static int count_use(void *state, pst_buf *out, pst_error *err) {
   int code = pst_evals_uses(l->store, l->workload, PST_EVALS_VERIFY, &uses, err);
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  put_int(&w, "uses", uses);
+  pst_json_member_int(&w, "uses", uses);
   pst_json_end_object(&w);
   return code;
 }

@@ -3,20 +3,15 @@
 
 #include "optimizer/space.h"
 
-static void put_text(pst_json_writer *w, const char *key, pst_str text) {
-  pst_json_key(w, key);
-  pst_json_put_str(w, text);
-}
-
 static void put_engine(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
   const pst_optimizer_axis *x = s->axes;
   const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
   pst_json_begin_object(w);
-  put_text(w, "model", pst_str_from(pst_optimizer_engine_model(t)));
-  if (t->sha256) put_text(w, "sha256", pst_str_from(t->sha256));
+  pst_json_member_str(w, "model", pst_str_from(pst_optimizer_engine_model(t)));
+  if (t->sha256) pst_json_member_str(w, "sha256", pst_str_from(t->sha256));
   const int texts[] = {PST_OPTIMIZER_WEIGHTS, PST_OPTIMIZER_KV};
   for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++)
-    put_text(w, x[texts[i]].name, pst_str_from(x[texts[i]].values[c->v[texts[i]]]));
+    pst_json_member_str(w, x[texts[i]].name, pst_str_from(x[texts[i]].values[c->v[texts[i]]]));
   const int numbers[] = {PST_OPTIMIZER_SLOTS, PST_OPTIMIZER_CHUNK, PST_OPTIMIZER_THREADS};
   for (size_t i = 0; i < PST_ARRAY_LEN(numbers); i++) {
     pst_json_key(w, x[numbers[i]].name);
@@ -28,11 +23,11 @@ static void put_engine(pst_json_writer *w, const pst_optimizer_space *s, const p
 static void put_prompt(pst_json_writer *w, const pst_evals_prompt *p) {
   pst_json_key(w, "prompt");
   pst_json_begin_object(w);
-  put_text(w, "name", p->name);
-  if (p->system.n) put_text(w, "system", p->system);
-  if (p->instruction.n) put_text(w, "instruction", p->instruction);
-  if (p->input_key.n) put_text(w, "input_key", p->input_key);
-  if (p->answer_key.n) put_text(w, "answer_key", p->answer_key);
+  pst_json_member_str(w, "name", p->name);
+  if (p->system.n) pst_json_member_str(w, "system", p->system);
+  if (p->instruction.n) pst_json_member_str(w, "instruction", p->instruction);
+  if (p->input_key.n) pst_json_member_str(w, "input_key", p->input_key);
+  if (p->answer_key.n) pst_json_member_str(w, "answer_key", p->answer_key);
   pst_json_end_object(w);
 }
 
@@ -52,8 +47,8 @@ static void put_trained_with(pst_json_writer *w, const pst_optimizer_target *t) 
 
 static void put_classifier(pst_json_writer *w, const pst_optimizer_space *s) {
   pst_json_begin_object(w);
-  put_text(w, "op", PST_STR("classifier"));
-  put_text(w, "artefact", pst_str_from(s->classifier.artefact));
+  pst_json_member_str(w, "op", PST_STR("classifier"));
+  pst_json_member_str(w, "artefact", pst_str_from(s->classifier.artefact));
   pst_json_end_object(w);
 }
 
@@ -61,25 +56,25 @@ static void put_model(pst_json_writer *w, const pst_optimizer_space *s, const ps
   const pst_optimizer_axis *x = s->axes;
   const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
   pst_json_begin_object(w);
-  put_text(w, "op", t->provider ? PST_STR("remote") : PST_STR("local"));
+  pst_json_member_str(w, "op", t->provider ? PST_STR("remote") : PST_STR("local"));
   if (t->provider) {
-    put_text(w, "provider", pst_str_from(t->provider));
-    put_text(w, "model", pst_str_from(t->name + strlen(t->provider) + 1));
+    pst_json_member_str(w, "provider", pst_str_from(t->provider));
+    pst_json_member_str(w, "model", pst_str_from(t->name + strlen(t->provider) + 1));
   } else {
-    put_text(w, "engine", PST_STR("e1"));
+    pst_json_member_str(w, "engine", PST_STR("e1"));
   }
-  if (t->adapter) put_text(w, "adapter", pst_str_from(t->adapter));
+  if (t->adapter) pst_json_member_str(w, "adapter", pst_str_from(t->adapter));
   if (t->trained_with) {
     put_trained_with(w, t);
   } else {
     put_prompt(w, &s->workload->prompts[c->v[PST_OPTIMIZER_PROMPT]]);
-    put_text(w, "layout", pst_str_from(x[PST_OPTIMIZER_LAYOUT].values[c->v[PST_OPTIMIZER_LAYOUT]]));
+    pst_json_member_str(w, "layout", pst_str_from(x[PST_OPTIMIZER_LAYOUT].values[c->v[PST_OPTIMIZER_LAYOUT]]));
   }
   int e = c->v[PST_OPTIMIZER_EXAMPLES];
   if (x[PST_OPTIMIZER_EXAMPLES].number[e] > 0) {
     pst_json_key(w, "examples");
     pst_json_begin_object(w);
-    put_text(w, "index", pst_str_from(s->examples_index));
+    pst_json_member_str(w, "index", pst_str_from(s->examples_index));
     pst_json_key(w, "k");
     pst_json_put_int(w, x[PST_OPTIMIZER_EXAMPLES].number[e]);
     if (x[PST_OPTIMIZER_EXAMPLES].fixed[e]) {
@@ -88,12 +83,13 @@ static void put_model(pst_json_writer *w, const pst_optimizer_space *s, const ps
     }
     pst_json_end_object(w);
   }
-  put_text(w, "constraint", pst_str_from(x[PST_OPTIMIZER_CONSTRAINT].values[c->v[PST_OPTIMIZER_CONSTRAINT]]));
+  pst_json_member_str(w, "constraint",
+                      pst_str_from(x[PST_OPTIMIZER_CONSTRAINT].values[c->v[PST_OPTIMIZER_CONSTRAINT]]));
   if (!t->provider) {
     int speculation = c->v[PST_OPTIMIZER_SPECULATION];
-    put_text(w, "speculation", pst_str_from(x[PST_OPTIMIZER_SPECULATION].values[speculation]));
+    pst_json_member_str(w, "speculation", pst_str_from(x[PST_OPTIMIZER_SPECULATION].values[speculation]));
     if (x[PST_OPTIMIZER_SPECULATION].number[speculation] == PST_ENGINE_SPEC_ANSWERS)
-      put_text(w, "answers", pst_str_from(s->answers));
+      pst_json_member_str(w, "answers", pst_str_from(s->answers));
   }
   pst_json_key(w, "sampling");
   pst_json_begin_object(w);
@@ -113,8 +109,8 @@ static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst
     put_classifier(w, s);
   } else {
     pst_json_begin_object(w);
-    put_text(w, "op", PST_STR("cascade"));
-    put_text(w, "signal", PST_STR("margin"));
+    pst_json_member_str(w, "op", PST_STR("cascade"));
+    pst_json_member_str(w, "signal", PST_STR("margin"));
     pst_json_key(w, "threshold");
     pst_json_put_double(w, s->classifier.points[classifier - PST_OPTIMIZER_FIRST].threshold);
     pst_json_key(w, "inputs");
@@ -132,8 +128,8 @@ int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_c
   pst_json_begin_object(&w);
   pst_json_key(&w, "schema");
   pst_json_put_int(&w, 1);
-  put_text(&w, "workload", pst_str_from(info->name));
-  if (info->input_pattern) put_text(&w, "input_pattern", pst_str_from(info->input_pattern));
+  pst_json_member_str(&w, "workload", pst_str_from(info->name));
+  if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
   if (info->n_labels) {
     pst_json_key(&w, "labels");
     pst_json_begin_array(&w);

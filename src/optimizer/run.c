@@ -28,15 +28,6 @@ typedef struct run {
 
 /* ---- what there is to choose from ---- */
 
-static void put_text(pst_json_writer *w, const char *key, const char *text) {
-  pst_json_key(w, key);
-  pst_json_put_cstr(w, text);
-}
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
-
 typedef struct provider_search {
   pst_str id;
   size_t n; /* length of the provider's name; 0: none */
@@ -75,13 +66,13 @@ static bool is_way_to_ask(const char *text) {
   if (pst_json_parse(text, strlen(text), NULL, &doc, NULL)) return false;
   pst_json_writer w = pst_json_writer_on(&plan, false);
   pst_json_begin_object(&w);
-  put_int(&w, "schema", 1);
+  pst_json_member_int(&w, "schema", 1);
   pst_json_key(&w, "engines");
   pst_json_put_raw(&w, PST_STR("{\"e1\":{\"model\":\"m\"}}"));
   pst_json_key(&w, "root");
   pst_json_begin_object(&w);
-  put_text(&w, "op", "local");
-  put_text(&w, "engine", "e1");
+  pst_json_member_cstr(&w, "op", "local");
+  pst_json_member_cstr(&w, "engine", "e1");
   for (pst_json_iter it = pst_json_iterate(pst_json_root(doc)); pst_json_next(&it);) {
     pst_json_key_str(&w, it.key);
     pst_json_put_value(&w, it.value);
@@ -152,14 +143,14 @@ static int write_params(run *r, pst_error *err) {
   char seed[24], reference[65] = "";
   snprintf(seed, sizeof seed, "%llu", (unsigned long long)r->in.seed);
   pst_json_begin_object(&w);
-  put_int(&w, "version", SPACE_VERSION);
-  put_text(&w, "fingerprint", r->info->fingerprint);
-  put_text(&w, "seed", seed);
+  pst_json_member_int(&w, "version", SPACE_VERSION);
+  pst_json_member_cstr(&w, "fingerprint", r->info->fingerprint);
+  pst_json_member_cstr(&w, "seed", seed);
   pst_json_key(&w, "budget_s");
   pst_json_put_double(&w, r->in.budget_s);
-  put_int(&w, "max_items", (int64_t)r->in.max_items);
-  put_int(&w, "threads", r->in.threads);
-  put_int(&w, "machine_nusd_per_hour", r->in.price_nusd_per_hour);
+  pst_json_member_int(&w, "max_items", (int64_t)r->in.max_items);
+  pst_json_member_int(&w, "threads", r->in.threads);
+  pst_json_member_int(&w, "machine_nusd_per_hour", r->in.price_nusd_per_hour);
   if (r->reference_plan) {
     pst_gateway_plan *plan = NULL;
     int code = pst_gateway_plan_parse(pst_str_from(r->reference_plan), "plan in force", &plan, err);
@@ -167,25 +158,25 @@ static int write_params(run *r, pst_error *err) {
     memcpy(reference, plan->hash, sizeof reference);
     pst_gateway_plan_unref(plan);
   }
-  put_text(&w, "reference", reference);
+  pst_json_member_cstr(&w, "reference", reference);
   pst_json_key(&w, "models");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < r->n_targets; i++) {
     const pst_optimizer_target *t = &r->targets[i];
     pst_json_begin_object(&w);
-    put_text(&w, "name", t->name);
-    put_text(&w, "sha256", t->sha256);
-    put_text(&w, "provider", t->provider);
+    pst_json_member_cstr(&w, "name", t->name);
+    pst_json_member_cstr(&w, "sha256", t->sha256);
+    pst_json_member_cstr(&w, "provider", t->provider);
     if (t->adapter) {
-      put_text(&w, "adapter", t->adapter);
-      put_text(&w, "base", t->base);
-      put_text(&w, "trained_with", t->trained_with);
-      put_int(&w, "adapter_params", t->adapter_params);
+      pst_json_member_cstr(&w, "adapter", t->adapter);
+      pst_json_member_cstr(&w, "base", t->base);
+      pst_json_member_cstr(&w, "trained_with", t->trained_with);
+      pst_json_member_int(&w, "adapter_params", t->adapter_params);
     }
     if (t->provider) {
-      put_int(&w, "input", t->price.input);
-      put_int(&w, "cached_input", t->price.cached_input);
-      put_int(&w, "output", t->price.output);
+      pst_json_member_int(&w, "input", t->price.input);
+      pst_json_member_int(&w, "cached_input", t->price.cached_input);
+      pst_json_member_int(&w, "output", t->price.output);
     }
     pst_json_end_object(&w);
   }
@@ -282,8 +273,8 @@ static int keep(run *r, const pst_optimizer_result *res, pst_error *err) {
   pst_buf result = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&result, false);
   pst_json_begin_object(&w);
-  put_text(&w, "verdict", pst_optimizer_verdict_name(res->verdict));
-  put_text(&w, "plan", res->plan_hash);
+  pst_json_member_cstr(&w, "verdict", pst_optimizer_verdict_name(res->verdict));
+  pst_json_member_cstr(&w, "plan", res->plan_hash);
   pst_json_end_object(&w);
   int code = pst_buf_status(&result) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory") : 0;
   if (!code) code = pst_store_plan_put(r->store, pst_str_from(res->plan_json), now, hash, err);

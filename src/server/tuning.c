@@ -432,16 +432,6 @@ static int check_model(const pst_server_call *call, pst_str model, pst_error *er
                        (int)PST_MIN(model.n, (size_t)200), model.data);
 }
 
-static void put_member(pst_json_writer *w, const char *key, pst_str value) {
-  pst_json_key(w, key);
-  pst_json_put_str(w, value);
-}
-
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
-}
-
 static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const file_wanted *training,
                   const file_wanted *validation, int64_t *ret_id, pst_error *err) {
   pst_store *store = call->server->store;
@@ -451,20 +441,20 @@ static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const
   int code = pst_store_run_create(store, pst_str_from(job_kind), (pst_str){NULL, 0}, PST_STR("{}"), now, &run, err);
   pst_json_begin_object(&w);
   const char *usual = call->server->options.default_model;
-  put_member(&w, "model", usual && pst_str_is(q->model, "default") ? pst_str_from(usual) : q->model);
-  put_member(&w, "target", pst_server_resolve(call, q->model)); /* as the gateway knows it */
-  put_member(&w, "training_file", q->training_file);
-  put_member(&w, "training_hash", pst_str_from(training->hash));
-  put_member(&w, "validation_file", q->validation_file.data ? q->validation_file : PST_STR(""));
-  put_member(&w, "validation_hash", pst_str_from(validation->hash));
-  put_member(&w, "suffix", q->suffix.data ? q->suffix : PST_STR(""));
-  put_int(&w, "seed", q->has_seed ? q->seed : 1);
-  put_int(&w, "n_epochs", q->n_epochs);
-  put_int(&w, "batch_size", q->batch_size);
+  pst_json_member_str(&w, "model", usual && pst_str_is(q->model, "default") ? pst_str_from(usual) : q->model);
+  pst_json_member_str(&w, "target", pst_server_resolve(call, q->model)); /* as the gateway knows it */
+  pst_json_member_str(&w, "training_file", q->training_file);
+  pst_json_member_str(&w, "training_hash", pst_str_from(training->hash));
+  pst_json_member_str(&w, "validation_file", q->validation_file.data ? q->validation_file : PST_STR(""));
+  pst_json_member_str(&w, "validation_hash", pst_str_from(validation->hash));
+  pst_json_member_str(&w, "suffix", q->suffix.data ? q->suffix : PST_STR(""));
+  pst_json_member_int(&w, "seed", q->has_seed ? q->seed : 1);
+  pst_json_member_int(&w, "n_epochs", q->n_epochs);
+  pst_json_member_int(&w, "batch_size", q->batch_size);
   pst_json_key(&w, "learning_rate_multiplier");
   pst_json_put_double(&w, q->learning_rate_multiplier);
-  put_int(&w, "key_id", call->key.id);
-  put_int(&w, "run", run);
+  pst_json_member_int(&w, "key_id", call->key.id);
+  pst_json_member_int(&w, "run", run);
   pst_json_end_object(&w);
   pst_buf_printf(&event, "{\"time_ms\":%" PRId64 ",\"level\":\"info\",\"message\":\"Created fine-tuning job\"}", now);
   if (!code && (pst_buf_status(&params) || pst_buf_status(&event)))

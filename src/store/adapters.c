@@ -88,14 +88,9 @@ static int take_row(sqlite3_stmt *stmt, void *context) {
 }
 
 int pst_store_adapter_get(pst_store *store, pst_str name, pst_store_adapter *ret_adapter, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
   pst_store_adapter adapter;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, "SELECT " COLUMNS " FROM adapters WHERE name = ?1", &stmt, err, "s", name);
-  code = pst_store_sql_each(conn, code, stmt, take_row, &adapter, err);
-  pst_store_reader_give(store, conn);
+  int code = pst_store_read_each(store, take_row, &adapter, err, "SELECT " COLUMNS " FROM adapters WHERE name = ?1",
+                                 "s", name);
   if (code == 1) {
     *ret_adapter = adapter;
     return 0;
@@ -120,13 +115,6 @@ static int walk_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_adapter_each(pst_store *store, int (*fn)(void *user, const pst_store_adapter *adapter), void *user,
                            pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
   walk w = {fn, user};
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, "SELECT " COLUMNS " FROM adapters ORDER BY name", &stmt, err, "");
-  code = pst_store_sql_each(conn, code, stmt, walk_row, &w, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, walk_row, &w, err, "SELECT " COLUMNS " FROM adapters ORDER BY name", "");
 }

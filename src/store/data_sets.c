@@ -148,18 +148,11 @@ static int line_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_data_set_records(pst_store *store, pst_str hash, int (*fn)(void *user, int64_t line, int64_t record_id),
                                void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn,
+  line_walk walk = {.fn = fn, .user = user};
+  return pst_store_read_each(store, line_row, &walk, err,
                              "SELECT d.line, d.record_id FROM data_set_records d JOIN data_sets s ON s.id = d.set_id"
                              " WHERE s.hash = ?1 ORDER BY d.line",
-                             &stmt, err, "s", hash);
-  line_walk walk = {.fn = fn, .user = user};
-  code = pst_store_sql_each(conn, code, stmt, line_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+                             "s", hash);
 }
 
 static int hash_row(sqlite3_stmt *stmt, void *context) {
@@ -169,18 +162,11 @@ static int hash_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_data_set_of_record(pst_store *store, int64_t record_id, int (*fn)(void *user, pst_str hash), void *user,
                                  pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn,
+  line_walk walk = {.hash_fn = fn, .user = user};
+  return pst_store_read_each(store, hash_row, &walk, err,
                              "SELECT s.hash FROM data_sets s JOIN data_set_records d ON d.set_id = s.id"
                              " WHERE d.record_id = ?1 ORDER BY s.id",
-                             &stmt, err, "i", record_id);
-  line_walk walk = {.hash_fn = fn, .user = user};
-  code = pst_store_sql_each(conn, code, stmt, hash_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+                             "i", record_id);
 }
 
 /* ---- what was made of a set ---- */
@@ -220,20 +206,13 @@ static int use_row(sqlite3_stmt *stmt, void *context) {
 int pst_store_data_set_uses(pst_store *store, pst_str hash,
                             int (*fn)(void *user, pst_str hash, pst_str kind, pst_str name, bool stale), void *user,
                             pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn,
+  line_walk walk = {.use_fn = fn, .user = user};
+  return pst_store_read_each(store, use_row, &walk, err,
                              "SELECT s.hash, u.kind, u.name, u.stale FROM data_set_uses u JOIN data_sets s"
                              " ON s.id = u.set_id WHERE ?1 IS NULL OR s.hash = ?1"
                              " UNION SELECT s.hash, 'adapter', a.name, s.state FROM adapters a JOIN data_sets s"
                              " ON s.hash = a.data WHERE ?1 IS NULL OR s.hash = ?1 ORDER BY 1, 2, 3",
-                             &stmt, err, "s", hash);
-  line_walk walk = {.use_fn = fn, .user = user};
-  code = pst_store_sql_each(conn, code, stmt, use_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+                             "s", hash);
 }
 
 /* ---- withdrawing ---- */
@@ -404,14 +383,7 @@ static int clean_row(sqlite3_stmt *stmt, void *context) {
 }
 
 int pst_store_data_sets_clean(pst_store *store, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, "SELECT hash FROM data_sets WHERE state = 1", &stmt, err, "");
-  code = pst_store_sql_each(conn, code, stmt, clean_row, store, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, clean_row, store, err, "SELECT hash FROM data_sets WHERE state = 1", "");
 }
 
 /* ---- guarded items ---- */

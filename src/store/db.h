@@ -80,6 +80,9 @@ int pst_store_sql_int(pst_store_conn *conn, int64_t *ret_value, const char *sql,
  * the preparation, so that calls chain; nothing happens unless it is 0. */
 int pst_store_sql_each(pst_store_conn *conn, int code, sqlite3_stmt *stmt,
                        int (*row)(sqlite3_stmt *stmt, void *context), void *context, pst_error *err);
+/* The same on a reader of its own, from preparation to the end. sql: a literal. */
+int pst_store_read_each(pst_store *store, int (*row)(sqlite3_stmt *stmt, void *context), void *context, pst_error *err,
+                        const char *sql, const char *types, ...);
 pst_str pst_store_column_str(sqlite3_stmt *stmt, int column); /* NULL: data NULL */
 /* Copies at most n - 1 bytes, terminated. */
 void pst_store_copy(char *out, size_t n, pst_str text);

@@ -189,27 +189,14 @@ static int job_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_job_get(pst_store *store, int64_t job_id, int (*fn)(void *user, const pst_store_job *job), void *user,
                       pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, JOB_SELECT "WHERE id = ?1", &stmt, err, "i", job_id);
   job_walk walk = {fn, user, 0};
-  code = pst_store_sql_each(conn, code, stmt, job_row, &walk, err);
-  pst_store_reader_give(store, conn);
+  int code = pst_store_read_each(store, job_row, &walk, err, JOB_SELECT "WHERE id = ?1", "i", job_id);
   return !code && walk.n == 0 ? no_such_job(job_id, err) : code;
 }
 
 int pst_store_job_each(pst_store *store, int64_t limit, int (*fn)(void *user, const pst_store_job *job), void *user,
                        pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, JOB_SELECT "ORDER BY id DESC LIMIT ?1", &stmt, err, "i",
-                             limit > 0 ? limit : INT64_C(-1));
   job_walk walk = {fn, user, 0};
-  code = pst_store_sql_each(conn, code, stmt, job_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, job_row, &walk, err, JOB_SELECT "ORDER BY id DESC LIMIT ?1", "i",
+                             limit > 0 ? limit : INT64_C(-1));
 }

@@ -176,15 +176,8 @@ static int key_row(sqlite3_stmt *stmt, void *context) {
 }
 
 int pst_store_key_each(pst_store *store, int (*fn)(void *user, const pst_store_key *key), void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, "SELECT " KEY_COLUMNS " FROM api_keys ORDER BY id", &stmt, err, "");
   key_walk walk = {fn, user};
-  code = pst_store_sql_each(conn, code, stmt, key_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, key_row, &walk, err, "SELECT " KEY_COLUMNS " FROM api_keys ORDER BY id", "");
 }
 
 /* ---- changes ---- */

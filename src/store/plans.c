@@ -232,18 +232,11 @@ static int history_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_plan_history(pst_store *store, pst_str workload, int (*fn)(void *user, const pst_store_plan_event *event),
                            void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn,
+  history_walk walk = {fn, user};
+  return pst_store_read_each(store, history_row, &walk, err,
                              "SELECT id, time_ms, workload, role, hash, event, note FROM plan_history"
                              " WHERE ?1 IS NULL OR workload = ?1 ORDER BY id",
-                             &stmt, err, "s", workload);
-  history_walk walk = {fn, user};
-  code = pst_store_sql_each(conn, code, stmt, history_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+                             "s", workload);
 }
 
 /* ---- evidence ---- */
@@ -292,16 +285,9 @@ static int evidence_row(sqlite3_stmt *stmt, void *context) {
 int pst_store_evidence_each(pst_store *store, pst_str plan_hash, pst_str workload,
                             int (*fn)(void *user, int64_t id, int64_t time_ms, pst_str plan_hash, pst_str json),
                             void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn,
+  evidence_walk walk = {fn, user};
+  return pst_store_read_each(store, evidence_row, &walk, err,
                              "SELECT id, time_ms, plan_hash, json FROM evidence"
                              " WHERE (?1 IS NULL OR plan_hash = ?1) AND (?2 IS NULL OR workload = ?2) ORDER BY id",
-                             &stmt, err, "ss", plan_hash, workload);
-  evidence_walk walk = {fn, user};
-  code = pst_store_sql_each(conn, code, stmt, evidence_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+                             "ss", plan_hash, workload);
 }

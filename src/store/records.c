@@ -94,12 +94,9 @@ static int count_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_records_count(pst_store *store, int (*fn)(void *user, const pst_store_record_counts *counts), void *user,
                             pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(
-      conn,
+  count_walk walk = {fn, user};
+  return pst_store_read_each(
+      store, count_row, &walk, err,
       "WITH f AS (SELECT r.workload AS w, count(*) AS n, sum(b.thumbs > 0) AS up, sum(b.thumbs < 0) AS down,"
       "   count(b.correction) AS corrected FROM feedback b JOIN requests r ON r.completion_id = b.completion_id"
       "   GROUP BY r.workload)"
@@ -108,11 +105,7 @@ int pst_store_records_count(pst_store *store, int (*fn)(void *user, const pst_st
       "   coalesce(f.down, 0), coalesce(f.corrected, 0)"
       " FROM requests r LEFT JOIN f ON f.w IS r.workload WHERE r.purpose = 0 AND r.status = 200"
       " GROUP BY r.workload ORDER BY r.workload",
-      &stmt, err, "");
-  count_walk walk = {fn, user};
-  code = pst_store_sql_each(conn, code, stmt, count_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+      "");
 }
 
 /* ---- the end of a record ---- */

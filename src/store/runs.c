@@ -90,31 +90,18 @@ static int no_such_run(int64_t run_id, pst_error *err) {
 
 int pst_store_run_get(pst_store *store, int64_t run_id, int (*fn)(void *user, const pst_store_run *run), void *user,
                       pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, RUN_SELECT "WHERE id = ?1", &stmt, err, "i", run_id);
   run_walk walk = {fn, user, 0};
-  code = pst_store_sql_each(conn, code, stmt, run_row, &walk, err);
-  pst_store_reader_give(store, conn);
+  int code = pst_store_read_each(store, run_row, &walk, err, RUN_SELECT "WHERE id = ?1", "i", run_id);
   return !code && walk.n == 0 ? no_such_run(run_id, err) : code;
 }
 
 int pst_store_run_each(pst_store *store, pst_str kind, pst_str workload, int64_t limit,
                        int (*fn)(void *user, const pst_store_run *run), void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn,
+  run_walk walk = {fn, user, 0};
+  return pst_store_read_each(store, run_row, &walk, err,
                              RUN_SELECT "WHERE (?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR workload = ?2)"
                                         " ORDER BY id DESC LIMIT ?3",
-                             &stmt, err, "ssi", kind, workload, limit > 0 ? limit : INT64_C(-1));
-  run_walk walk = {fn, user, 0};
-  code = pst_store_sql_each(conn, code, stmt, run_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+                             "ssi", kind, workload, limit > 0 ? limit : INT64_C(-1));
 }
 
 /* ---- rows ---- */
@@ -164,16 +151,10 @@ static int rows_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_run_rows(pst_store *store, int64_t run_id, int64_t after_seq,
                        int (*fn)(void *user, int64_t seq, pst_str key, pst_str json), void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, "SELECT seq, key, json FROM run_rows WHERE run_id = ?1 AND seq > ?2 ORDER BY seq",
-                             &stmt, err, "ii", run_id, after_seq);
   rows_walk walk = {fn, user};
-  code = pst_store_sql_each(conn, code, stmt, rows_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, rows_row, &walk, err,
+                             "SELECT seq, key, json FROM run_rows WHERE run_id = ?1 AND seq > ?2 ORDER BY seq", "ii",
+                             run_id, after_seq);
 }
 
 /* ---- end ---- */

@@ -59,15 +59,8 @@ static int setting_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_setting_each(pst_store *store, int (*fn)(void *user, pst_str name, pst_str value), void *user,
                            pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, "SELECT name, value FROM settings ORDER BY name", &stmt, err, "");
   setting_walk walk = {fn, user};
-  code = pst_store_sql_each(conn, code, stmt, setting_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, setting_row, &walk, err, "SELECT name, value FROM settings ORDER BY name", "");
 }
 
 /* ---- prices ---- */
@@ -159,16 +152,10 @@ static int price_list_row(sqlite3_stmt *stmt, void *context) {
 int pst_store_price_each(pst_store *store,
                          int (*fn)(void *user, pst_str provider, pst_str model, pst_store_price price), void *user,
                          pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(
-      conn, "SELECT provider, model, input, cached_input, output FROM prices ORDER BY provider, model", &stmt, err, "");
   price_walk walk = {fn, user};
-  code = pst_store_sql_each(conn, code, stmt, price_list_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, price_list_row, &walk, err,
+                             "SELECT provider, model, input, cached_input, output FROM prices ORDER BY provider, model",
+                             "");
 }
 
 int pst_store_price_cost(pst_store_price price, int64_t prompt_tokens, int64_t cached_tokens, int64_t completion_tokens,

@@ -214,6 +214,21 @@ int pst_store_sql_each(pst_store_conn *conn, int code, sqlite3_stmt *stmt,
   return code;
 }
 
+int pst_store_read_each(pst_store *store, int (*row)(sqlite3_stmt *stmt, void *context), void *context, pst_error *err,
+                        const char *sql, const char *types, ...) {
+  pst_store_conn *conn = NULL;
+  sqlite3_stmt *stmt = NULL;
+  va_list args;
+  int code = pst_store_reader_take(store, &conn, err);
+  if (code) return code;
+  va_start(args, types);
+  code = begin(conn, sql, &stmt, err, types, args);
+  va_end(args);
+  code = pst_store_sql_each(conn, code, stmt, row, context, err);
+  pst_store_reader_give(store, conn);
+  return code;
+}
+
 pst_str pst_store_column_str(sqlite3_stmt *stmt, int column) {
   pst_str s = {NULL, 0};
   if (sqlite3_column_type(stmt, column) == SQLITE_NULL) return s;

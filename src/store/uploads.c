@@ -58,29 +58,17 @@ static int upload_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_upload_get(pst_store *store, int64_t id, int64_t key_id,
                          int (*fn)(void *user, const pst_store_upload *upload), void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, UPLOAD_SELECT "id = ?2", &stmt, err, "ii", key_id, id);
   upload_walk walk = {fn, user, 0};
-  code = pst_store_sql_each(conn, code, stmt, upload_row, &walk, err);
-  pst_store_reader_give(store, conn);
+  int code = pst_store_read_each(store, upload_row, &walk, err, UPLOAD_SELECT "id = ?2", "ii", key_id, id);
   return !code && walk.n == 0 ? no_such_upload(id, err) : code;
 }
 
 int pst_store_upload_each(pst_store *store, int64_t key_id, int64_t before_id, int64_t limit,
                           int (*fn)(void *user, const pst_store_upload *upload), void *user, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn, UPLOAD_SELECT "(?2 = 0 OR id < ?2) ORDER BY id DESC LIMIT ?3", &stmt, err, "iii",
-                             key_id, before_id, limit > 0 ? limit : INT64_C(-1));
   upload_walk walk = {fn, user, 0};
-  code = pst_store_sql_each(conn, code, stmt, upload_row, &walk, err);
-  pst_store_reader_give(store, conn);
-  return code;
+  return pst_store_read_each(store, upload_row, &walk, err,
+                             UPLOAD_SELECT "(?2 = 0 OR id < ?2) ORDER BY id DESC LIMIT ?3", "iii", key_id, before_id,
+                             limit > 0 ? limit : INT64_C(-1));
 }
 
 /* ---- deletion ---- */

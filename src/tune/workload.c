@@ -30,28 +30,23 @@ static int no_memory(const maker *m) { return pst_error_set(m->err, PST_E_NOMEM,
 
 /* ---- the plan ---- */
 
-static void put(pst_json_writer *w, const char *key, pst_str value) {
-  pst_json_key(w, key);
-  pst_json_put_str(w, value);
-}
-
 static void write_root(const maker *m, const char *adapter, pst_json_writer *w) {
   static const pst_evals_prompt bare = {.name = {"terse", 5}};
   const pst_evals_prompt *p = m->prompt ? m->prompt : &bare;
   pst_json_begin_object(w);
-  put(w, "op", PST_STR("local"));
-  put(w, "engine", PST_STR("e1"));
+  pst_json_member_str(w, "op", PST_STR("local"));
+  pst_json_member_str(w, "engine", PST_STR("e1"));
   pst_json_key(w, "prompt");
   pst_json_begin_object(w);
-  put(w, "name", p->name);
-  put(w, "system", p->system);
-  put(w, "instruction", p->instruction);
-  put(w, "input_key", p->input_key);
-  put(w, "answer_key", p->answer_key);
+  pst_json_member_str(w, "name", p->name);
+  pst_json_member_str(w, "system", p->system);
+  pst_json_member_str(w, "instruction", p->instruction);
+  pst_json_member_str(w, "input_key", p->input_key);
+  pst_json_member_str(w, "answer_key", p->answer_key);
   pst_json_end_object(w);
-  put(w, "layout", pst_str_from(m->layout));
-  if (m->info->n_labels) put(w, "constraint", PST_STR("labels"));
-  if (adapter) put(w, "adapter", pst_str_from(adapter));
+  pst_json_member_str(w, "layout", pst_str_from(m->layout));
+  if (m->info->n_labels) pst_json_member_str(w, "constraint", PST_STR("labels"));
+  if (adapter) pst_json_member_str(w, "adapter", pst_str_from(adapter));
   pst_json_key(w, "sampling");
   pst_json_begin_object(w);
   pst_json_key(w, "temperature");
@@ -68,8 +63,8 @@ static int make_plan(const maker *m, const char *adapter, pst_gateway_plan **ret
   pst_json_begin_object(&w);
   pst_json_key(&w, "schema");
   pst_json_put_int(&w, 1);
-  put(&w, "workload", pst_str_from(m->info->name));
-  if (m->info->input_pattern) put(&w, "input_pattern", pst_str_from(m->info->input_pattern));
+  pst_json_member_str(&w, "workload", pst_str_from(m->info->name));
+  if (m->info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(m->info->input_pattern));
   if (m->info->n_labels) {
     pst_json_key(&w, "labels");
     pst_json_begin_array(&w);
@@ -80,7 +75,7 @@ static int make_plan(const maker *m, const char *adapter, pst_gateway_plan **ret
   pst_json_begin_object(&w);
   pst_json_key(&w, "e1");
   pst_json_begin_object(&w);
-  put(&w, "model", pst_str_from(m->o->model));
+  pst_json_member_str(&w, "model", pst_str_from(m->o->model));
   pst_json_end_object(&w);
   pst_json_end_object(&w);
   pst_json_key(&w, "root");

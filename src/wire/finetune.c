@@ -23,17 +23,9 @@ int64_t pst_wire_id_parse(const char *prefix, pst_str text) {
 
 /* ---- members ---- */
 
+/* Empty: null. */
 static void put_text(pst_json_writer *w, const char *key, pst_str text) {
-  pst_json_key(w, key);
-  if (text.n)
-    pst_json_put_str(w, text);
-  else
-    pst_json_put_null(w);
-}
-
-static void put_int(pst_json_writer *w, const char *key, int64_t value) {
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
+  pst_json_member_opt(w, key, text.n ? text : (pst_str){NULL, 0});
 }
 
 static void put_id(pst_json_writer *w, const char *key, const char *prefix, int64_t id) {
@@ -48,8 +40,8 @@ void pst_wire_file_write(const pst_wire_file *file, pst_json_writer *w) {
   pst_json_begin_object(w);
   put_id(w, "id", "file", file->id);
   put_text(w, "object", PST_STR("file"));
-  put_int(w, "bytes", file->bytes);
-  put_int(w, "created_at", file->created);
+  pst_json_member_int(w, "bytes", file->bytes);
+  pst_json_member_int(w, "created_at", file->created);
   put_text(w, "filename", file->name);
   put_text(w, "purpose", file->purpose);
   put_text(w, "status", PST_STR("processed"));
@@ -159,11 +151,11 @@ static void put_hyperparameters(pst_json_writer *w, const pst_wire_tuning_job *j
   pst_json_key(w, "hyperparameters");
   pst_json_begin_object(w);
   if (job->n_epochs)
-    put_int(w, "n_epochs", job->n_epochs);
+    pst_json_member_int(w, "n_epochs", job->n_epochs);
   else
     put_auto(w, "n_epochs", 0);
   if (job->batch_size)
-    put_int(w, "batch_size", job->batch_size);
+    pst_json_member_int(w, "batch_size", job->batch_size);
   else
     put_auto(w, "batch_size", 0);
   put_auto(w, "learning_rate_multiplier", job->learning_rate_multiplier);
@@ -174,7 +166,7 @@ void pst_wire_tuning_job_write(const pst_wire_tuning_job *job, pst_json_writer *
   pst_json_begin_object(w);
   put_id(w, "id", "ftjob", job->id);
   put_text(w, "object", PST_STR("fine_tuning.job"));
-  put_int(w, "created_at", job->created);
+  pst_json_member_int(w, "created_at", job->created);
   pst_json_key(w, "finished_at");
   if (job->finished)
     pst_json_put_int(w, job->finished);
@@ -187,7 +179,7 @@ void pst_wire_tuning_job_write(const pst_wire_tuning_job *job, pst_json_writer *
   put_text(w, "training_file", job->training_file);
   put_text(w, "validation_file", job->validation_file);
   put_text(w, "user_provided_suffix", job->suffix);
-  put_int(w, "seed", job->seed);
+  pst_json_member_int(w, "seed", job->seed);
   put_hyperparameters(w, job);
   pst_json_key(w, "method");
   pst_json_begin_object(w);
@@ -222,7 +214,7 @@ void pst_wire_tuning_event_write(const pst_wire_tuning_event *event, pst_json_wr
   pst_json_begin_object(w);
   put_id(w, "id", "ftevent", event->id);
   put_text(w, "object", PST_STR("fine_tuning.job.event"));
-  put_int(w, "created_at", event->created);
+  pst_json_member_int(w, "created_at", event->created);
   put_text(w, "level", event->level);
   put_text(w, "message", event->message);
   put_text(w, "type", event->data ? PST_STR("metrics") : PST_STR("message"));

@@ -257,6 +257,35 @@ static void test_canonical(void **state) {
   pst_buf_done(&out);
 }
 
+static void test_members_and_paths(void **state) {
+  (void)state;
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, false);
+  pst_json_doc *doc = NULL;
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "a");
+  pst_json_begin_object(&w);
+  pst_json_member_str(&w, "s", PST_STR("x"));
+  pst_json_member_cstr(&w, "c", NULL);
+  pst_json_member_opt(&w, "o", (pst_str){NULL, 0});
+  pst_json_member_opt(&w, "e", PST_STR(""));
+  pst_json_member_int(&w, "i", -7);
+  pst_json_member_double(&w, "d", 0.5);
+  pst_json_member_bool(&w, "b", true);
+  pst_json_end_object(&w);
+  pst_json_end_object(&w);
+  assert_string_equal(pst_buf_text(&text),
+                      "{\"a\":{\"s\":\"x\",\"c\":null,\"o\":null,\"e\":\"\",\"i\":-7,\"d\":0.5,\"b\":true}}");
+  assert_int_equal(pst_json_parse(text.data, text.n, "text", &doc, NULL), 0);
+  const pst_json *root = pst_json_root(doc);
+  assert_int_equal(pst_json_int(pst_json_path(root, "a.i"), 0), -7);
+  assert_ptr_equal(pst_json_path(root, ""), root);
+  assert_null(pst_json_path(root, "a.none.i"));
+  assert_null(pst_json_path(NULL, "a"));
+  pst_json_free(doc);
+  pst_buf_done(&text);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_punctuation),
@@ -265,6 +294,7 @@ int main(void) {
       cmocka_unit_test(test_values_are_copied),
       cmocka_unit_test(test_mistakes_of_the_caller_fail_the_buffer),
       cmocka_unit_test(test_canonical),
+      cmocka_unit_test(test_members_and_paths),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,24 +9,9 @@
 
 #include <cmocka.h>
 
-#include "support/temp.h"
+#include "support/store.h"
 
 static const pst_str NONE = {NULL, 0};
-static pst_error err;
-static pst_store *store;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
-
-static int open_store(void **state) { return test_dir_open(state) || pst_store_open(test_dir, &store, &err); }
-static int close_store(void **state) {
-  pst_store_close(store);
-  store = NULL;
-  return test_dir_close(state);
-}
 
 /* ---- texts that people wrote, or where they are missing, made of few words ---- */
 
@@ -49,11 +34,11 @@ static text_list read_texts(size_t n_labels) {
   char path[512], *text = NULL;
   size_t n = 0, seen = 0;
   snprintf(path, sizeof path, "%s/intents/banking77.jsonl", data ? data : "../shared/data");
-  if (!pst_file_read(path, 1 << 26, &text, &n, &err)) {
+  if (!pst_file_read(path, 1 << 26, &text, &n, &test_error)) {
     for (size_t at = 0; at < n && l.n < TEXTS_MOST;) {
       size_t end = PST_MIN(pst_str_find((pst_str){text, n}, PST_STR("\n"), at), n);
       pst_json_doc *doc = NULL;
-      OK(pst_json_parse(text + at, end - at, path, &doc, &err));
+      TEST_OK(pst_json_parse(text + at, end - at, path, &doc, &test_error));
       pst_str label = pst_json_str(pst_json_get(pst_json_root(doc), "label"));
       if (l.n == 0 || !pst_str_is(label, l.labels[l.n - 1])) seen++;
       if (seen > n_labels) at = n;
@@ -114,7 +99,7 @@ static void import_rows(void) {
   pst_data_import_options o = {.workload = PST_STR("desk"), .consent = {.keep = PST_STORE_KEEP_CONTENT, .train = true}};
   pst_data_imported done;
   test_temp_write(path, rows.data, rows.n);
-  OK(pst_data_import(store, path, &o, &done, &err));
+  TEST_OK(pst_data_import(test_store, path, &o, &done, &test_error));
   assert_int_equal(done.n_new, n_rows);
   pst_buf_done(&rows);
   n_rows = 0;
@@ -124,10 +109,10 @@ static pst_data_curated curate(pst_data_curate_options o, pst_json_doc **ret_rep
   pst_data_curated done;
   pst_buf report = PST_BUF_INIT, text = PST_BUF_INIT;
   o.workload = PST_STR("desk");
-  OK(pst_data_curate(store, &o, &done, &report, &err));
-  OK(pst_data_report_text(pst_buf_str(&report), &text, &err));
+  TEST_OK(pst_data_curate(test_store, &o, &done, &report, &test_error));
+  TEST_OK(pst_data_report_text(pst_buf_str(&report), &text, &test_error));
   assert_true(text.n > 50);
-  if (ret_report) OK(pst_json_parse(report.data, report.n, "report", ret_report, &err));
+  if (ret_report) TEST_OK(pst_json_parse(report.data, report.n, "report", ret_report, &test_error));
   int64_t sum = 0;
   for (int i = 0; i < PST_DATA_REASON_COUNT; i++) sum += done.n_by_reason[i];
   assert_int_equal(sum, done.n_records); /* each record has one reason */
@@ -144,7 +129,7 @@ static int mark_line(void *user, int64_t line, int64_t record_id) {
 
 static bool *kept_records(const char *hash, size_t n) {
   bool *kept = pst_calloc(n + 2, 1);
-  OK(pst_store_data_set_records(store, pst_str_from(hash), mark_line, kept, &err));
+  TEST_OK(pst_store_data_set_records(test_store, pst_str_from(hash), mark_line, kept, &test_error));
   return kept;
 }
 
@@ -310,7 +295,7 @@ static void feedback_decides(void **state) {
   put_row(texts[0], "an answer", NULL);
   import_rows();
   f.origin = PST_STORE_IMPORTED;
-  OK(pst_store_request_each(store, &f, add_id, &all, &err));
+  TEST_OK(pst_store_request_each(test_store, &f, add_id, &all, &test_error));
   const pst_store_feedback said[] = {
       {.completion_id = pst_str_from(all.list[1]), .thumbs = -1},
       {.completion_id = pst_str_from(all.list[2]), .retried = true},
@@ -320,7 +305,7 @@ static void feedback_decides(void **state) {
       {.completion_id = pst_str_from(all.list[6]), .thumbs = -1},
       {.completion_id = pst_str_from(all.list[6]), .thumbs = 1},
   };
-  for (size_t i = 0; i < PST_ARRAY_LEN(said); i++) OK(pst_store_feedback_put(store, &said[i], &err));
+  for (size_t i = 0; i < PST_ARRAY_LEN(said); i++) TEST_OK(pst_store_feedback_put(test_store, &said[i], &test_error));
   pst_data_curated done = curate((pst_data_curate_options){.held = 0, .has_min_score = true, .min_score = 0.5}, NULL);
   bool *kept = kept_records(done.hash, 10);
   static const bool expected[] = {true, false, false, false, false, true, true, true, false, false};
@@ -331,7 +316,8 @@ static void feedback_decides(void **state) {
   assert_int_equal(done.n_by_reason[PST_DATA_DISAGREES], 1);
   assert_int_equal(done.n_by_reason[PST_DATA_DUPLICATE], 1);
   assert_int_equal(done.n_corrected, 1);
-  assert_int_equal(pst_data_set_each_line(store, pst_str_from(done.hash), find_answer, "a better answer", &err), 1);
+  assert_int_equal(
+      pst_data_set_each_line(test_store, pst_str_from(done.hash), find_answer, "a better answer", &test_error), 1);
 }
 
 /* ---- guards ---- */
@@ -355,14 +341,14 @@ static void judging_items_are_kept_out(void **state) {
   pst_store_guarded guarded[3];
   for (size_t i = 0; i < 3; i++) {
     size_t n = 0, capacity = 0;
-    OK(pst_evals_word_hashes(pst_str_from(items[i]), &words[i], &n, &capacity));
+    TEST_OK(pst_evals_word_hashes(pst_str_from(items[i]), &words[i], &n, &capacity));
     guarded[i] = (pst_store_guarded){PST_STR("other"),
                                      i == 0   ? PST_STR("i0")
                                      : i == 1 ? PST_STR("i1")
                                               : PST_STR("i2"),
                                      PST_EVALS_SEALED, words[i], n};
   }
-  OK(pst_store_guard_put(store, PST_STR("other"), PST_STR("f"), guarded, 3, &err));
+  TEST_OK(pst_store_guard_put(test_store, PST_STR("other"), PST_STR("f"), guarded, 3, &test_error));
   for (size_t i = 0; i < PST_ARRAY_LEN(rows_of); i++) put_row(rows_of[i].text, "label", NULL);
   import_rows();
   pst_json_doc *report = NULL;
@@ -384,8 +370,8 @@ static void judging_items_are_kept_out(void **state) {
 static char *set_text(const char *hash) {
   char *path = NULL, *text = NULL;
   size_t n = 0;
-  OK(pst_store_file_path(store, pst_str_from(hash), &path, &err));
-  OK(pst_file_read(path, 1 << 26, &text, &n, &err));
+  TEST_OK(pst_store_file_path(test_store, pst_str_from(hash), &path, &test_error));
+  TEST_OK(pst_file_read(path, 1 << 26, &text, &n, &test_error));
   pst_free(path);
   return text;
 }
@@ -415,22 +401,24 @@ static void private_data_is_replaced_and_deletion_reaches_the_set(void **state) 
   again = curate((pst_data_curate_options){.held = 0}, NULL);
   assert_string_equal(done.hash, again.hash); /* the same gives the same */
   pst_buf report = PST_BUF_INIT;
-  OK(pst_store_data_set_get(store, pst_str_from(done.hash), take_report, &report, &err));
+  TEST_OK(pst_store_data_set_get(test_store, pst_str_from(done.hash), take_report, &report, &test_error));
   assert_true(report.n > 20);
   assert_null(strstr(pst_buf_text(&report), "parcel")); /* what is kept of a report has no texts */
   pst_buf_done(&report);
 
   pst_store_erasure e;
-  OK(pst_store_records_erase(store, PST_STR("ann"), NONE, 1, &e, &err));
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 1, &e, &test_error));
   assert_int_equal(e.n_sets, 1);
   text = set_text(e.sets[0].replaced_by);
   assert_null(strstr(text, "parcel"));
   assert_null(strstr(text, "refused"));
   assert_non_null(strstr(text, "bounced"));
   pst_free(text);
-  assert_int_equal(pst_data_set_each_line(store, pst_str_from(done.hash), find_answer, "hours", &err), PST_E_NOT_FOUND);
-  assert_non_null(strstr(err.message, "was withdrawn"));
-  assert_int_equal(pst_data_set_each_line(store, pst_str_from(e.sets[0].replaced_by), find_answer, "hours", &err), 1);
+  assert_int_equal(pst_data_set_each_line(test_store, pst_str_from(done.hash), find_answer, "hours", &test_error),
+                   PST_E_NOT_FOUND);
+  assert_non_null(strstr(test_error.message, "was withdrawn"));
+  assert_int_equal(
+      pst_data_set_each_line(test_store, pst_str_from(e.sets[0].replaced_by), find_answer, "hours", &test_error), 1);
   pst_store_erasure_done(&e);
 }
 
@@ -475,7 +463,7 @@ static void wrong_labels_are_suspected_and_clusters_stay_whole(void **state) {
   assert_true(n_right * 10 >= n_suspects * 5); /* and at least half of the suspects rightly so */
   assert_int_equal(done.n_by_reason[PST_DATA_SUSPECT], n_suspects);
   split *s = pst_calloc(1, sizeof *s);
-  OK(pst_data_set_each_line(store, pst_str_from(done.hash), take_line, s, &err));
+  TEST_OK(pst_data_set_each_line(test_store, pst_str_from(done.hash), take_line, s, &test_error));
   for (size_t i = 0; i < PST_ARRAY_LEN(s->held); i++) assert_false(s->held[i] && s->train[i]);
   assert_int_equal(s->n_held, done.n_held);
   assert_true(s->n_held * 10 >= (s->n_held + s->n_train) * 15 / 10 && s->n_held * 10 <= (s->n_held + s->n_train) * 2);
@@ -492,7 +480,7 @@ static void what_cannot_be_curated_says_so(void **state) {
   pst_data_curated done;
   pst_buf report = PST_BUF_INIT;
   pst_data_curate_options o = {.workload = PST_STR("desk")};
-  assert_int_equal(pst_data_curate(store, &o, &done, &report, &err), PST_E_NO_DATA);
+  assert_int_equal(pst_data_curate(test_store, &o, &done, &report, &test_error), PST_E_NO_DATA);
   pst_store_request r = {.completion_id = PST_STR("x"),
                          .purpose = PST_STORE_PURPOSE_USER,
                          .workload = PST_STR("desk"),
@@ -500,23 +488,23 @@ static void what_cannot_be_curated_says_so(void **state) {
                          .keep = PST_STORE_KEEP_CONTENT,
                          .input_json = PST_STR("{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}"),
                          .output_json = PST_STR("{\"choices\":[{\"text\":\"ho\"}]}")};
-  OK(pst_store_request_put(store, &r, &err)); /* not to be trained on */
-  OK(pst_store_flush(store, &err));
-  assert_int_equal(pst_data_curate(store, &o, &done, &report, &err), PST_E_NO_DATA);
+  TEST_OK(pst_store_request_put(test_store, &r, &test_error)); /* not to be trained on */
+  TEST_OK(pst_store_flush(test_store, &test_error));
+  assert_int_equal(pst_data_curate(test_store, &o, &done, &report, &test_error), PST_E_NO_DATA);
   r.completion_id = PST_STR("y");
   r.train = true;
   r.output_json = PST_STR("[1]");
-  OK(pst_store_request_put(store, &r, &err));
-  OK(pst_store_flush(store, &err));
-  OK(pst_data_curate(store, &o, &done, &report, &err));
+  TEST_OK(pst_store_request_put(test_store, &r, &test_error));
+  TEST_OK(pst_store_flush(test_store, &test_error));
+  TEST_OK(pst_data_curate(test_store, &o, &done, &report, &test_error));
   assert_int_equal(done.n_by_reason[PST_DATA_EMPTY], 1);
   assert_string_equal(done.hash, "");
   o.near_duplicate = 0.2;
-  assert_int_equal(pst_data_curate(store, &o, &done, &report, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_data_curate(test_store, &o, &done, &report, &test_error), PST_E_BAD_INPUT);
   pst_buf_done(&report);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, open_store, close_store)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, test_store_open, test_store_close)
 
 int main(void) {
   const struct CMUnitTest tests[] = {TEST(duplicates_are_dropped),

@@ -10,23 +10,7 @@
 
 #include <cmocka.h>
 
-#include "support/temp.h"
-
-static pst_error err;
-static pst_store *store;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
-
-static int open_store(void **state) { return test_dir_open(state) || pst_store_open(test_dir, &store, &err); }
-static int close_store(void **state) {
-  pst_store_close(store);
-  store = NULL;
-  return test_dir_close(state);
-}
+#include "support/store.h"
 
 static int import(const char *workload, const char *name, pst_str text, pst_data_format format,
                   pst_data_imported *ret_done) {
@@ -34,7 +18,7 @@ static int import(const char *workload, const char *name, pst_str text, pst_data
   pst_data_import_options o = {
       .workload = pst_str_from(workload), .format = format, .consent = {.keep = PST_STORE_KEEP_CONTENT, .train = true}};
   test_temp_write(path, text.data, text.n);
-  return pst_data_import(store, path, &o, ret_done, &err);
+  return pst_data_import(test_store, path, &o, ret_done, &test_error);
 }
 
 /* The export of a workload. */
@@ -45,7 +29,7 @@ static char *export(const char *workload, pst_data_format format, pst_data_expor
   pst_data_export_options o = {.filter = PST_STORE_REQUEST_FILTER_INIT, .format = format};
   o.filter.workload = pst_str_from(workload);
   o.filter.origin = PST_STORE_ANY_ORIGIN;
-  OK(pst_data_export(store, &o, file, ret_done, &err));
+  TEST_OK(pst_data_export(test_store, &o, file, ret_done, &test_error));
   assert_int_equal(fclose(file), 0);
   return text;
 }
@@ -66,7 +50,7 @@ static void logs_of_the_api_are_read(void **state) {
   (void)state;
   pst_data_imported done;
   pst_data_exported out;
-  OK(import("w", "chat.jsonl", PST_STR(CHAT), PST_DATA_AUTO, &done));
+  TEST_OK(import("w", "chat.jsonl", PST_STR(CHAT), PST_DATA_AUTO, &done));
   assert_int_equal(done.format, PST_DATA_CHAT);
   assert_int_equal(done.n_new, 2);
   char *text = export("w", PST_DATA_OPENAI, &out);
@@ -77,7 +61,7 @@ static void logs_of_the_api_are_read(void **state) {
   pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
   int64_t time_ms = 0;
   f.origin = PST_STORE_IMPORTED;
-  OK(pst_store_request_each(store, &f, see_first, &time_ms, &err));
+  TEST_OK(pst_store_request_each(test_store, &f, see_first, &time_ms, &test_error));
   assert_true(time_ms == INT64_C(1700000000000));
 }
 
@@ -100,10 +84,10 @@ static void a_file_may_end_anywhere(void **state) {
       snprintf(name, sizeof name, "cut%zu-%zu%s", i, k, strchr(files[i].name, '.'));
       int code = import(name, name, (pst_str){files[i].text, k}, PST_DATA_AUTO, &done);
       char *text = export(name, PST_DATA_OPENAI, &out);
-      if (code) assert_true(out.n_written == 0 && text[0] == '\0' && err.message[0]);
+      if (code) assert_true(out.n_written == 0 && text[0] == '\0' && test_error.message[0]);
       free(text);
     }
-    OK(import(files[i].name, files[i].name, (pst_str){files[i].text, n}, PST_DATA_AUTO, &done));
+    TEST_OK(import(files[i].name, files[i].name, (pst_str){files[i].text, n}, PST_DATA_AUTO, &done));
     char *text = export(files[i].name, PST_DATA_CSV, &out);
     static const char *const wanted[] = {",\"e,f\",\"a \"\"b\"\"\nc\",d,\r\n",
                                          ",,\"a]\"\"\",\"{\"\"b\"\":[1,\"\"}\"\"]}\",\r\n", ",,a,b,\r\n"};
@@ -125,7 +109,7 @@ static void rows_may_be_long(void **state) {
     pst_buf_printf(&text, "\",\"label\":\"%d\"}", i);
   }
   pst_buf_puts(&text, "]\n");
-  OK(import("long", "long.json", pst_buf_str(&text), PST_DATA_AUTO, &done));
+  TEST_OK(import("long", "long.json", pst_buf_str(&text), PST_DATA_AUTO, &done));
   assert_int_equal(done.n_new, 5);
   char *back = export("long", PST_DATA_SHAREGPT, &out);
   assert_int_equal(out.n_written, 5);
@@ -145,9 +129,9 @@ static void memory_may_run_out_anywhere(void **state) {
     test_temp_write(test_temp_path(test_dir, "oom.jsonl"), CHAT, sizeof CHAT - 1);
     pst_data_import_options o = {.workload = pst_str_from(name), .consent = {.keep = PST_STORE_KEEP_CONTENT}};
     pst_memory_fail_after(i);
-    code = pst_data_import(store, test_temp_path(test_dir, "oom.jsonl"), &o, &done, &err);
+    code = pst_data_import(test_store, test_temp_path(test_dir, "oom.jsonl"), &o, &done, &test_error);
     pst_memory_fail_after(-1);
-    if (code && code != PST_E_NOMEM) fail_msg("%d: %d %s: %s", (int)i, code, err.place, err.message);
+    if (code && code != PST_E_NOMEM) fail_msg("%d: %d %s: %s", (int)i, code, test_error.place, test_error.message);
     char *text = export(name, PST_DATA_OPENAI, &out);
     assert_int_equal(out.n_written, code ? 0 : 2);
     free(text);
@@ -162,22 +146,22 @@ static void curation_may_run_out_of_memory(void **state) {
   static const char rows[] =
       "text,label\nwrite to a@example.com,x\nwrite to a@example.com,x\nwhat is the time in rome now,y\n"
       "what is the time in oslo now,y\nwhat is the time in rome now please,y\n";
-  OK(import("w", "rows.csv", PST_STR(rows), PST_DATA_AUTO, &imported));
+  TEST_OK(import("w", "rows.csv", PST_STR(rows), PST_DATA_AUTO, &imported));
   int code = PST_E_NOMEM;
   for (int64_t i = 0; code == PST_E_NOMEM && i < 20000; i += 3) {
     pst_buf report = PST_BUF_INIT;
     pst_data_curate_options o = {.workload = PST_STR("w"), .held = 0.1};
     pst_memory_fail_after(i);
-    code = pst_data_curate(store, &o, &done, &report, &err);
+    code = pst_data_curate(test_store, &o, &done, &report, &test_error);
     pst_memory_fail_after(-1);
-    if (code && code != PST_E_NOMEM) fail_msg("%d: %d %s: %s", (int)i, code, err.place, err.message);
+    if (code && code != PST_E_NOMEM) fail_msg("%d: %d %s: %s", (int)i, code, test_error.place, test_error.message);
     pst_buf_done(&report);
   }
   assert_int_equal(code, 0);
   assert_int_equal(done.n_by_reason[PST_DATA_DUPLICATE], 1);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, open_store, close_store)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, test_store_open, test_store_close)
 
 int main(void) {
   const struct CMUnitTest tests[] = {TEST(logs_of_the_api_are_read), TEST(a_file_may_end_anywhere),

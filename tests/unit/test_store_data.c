@@ -10,24 +10,9 @@
 
 #include <cmocka.h>
 
-#include "support/temp.h"
+#include "support/store.h"
 
 static const pst_str NONE = {NULL, 0};
-static pst_error err;
-static pst_store *store;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
-
-static int open_store(void **state) { return test_dir_open(state) || pst_store_open(test_dir, &store, &err); }
-static int close_store(void **state) {
-  pst_store_close(store);
-  store = NULL;
-  return test_dir_close(state);
-}
 
 static pst_store_request record(const char *id, const char *subject, pst_store_keep keep) {
   return (pst_store_request){.completion_id = pst_str_from(id),
@@ -48,8 +33,8 @@ static pst_store_request record(const char *id, const char *subject, pst_store_k
 
 static void put(const char *id, const char *subject, pst_store_keep keep) {
   pst_store_request r = record(id, subject, keep);
-  OK(pst_store_request_put(store, &r, &err));
-  OK(pst_store_flush(store, &err));
+  TEST_OK(pst_store_request_put(test_store, &r, &test_error));
+  TEST_OK(pst_store_flush(test_store, &test_error));
 }
 
 /* Whether bytes stand in the database file or its log. */
@@ -59,7 +44,7 @@ static bool on_disk(const char *bytes) {
   for (size_t i = 0; i < PST_ARRAY_LEN(names); i++) {
     char *data = NULL;
     size_t n = 0;
-    if (pst_file_read(test_temp_path(test_dir, names[i]), 1 << 26, &data, &n, &err)) continue;
+    if (pst_file_read(test_temp_path(test_dir, names[i]), 1 << 26, &data, &n, &test_error)) continue;
     found = found || pst_str_find((pst_str){data, n}, pst_str_from(bytes), 0) != SIZE_MAX;
     pst_free(data);
   }
@@ -91,7 +76,7 @@ static seen look(const char *id) {
   if (!id) f.completion_id.data = NULL;
   f.origin = PST_STORE_ANY_ORIGIN;
   f.with_content = true;
-  OK(pst_store_request_each(store, &f, see, &s, &err));
+  TEST_OK(pst_store_request_each(test_store, &f, see, &s, &test_error));
   return s;
 }
 
@@ -124,21 +109,22 @@ static void a_key_has_its_own_consent(void **state) {
   int64_t id = 0;
   const pst_store_consent wanted = {PST_STORE_KEEP_CONTENT, true, 30};
   char secret[PST_STORE_SECRET_BYTES];
-  OK(pst_store_key_create(store, PST_STR("app"), NONE, (pst_store_limits){-1, -1, -1}, 1, &id, secret, &err));
-  OK(pst_store_key_get(store, PST_STR("app"), &key, &err));
+  TEST_OK(pst_store_key_create(test_store, PST_STR("app"), NONE, (pst_store_limits){-1, -1, -1}, 1, &id, secret,
+                               &test_error));
+  TEST_OK(pst_store_key_get(test_store, PST_STR("app"), &key, &test_error));
   assert_false(key.has_consent);
-  OK(pst_store_key_set_consent(store, id, &wanted, &err));
-  OK(pst_store_key_check(store, pst_str_from(secret), &key, &err));
+  TEST_OK(pst_store_key_set_consent(test_store, id, &wanted, &test_error));
+  TEST_OK(pst_store_key_check(test_store, pst_str_from(secret), &key, &test_error));
   assert_true(key.has_consent && key.consent.keep == PST_STORE_KEEP_CONTENT && key.consent.train);
   assert_int_equal(key.consent.retention_days, 30);
-  OK(pst_store_key_set_consent(store, id, NULL, &err));
-  OK(pst_store_key_get(store, PST_STR("app"), &key, &err));
+  TEST_OK(pst_store_key_set_consent(test_store, id, NULL, &test_error));
+  TEST_OK(pst_store_key_get(test_store, PST_STR("app"), &key, &test_error));
   assert_false(key.has_consent);
   static const pst_store_consent bad[] = {
       {PST_STORE_KEEP_METADATA, true, 0}, {PST_STORE_KEEP_CONTENT, true, -1}, {PST_STORE_KEEP_CONTENT, true, 36501}};
   for (size_t i = 0; i < PST_ARRAY_LEN(bad); i++)
-    assert_int_equal(pst_store_key_set_consent(store, id, &bad[i], &err), PST_E_BAD_INPUT);
-  assert_int_equal(pst_store_key_set_consent(store, 99, &wanted, &err), PST_E_NOT_FOUND);
+    assert_int_equal(pst_store_key_set_consent(test_store, id, &bad[i], &test_error), PST_E_BAD_INPUT);
+  assert_int_equal(pst_store_key_set_consent(test_store, 99, &wanted, &test_error), PST_E_NOT_FOUND);
 }
 
 static void what_may_not_be_kept_is_not(void **state) {
@@ -152,10 +138,10 @@ static void what_may_not_be_kept_is_not(void **state) {
   assert_string_equal(s.subject, "ann");
   assert_false(on_disk("quixotic-zebra") || on_disk("plummeting-yak") || on_disk("none"));
   const pst_store_feedback text = {.completion_id = PST_STR("meta"), .correction = PST_STR("better")};
-  assert_int_equal(pst_store_feedback_put(store, &text, &err), PST_E_UNSUPPORTED);
-  assert_string_equal(err.place, "correction");
+  assert_int_equal(pst_store_feedback_put(test_store, &text, &test_error), PST_E_UNSUPPORTED);
+  assert_string_equal(test_error.place, "correction");
   const pst_store_feedback verb = {.completion_id = PST_STR("meta"), .retried = true};
-  OK(pst_store_feedback_put(store, &verb, &err));
+  TEST_OK(pst_store_feedback_put(test_store, &verb, &test_error));
   put("whole", "ann", PST_STORE_KEEP_CONTENT);
   assert_true(look("whole").content && look("whole").train);
   assert_true(on_disk("quixotic-zebra")); /* so the search finds what is there */
@@ -183,21 +169,21 @@ static int see_set(void *user, const pst_store_data_set *set) {
 static int64_t id_of(const char *completion_id) { return look(completion_id).id; }
 
 static void make_set(const char *text, bool by_line, const int64_t *ids, size_t n, char hash[65]) {
-  OK(pst_store_file_put(store, text, strlen(text), hash, &err));
+  TEST_OK(pst_store_file_put(test_store, text, strlen(text), hash, &test_error));
   const pst_store_data_set set = {.hash = {hash, 64},
                                   .kind = PST_STR("training"),
                                   .workload = PST_STR("desk"),
                                   .n_lines = (int64_t)n,
                                   .params = PST_STR("{}"),
                                   .created_ms = 5};
-  OK(pst_store_data_set_put(store, &set, by_line, ids, n, &err));
+  TEST_OK(pst_store_data_set_put(test_store, &set, by_line, ids, n, &test_error));
 }
 
 static char *text_of(const char *hash) {
   char *path = NULL, *text = NULL;
   size_t n = 0;
-  if (pst_store_file_path(store, pst_str_from(hash), &path, &err)) return NULL;
-  OK(pst_file_read(path, 1 << 20, &text, &n, &err));
+  if (pst_store_file_path(test_store, pst_str_from(hash), &path, &test_error)) return NULL;
+  TEST_OK(pst_file_read(path, 1 << 20, &text, &n, &test_error));
   pst_free(path);
   return text;
 }
@@ -231,24 +217,24 @@ static void erasure_reaches_everything(void **state) {
   put("a2", "ann", PST_STORE_KEEP_CONTENT);
   put("b2", "bob", PST_STORE_KEEP_CONTENT);
   const pst_store_feedback f = {.completion_id = PST_STR("a1"), .correction = PST_STR("velvet-gnu")};
-  OK(pst_store_feedback_put(store, &f, &err));
+  TEST_OK(pst_store_feedback_put(test_store, &f, &test_error));
   const int64_t ids[] = {id_of("a1"), id_of("b1"), id_of("a2"), id_of("b2")};
   make_set("one\ntwo\nthree\nfour\n", true, ids, 4, hash);
   make_set("two\nfour\n", true, (const int64_t[]){ids[1], ids[3]}, 2, other);
   make_set("anything\n", false, ids, 2, loose);
-  OK(pst_store_data_set_used(store, pst_str_from(hash), PST_STR("adapter"), PST_STR("ad1"), 6, &err));
-  OK(pst_store_data_set_used(store, pst_str_from(other), PST_STR("adapter"), PST_STR("ad2"), 6, &err));
+  TEST_OK(pst_store_data_set_used(test_store, pst_str_from(hash), PST_STR("adapter"), PST_STR("ad1"), 6, &test_error));
+  TEST_OK(pst_store_data_set_used(test_store, pst_str_from(other), PST_STR("adapter"), PST_STR("ad2"), 6, &test_error));
   pst_store_adapter adapter = {.name = "ad0", .base = "m", .rank = 4, .bytes = 9, .created_ms = 1};
   memset(adapter.file, 'a', 64);
   memset(adapter.base_sha256, 'b', 64);
   memcpy(adapter.data, hash, sizeof adapter.data);
-  OK(pst_store_adapter_put(store, &adapter, &err)); /* names its data: no use need be noted */
+  TEST_OK(pst_store_adapter_put(test_store, &adapter, &test_error)); /* names its data: no use need be noted */
   int n = 0;
-  OK(pst_store_data_set_of_record(store, ids[0], count_hash, &n, &err));
+  TEST_OK(pst_store_data_set_of_record(test_store, ids[0], count_hash, &n, &test_error));
   assert_int_equal(n, 2);
 
   pst_store_erasure e;
-  OK(pst_store_records_erase(store, PST_STR("ann"), NONE, 9, &e, &err));
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
   assert_int_equal(e.n_records, 2);
   assert_int_equal(e.n_sets, 2);
   assert_string_equal(e.sets[0].hash, hash);
@@ -263,7 +249,7 @@ static void erasure_reaches_everything(void **state) {
   pst_store_erasure_done(&e);
 
   n = 0;
-  OK(pst_store_data_set_uses(store, NONE, count_stale, &n, &err));
+  TEST_OK(pst_store_data_set_uses(test_store, NONE, count_stale, &n, &test_error));
   assert_int_equal(n, 2);
   assert_int_equal(look("a1").n, 0);
   assert_int_equal(look("b1").n, 1);
@@ -275,44 +261,45 @@ static void erasure_reaches_everything(void **state) {
   assert_string_equal(kept, "two\nfour\n");
   pst_free(kept);
   set_seen s = {0};
-  OK(pst_store_data_set_get(store, (pst_str){hash, 12}, see_set, &s, &err));
+  TEST_OK(pst_store_data_set_get(test_store, (pst_str){hash, 12}, see_set, &s, &test_error));
   assert_true(s.state == PST_STORE_DATA_WITHDRAWN);
   assert_string_equal(s.replaced_by, other);
   int64_t lines[8] = {0};
-  OK(pst_store_data_set_records(store, pst_str_from(other), see_line, lines, &err));
+  TEST_OK(pst_store_data_set_records(test_store, pst_str_from(other), see_line, lines, &test_error));
   assert_true(lines[0] == ids[1] && lines[1] == ids[3] && lines[2] == 0);
 
-  OK(pst_store_records_erase(store, NONE, PST_STR("b2"), 9, &e, &err));
+  TEST_OK(pst_store_records_erase(test_store, NONE, PST_STR("b2"), 9, &e, &test_error));
   assert_int_equal(e.n_sets, 1);
   char *left = text_of(e.sets[0].replaced_by);
   assert_string_equal(left, "two\n");
   pst_free(left);
   pst_store_erasure_done(&e);
-  OK(pst_store_records_erase(store, PST_STR("bob"), NONE, 9, &e, &err));
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("bob"), NONE, 9, &e, &test_error));
   assert_string_equal(e.sets[0].replaced_by, ""); /* nothing is left */
   pst_store_erasure_done(&e);
   assert_false(on_disk("quixotic-zebra") || on_disk("plummeting-yak") || on_disk("ann") || on_disk("bob"));
-  assert_int_equal(pst_store_records_erase(store, PST_STR("ann"), NONE, 9, &e, &err), PST_E_NOT_FOUND);
-  assert_int_equal(pst_store_records_erase(store, NONE, NONE, 9, &e, &err), PST_E_BAD_INPUT);
-  OK(pst_store_verify(store, &err));
+  assert_int_equal(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_records_erase(test_store, NONE, NONE, 9, &e, &test_error), PST_E_BAD_INPUT);
+  TEST_OK(pst_store_verify(test_store, &test_error));
 }
 
 static void sets_are_checked(void **state) {
   (void)state;
   char hash[65];
   put("a1", "ann", PST_STORE_KEEP_CONTENT);
-  OK(pst_store_file_put(store, "x\n", 2, hash, &err));
+  TEST_OK(pst_store_file_put(test_store, "x\n", 2, hash, &test_error));
   pst_store_data_set set = {.hash = {hash, 64}, .kind = PST_STR("training"), .n_lines = 1, .created_ms = 5};
-  assert_int_equal(pst_store_data_set_put(store, &set, true, (const int64_t[]){77}, 1, &err), PST_E_NOT_FOUND);
-  assert_int_equal(pst_store_data_set_put(store, &set, true, NULL, 0, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_store_data_set_put(test_store, &set, true, (const int64_t[]){77}, 1, &test_error),
+                   PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_data_set_put(test_store, &set, true, NULL, 0, &test_error), PST_E_BAD_INPUT);
   set.hash = PST_STR("0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0");
-  assert_int_equal(pst_store_data_set_put(store, &set, false, NULL, 0, &err), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_data_set_put(test_store, &set, false, NULL, 0, &test_error), PST_E_NOT_FOUND);
   set_seen s = {0};
-  OK(pst_store_data_set_each(store, NONE, see_set, &s, &err));
+  TEST_OK(pst_store_data_set_each(test_store, NONE, see_set, &s, &test_error));
   assert_int_equal(s.n, 0); /* what failed left nothing */
-  assert_int_equal(pst_store_data_set_get(store, PST_STR("0f1e2d3c"), see_set, &s, &err), PST_E_NOT_FOUND);
-  assert_int_equal(pst_store_data_set_get(store, PST_STR("../../x"), see_set, &s, &err), PST_E_BAD_INPUT);
-  assert_int_equal(pst_store_data_set_used(store, set.hash, PST_STR("adapter"), PST_STR("a"), 1, &err),
+  assert_int_equal(pst_store_data_set_get(test_store, PST_STR("0f1e2d3c"), see_set, &s, &test_error), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_data_set_get(test_store, PST_STR("../../x"), see_set, &s, &test_error), PST_E_BAD_INPUT);
+  assert_int_equal(pst_store_data_set_used(test_store, set.hash, PST_STR("adapter"), PST_STR("a"), 1, &test_error),
                    PST_E_NOT_FOUND);
 }
 
@@ -323,21 +310,21 @@ static void what_has_expired_is_forgotten(void **state) {
   char hash[65];
   pst_store_request r = record("old", "ann", PST_STORE_KEEP_CONTENT);
   r.expires_ms = 2000;
-  OK(pst_store_request_put(store, &r, &err));
+  TEST_OK(pst_store_request_put(test_store, &r, &test_error));
   r = record("later", "ann", PST_STORE_KEEP_CONTENT);
   r.expires_ms = 4000;
-  OK(pst_store_request_put(store, &r, &err));
-  OK(pst_store_flush(store, &err));
+  TEST_OK(pst_store_request_put(test_store, &r, &test_error));
+  TEST_OK(pst_store_flush(test_store, &test_error));
   put("ever", "bob", PST_STORE_KEEP_CONTENT);
   const pst_store_feedback f = {.completion_id = PST_STR("old"), .correction = PST_STR("velvet-gnu")};
-  OK(pst_store_feedback_put(store, &f, &err));
+  TEST_OK(pst_store_feedback_put(test_store, &f, &test_error));
   make_set("one\ntwo\n", true, (const int64_t[]){id_of("old"), id_of("ever")}, 2, hash);
 
   pst_store_erasure e;
-  OK(pst_store_records_prune(store, 1999, &e, &err));
+  TEST_OK(pst_store_records_prune(test_store, 1999, &e, &test_error));
   assert_int_equal(e.n_records, 0);
   pst_store_erasure_done(&e);
-  OK(pst_store_records_prune(store, 2000, &e, &err));
+  TEST_OK(pst_store_records_prune(test_store, 2000, &e, &test_error));
   assert_int_equal(e.n_records, 1);
   assert_int_equal(e.n_sets, 1);
   char *text = text_of(e.sets[0].replaced_by);
@@ -351,7 +338,7 @@ static void what_has_expired_is_forgotten(void **state) {
   assert_string_equal(s.subject, "");
   assert_true(look("later").content && look("ever").content);
   assert_false(on_disk("velvet-gnu"));
-  OK(pst_store_records_prune(store, 2000, &e, &err));
+  TEST_OK(pst_store_records_prune(test_store, 2000, &e, &test_error));
   assert_int_equal(e.n_records, 0);
   pst_store_erasure_done(&e);
 }
@@ -363,10 +350,10 @@ static void a_file_that_a_crash_left_is_removed(void **state) {
   put("a1", "ann", PST_STORE_KEEP_CONTENT);
   make_set("one\n", true, (const int64_t[]){id_of("a1")}, 1, hash);
   pst_store_erasure e;
-  OK(pst_store_records_erase(store, PST_STR("ann"), NONE, 9, &e, &err));
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
   pst_store_erasure_done(&e);
-  OK(pst_store_file_put(store, "one\n", 4, hash, &err));
-  OK(pst_store_records_prune(store, 1, &e, &err));
+  TEST_OK(pst_store_file_put(test_store, "one\n", 4, hash, &test_error));
+  TEST_OK(pst_store_records_prune(test_store, 1, &e, &test_error));
   pst_store_erasure_done(&e);
   assert_null(text_of(hash));
 }
@@ -391,16 +378,17 @@ static void an_import_is_whole_or_nothing(void **state) {
   (void)state;
   int64_t n_new = 0, n_known = 0;
   rows bad = {0, 57}, good = {0, -1}, again = {0, -1};
-  assert_int_equal(pst_store_records_import(store, next_row, &bad, &n_new, &n_known, &err), PST_E_BAD_INPUT);
-  assert_string_equal(err.message, "row 57 is bad");
+  assert_int_equal(pst_store_records_import(test_store, next_row, &bad, &n_new, &n_known, &test_error),
+                   PST_E_BAD_INPUT);
+  assert_string_equal(test_error.message, "row 57 is bad");
   assert_int_equal(look(NULL).n, 0);
-  OK(pst_store_records_import(store, next_row, &good, &n_new, &n_known, &err));
+  TEST_OK(pst_store_records_import(test_store, next_row, &good, &n_new, &n_known, &test_error));
   assert_true(n_new == 100 && n_known == 0 && look(NULL).n == 100);
-  OK(pst_store_records_import(store, next_row, &again, &n_new, &n_known, &err));
+  TEST_OK(pst_store_records_import(test_store, next_row, &again, &n_new, &n_known, &test_error));
   assert_true(n_new == 0 && n_known == 100 && look(NULL).n == 100);
   pst_store_request_filter served = PST_STORE_REQUEST_FILTER_INIT;
   pst_store_usage usage;
-  OK(pst_store_usage_get(store, &served, &usage, &err));
+  TEST_OK(pst_store_usage_get(test_store, &served, &usage, &test_error));
   assert_int_equal(usage.n_requests, 0); /* an import is no request in the books */
 }
 
@@ -419,15 +407,16 @@ static void guards_are_kept_once(void **state) {
   const pst_store_guarded items[] = {{PST_STR("desk"), PST_STR("i1"), 1, words, 2},
                                      {PST_STR("desk"), PST_STR("i2"), 3, words + 2, 1},
                                      {PST_STR("desk"), PST_STR("i3"), 1, NULL, 0}};
-  assert_false(pst_store_guard_known(store, PST_STR("desk"), PST_STR("f")));
-  for (int i = 0; i < 2; i++) OK(pst_store_guard_put(store, PST_STR("desk"), PST_STR("f"), items, 3, &err));
-  assert_true(pst_store_guard_known(store, PST_STR("desk"), PST_STR("f")));
+  assert_false(pst_store_guard_known(test_store, PST_STR("desk"), PST_STR("f")));
+  for (int i = 0; i < 2; i++)
+    TEST_OK(pst_store_guard_put(test_store, PST_STR("desk"), PST_STR("f"), items, 3, &test_error));
+  assert_true(pst_store_guard_known(test_store, PST_STR("desk"), PST_STR("f")));
   uint64_t sum = 0;
-  OK(pst_store_guard_each(store, see_guard, &sum, &err));
+  TEST_OK(pst_store_guard_each(test_store, see_guard, &sum, &test_error));
   assert_int_equal(sum, 61);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, open_store, close_store)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, test_store_open, test_store_close)
 
 int main(void) {
   const struct CMUnitTest tests[] = {TEST(consent_is_only_lowered),
