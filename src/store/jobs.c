@@ -76,9 +76,18 @@ static int take_apply(pst_store_conn *conn, void *arg, pst_error *err) {
       err, "iiii", c->id, (int64_t)PST_STORE_JOB_RUNNING, conn->store->owner, c->now_ms);
 }
 
+static int note_open(sqlite3_stmt *stmt, void *context) {
+  *(bool *)context = sqlite3_column_int(stmt, 0) != 0;
+  return 0;
+}
+
+/* A worker asks twice a second: it must not take the write lock from those who keep books for that. */
 int pst_store_job_take(pst_store *store, int64_t max_attempts, int64_t now_ms, int64_t *ret_id, pst_error *err) {
   take_call c = {PST_MAX(INT64_C(1), max_attempts), now_ms, 0};
-  int code = pst_store_write_now(store, false, take_apply, &c, err);
+  bool any = false;
+  int code = pst_store_read_each(store, note_open, &any, err, "SELECT EXISTS(SELECT 1 FROM jobs WHERE state <= ?1)",
+                                 "i", (int64_t)PST_STORE_JOB_RUNNING);
+  if (!code && any) code = pst_store_write_now(store, false, take_apply, &c, err);
   if (!code) *ret_id = c.id;
   return code;
 }
