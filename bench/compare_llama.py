@@ -78,8 +78,8 @@ class Peer:
         done = subprocess.run(
             [self.folder / "llama-batched-bench", "-m", self.model, *numbers("-npp", depth, "-ntg", gen, "-npl", seqs, "-c", context, "-t", self.threads, "-b", 2048)],
             capture_output=True, text=True)
-        # | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | ...
-        found = re.search(rf"^\|\s*{depth}\s*\|\s*{gen}\s*\|\s*{seqs}\s*\|(.*)\|\s*$", done.stdout, re.M)
+        # | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | ...   (ik_llama.cpp writes it to stderr)
+        found = re.search(rf"^\|\s*{depth}\s*\|\s*{gen}\s*\|\s*{seqs}\s*\|(.*)\|\s*$", done.stdout + done.stderr, re.M)
         if done.returncode or not found:
             sys.exit(f"{self.name}: llama-batched-bench gave no row\n{done.stderr.strip()[-2000:]}")
         system = re.search(r"^system_info:.*", done.stderr + done.stdout, re.M)

@@ -3,6 +3,7 @@
 
     tools/golden_llama.py continuations NAME MODEL.gguf           writes NAME.continuations.json
     tools/golden_llama.py kl NAME MODEL.gguf [--engine PROGRAM]   writes NAME.kl.json; prints the full KL of llama.cpp and of Penstock
+    tools/golden_llama.py kl ... --windows N                      the first N windows only, for models re-quantized to other types; writes nothing
     tools/golden_llama.py check NAME MODEL.gguf                   the float64 pass against llama.cpp with every weight in F32
 
 NAME is smollm2 or gemma3 (the files of `make models`; build/models.env says where they lie). PROGRAM is build/<config>/bench/bench_logits (make
@@ -274,16 +275,16 @@ def log_softmax(logits):
 
 # ---- KL -----------------------------------------------------------------------------------------------------------------
 
-def windows(llama):
-    """Token ids of the windows, [N_WINDOWS][WINDOW]."""
+def windows(llama, n_windows=N_WINDOWS):
+    """Token ids of the windows, [n_windows][WINDOW]."""
     data = pathlib.Path(os.environ.get("PENSTOCK_TEST_DATA", ROOT.parent / "shared" / "data"))
     with gzip.open(data / "summarize" / "scitldr.jsonl.gz", "rt", encoding="utf-8") as f:
         texts = [json.loads(next(f))["text"] for _ in range(N_TEXTS)]
     ids, bos = llama.tokenize("\n\n".join(texts), special=False, bos=False), llama.bos()
     room = WINDOW - len(bos)
-    if len(ids) < N_WINDOWS * room:
+    if len(ids) < n_windows * room:
         sys.exit(f"the text has only {len(ids)} tokens")
-    return np.array([bos + ids[i * room:(i + 1) * room] for i in range(N_WINDOWS)], np.int32)
+    return np.array([bos + ids[i * room:(i + 1) * room] for i in range(n_windows)], np.int32)
 
 
 class Tally:
@@ -337,9 +338,9 @@ def lumped(top, log_p, log_q):
     return float((p * (log_p[top] - log_q[top])).sum() + rest_p * (math.log(rest_p) - math.log(rest_q)))
 
 
-def kl(name, path, out, engine, threads):
+def kl(name, path, out, engine, threads, n_windows):
     llama, reference = Llama(path, WINDOW, threads), Float64(path)
-    ids = windows(llama)
+    ids = windows(llama, n_windows)
     theirs, ours, rows, process = Tally(), Tally(), [], None
     if engine:
         command = [engine, str(path), str(WINDOW), str(threads)]
@@ -370,7 +371,8 @@ def kl(name, path, out, engine, threads):
     about = {"about": "made by tools/golden_llama.py kl", "peer": llama.about(), "flash_attention": llama.flash, "n_texts": N_TEXTS,
              "window": WINDOW, "n_windows": len(ids), "bos": llama.bos(), "tokens_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
              "llama_full_kl": float(f"{np.mean(theirs.kl):.5e}")}
-    write(out / f"{name}.kl.json", about, rows)
+    if n_windows == N_WINDOWS:
+        write(out / f"{name}.kl.json", about, rows)
     print(f"{name}: {ids.size} tokens of text; {llama.about()}; {platform.machine()}")
     show("llama.cpp", theirs)
     if process:
@@ -402,7 +404,7 @@ def check(path, threads):
         writer.write_tensors_to_file()
         writer.close()
         llama, tally = Llama(f.name, WINDOW, threads), Tally()
-        window = windows(llama)[0]
+        window = windows(llama, 1)[0]
         log_p = reference.log_probs(reference.states(window))
         tally.add(np.exp(log_p), log_p, llama.run(window, True))
     show("llama F32", tally)
@@ -416,11 +418,12 @@ def main():
     parser.add_argument("--engine", help="build/<config>/bench/bench_logits")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "tests" / "golden" / "llama")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--windows", type=int, default=N_WINDOWS, help="of the KL")
     args = parser.parse_args()
     if args.what == "continuations":
         continuations(args.name, args.model, args.out, args.threads)
     elif args.what == "kl":
-        kl(args.name, args.model, args.out, args.engine, args.threads)
+        kl(args.name, args.model, args.out, args.engine, args.threads, args.windows)
     else:
         check(args.model, args.threads)
 

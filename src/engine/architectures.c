@@ -81,7 +81,7 @@ static int load_expert_rows(pst_engine_loader *l, int i, const char *name, size_
   size_t row_bytes = pst_kernels_row_bytes(t->type, cols);
   for (size_t e = 0; e < n && !code; e++) {
     const uint8_t *src = t->data + (e * n_rows + first) * row_bytes;
-    size_t at = pst_engine_loader_take_bytes(l, src, ret->stride);
+    size_t at = pst_engine_loader_take_bytes(l, t, src, ret->stride);
     if (!l->memory) continue;
     if (e == 0) ret->shape.data = l->memory + at;
     code = pst_engine_loader_add_job(l, (struct pst_engine_pack_job){&ret->shape, NULL, src, l->memory + at, NULL});

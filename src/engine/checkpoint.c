@@ -1,9 +1,10 @@
-/* A folder with config.json, tokenizer.json and model.safetensors, read as if it were a GGUF file.
+/* A folder with config.json, tokenizer.json and its weights as safetensors, in one file or several, read as if it were a GGUF file.
  *
  * Owns the way from names and layouts of tensors to GGUF's; settings are checkpoint_families.c's, tokenizers checkpoint_tokenizer.c's, formats
  * safetensors.c's and gguf.c's, and what the keys mean is model.c's, which checks them as it checks any file's. */
 #include "engine/checkpoint.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/checkpoint_impl.h"
@@ -144,58 +145,163 @@ static int take_tensors(const pst_engine_ckpt *d, const pst_engine_ckpt_family *
   return 0;
 }
 
-/* ---- opening ---- */
+/* ---- the files with the weights ---- */
 
-static int open_weights(const pst_engine_ckpt *d, pst_map *ret_map, char **ret_path) {
-  char *path = pst_path_join(d->path, "model.safetensors"),
-       *index = pst_path_join(d->path, "model.safetensors.index.json");
-  int code = 0;
-  if (!path || !index)
-    code = pst_error_set(d->err, PST_E_NOMEM, d->path, "no memory");
-  else if (!pst_file_exists(path) && pst_file_exists(index))
-    code = pst_error_set(d->err, PST_E_UNSUPPORTED, d->path,
-                         "the weights are in several files; only one model.safetensors can be read");
-  else
-    code = pst_map_open(path, ret_map, d->err);
-  pst_free(index);
-  if (code)
-    pst_free(path);
-  else
-    *ret_path = path;
+enum { MAX_INDEX = 64 << 20, MAX_FILES = 4096 };
+
+/* A tensor of the index, and the number of the file that has it. */
+typedef struct placed {
+  pst_str name;
+  size_t file;
+} placed;
+
+/* Files and tensors so far; all but the mappings is the arena's. */
+typedef struct weights {
+  pst_map *maps;
+  pst_str *names; /* of files */
+  size_t n_files, n_maps;
+  pst_engine_gguf_tensor *tensors; /* room for one more */
+  size_t n_tensors;
+  placed *index; /* [n_index], by name; NULL: one file alone */
+  size_t n_index;
+} weights;
+
+static int no_table(const pst_engine_ckpt *d) {
+  return pst_error_set(d->err, PST_E_NOMEM, d->path, "no memory for the tensor table");
+}
+
+static int by_name(const void *a, const void *b) {
+  return pst_str_compare(((const placed *)a)->name, ((const placed *)b)->name);
+}
+
+/* The file's number; names of files are few. */
+static int file_number(const pst_engine_ckpt *d, weights *w, pst_str name, size_t *ret) {
+  size_t i = 0;
+  while (i < w->n_files && !pst_str_equal(w->names[i], name)) i++;
+  *ret = i;
+  if (i < w->n_files) return 0;
+  if (name.n == 0 || name.n > 255 || memchr(name.data, '/', name.n) || memchr(name.data, 0, name.n))
+    return pst_error_set(d->err, PST_E_BAD_INPUT, d->path,
+                         "model.safetensors.index.json: a tensor's file is no name of a file in this folder");
+  if (i == MAX_FILES)
+    return pst_error_set(d->err, PST_E_LIMIT, d->path, "the weights are in more than %d files", MAX_FILES);
+  const char *copy = pst_arena_strndup(d->arena, name.data, name.n);
+  if (!copy) return no_table(d);
+  w->names[w->n_files++] = (pst_str){copy, name.n};
+  return 0;
+}
+
+static int read_index(const pst_engine_ckpt *d, const pst_json *map, weights *w) {
+  size_t n = pst_json_size(map);
+  if (pst_json_typeof(map) != PST_JSON_OBJECT || n == 0)
+    return pst_error_set(d->err, PST_E_BAD_INPUT, d->path, "model.safetensors.index.json has no weight_map");
+  w->index = pst_arena_calloc(d->arena, n, sizeof *w->index);
+  w->names = pst_arena_calloc(d->arena, MAX_FILES, sizeof *w->names);
+  w->maps = pst_arena_calloc(d->arena, MAX_FILES, sizeof *w->maps);
+  w->tensors = pst_arena_calloc(d->arena, n + 1, sizeof *w->tensors);
+  if (!w->index || !w->names || !w->maps || !w->tensors) return no_table(d);
+  for (pst_json_iter it = pst_json_iterate(map); pst_json_next(&it);) {
+    placed *p = &w->index[w->n_index++];
+    const char *copy = pst_arena_strndup(d->arena, it.key.data, it.key.n);
+    if (!copy) return no_table(d);
+    p->name = (pst_str){copy, it.key.n};
+    int code = file_number(d, w, pst_json_str(it.value), &p->file);
+    if (code) return code;
+  }
+  qsort(w->index, n, sizeof *w->index, by_name);
+  return 0;
+}
+
+/* Adds a file's tensors to the table, each of which the index must have there. */
+static int add_indexed(const pst_engine_ckpt *d, weights *w, const pst_engine_gguf_tensor *tensors, size_t n,
+                       uint64_t base) {
+  size_t file = w->n_maps - 1;
+  for (size_t i = 0; i < n; i++) {
+    const placed key = {tensors[i].name, 0}, *p = bsearch(&key, w->index, w->n_index, sizeof key, by_name);
+    if (!p || p->file != file || w->n_tensors == w->n_index)
+      return pst_error_set(d->err, PST_E_BAD_INPUT, d->path, "tensor '%.*s' is in %s, which the index does not say",
+                           (int)PST_MIN(key.name.n, (size_t)100), key.name.data, w->names[file].data);
+    w->tensors[w->n_tensors] = tensors[i];
+    w->tensors[w->n_tensors++].offset += base;
+  }
+  return 0;
+}
+
+static int open_file(const pst_engine_ckpt *d, weights *w, const char *name, uint64_t base) {
+  pst_engine_gguf_tensor *tensors = NULL;
+  size_t n = 0;
+  char *path = pst_path_join(d->path, name);
+  if (!path) return no_table(d);
+  int code = pst_map_open(path, &w->maps[w->n_maps], d->err);
+  if (!code) code = pst_engine_safetensors_read(&w->maps[w->n_maps++], path, d->arena, &tensors, &n, d->err);
+  pst_free(path);
+  if (code) return code;
+  if (w->index) return add_indexed(d, w, tensors, n, base);
+  w->tensors = tensors;
+  w->n_tensors = n;
+  return 0;
+}
+
+static int open_indexed(const pst_engine_ckpt *d, weights *w) {
+  pst_json_doc *doc = NULL;
+  uint64_t base = 0;
+  int code = pst_engine_ckpt_read_json(d, "model.safetensors.index.json", MAX_INDEX, &doc);
+  if (!code) code = read_index(d, pst_json_get(pst_json_root(doc), "weight_map"), w);
+  pst_json_free(doc);
+  for (size_t i = 0; i < w->n_files && !code; i++) {
+    code = open_file(d, w, w->names[i].data, base);
+    base += w->maps[i].n;
+  }
+  if (!code && w->n_tensors < w->n_index)
+    code = pst_error_set(d->err, PST_E_BAD_INPUT, d->path, "the index names %zu tensors, the files have %zu of them",
+                         w->n_index, w->n_tensors);
   return code;
 }
 
-static int open_folder(pst_engine_ckpt *d, pst_engine_gguf **ret_gguf) {
-  pst_engine_gguf_parts parts = {.arena = d->arena};
+/* One model.safetensors, or as many files as an index names. */
+static int open_weights(const pst_engine_ckpt *d, weights *w) {
+  if (!pst_engine_ckpt_has_file(d, "model.safetensors") && pst_engine_ckpt_has_file(d, "model.safetensors.index.json"))
+    return open_indexed(d, w);
+  w->maps = pst_arena_calloc(d->arena, 1, sizeof *w->maps);
+  return w->maps ? open_file(d, w, "model.safetensors", 0) : no_table(d);
+}
+
+/* ---- opening ---- */
+
+static int read_folder(pst_engine_ckpt *d, const pst_json *config, weights *w, pst_engine_gguf **ret_gguf) {
   const pst_engine_ckpt_family *f = NULL;
-  pst_engine_gguf_tensor *tensors = NULL;
-  char *weights = NULL;
-  pst_json_doc *config = NULL;
-  int code = pst_engine_ckpt_read_json(d, "config.json", PST_ENGINE_CKPT_MAX_CONFIG, &config);
-  if (code) return code;
-  const pst_json *text = pst_json_get(pst_json_root(config), "text_config");
-  d->config = pst_engine_ckpt_absent(text) ? pst_json_root(config) : text;
-  code = pst_engine_ckpt_family_find(d, &f);
+  const pst_json *text = pst_json_get(config, "text_config");
+  d->config = pst_engine_ckpt_absent(text) ? config : text;
+  int code = pst_engine_ckpt_family_find(d, &f);
   if (!code) {
     d->architecture = f->architecture;
     pst_engine_ckpt_put_str(d, "general.architecture", pst_str_from(f->architecture));
     code = f->keys(d);
   }
   if (!code && pst_buf_status(&d->values)) code = pst_error_set(d->err, PST_E_NOMEM, d->path, "no memory for the keys");
-  if (!code) code = open_weights(d, &parts.map, &weights);
-  if (code) goto done;
-  code = pst_engine_safetensors_read(&parts.map, weights, d->arena, &tensors, &parts.n_tensors, d->err);
-  if (!code) code = take_tensors(d, f, tensors, &parts.n_tensors);
-  parts.tensors = tensors;
-  parts.values = pst_buf_str(&d->values);
-  parts.n_values = d->n_values;
-  if (!code) code = pst_engine_gguf_assemble(&parts, d->path, ret_gguf, d->err);
-  if (code)
-    pst_map_close(&parts.map);
-  else
-    d->arena = NULL; /* the file's now */
-done:
-  pst_free(weights);
+  if (!code) code = open_weights(d, w);
+  if (!code) code = take_tensors(d, f, w->tensors, &w->n_tensors);
+  if (code) return code;
+  uint64_t settings = pst_hash64(d->values.data, d->values.n, 0);
+  if (d->rope_factors) settings = pst_hash64(d->rope_factors, (size_t)d->n_rope_factors * sizeof(float), settings);
+  const pst_engine_gguf_parts parts = {.values = pst_buf_str(&d->values),
+                                       .n_values = d->n_values,
+                                       .tensors = w->tensors,
+                                       .n_tensors = w->n_tensors,
+                                       .maps = w->maps,
+                                       .n_maps = w->n_maps,
+                                       .settings = settings,
+                                       .arena = d->arena};
+  return pst_engine_gguf_assemble(&parts, d->path, ret_gguf, d->err);
+}
+
+static int open_folder(pst_engine_ckpt *d, pst_engine_gguf **ret_gguf) {
+  weights w = {.maps = NULL};
+  pst_json_doc *config = NULL;
+  int code = pst_engine_ckpt_read_json(d, "config.json", PST_ENGINE_CKPT_MAX_CONFIG, &config);
+  if (!code) code = read_folder(d, pst_json_root(config), &w, ret_gguf);
+  for (size_t i = 0; i < w.n_maps && code; i++) pst_map_close(&w.maps[i]);
+  if (!code) d->arena = NULL; /* the file's now, as the mappings are */
   pst_json_free(config);
   return code;
 }

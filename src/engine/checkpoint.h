@@ -1,4 +1,4 @@
-/* A model as its authors publish it: a folder with config.json, tokenizer.json and model.safetensors. */
+/* A model as its authors publish it: a folder with config.json, tokenizer.json and model.safetensors, or the files that model.safetensors.index.json names. */
 #ifndef PST_ENGINE_CHECKPOINT_H
 #define PST_ENGINE_CHECKPOINT_H
 

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "engine/engine.h"
 
@@ -77,7 +78,8 @@ static int start_generator(pst_engine *e, pst_error *err) {
   int n_pages = o->kv_tokens / PST_ENGINE_PAGE, drafts = o->slots * (1 + PST_ENGINE_MAX_DRAFT),
       runs = o->slots * PST_ENGINE_MAX_RUN;
   e->page_bytes = pst_engine_forward_page_bytes(model, o->kv);
-  e->pages = pst_malloc_aligned((size_t)n_pages * e->page_bytes, 4096);
+  e->pages = pst_malloc_aligned((size_t)n_pages * e->page_bytes, 2u << 20);
+  if (e->pages) (void)madvise(e->pages, (size_t)n_pages * e->page_bytes, MADV_HUGEPAGE);
   e->logits = pst_malloc_aligned(PST_ENGINE_HEAD_ROWS * vocab * sizeof(float), 64);
   e->raw = pst_malloc_aligned(vocab * sizeof(float), 64);
   e->work = pst_malloc(vocab * sizeof *e->work);

@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum {
   MAX_VALUES = 16384,
@@ -22,8 +23,10 @@ enum {
 };
 
 struct pst_engine_gguf {
-  pst_map map;
-  bool owns_map;
+  pst_map *maps;
+  size_t n_maps;
+  bool owns_maps;
+  uint64_t settings;
   char *path;
   uint32_t version, alignment;
   pst_engine_gguf_value *values; /* file order */
@@ -420,7 +423,7 @@ static int read_alignment(pst_engine_gguf *g, pst_error *err) {
 }
 
 static int read_file(pst_engine_gguf *g, pst_error *err) {
-  cursor c = {g->map.data, g->map.n, 0, g->path, err};
+  cursor c = {g->maps[0].data, g->maps[0].n, 0, g->path, err};
   uint64_t n_tensors = 0, n_values = 0;
   int r = read_version(g, &c);
   if (r < 0 || (r = read_u64(&c, "the header", &n_tensors)) < 0 || (r = read_u64(&c, "the header", &n_values)) < 0 ||
@@ -430,17 +433,24 @@ static int read_file(pst_engine_gguf *g, pst_error *err) {
   return index_tensors(g, true, err);
 }
 
-static int open_mapped(pst_map map, bool owns_map, const char *path, pst_engine_gguf **ret_gguf, pst_error *err) {
+static bool take_maps(pst_engine_gguf *g, const pst_map *maps, size_t n) {
+  if (!(g->maps = pst_malloc(n * sizeof *maps))) return false;
+  memcpy(g->maps, maps, n * sizeof *maps);
+  g->n_maps = n;
+  return true;
+}
+
+static int open_mapped(pst_map map, bool owns_maps, const char *path, pst_engine_gguf **ret_gguf, pst_error *err) {
   int r;
   pst_engine_gguf *g = pst_calloc(1, sizeof *g);
   if (!g) {
-    if (owns_map) pst_map_close(&map);
+    if (owns_maps) pst_map_close(&map);
     return pst_error_set(err, PST_E_NOMEM, path, "no memory to open the file");
   }
-  g->map = map;
-  g->owns_map = owns_map;
   g->path = pst_strdup(path);
-  if (g->path)
+  if (!take_maps(g, &map, 1) && owns_maps) pst_map_close(&map);
+  g->owns_maps = owns_maps;
+  if (g->path && g->maps)
     r = read_file(g, err);
   else
     r = pst_error_set(err, PST_E_NOMEM, path, "no memory to open the file");
@@ -486,12 +496,14 @@ int pst_engine_gguf_assemble(const pst_engine_gguf_parts *parts, const char *pat
     memcpy(g->memory, parts->values.data, parts->values.n);
     r = read_parts(g, parts, err);
   }
+  if (r == 0 && !take_maps(g, parts->maps, parts->n_maps))
+    r = pst_error_set(err, PST_E_NOMEM, path, "no memory to open the file");
   if (r < 0) {
     pst_engine_gguf_close(g);
     return r;
   }
-  g->map = parts->map;
-  g->owns_map = true;
+  g->owns_maps = true;
+  g->settings = parts->settings;
   g->arena = parts->arena;
   *ret_gguf = g;
   return 0;
@@ -505,7 +517,8 @@ void pst_engine_gguf_close(pst_engine_gguf *g) {
   pst_free(g->tensors_by_name);
   pst_free(g->values);
   pst_free(g->tensors);
-  if (g->owns_map) pst_map_close(&g->map);
+  for (size_t i = 0; i < g->n_maps && g->owns_maps; i++) pst_map_close(&g->maps[i]);
+  pst_free(g->maps);
   pst_arena_free(g->arena);
   pst_free(g->memory);
   pst_free(g->path);
@@ -516,7 +529,25 @@ void pst_engine_gguf_close(pst_engine_gguf *g) {
 
 const char *pst_engine_gguf_path(const pst_engine_gguf *g) { return g->path; }
 
-const pst_map *pst_engine_gguf_map(const pst_engine_gguf *g) { return &g->map; }
+uint64_t pst_engine_gguf_bytes(const pst_engine_gguf *g) {
+  uint64_t n = 0;
+  for (size_t i = 0; i < g->n_maps; i++) n += g->maps[i].n;
+  return n;
+}
+
+uint64_t pst_engine_gguf_key(const pst_engine_gguf *g) {
+  uint64_t key = pst_hash64(&g->settings, sizeof g->settings, g->n_maps);
+  for (size_t i = 0; i < g->n_maps; i++) {
+    const uint64_t identity[] = {g->maps[i].inode, g->maps[i].mtime_ns, g->maps[i].n};
+    key = pst_hash64(identity, sizeof identity, key);
+  }
+  return key;
+}
+
+void pst_engine_gguf_drop_pages(const pst_engine_gguf *g) {
+  for (size_t i = 0; i < g->n_maps && g->owns_maps; i++)
+    (void)madvise((void *)(uintptr_t)g->maps[i].data, g->maps[i].n, MADV_DONTNEED);
+}
 
 uint32_t pst_engine_gguf_version(const pst_engine_gguf *g) { return g->version; }
 

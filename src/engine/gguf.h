@@ -46,7 +46,8 @@ typedef struct pst_engine_gguf_tensor {
   uint32_t n_dims;  /* 1 to 4 */
   uint64_t dims[4]; /* dims[0] is the row length (fastest); 1 beyond n_dims; product fits int64 */
   uint64_t n_elements;
-  uint64_t offset;     /* from the start of the file; a multiple of the file's alignment (at least 8) */
+  uint64_t
+      offset; /* from the start of the file, a multiple of its alignment (at least 8); of an assembled one: a number for the bytes' source */
   const uint8_t *data; /* inside the mapping */
   size_t bytes;
 } pst_engine_gguf_tensor;
@@ -64,18 +65,24 @@ void pst_engine_gguf_close(pst_engine_gguf *gguf); /* NULL is fine */
 typedef struct pst_engine_gguf_parts {
   pst_str values; /* metadata entries one behind the other as in a GGUF file; copied */
   uint64_t n_values;
-  const pst_engine_gguf_tensor *tensors; /* complete, of known types, data inside `map`; copied, but for the names */
+  const pst_engine_gguf_tensor
+      *tensors; /* complete, of known types, data inside a mapping or the arena; copied, but for the names */
   size_t n_tensors;
-  pst_map map;
-  pst_arena *arena; /* the names' */
+  const pst_map *maps; /* at least one; copied */
+  size_t n_maps;
+  uint64_t settings; /* a hash of what else says what the tensors hold */
+  pst_arena *arena;  /* the names' */
 } pst_engine_gguf_parts;
-/* On success map and arena are the object's, and its version is 0. Errors as pst_engine_gguf_open. */
+/* On success mappings and arena are the object's, and its version is 0. Errors as pst_engine_gguf_open. */
 int pst_engine_gguf_assemble(const pst_engine_gguf_parts *parts, const char *path, pst_engine_gguf **ret_gguf,
                              pst_error *err) PST_MUST_CHECK;
 
 const char *pst_engine_gguf_path(const pst_engine_gguf *gguf);
-const pst_map *
-pst_engine_gguf_map(const pst_engine_gguf *gguf); /* size, inode and time; of a memory file only data and n */
+uint64_t pst_engine_gguf_bytes(const pst_engine_gguf *gguf); /* of all its files */
+/* A hash that changes with the content, made without reading it: inode, time of change and size of every file. */
+uint64_t pst_engine_gguf_key(const pst_engine_gguf *gguf);
+/* The weights are not needed again soon: their pages go back to the system's cache. */
+void pst_engine_gguf_drop_pages(const pst_engine_gguf *gguf);
 uint32_t pst_engine_gguf_version(const pst_engine_gguf *gguf);
 uint32_t pst_engine_gguf_alignment(const pst_engine_gguf *gguf);
 

@@ -238,7 +238,7 @@ int pst_engine_inspect(const char *path, int n_ctx, pst_buf *out, pst_error *err
   pst_json_writer w = pst_json_writer_on(out, true);
   pst_json_begin_object(&w);
   pst_json_member_cstr(&w, "path", path);
-  pst_json_member_int(&w, "file_bytes", (int64_t)pst_engine_gguf_map(g)->n);
+  pst_json_member_int(&w, "file_bytes", (int64_t)pst_engine_gguf_bytes(g));
   pst_json_member_int(&w, "gguf_version", pst_engine_gguf_version(g));
   pst_json_member_int(&w, "alignment", pst_engine_gguf_alignment(g));
   put_optional_str(&w, "architecture", g, "general.architecture");
@@ -319,7 +319,7 @@ int pst_engine_check_weights(const char *path, pst_progress *progress, pst_error
   int code = pst_engine_checkpoint_open(path, &g, err), n_threads = PST_MIN(pst_cpu_count(), PST_ENGINE_MAX_THREADS);
   if (code) return code;
   int64_t done = 0;
-  if (progress) progress->total = (int64_t)pst_engine_gguf_map(g)->n;
+  if (progress) progress->total = (int64_t)pst_engine_gguf_bytes(g);
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(g) && !code; i++) {
     const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
     code = check_tensor(path, t, n_threads, err);

@@ -81,9 +81,10 @@ int pst_engine_loader_check_shape(pst_engine_loader *l, const pst_engine_gguf_te
   return pst_engine_loader_check_dims(l, t, name, 1, rows, cols);
 }
 
-/* Room for what is made of a tensor's bytes, which begin at `src`. */
-size_t pst_engine_loader_take_bytes(pst_engine_loader *l, const uint8_t *src, size_t bytes) {
-  uint64_t what[] = {(uint64_t)(src - pst_engine_gguf_map(l->m->gguf)->data), l->used, bytes};
+/* Room for what is made of a tensor's bytes, from `src` on. */
+size_t pst_engine_loader_take_bytes(pst_engine_loader *l, const pst_engine_gguf_tensor *t, const uint8_t *src,
+                                    size_t bytes) {
+  uint64_t what[] = {t->offset, (uint64_t)(src - t->data), l->used, bytes};
   size_t at = l->used;
   l->table = pst_hash64(what, sizeof what, l->table);
   l->used += (bytes + 63) & ~(size_t)63;
@@ -120,7 +121,7 @@ int pst_engine_loader_rows(pst_engine_loader *l, const char *name, size_t n_rows
   code = pst_engine_loader_init_matrix(l, t, name, rows, cols, &matrix);
   if (code) return code;
   const uint8_t *src = t->data + first * pst_kernels_row_bytes(t->type, cols);
-  size_t at = pst_engine_loader_take_bytes(l, src, pst_kernels_matrix_bytes(&matrix));
+  size_t at = pst_engine_loader_take_bytes(l, t, src, pst_kernels_matrix_bytes(&matrix));
   *ret = matrix;
   if (!l->memory) return 0;
   ret->data = l->memory + at;
@@ -135,7 +136,7 @@ int pst_engine_loader_matrix(pst_engine_loader *l, const char *name, size_t rows
 /* The first n elements of a tensor, as float32. */
 int pst_engine_loader_first_row(pst_engine_loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t n,
                                 const float **ret) {
-  size_t at = pst_engine_loader_take_bytes(l, t->data, n * sizeof(float));
+  size_t at = pst_engine_loader_take_bytes(l, t, t->data, n * sizeof(float));
   if (!l->memory) return 0;
   float *row = (float *)(void *)(l->memory + at);
   *ret = row;

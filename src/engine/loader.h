@@ -58,8 +58,9 @@ int pst_engine_loader_check_dims(pst_engine_loader *l, const pst_engine_gguf_ten
                                  size_t rows, size_t cols);
 int pst_engine_loader_check_shape(pst_engine_loader *l, const pst_engine_gguf_tensor *t, const char *name, size_t rows,
                                   size_t cols);
-/* Room for what is made of a tensor's bytes, which begin at `src`: its offset in the packed block. */
-size_t pst_engine_loader_take_bytes(pst_engine_loader *l, const uint8_t *src, size_t bytes);
+/* Room for what is made of a tensor's bytes, from `src` on: its offset in the packed block. */
+size_t pst_engine_loader_take_bytes(pst_engine_loader *l, const pst_engine_gguf_tensor *t, const uint8_t *src,
+                                    size_t bytes);
 /* Queues the packing of a matrix; nothing where the block is filled already. PST_E_NOMEM. */
 int pst_engine_loader_add_job(pst_engine_loader *l, struct pst_engine_pack_job job);
 /* A packed matrix for rows of a tensor, without data. */

@@ -105,9 +105,10 @@ static int load_screen(pst_engine_loader *l, const char *head_name) {
   if (m->head.n_rows < ROWS_WORTH_IT || !plain || !pst_kernels_screen_pays(&m->head)) return 0;
   int code = pst_kernels_screen_init(&m->head, &m->screen);
   if (code) return code;
-  const uint8_t *src = pst_engine_loader_tensor(l, head_name)->data;
-  size_t codes_at = pst_engine_loader_take_bytes(l, src, pst_kernels_matrix_bytes(&m->screen.codes));
-  size_t radius_at = pst_engine_loader_take_bytes(l, src, pst_kernels_screen_radius_bytes(&m->screen));
+  const pst_engine_gguf_tensor *t = pst_engine_loader_tensor(l, head_name);
+  const uint8_t *src = t->data;
+  size_t codes_at = pst_engine_loader_take_bytes(l, t, src, pst_kernels_matrix_bytes(&m->screen.codes));
+  size_t radius_at = pst_engine_loader_take_bytes(l, t, src, pst_kernels_screen_radius_bytes(&m->screen));
   if (!l->memory) return 0;
   float *radius = (float *)(void *)(l->memory + radius_at);
   m->screen.codes.data = l->memory + codes_at;
@@ -287,8 +288,8 @@ static int pack(pst_engine_loader *l, const pst_engine_architecture *a, int n_th
 /* The packed block: mapped when it was kept in `packed_dir`, else made and kept there. That it cannot be kept is no error. */
 static int fill(pst_engine_loader *l, const pst_engine_architecture *a, int n_threads, const char *packed_dir) {
   pst_engine_model *m = l->m;
-  const pst_map *map = pst_engine_gguf_map(m->gguf);
-  pst_engine_packed_id id = {map->inode, map->mtime_ns, map->n, 0, l->table, m->packed_bytes};
+  pst_engine_packed_id id = {pst_engine_gguf_key(m->gguf), pst_engine_gguf_bytes(m->gguf), 0, l->table,
+                             m->packed_bytes};
   char *kept = NULL;
   int code;
   if (packed_dir && (id.layout = pst_kernels_layout_id())) kept = pst_engine_packed_path(packed_dir, l->path);
@@ -301,8 +302,7 @@ static int fill(pst_engine_loader *l, const pst_engine_architecture *a, int n_th
       pst_log(PST_LOG_INFO, "event=packed_weights_not_kept file=\"%s\" reason=\"%s\"", kept, error.message);
   }
   pst_free(kept);
-  /* The source pages are not read again: give them back to the system's cache. */
-  (void)madvise((void *)(uintptr_t)map->data, map->n, MADV_DONTNEED);
+  pst_engine_gguf_drop_pages(m->gguf); /* not read again */
   return code;
 }
 
@@ -404,12 +404,11 @@ static int open_model(const char *path, int n_threads, const char *packed_dir, p
     return code;
   }
   pst_engine_model_info *f = &m->info;
-  const pst_map *map = pst_engine_gguf_map(m->gguf);
   f->path = pst_engine_gguf_path(m->gguf);
   f->name = f->path;
   f->weights = main_type(m->gguf);
   f->isa = m->kernels->name;
-  f->file_bytes = (int64_t)map->n;
+  f->file_bytes = (int64_t)pst_engine_gguf_bytes(m->gguf);
   f->packed_bytes = (int64_t)m->packed_bytes;
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(m->gguf); i++)
     f->n_params += (int64_t)pst_engine_gguf_tensor_at(m->gguf, i)->n_elements;
@@ -418,8 +417,7 @@ static int open_model(const char *path, int n_threads, const char *packed_dir, p
                                 (int64_t)m->n_conv_layers * PST_ENGINE_CONV_KEPT * f->n_embd * 4 / PST_KERNELS_PAGE;
   f->state_bytes = (int64_t)pst_engine_model_state_floats(m) * m->n_delta_layers * (int64_t)sizeof(float);
   f->step_bytes = step_bytes(m);
-  uint64_t identity[3] = {map->inode, map->mtime_ns, map->n};
-  m->content_key = pst_hash64(identity, sizeof identity, 1);
+  m->content_key = pst_engine_gguf_key(m->gguf);
   *ret_model = m;
   return 0;
 }

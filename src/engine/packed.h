@@ -10,10 +10,10 @@
 
 /* What makes one packed block equal to another. Compared as bytes: no padding. */
 typedef struct pst_engine_packed_id {
-  uint64_t inode, mtime_ns, source_bytes; /* of the model file */
-  uint64_t layout;                        /* how this program packs: pst_kernels_layout_id */
-  uint64_t table;                         /* which tensor lies where */
-  uint64_t n_bytes;                       /* of the block */
+  uint64_t source, source_bytes; /* the model's content: pst_engine_gguf_key, pst_engine_gguf_bytes */
+  uint64_t layout;               /* how this program packs: pst_kernels_layout_id */
+  uint64_t table;                /* which tensor lies where */
+  uint64_t n_bytes;              /* of the block */
 } pst_engine_packed_id;
 
 /* The path of a model's packed weights in `dir`: named after the model file, told apart by its whole path. NULL: no memory. */

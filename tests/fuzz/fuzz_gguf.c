@@ -26,13 +26,12 @@ static void visit_value(const pst_engine_gguf_value *v) {
   sink += sum;
 }
 
-static void visit_tensor(const pst_engine_gguf *g, const pst_engine_gguf_tensor *t) {
-  const pst_map *map = pst_engine_gguf_map(g);
+static void visit_tensor(const pst_engine_gguf *g, const pst_engine_gguf_tensor *t, const uint8_t *data, size_t n) {
   CHECK(pst_kernels_type_info(t->type));
   CHECK(t->n_dims >= 1 && t->n_dims <= 4);
   CHECK(t->offset % pst_engine_gguf_alignment(g) == 0);
-  CHECK(t->offset <= map->n && t->bytes <= map->n - t->offset);
-  CHECK(t->data == map->data + t->offset);
+  CHECK(t->offset <= n && t->bytes <= n - t->offset);
+  CHECK(t->data == data + t->offset);
   CHECK(pst_kernels_row_bytes(t->type, t->dims[0]) * (t->n_elements / t->dims[0]) == t->bytes);
   for (size_t i = 0; i < t->bytes; i++) sink += t->data[i];
 }
@@ -66,7 +65,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     CHECK(err.code < 0 && err.message[0]);
   } else {
     for (size_t i = 0; i < pst_engine_gguf_n_values(g); i++) visit_value(pst_engine_gguf_value_at(g, i));
-    for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) visit_tensor(g, pst_engine_gguf_tensor_at(g, i));
+    for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) visit_tensor(g, pst_engine_gguf_tensor_at(g, i), copy, n);
     try_tokenizer(g);
     pst_engine_gguf_close(g);
   }

@@ -40,7 +40,9 @@ typedef struct folder {
   const char *extra;              /* one more tensor, or the same name again */
   const char *from, *to;          /* text in the header that is replaced by text of the same length */
   size_t cut;                     /* bytes missing at the end */
-  bool no_weights, is_index, odd; /* odd: weights begin at an odd byte */
+  bool no_weights, odd;           /* odd: weights begin at an odd byte */
+  int n_files;                    /* 0: one, without an index */
+  const char *index;              /* NULL: as it should be */
 } folder;
 
 static pst_error err;
@@ -51,11 +53,12 @@ static void put_file(const char *name, const void *data, size_t n) {
   pst_free(path);
 }
 
-/* The safetensors file in the making. */
+/* A safetensors file in the making: number `file` of the folder's, which has every n-th tensor. The values are those of one file with all. */
 typedef struct weights {
   const folder *f;
-  char header[MAX_HEADER];
-  size_t header_n, data_n;
+  int file, n_tensors;
+  char header[MAX_HEADER], index[MAX_HEADER];
+  size_t header_n, data_n, index_n, n_values;
   float data[65536];
 } weights;
 
@@ -63,6 +66,14 @@ static void add(weights *w, const char *name, size_t rows, size_t cols) {
   size_t n = PST_MAX(rows, (size_t)1) * cols;
   if (w->f->drop && !strcmp(w->f->drop, name)) return;
   assert_true(w->data_n + n <= PST_ARRAY_LEN(w->data));
+  size_t first = w->n_values;
+  w->n_values += n;
+  if (w->f->n_files) {
+    int file = w->n_tensors++ % w->f->n_files;
+    if (file != w->file) return;
+    w->index_n += (size_t)snprintf(w->index + w->index_n, sizeof w->index - w->index_n,
+                                   "%s\"%s\":\"part-%d.safetensors\"", w->index_n ? "," : "", name, file);
+  }
   char shape[48];
   snprintf(shape, sizeof shape, rows ? "%zu,%zu" : "%zu", rows ? rows : cols, cols);
   w->header_n += (size_t)snprintf(w->header + w->header_n, sizeof w->header - w->header_n,
@@ -70,8 +81,8 @@ static void add(weights *w, const char *name, size_t rows, size_t cols) {
                                   4 * w->data_n, 4 * (w->data_n + n));
   size_t length = strlen(name);
   float mean = length > 16 && !strcmp(name + length - 16, "LayerNorm.weight") ? 1.0f : 0.0f;
-  for (size_t i = 0; i < n; i++, w->data_n++)
-    w->data[w->data_n] = mean + 0.3f * sinf(1.7f * (float)w->data_n + (float)(w->data_n % 13));
+  for (size_t i = first; i < first + n; i++)
+    w->data[w->data_n++] = mean + 0.3f * sinf(1.7f * (float)i + (float)(i % 13));
 }
 
 static void add_linear(weights *w, const char *name, size_t rows, size_t cols) {
@@ -82,10 +93,11 @@ static void add_linear(weights *w, const char *name, size_t rows, size_t cols) {
   add(w, full, 0, rows ? rows : cols);
 }
 
-static void write_weights(const folder *f) {
+static void write_file(const folder *f, int file, pst_buf *index) {
   static weights w;
   memset(&w, 0, sizeof w);
   w.f = f;
+  w.file = file;
   w.header_n = (size_t)snprintf(w.header, sizeof w.header, "{\"__metadata__\":{\"format\":\"pt\"}");
   add(&w, "bert.embeddings.word_embeddings.weight", VOCAB, EMBD);
   add(&w, "bert.embeddings.position_embeddings.weight", CONTEXT, EMBD);
@@ -113,8 +125,23 @@ static void write_weights(const folder *f) {
   for (size_t i = 0; i < 8; i++) pst_buf_putc(&out, (char)(uint8_t)((uint64_t)w.header_n >> (8 * i)));
   pst_buf_append(&out, w.header, w.header_n);
   pst_buf_append(&out, w.data, 4 * w.data_n);
-  put_file("model.safetensors", out.data, out.n - f->cut);
+  char name[32];
+  snprintf(name, sizeof name, "part-%d.safetensors", file);
+  put_file(f->n_files ? name : "model.safetensors", out.data, out.n - f->cut);
+  pst_buf_printf(index, "%s%s", file ? "," : "", w.index);
   pst_buf_done(&out);
+}
+
+static void write_weights(const folder *f) {
+  pst_buf index = PST_BUF_INIT;
+  pst_buf_append_str(&index, PST_STR("{\"metadata\":{\"total_size\":1},\"weight_map\":{"));
+  for (int i = 0; i < PST_MAX(f->n_files, 1); i++) write_file(f, i, &index);
+  pst_buf_append_str(&index, PST_STR("}}"));
+  if (f->index)
+    put_file("model.safetensors.index.json", f->index, strlen(f->index));
+  else if (f->n_files)
+    put_file("model.safetensors.index.json", index.data, index.n);
+  pst_buf_done(&index);
 }
 
 static void write_folder(const folder *f) {
@@ -129,7 +156,6 @@ static void write_folder(const folder *f) {
     pst_free(pooling);
     put_file("1_Pooling/config.json", f->pooling, strlen(f->pooling));
   }
-  if (f->is_index) put_file("model.safetensors.index.json", "{}", 2);
   if (!f->no_weights) write_weights(f);
 }
 
@@ -157,6 +183,9 @@ static void test_folder_and_file_agree(void **state) {
   assert_int_equal(tokens.n, PST_ARRAY_LEN(want));
   assert_memory_equal(tokens.ids, want, sizeof want);
   write_folder(&(folder){.odd = true});
+  embed(test_dir, "hello world! zzz", file_vector, &tokens);
+  assert_memory_equal(folder_vector, file_vector, sizeof folder_vector);
+  write_folder(&(folder){.n_files = 3});
   embed(test_dir, "hello world! zzz", file_vector, &tokens);
   assert_memory_equal(folder_vector, file_vector, sizeof folder_vector);
   const char *file = test_temp_path(test_dir, "made.gguf");
@@ -239,7 +268,7 @@ static void test_tokenizers(void **state) {
 
 static void test_tensors(void **state) {
   (void)state;
-  refuse(&(folder){.no_weights = true, .is_index = true}, PST_E_UNSUPPORTED, "several files");
+  refuse(&(folder){.no_weights = true}, PST_E_NOT_FOUND, "");
   refuse(&(folder){.drop = "bert.encoder.layer.0.output.dense.bias"}, PST_E_BAD_INPUT, "ffn_down.bias");
   refuse(&(folder){.extra = "bert.encoder.layer.0.adapter.weight"}, PST_E_UNSUPPORTED, "adapter");
   refuse(&(folder){.extra = "bert.encoder.layer.1.output.dense.weight"}, PST_E_UNSUPPORTED, "blk.1");
@@ -261,9 +290,51 @@ static void test_tensors(void **state) {
   assert_int_equal(pst_engine_model_open(test_dir, 1, &model, &err), PST_E_BAD_INPUT);
 }
 
+/* The index of a folder with two files, with one thing changed. */
+static const char *changed_index(const char *from, const char *to) {
+  static char out[MAX_HEADER];
+  size_t n = 0;
+  char *text = NULL;
+  write_folder(&(folder){.n_files = 2});
+  char *path = pst_path_join(test_dir, "model.safetensors.index.json");
+  assert_int_equal(pst_file_read(path, MAX_HEADER, &text, &n, &err), 0);
+  const char *at = strstr(text, from);
+  assert_non_null(at);
+  snprintf(out, sizeof out, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+  pst_free(text);
+  pst_free(path);
+  return out;
+}
+
+static void refuse_index(const char *index, int code, const char *word) {
+  refuse(&(folder){.n_files = 2, .index = index}, code, word);
+}
+
+static void test_several_files(void **state) {
+  (void)state;
+  refuse_index("{}", PST_E_BAD_INPUT, "weight_map");
+  refuse_index("{\"weight_map\":{}}", PST_E_BAD_INPUT, "weight_map");
+  refuse_index("{\"weight_map\":[1]}", PST_E_BAD_INPUT, "weight_map");
+  refuse_index("{\"weight_map\":{\"a\":1}}", PST_E_BAD_INPUT, "no name of a file");
+  refuse_index("{\"weight_map\":{\"a\":\"../a\"}}", PST_E_BAD_INPUT, "no name of a file");
+  refuse_index("{\"weight_map\":{\"a\":\"a\\u0000\"}}", PST_E_BAD_INPUT, "no name of a file");
+  refuse_index("{\"weight_map\":{\"a\":\"absent.safetensors\"}}", PST_E_NOT_FOUND, "");
+  refuse_index(changed_index("part-1.safetensors", "part-0.safetensors"), PST_E_BAD_INPUT,
+               "which the index does not say");
+  refuse_index(changed_index("bert.embeddings.word_embeddings.weight", "bert.other"), PST_E_BAD_INPUT,
+               "which the index does not say");
+  refuse_index(changed_index("\"bert.embeddings.word_embeddings.weight\"",
+                             "\"bert.other\":\"part-0.safetensors\",\"bert.embeddings.word_embeddings.weight\""),
+               PST_E_BAD_INPUT, "the index names");
+  refuse(&(folder){.n_files = 2, .cut = 4}, PST_E_BAD_INPUT, "outside the file");
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_folder_and_file_agree), cmocka_unit_test(test_inspected),
-                                     cmocka_unit_test(test_settings), cmocka_unit_test(test_tokenizers),
-                                     cmocka_unit_test(test_tensors)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_folder_and_file_agree),
+                                     cmocka_unit_test(test_inspected),
+                                     cmocka_unit_test(test_settings),
+                                     cmocka_unit_test(test_tokenizers),
+                                     cmocka_unit_test(test_tensors),
+                                     cmocka_unit_test(test_several_files)};
   return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }

@@ -448,8 +448,11 @@ static void load_whole(pst_buf *b, size_t *ret_data_start) {
   test_gguf file = test_gguf_make(fill_all);
   pst_engine_gguf *g = NULL;
   assert_int_equal(pst_engine_gguf_open(file.path, &g, NULL), 0);
-  const pst_map *map = pst_engine_gguf_map(g);
-  pst_buf_append(b, map->data, map->n);
+  pst_map map;
+  assert_int_equal(pst_map_open(file.path, &map, NULL), 0);
+  assert_int_equal(pst_engine_gguf_bytes(g), map.n);
+  pst_buf_append(b, map.data, map.n);
+  pst_map_close(&map);
   *ret_data_start = (size_t)pst_engine_gguf_find_tensor(g, "matrix")->offset;
   pst_engine_gguf_close(g);
   test_gguf_remove(&file);
