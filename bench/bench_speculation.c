@@ -1,10 +1,10 @@
 /* Decoding with speculation against decoding without, over requests of one workload, interleaved; bench/compare_speculation.py makes the requests and reads
  * the result.
  *
- *     bench_speculation MODEL.gguf PAIRS THREADS MAX_TOKENS <requests
+ *     bench_speculation MODEL.gguf PAIRS THREADS MAX_TOKENS [DRAFT.gguf] <requests
  *
  * stdin: JSON lines {"prompt": TEXT, "past": BOOL, "temperature": NUMBER}. The answers to the past ones, decoded without drafts first, become the corpus. The others are asked one at a time,
- * each in every mode one after the other, the order turning, so that a noisy machine hits all alike. An answer ends with its line. stdout: one JSON object;
+ * each in every mode one after the other (with a draft model in one more), the order turning, so that a noisy machine hits all alike. An answer ends with its line. stdout: one JSON object;
  * times are those from an answer's first token to its last. It fails when a mode gives other tokens. Without arguments (make bench) it says so and ends. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,8 +12,8 @@
 
 #include <penstock/engine.h>
 
-enum { MODES = 3, MOST_TOKENS = 512 };
-static const char *const mode_names[MODES] = {"none", "lookup", "answers"};
+enum { MODES = 4, MOST_TOKENS = 512 };
+static const char *const mode_names[MODES] = {"none", "lookup", "answers", "model"};
 
 typedef struct request {
   pst_engine_tokens prompt;
@@ -126,12 +126,12 @@ static pst_engine_corpus *past_answers(pst_engine *engine, const request *reques
 
 /* Every request once in every mode. */
 static void one_pair(pst_engine *engine, const request *requests, size_t n, int max_tokens, pst_engine_corpus *corpus,
-                     int turn, sums ret[MODES]) {
+                     int n_modes, int turn, sums ret[MODES]) {
   answer answers[MODES];
   for (size_t i = 0; i < n; i++) {
     if (requests[i].past) continue;
-    for (int k = 0; k < MODES; k++) {
-      int mode = (turn + (int)(i % MODES) + k) % MODES;
+    for (int k = 0; k < n_modes; k++) {
+      int mode = (turn + (int)(i % (size_t)n_modes) + k) % n_modes;
       ask(engine, &requests[i], max_tokens, mode, corpus, &answers[mode]);
       ret[mode].us += answers[mode].decode_us;
       ret[mode].tokens += PST_MAX(answers[mode].n - 1, 0);
@@ -139,7 +139,7 @@ static void one_pair(pst_engine *engine, const request *requests, size_t n, int 
       ret[mode].drafted += answers[mode].n_drafted;
       ret[mode].accepted += answers[mode].n_accepted;
     }
-    for (int mode = 1; mode < MODES; mode++)
+    for (int mode = 1; mode < n_modes; mode++)
       if (answers[mode].n != answers[0].n ||
           memcmp(answers[mode].tokens, answers[0].tokens, (size_t)answers[0].n * sizeof(int32_t)) != 0) {
         fprintf(stderr, "bench_speculation: request %zu: mode %s gives other tokens\n", i, mode_names[mode]);
@@ -153,16 +153,18 @@ int main(int argc, char **argv) {
     puts("nothing to do: bench/compare_speculation.py runs it with a model and requests");
     return 0;
   }
-  if (argc != 5) {
-    fputs("usage: bench_speculation MODEL.gguf PAIRS THREADS MAX_TOKENS <requests\n", stderr);
+  if (argc != 5 && argc != 6) {
+    fputs("usage: bench_speculation MODEL.gguf PAIRS THREADS MAX_TOKENS [DRAFT.gguf] <requests\n", stderr);
     return 2;
   }
-  int n_pairs = atoi(argv[2]), max_tokens = PST_MIN(atoi(argv[4]), MOST_TOKENS);
+  int n_modes = argc == 6 ? MODES : MODES - 1, n_pairs = atoi(argv[2]),
+      max_tokens = PST_MIN(atoi(argv[4]), MOST_TOKENS);
   pst_error err = PST_ERROR_INIT;
   pst_engine_model *model = NULL;
   pst_engine *engine = NULL;
   pst_engine_options options = pst_engine_options_default();
   options.threads = atoi(argv[3]);
+  if (argc == 6 && pst_engine_model_open(argv[5], 0, &options.draft, &err)) die(&err);
   if (pst_engine_model_open(argv[1], 0, &model, &err) || pst_engine_create(model, &options, &engine, &err)) die(&err);
   size_t n = 0;
   request *requests = read_requests(model, &n);
@@ -170,9 +172,9 @@ int main(int argc, char **argv) {
   printf("\"isa\": \"%s\", \"pairs\": [", pst_engine_model_get_info(model)->isa);
   for (int pair = 0; pair < n_pairs; pair++) {
     sums s[MODES] = {{0}};
-    one_pair(engine, requests, n, max_tokens, corpus, pair, s);
+    one_pair(engine, requests, n, max_tokens, corpus, n_modes, pair, s);
     printf("%s{", pair ? ", " : "");
-    for (int m = 0; m < MODES; m++)
+    for (int m = 0; m < n_modes; m++)
       printf("%s\"%s\": {\"us\": %lld, \"tokens\": %lld, \"steps\": %lld, \"drafted\": %lld, \"accepted\": %lld}",
              m ? ", " : "", mode_names[m], (long long)s[m].us, (long long)s[m].tokens, (long long)s[m].steps,
              (long long)s[m].drafted, (long long)s[m].accepted);
@@ -184,5 +186,6 @@ int main(int argc, char **argv) {
   pst_engine_free(engine);
   pst_engine_corpus_unref(corpus);
   pst_engine_model_unref(model);
+  pst_engine_model_unref(options.draft);
   return 0;
 }

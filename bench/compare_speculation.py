@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Decoding with speculation against decoding without: interleaved, ratio of each pair, median and spread.
 
-    bench/compare_speculation.py [--rows snips,star,noise] [--past 400] [--asked 40] [--pairs 10] [--threads 2] [--data FOLDER] MODEL.gguf
+    bench/compare_speculation.py [--rows snips,star,noise] [--past 400] [--asked 40] [--pairs 10] [--threads 2] [--draft DRAFT.gguf] [--data FOLDER] MODEL.gguf
 
 snips: a text becomes JSON of intent and slots, eight examples in the prompt. star: the next reply of a support dialogue. noise: the same
 at temperature 1.5, which repeats nothing: what speculation costs where it cannot help. The corpus holds the model's own answers
 to requests of one half of the data; those that are timed come from the other half. A pair asks each request in every mode (none; lookup: drafts from its own text; answers:
-from the corpus too), back to back, in turning order. Ratio above 1: faster than without drafts, from an answer's first token to its last. All modes must give the same tokens.
+from the corpus too; model: from the draft model too), back to back, in turning order. Ratio above 1: faster than without drafts, from an answer's first token to its last. All modes must give the same tokens.
 """
 import argparse
 import gzip
@@ -19,7 +19,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODES = ("lookup", "answers")
+MODES = ("lookup", "answers", "model")
 
 
 def snips(data):
@@ -59,14 +59,14 @@ def one_row(name, args):
     requests = [{"prompt": p, "past": True, "temperature": temperature} for p in prompts[: min(args.past, half)]]
     requests += [{"prompt": p, "past": False, "temperature": temperature} for p in prompts[half : half + args.asked]]
     program = ROOT / "build" / "gcc" / "bench" / "bench_speculation"
-    done = subprocess.run([program, args.model, str(args.pairs), str(args.threads), str(args.max_tokens)], input="".join(json.dumps(r) + "\n" for r in requests), capture_output=True, text=True)
+    done = subprocess.run([program, args.model, str(args.pairs), str(args.threads), str(args.max_tokens), *([args.draft] if args.draft else [])], input="".join(json.dumps(r) + "\n" for r in requests), capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr.strip()[-2000:])
     result = json.loads(done.stdout)
     pairs = result["pairs"]
     print(f"{name}: corpus of {result['corpus_answers']} answers, {result['corpus_tokens']} tokens, {result['corpus_bytes'] / 1e6:.1f} MB, built in {result['corpus_us'] / 1000:.0f} ms; "
           f"{args.asked} requests, {pairs[0]['none']['tokens']} tokens; {result['isa']}; without drafts {statistics.median(1e6 * p['none']['tokens'] / p['none']['us'] for p in pairs):.0f} tok/s")
-    for mode in MODES:
+    for mode in (m for m in MODES if m in pairs[0]):
         low, middle, high = quartiles([p["none"]["us"] / p[mode]["us"] for p in pairs])
         total = {k: sum(p[mode][k] for p in pairs) for k in pairs[0][mode]}
         print(f"  {mode:<8} ratio {middle:.2f}  quartiles {low:.2f} to {high:.2f}, range {min(p['none']['us'] / p[mode]['us'] for p in pairs):.2f} to {max(p['none']['us'] / p[mode]['us'] for p in pairs):.2f}, "
@@ -78,6 +78,7 @@ def one_row(name, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", metavar="MODEL.gguf")
+    parser.add_argument("--draft", metavar="DRAFT.gguf", help="a smaller model of the same vocabulary")
     parser.add_argument("--rows", default="snips,star,noise")
     parser.add_argument("--past", type=int, default=400, help="answers in the corpus")
     parser.add_argument("--asked", type=int, default=40)

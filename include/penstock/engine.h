@@ -313,6 +313,7 @@ typedef enum pst_engine_speculation {
   PST_ENGINE_SPEC_NONE,
   PST_ENGINE_SPEC_LOOKUP,  /* the request's own prompt and answer */
   PST_ENGINE_SPEC_ANSWERS, /* these, and a corpus of past answers */
+  PST_ENGINE_SPEC_MODEL,   /* the request's own text, and what the engine's draft model would say */
 } pst_engine_speculation;
 
 /* Past answers as a suffix automaton (engine/corpus.c). Immutable, counted, shared by engines and threads. At most 56 bytes a token. */
@@ -363,6 +364,8 @@ typedef struct pst_engine_options {
   int max_queue;     /* waiting requests before PST_E_BUSY */
   bool no_reuse;     /* do not share prefix pages */
   bool draft_always; /* verify every guess, whatever the cost rule says: for tests and for measuring the rule */
+  /* What guesses for PST_ENGINE_SPEC_MODEL: a smaller model over the same vocabulary; NULL: none. Referenced. Its keys and values take room for as many positions. */
+  pst_engine_model *draft;
 } pst_engine_options;
 pst_engine_options pst_engine_options_default(void);
 
@@ -380,7 +383,7 @@ const pst_engine_options *pst_engine_get_options(const pst_engine *engine); /* w
 pst_engine_model *pst_engine_get_model(const pst_engine *engine);
 
 /* Any thread. Errors at once: PST_E_BAD_INPUT (empty prompt, token out of range, field out of range), PST_E_LIMIT (prompt longer than the
- * context), PST_E_BUSY (queue full). On success exactly one last event will come. */
+ * context), PST_E_UNSUPPORTED (PST_ENGINE_SPEC_MODEL without a draft model), PST_E_BUSY (queue full). On success exactly one last event will come. */
 int pst_engine_submit(pst_engine *engine, const pst_engine_request *request, uint64_t *ret_request_id, pst_error *err);
 void pst_engine_cancel(pst_engine *engine,
                        uint64_t request_id); /* any thread; unknown ids are ignored; at most one step more */

@@ -54,6 +54,7 @@ typedef struct pst_gateway_engine_spec {
   const char *model;   /* catalogue name or path */
   const char *sha256;  /* of the model file as shipped; may be NULL in a plan written by hand */
   const char *weights; /* "shipped" or a GGUF type name to re-quantize to, kept in the data directory */
+  const char *draft;   /* catalogue name or path of a smaller model that guesses ahead; NULL: none */
   pst_engine_options options;
 } pst_gateway_engine_spec;
 

@@ -33,7 +33,11 @@ int pst_cli_engine_open(const pst_cli_args *a, pst_engine_model *model, pst_engi
   pst_engine_options o = pst_engine_options_default();
   o.slots = 1;
   o.threads = (int)pst_cli_int(a, "threads");
-  return pst_engine_create(model, &o, ret_engine, err);
+  const char *draft = pst_cli_text(a, "draft");
+  int code = draft ? pst_cli_model_open(a, draft, o.threads, &o.draft, err) : 0;
+  if (!code) code = pst_engine_create(model, &o, ret_engine, err);
+  pst_engine_model_unref(o.draft);
+  return code;
 }
 
 /* What the options say of a request. Views into the options' texts. */
@@ -106,7 +110,9 @@ int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine
   q.sampling = read_sampling(a);
   q.stop = texts.stop;
   q.n_stop = texts.n_stop;
-  q.speculation = pst_cli_flag(a, "lookup") ? PST_ENGINE_SPEC_LOOKUP : PST_ENGINE_SPEC_NONE;
+  q.speculation = pst_cli_text(a, "draft")    ? PST_ENGINE_SPEC_MODEL
+                  : pst_cli_flag(a, "lookup") ? PST_ENGINE_SPEC_LOOKUP
+                                              : PST_ENGINE_SPEC_NONE;
   q.n_logprobs = -1;
   q.adapter = how->adapter;
   q.callback = on_event;

@@ -18,6 +18,7 @@
       {"stop", 0, PST_CLI_TEXT, "TEXT", NULL, 0, 0, true, "end the answer before TEXT"},                               \
       {"choice", 0, PST_CLI_TEXT, "TEXT", NULL, 0, 0, true, "the answer is one of these"},                             \
       {"lookup", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "guess ahead from the prompt (same answer, often faster)"}, \
+      {"draft", 0, PST_CLI_TEXT, "MODEL", NULL, 0, 0, false, "a smaller model of the same vocabulary guesses ahead"},  \
       PST_CLI_ADAPTER, PST_CLI_THREADS
 
 int pst_cli_engine_open(const pst_cli_args *a, pst_engine_model *model, pst_engine **ret_engine, pst_error *err);

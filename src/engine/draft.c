@@ -104,7 +104,7 @@ void pst_engine_drafter_guess(pst_engine_drafter *d, const pst_engine_acceptance
   float whole = 1;
   d->n_guesses = 0;
   for (int i = 0; i < most; i++) {
-    pst_engine_guess g = {.token = -1, .by_own = -1, .by_corpus = -1};
+    pst_engine_guess g = {.token = -1, .by_own = -1, .by_corpus = -1, .by_model = -1};
     float own = length ? ask_own(a, tokens[next], length, &g) : 0;
     float corpus = d->corpus ? ask_corpus(d->corpus, a, place, &g) : 0;
     choose(a, own, corpus, &g);
@@ -122,12 +122,48 @@ void pst_engine_drafter_guess(pst_engine_drafter *d, const pst_engine_acceptance
   }
 }
 
+float pst_engine_drafter_promise(const pst_engine_drafter *d) {
+  float whole = 1, sum = 0;
+  for (int i = 0; i < d->n_guesses; i++) sum += whole *= d->guesses[i].chance;
+  return sum;
+}
+
+float pst_engine_drafter_model_chance(const pst_engine_acceptance *a) {
+  return chance_of(a, PST_ENGINE_ANY_MODEL_CELL, 0.7f);
+}
+
+static int model_cell(float p) {
+  static const float above[PST_ENGINE_MODEL_CELLS - 1] = {0.2f, 0.35f, 0.5f, 0.65f, 0.8f, 0.92f, 0.98f};
+  int cell = 0;
+  while (cell < PST_ENGINE_MODEL_CELLS - 1 && p >= above[cell]) cell++;
+  return PST_ENGINE_FIRST_MODEL_CELL + cell;
+}
+
+bool pst_engine_drafter_add(pst_engine_drafter *d, const pst_engine_acceptance *a, int32_t *tokens, int n_tokens,
+                            int32_t token, float p) {
+  int cell = model_cell(p);
+  float whole = 1;
+  tokens[n_tokens + d->n_guesses] = token;
+  d->guesses[d->n_guesses++] = (pst_engine_guess){.token = token,
+                                                  .chance = chance_of(a, cell, p),
+                                                  .by_own = -1,
+                                                  .by_corpus = -1,
+                                                  .by_model = token,
+                                                  .model_cell = (int16_t)cell};
+  for (int i = 0; i < d->n_guesses; i++) whole *= d->guesses[i].chance;
+  return d->n_guesses < PST_ENGINE_MAX_DRAFT && whole >= LEAST_CHANCE;
+}
+
 void pst_engine_drafter_learn(const pst_engine_drafter *d, pst_engine_acceptance *a, const int32_t *came, int n) {
   for (int i = 0; i < PST_MIN(n, d->n_guesses); i++) {
     const pst_engine_guess *g = &d->guesses[i];
     bool own = g->by_own == came[i], corpus = g->by_corpus == came[i];
     if (g->by_own >= 0) count(a, g->own_cell, own);
     if (g->by_corpus >= 0) count(a, g->corpus_cell, corpus);
+    if (g->by_model >= 0) {
+      count(a, g->model_cell, g->by_model == came[i]);
+      count(a, PST_ENGINE_ANY_MODEL_CELL, g->by_model == came[i]);
+    }
     if (g->by_own >= 0 && g->by_corpus == g->by_own) {
       count(a, PST_ENGINE_FIRST_AGREED_CELL + g->pair, own);
     } else if (g->by_own >= 0 && g->by_corpus >= 0) {

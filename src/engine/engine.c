@@ -59,9 +59,12 @@ int pst_engine_estimate_memory(const pst_engine_model *model, const pst_engine_o
     *ret_work_bytes = (int64_t)pst_engine_encoder_work_bytes(model, &o);
     return 0;
   }
+  int64_t draft_kv = 0, draft_work = 0;
+  if (o.draft) pst_engine_draft_model_bytes(&o, &draft_kv, &draft_work);
   *ret_kv_bytes = (int64_t)(o.kv_tokens / PST_ENGINE_PAGE) * (int64_t)pst_engine_forward_page_bytes(model, o.kv) +
-                  o.slots * model->info.state_bytes;
+                  o.slots * model->info.state_bytes + draft_kv;
   *ret_work_bytes =
+      draft_work +
       (int64_t)(pst_engine_forward_work_bytes(model, o.kv, o.chunk + drafts + runs, o.slots, o.chunk + drafts, o.n_ctx,
                                               o.threads) +
                 vocab * ((PST_ENGINE_HEAD_ROWS + 1) * sizeof(float) + sizeof(pst_engine_candidate) + sizeof(int32_t)));
@@ -90,10 +93,12 @@ static int start_generator(pst_engine *e, pst_error *err) {
   e->rows = pst_calloc((size_t)o->chunk + (size_t)drafts, sizeof *e->rows);
   e->offers = pst_calloc((size_t)o->slots, sizeof *e->offers);
   e->offerers = pst_calloc((size_t)o->slots, sizeof *e->offerers);
+  e->offer_room = pst_calloc((size_t)o->slots, sizeof *e->offer_room);
   if (model->info.state_bytes) e->states = pst_malloc_aligned((size_t)o->slots * (size_t)model->info.state_bytes, 64);
   e->state_is_taken = pst_calloc((size_t)o->slots, sizeof *e->state_is_taken);
   bool fits = (e->states || !model->info.state_bytes) && e->state_is_taken && e->pages && e->logits && e->raw &&
-              e->work && e->allowed && e->groups && e->group_marks && e->items && e->rows && e->offers && e->offerers;
+              e->work && e->allowed && e->groups && e->group_marks && e->items && e->rows && e->offers && e->offerers &&
+              e->offer_room;
   int code = fits ? pst_engine_sched_init(&e->sched, o->slots, o->chunk, n_pages, !o->no_reuse) : PST_E_NOMEM;
   if (code)
     pst_error_set(err, code, NULL, "no memory for %.0f MB of keys and values",
@@ -101,6 +106,7 @@ static int start_generator(pst_engine *e, pst_error *err) {
   if (!code)
     code = pst_engine_forward_create(model, o->kv, o->chunk + drafts + runs, o->slots, o->chunk + drafts, o->n_ctx,
                                      o->threads, &e->forward, err);
+  if (!code && o->draft) code = pst_engine_draft_model_create(model, o, n_pages, &e->draft, err);
   if (!code && pthread_create(&e->thread, NULL, engine_thread, e))
     code = pst_error_set(err, PST_E_IO, NULL, "cannot start the engine's thread");
   else if (!code)
@@ -141,6 +147,7 @@ void pst_engine_free(pst_engine *e) {
   }
   pst_engine_encoder_free(e->encoder);
   pst_engine_forward_free(e->forward);
+  pst_engine_draft_model_free(e->draft);
   pst_engine_sched_done(&e->sched);
   pst_engine_model_unref(e->model);
   pthread_mutex_destroy(&e->lock);
@@ -158,6 +165,7 @@ void pst_engine_free(pst_engine *e) {
   pst_free(e->rows);
   pst_free(e->offers);
   pst_free(e->offerers);
+  pst_free(e->offer_room);
   pst_free(e->cancels);
   pst_free(e);
 }
@@ -171,6 +179,8 @@ int pst_engine_submit(pst_engine *e, const pst_engine_request *request, uint64_t
     return pst_error_set(err, PST_E_UNSUPPORTED, "model",
                          "the model is an encoder (%s): it makes embeddings and writes no text",
                          e->model->info.architecture);
+  if (request->speculation == PST_ENGINE_SPEC_MODEL && !e->draft)
+    return pst_error_set(err, PST_E_UNSUPPORTED, "speculation", "the engine has no draft model");
   int code = pst_engine_session_create(e->model, request, e->options.n_ctx, &s, err);
   if (code) return code;
   pthread_mutex_lock(&e->lock);
@@ -356,7 +366,8 @@ static int rows_ahead(const pst_engine *e) {
 
 /* Guesses at the next tokens of the answers that want them, and the choice of how many the step verifies. */
 static void make_drafts(pst_engine *e) {
-  int n = 0;
+  int n = 0, n_offers = 0, rows = rows_ahead(e);
+  e->draft_us = 0;
   if (e->states) return; /* a state does not go back */
   for (int i = 0; i < e->sched.n_running; i++) {
     pst_engine_session *s = (pst_engine_session *)e->sched.running[i];
@@ -364,16 +375,22 @@ static void make_drafts(pst_engine *e) {
     q->n_draft = s->drafter.n_guesses = 0;
     if (s->speculation == PST_ENGINE_SPEC_NONE || s->choices || s->n_heal || q->n_stored < q->n_prompt) continue;
     int room = PST_MIN(q->n_max - q->n_tokens - 1, s->max_tokens - s->n_completion - 1);
-    pst_engine_drafter_guess(&s->drafter, s->acceptance, q->tokens, q->n_prompt, q->n_tokens,
-                             PST_MIN(room, PST_ENGINE_MAX_DRAFT));
-    if (s->drafter.n_guesses == 0) continue;
-    q->n_draft = s->drafter.n_guesses;
-    e->offers[n] = (pst_engine_offer){s->drafter.guesses, s->drafter.n_guesses, 0};
+    e->offer_room[n] = PST_MAX(PST_MIN(room, PST_ENGINE_MAX_DRAFT), 0);
+    pst_engine_drafter_guess(&s->drafter, s->acceptance, q->tokens, q->n_prompt, q->n_tokens, e->offer_room[n]);
     e->offerers[n++] = s;
   }
-  if (n == 0 || e->options.draft_always) return;
-  pst_engine_speculation_choose(&e->curve, rows_ahead(e), e->offers, n);
-  for (int i = 0; i < n; i++) e->offerers[i]->seq.n_draft = e->offers[i].n_chosen;
+  if (e->draft)
+    e->draft_us = pst_engine_draft_model_guess(e->draft, &e->sched, &e->curve, rows, e->offerers, e->offer_room, n);
+  for (int i = 0; i < n; i++) {
+    pst_engine_session *s = e->offerers[i];
+    if (s->drafter.n_guesses == 0) continue;
+    s->seq.n_draft = s->drafter.n_guesses;
+    e->offers[n_offers] = (pst_engine_offer){s->drafter.guesses, s->drafter.n_guesses, 0};
+    e->offerers[n_offers++] = s;
+  }
+  if (n_offers == 0 || e->options.draft_always) return;
+  pst_engine_speculation_choose(&e->curve, rows, e->offers, n_offers);
+  for (int i = 0; i < n_offers; i++) e->offerers[i]->seq.n_draft = e->offers[i].n_chosen;
 }
 
 /* A session's recurrent state, zeroed when it gets it. There are as many as sequences run at once. */
@@ -558,6 +575,7 @@ static void pick_tokens(pst_engine *e) {
     s->n_token_steps += !s->seq.score_prompt;
     if (finishes[i] == PST_ENGINE_FINISH_NONE && !s->seq.score_prompt) finishes[i] = force(e, s);
     if (s->seq.n_stored >= s->seq.n_prompt) pst_engine_sched_settle(&e->sched, &s->seq);
+    if (e->draft) pst_engine_draft_model_settle(e->draft, &e->sched, s);
   }
 }
 
@@ -585,9 +603,9 @@ static void note_curve(pst_engine *e, int64_t us) {
 }
 
 static void note_step(pst_engine *e, int64_t us) {
-  note_curve(e, us);
+  note_curve(e, us - e->draft_us);
   pst_engine_step_sample sample = {0};
-  sample.us = (double)PST_MAX(us, 1);
+  sample.us = (double)PST_MAX(us - e->draft_us, 1);
   for (int i = 0; i < e->sched.n_items; i++) {
     const pst_engine_step_item *it = &e->sched.items[i];
     sample.n_tokens += it->n;

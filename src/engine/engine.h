@@ -2,6 +2,7 @@
 #ifndef PST_ENGINE_ENGINE_H
 #define PST_ENGINE_ENGINE_H
 
+#include "engine/draft_model.h"
 #include "engine/encoder.h"
 #include "engine/forward.h"
 #include "engine/pool.h"
@@ -56,6 +57,9 @@ struct pst_engine {
   pst_engine_experience experiences[PST_ENGINE_EXPERIENCES]; /* the least lately used makes room */
   pst_engine_offer *offers;                                  /* [slots] */
   pst_engine_session **offerers;                             /* [slots]: whose they are */
+  int *offer_room;                                           /* [slots]: most guesses of each */
+  pst_engine_draft_model *draft;                             /* NULL: none */
+  int64_t draft_us;                                          /* its time in the step at hand */
   uint8_t *pages;                                            /* page i at i * page_bytes */
   size_t page_bytes;
   uint8_t *states;                /* [slots] recurrent states; NULL: the model has none */

@@ -12,9 +12,10 @@ typedef struct page {
   pst_engine_page_key key;
   int32_t tokens[PST_ENGINE_PAGE];
   int n_refs;
-  int state;      /* pst_engine_page_state of its key; ABSENT: private or free */
-  int hash_next;  /* chain in the bucket, -1 end */
-  int prev, next; /* list of unused pages, by time of release; -1 end */
+  uint32_t generation; /* times it was taken */
+  int state;           /* pst_engine_page_state of its key; ABSENT: private or free */
+  int hash_next;       /* chain in the bucket, -1 end */
+  int prev, next;      /* list of unused pages, by time of release; -1 end */
 } page;
 
 struct pst_engine_pages {
@@ -139,8 +140,11 @@ int pst_engine_pages_take(pst_engine_pages *p) {
   list_remove(p, i);
   if (p->pages[i].state != PST_ENGINE_PAGE_ABSENT) unhash(p, i);
   p->pages[i].n_refs = 1;
+  p->pages[i].generation++;
   return i;
 }
+
+uint32_t pst_engine_pages_generation(const pst_engine_pages *p, int i) { return p->pages[i].generation; }
 
 bool pst_engine_pages_announce(pst_engine_pages *p, int i, pst_engine_page_key key, const int32_t *tokens) {
   if (lookup(p, key, tokens) >= 0) return false;

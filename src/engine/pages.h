@@ -35,6 +35,8 @@ pst_engine_page_state pst_engine_pages_find(pst_engine_pages *p, pst_engine_page
 bool pst_engine_pages_has(const pst_engine_pages *p, pst_engine_page_key key, const int32_t *tokens);
 /* A free page, evicting the page that was unused longest; one reference. -1: none. */
 int pst_engine_pages_take(pst_engine_pages *p);
+/* A number that is another each time the page is taken. */
+uint32_t pst_engine_pages_generation(const pst_engine_pages *p, int page);
 /* Declares that `page` will hold `key`; false when another page has or awaits that key already (then it stays private). */
 bool pst_engine_pages_announce(pst_engine_pages *p, int page, pst_engine_page_key key, const int32_t *tokens);
 void pst_engine_pages_publish(pst_engine_pages *p, int page); /* an announced page is now computed */

@@ -111,7 +111,7 @@ static bool admit(pst_engine_sched *s, pst_engine_seq *seq) {
 }
 
 /* Makes sure that pages stand behind tokens [0, end), and announces the prompt pages that this step will begin. */
-static void cover(pst_engine_sched *s, pst_engine_seq *seq, int end) {
+void pst_engine_sched_cover(pst_engine_sched *s, pst_engine_seq *seq, int end) {
   while (seq->n_pages * PAGE < end) {
     int page = pst_engine_pages_take(s->pages);
     assert(page >= 0 && seq->n_reserved > 0); /* RESERVE */
@@ -154,7 +154,7 @@ int pst_engine_sched_plan(pst_engine_sched *s) {
       n += seq->n_draft;
       n_logits += seq->n_draft;
     }
-    cover(s, seq, seq->n_stored + n);
+    pst_engine_sched_cover(s, seq, seq->n_stored + n);
     s->items[s->n_items++] = (pst_engine_step_item){seq, seq->n_stored, n, n_logits};
   }
   return s->n_items;

@@ -57,6 +57,8 @@ void pst_engine_sched_add(pst_engine_sched *s, pst_engine_seq *seq);
 void pst_engine_sched_remove(pst_engine_sched *s, pst_engine_seq *seq);
 /* Admits what fits and fills s->items; returns n_items, 0 when there is nothing to do. */
 int pst_engine_sched_plan(pst_engine_sched *s);
+/* Pages behind tokens [0, end) of a running sequence whose prompt is stored, end <= n_max: the next step would take them. */
+void pst_engine_sched_cover(pst_engine_sched *s, pst_engine_seq *seq, int end);
 /* The step was computed: what the items cover is stored, full pages of prompt become findable. The caller then appends the new tokens of every item that
  * had logits: n_tokens grows by the accepted drafts and the new token, and pst_engine_sched_settle follows. */
 void pst_engine_sched_commit(pst_engine_sched *s);

@@ -29,6 +29,7 @@ typedef struct pst_engine_session {
   pst_engine_corpus *corpus;
   pst_engine_drafter drafter;
   pst_engine_acceptance *acceptance; /* the engine's, of its corpus */
+  int n_draft_stored;                /* leading tokens whose keys and values of the draft model are in pages */
   int n_logprobs;
   pst_engine_callback callback;
   void *user;

@@ -32,6 +32,10 @@ static double interpolate(const pst_engine_step_curve *c, int rows, bool itself)
 
 double pst_engine_curve_time(const pst_engine_step_curve *c, int rows) { return exp(interpolate(c, rows, true)); }
 
+double pst_engine_curve_us(const pst_engine_step_curve *c, int rows) {
+  return pst_engine_curve_time(c, rows) * exp(c->level);
+}
+
 /* Old knowledge of a number of rows is mixed with what its neighbours say. */
 static void forget(pst_engine_step_curve *c) {
   for (int rows = 2; rows <= PST_ENGINE_CURVE_ROWS; rows++) {
@@ -56,6 +60,23 @@ void pst_engine_curve_note(pst_engine_step_curve *c, int rows, double us) {
   c->level += level_rate * off;
   c->shape[rows] += (float)(fmax(shape_rate, 1.0 / (c->n_seen[rows] + 1)) * off);
   if (c->n_seen[rows] < UINT16_MAX) c->n_seen[rows]++;
+}
+
+int pst_engine_speculation_depth(const pst_engine_step_curve *c, int rows, int n, double chance, double round_us,
+                                 int most) {
+  if (c->n_steps == 0 || rows < 1) return 0;
+  double round = round_us / exp(c->level), tokens = rows, reached = 1;
+  double rate = rows / pst_engine_curve_time(c, rows) * least_gain;
+  int best = 0;
+  for (int k = 1; k <= most && rows + n * k <= PST_ENGINE_CURVE_ROWS; k++) {
+    reached *= chance;
+    tokens += n * reached;
+    double now = tokens / (pst_engine_curve_time(c, rows + n * k) + k * round);
+    if (now <= rate) continue;
+    rate = now;
+    best = k;
+  }
+  return best;
 }
 
 void pst_engine_speculation_choose(const pst_engine_step_curve *c, int rows, pst_engine_offer *offers, int n) {

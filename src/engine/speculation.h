@@ -21,6 +21,8 @@ typedef struct pst_engine_step_curve {
 
 /* A step of `rows` rows took `us` microseconds. What the attended positions add must be taken out of `us` by the caller. */
 void pst_engine_curve_note(pst_engine_step_curve *c, int rows, double us);
+/* Microseconds of a step of `rows` rows, lately. */
+double pst_engine_curve_us(const pst_engine_step_curve *c, int rows);
 /* The relative time of a step, rows >= 1. Between rows that were seen: on the line between them; beyond: hardly more than the last, so that it is tried. */
 double pst_engine_curve_time(const pst_engine_step_curve *c, int rows);
 
@@ -30,6 +32,10 @@ typedef struct pst_engine_offer {
   int n_guesses;
   int n_chosen; /* the answer: how many to verify */
 } pst_engine_offer;
+/* How many guesses a draft model is asked for, for each of n sequences in a step of `rows` rows without them: a round of it takes round_us, and a guess is right with
+ * this chance if those before it are. 0: it does not pay, or nothing is known of steps yet. */
+int pst_engine_speculation_depth(const pst_engine_step_curve *c, int rows, int n, double chance, double round_us,
+                                 int most);
 /* Fills in n_chosen. rows: of the step without drafts. */
 void pst_engine_speculation_choose(const pst_engine_step_curve *c, int rows, pst_engine_offer *offers, int n);
 

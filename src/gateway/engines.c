@@ -81,9 +81,9 @@ struct pst_gateway_engines {
 
 static void key_write(const pst_gateway_engine_spec *s, pst_buf *out) {
   const pst_engine_options *o = &s->options;
-  pst_buf_printf(out, "%s|%s|%s|kv%d slots%d chunk%d threads%d ctx%d pool%d queue%d reuse%d", s->model,
-                 s->sha256 ? s->sha256 : "", s->weights, (int)o->kv, o->slots, o->chunk, o->threads, o->n_ctx,
-                 o->kv_tokens, o->max_queue, !o->no_reuse);
+  pst_buf_printf(out, "%s|%s|%s|%s|kv%d slots%d chunk%d threads%d ctx%d pool%d queue%d reuse%d", s->model,
+                 s->sha256 ? s->sha256 : "", s->weights, s->draft ? s->draft : "", (int)o->kv, o->slots, o->chunk,
+                 o->threads, o->n_ctx, o->kv_tokens, o->max_queue, !o->no_reuse);
 }
 
 static slot_state *find_locked(pst_gateway_engines *e, const char *key) {
@@ -111,7 +111,9 @@ static slot_state *state_create(const pst_gateway_engine_spec *spec, const char 
   s->spec.model = arena_text(s->arena, spec->model);
   s->spec.sha256 = arena_text(s->arena, spec->sha256);
   s->spec.weights = arena_text(s->arena, spec->weights);
-  if (!s->key || !s->spec.model || !s->spec.weights || (spec->sha256 && !s->spec.sha256)) {
+  s->spec.draft = arena_text(s->arena, spec->draft);
+  if (!s->key || !s->spec.model || !s->spec.weights || (spec->sha256 && !s->spec.sha256) ||
+      (spec->draft && !s->spec.draft)) {
     pst_arena_free(s->arena);
     pst_free(s);
     return NULL;
@@ -216,7 +218,11 @@ static int64_t engine_bytes(const pst_engine_model *model, const pst_engine_opti
   int64_t positions = o->kv_tokens ? o->kv_tokens : PST_MAX((int64_t)o->slots * 1024, n_ctx);
   int64_t kv = PST_MAX(positions, n_ctx) * info->kv_bytes_per_token_f16;
   if (o->kv == PST_ENGINE_KV_Q8_0) kv = kv / 64 * 34; /* blocks of 32 bytes and a scale of 2, instead of 64 */
-  return kv + (int64_t)info->n_vocab * (int64_t)sizeof(float) * 40;
+  int64_t bytes = kv + (int64_t)info->n_vocab * (int64_t)sizeof(float) * 40;
+  if (!o->draft) return bytes;
+  pst_engine_options draft = *o;
+  draft.draft = NULL;
+  return bytes + engine_bytes(o->draft, &draft);
 }
 
 /* ---- loading ------------------------------------------------------------------------------------------------------------ */
@@ -226,6 +232,10 @@ static int file_key_of(const char *path, file_key *ret_key, pst_error *err) {
   struct stat st;
   bool folder = pst_dir_exists(path);
   char *file = folder ? pst_path_join(path, "model.safetensors") : pst_strdup(path);
+  if (file && folder && !pst_file_exists(file)) {
+    pst_free(file);
+    file = pst_path_join(path, "model.safetensors.index.json");
+  }
   if (!file) return pst_error_set(err, PST_E_NOMEM, path, "out of memory for an engine");
   int code = stat(file, &st) ? pst_error_set_errno(err, errno, file, "the model file cannot be examined") : 0;
   pst_free(file);
@@ -245,26 +255,47 @@ static pst_engine_model *share_model(pst_gateway_engines *e, const file_key *fil
   return model;
 }
 
-static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progress, pst_error *err) {
+static int64_t model_bytes(const pst_engine_model *model) {
+  const pst_engine_model_info *info = pst_engine_model_get_info(model);
+  return PST_MAX(info->packed_bytes, info->file_bytes);
+}
+
+/* The weights of a spec, a slot's if one has them open: *ret_held is what they take beside all that is listed. held: what is open for the slot already. */
+static int open_weights(pst_gateway_engines *e, const pst_gateway_engine_spec *spec, int64_t held,
+                        pst_progress *progress, file_key *ret_file, pst_engine_model **ret_model, int64_t *ret_held,
+                        pst_error *err) {
   char *path = NULL, *packed = NULL;
+  int code = pst_gateway_weights_find(e->home, spec, progress, &path, err);
+  if (!code) code = file_key_of(path, ret_file, err);
+  pst_engine_model *model = code ? NULL : share_model(e, ret_file);
+  *ret_held = 0;
+  if (!code && !model) {
+    code = make_room(e, spec->model, held, (int64_t)ret_file->bytes, err);
+    packed = pst_models_packed_dir(e->home);
+    if (!code) code = pst_engine_model_open_kept(path, packed, 0, &model, err);
+    if (!code) *ret_held = model_bytes(model);
+  }
+  *ret_model = model;
+  pst_free(packed);
+  pst_free(path);
+  return code;
+}
+
+static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progress, pst_error *err) {
   pst_engine_model *model = NULL;
   pst_engine_options options = s->spec.options;
-  int64_t start = pst_clock_us();
-  int code = pst_gateway_weights_find(e->home, &s->spec, progress, &path, err);
-  if (code) goto done;
-  if ((code = file_key_of(path, &s->file, err))) goto done;
-  model = share_model(e, &s->file);
-  bool shared = model != NULL;
-  if (!shared) {
-    if ((code = make_room(e, s->spec.model, 0, (int64_t)s->file.bytes, err))) goto done;
-    packed = pst_models_packed_dir(e->home);
-    if ((code = pst_engine_model_open_kept(path, packed, 0, &model, err))) goto done;
+  int64_t start = pst_clock_us(), held = 0, draft_held = 0;
+  int code = open_weights(e, &s->spec, 0, progress, &s->file, &model, &held, err);
+  if (!code && s->spec.draft) {
+    const pst_gateway_engine_spec draft = {.model = s->spec.draft, .weights = "shipped"};
+    file_key file;
+    code = open_weights(e, &draft, held, progress, &file, &options.draft, &draft_held, err);
   }
-  const pst_engine_model_info *info = pst_engine_model_get_info(model);
-  s->model_bytes = PST_MAX(info->packed_bytes, info->file_bytes);
-  options.n_ctx = PST_MIN(options.n_ctx, info->n_ctx_train);
-  s->engine_bytes = engine_bytes(model, &options);
-  if ((code = make_room(e, s->spec.model, shared ? 0 : s->model_bytes, s->engine_bytes, err))) goto done;
+  if (code) goto done;
+  s->model_bytes = model_bytes(model);
+  options.n_ctx = PST_MIN(options.n_ctx, pst_engine_model_get_info(model)->n_ctx_train);
+  s->engine_bytes = engine_bytes(model, &options) + draft_held; /* a draft model's weights are its engine's */
+  if ((code = make_room(e, s->spec.model, held, s->engine_bytes, err))) goto done;
   options.max_queue = PST_MIN(options.max_queue > 0 ? options.max_queue : e->max_queue, e->max_queue);
   if ((code = pst_engine_create(model, &options, &s->slot.engine, err))) goto done;
   s->slot.model = model;
@@ -273,8 +304,7 @@ static int open_slot(pst_gateway_engines *e, slot_state *s, pst_progress *progre
           s->spec.weights, options.slots, (double)(pst_clock_us() - start) / 1e6);
 done:
   pst_engine_model_unref(model);
-  pst_free(packed);
-  pst_free(path);
+  pst_engine_model_unref(options.draft);
   return code;
 }
 

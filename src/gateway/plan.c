@@ -84,7 +84,7 @@ static int read_word(const pst_json *object, const char *key, const char *const 
 }
 
 static const char *const kv_words[] = {"f16", "q8_0"};
-static const char *const speculation_words[] = {"none", "lookup", "answers"};
+static const char *const speculation_words[] = {"none", "lookup", "answers", "model"};
 static const char *const op_words[] = {"local", "remote", "cascade", "classifier"};
 
 static int read_int(const pst_json *object, const char *key, int fallback) {
@@ -109,6 +109,7 @@ static int read_engine(reader *r, pst_str name, const pst_json *v, pst_gateway_e
   int code = read_text(r, v, "model", &e->model);
   if (!code) code = read_text(r, v, "sha256", &e->sha256);
   if (!code) code = read_text(r, v, "weights", &e->weights);
+  if (!code) code = read_text(r, v, "draft", &e->draft);
   if (!code && !(e->name = pst_arena_strndup(r->owned->arena, name.data, name.n))) code = no_memory(r);
   return code;
 }
@@ -197,6 +198,11 @@ static int check_constraint(reader *r, const char *path, const pst_gateway_node 
 static int check_speculation(reader *r, const char *path, const pst_gateway_node *n) {
   bool drafts = n->speculation == PST_ENGINE_SPEC_ANSWERS;
   char where[160];
+  if (n->speculation == PST_ENGINE_SPEC_MODEL && !r->owned->plan.engines[n->engine].draft) {
+    (void)snprintf(where, sizeof where, "%s/speculation", path);
+    return fail(r, where,
+                "the node's engine has no draft model; give it a \"draft\", or the node the speculation \"lookup\"");
+  }
   if (drafts == (n->answers != NULL)) return 0;
   (void)snprintf(where, sizeof where, "%s/%s", path, drafts ? "speculation" : "answers");
   return fail(r, where,
@@ -366,6 +372,7 @@ static void put_engine(pst_json_writer *w, const pst_gateway_engine_spec *e) {
   pst_json_member_cstr(w, "model", e->model);
   put_optional(w, "sha256", e->sha256);
   pst_json_member_cstr(w, "weights", e->weights ? e->weights : "shipped");
+  put_optional(w, "draft", e->draft);
   pst_json_member_cstr(w, "kv", kv_words[e->options.kv]);
   pst_json_member_int(w, "slots", e->options.slots);
   pst_json_member_int(w, "chunk", e->options.chunk);

@@ -179,9 +179,13 @@ static void check_answers(const char *path) {
     o.threads = 1 + k % 3;
     o.chunk = k < 3 ? 16 : 200;
     o.draft_always = k % 2 == 1; /* else as the cost rule says */
+    o.draft = drafts ? model : NULL;
     if (pst_engine_create(model, &o, &engine, &err)) fail_msg("%s", err.message);
-    for (int round = 0; round < 6; round++) { /* without drafts, from its own text, from a corpus, and again */
-      ask(engine, (pst_engine_speculation)(round % 3), corpus, &again);
+    const int n_kinds = drafts ? 4 : 3;
+    for (int round = 0; round < 2 * n_kinds;
+         round++) { /* without drafts, from its own text, a corpus, the model itself; and again */
+      const pst_engine_speculation kind = (pst_engine_speculation)(round % n_kinds);
+      ask(engine, kind, corpus, &again);
       if (k == 0 && round == 0) {
         first = again;
         corpus = make_corpus(&first);
@@ -189,8 +193,11 @@ static void check_answers(const char *path) {
       assert_int_equal(again.n, 32);
       assert_memory_equal(again.tokens, first.tokens, sizeof first.tokens);
       assert_memory_equal(again.logprobs, first.logprobs, sizeof first.logprobs);
-      check_steps(&again, drafts && round % 3 > 0);
-      if (drafts && round % 3 == 2 && o.draft_always) assert_true(again.n_accepted > 0);
+      check_steps(&again, drafts && kind != PST_ENGINE_SPEC_NONE);
+      if (drafts && kind == PST_ENGINE_SPEC_ANSWERS && o.draft_always) assert_true(again.n_accepted > 0);
+      /* Both see the same numbers, whatever the order of a step: every guess is right. */
+      if (kind == PST_ENGINE_SPEC_MODEL && o.draft_always) assert_int_equal(again.n_accepted, again.n_drafted);
+      if (kind == PST_ENGINE_SPEC_MODEL && o.draft_always) assert_true(again.n_accepted > 0);
     }
     pst_engine_free(engine);
   }
@@ -216,6 +223,68 @@ static void test_answers(void **state) {
     test_tiny_write(path, &models[i]);
     check_answers(path);
   }
+}
+
+/* The model of `in` with another last token. */
+static void write_renamed(const char *in, const char *out) {
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_gguf *g = NULL;
+  pst_engine_gguf_writer *w = NULL;
+  const pst_engine_gguf_value *tokens = NULL;
+  pst_str texts[512];
+  assert_int_equal(pst_engine_gguf_open(in, &g, &err), 0);
+  assert_int_equal(pst_engine_gguf_get_array(g, "tokenizer.ggml.tokens", PST_ENGINE_GGUF_STRINGS, &tokens, &err), 0);
+  assert_true(tokens->n <= PST_ARRAY_LEN(texts));
+  for (uint64_t i = 0; i < tokens->n; i++) texts[i] = pst_engine_gguf_value_str(tokens, i);
+  texts[tokens->n - 1] = PST_STR("<|another|>");
+  assert_int_equal(pst_engine_gguf_writer_create(out, 32, &w, &err), 0);
+  pst_engine_gguf_writer_copy_values(w, g);
+  pst_engine_gguf_writer_put_strs(w, "tokenizer.ggml.tokens", texts, tokens->n);
+  for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
+    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
+    pst_engine_gguf_writer_add_tensor(w, t->name, t->type, t->n_dims, t->dims);
+  }
+  for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
+    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
+    assert_int_equal(pst_engine_gguf_writer_write(w, t->data, t->bytes, &err), 0);
+  }
+  assert_int_equal(pst_engine_gguf_writer_finish(w, &err), 0);
+  pst_engine_gguf_writer_free(w);
+  pst_engine_gguf_close(g);
+}
+
+/* A draft model must write text, know the vocabulary, and be there. */
+static void test_draft_refusals(void **state) {
+  (void)state;
+  static const test_tiny encoder = {.architecture = "bert", .seed = 3}, target = {.seed = 3};
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_model *model = NULL;
+  pst_engine *engine = NULL;
+  const char *path = test_temp_path(test_dir, "model.gguf");
+  test_tiny_write(path, &target);
+  assert_int_equal(pst_engine_model_open(path, 1, &model, &err), 0);
+  for (int k = 0; k < 2; k++) {
+    pst_engine_options o = pst_engine_options_default();
+    const char *draft = test_temp_path(test_dir, "draft.gguf");
+    if (k == 0)
+      test_tiny_write(draft, &encoder);
+    else
+      write_renamed(path, draft);
+    assert_int_equal(pst_engine_model_open(draft, 1, &o.draft, &err), 0);
+    assert_int_equal(pst_engine_create(model, &o, &engine, &err), k ? PST_E_BAD_INPUT : PST_E_UNSUPPORTED);
+    assert_string_equal(err.place, "draft");
+    assert_non_null(strstr(err.message, k ? "vocabulary" : "encoder"));
+    pst_engine_model_unref(o.draft);
+  }
+  pst_engine_request q = {.prompt = (const int32_t[]){97}, .n_prompt = 1, .max_tokens = 1, .callback = on_event};
+  uint64_t id;
+  q.sampling = pst_engine_sampling_default();
+  q.speculation = PST_ENGINE_SPEC_MODEL;
+  assert_int_equal(pst_engine_create(model, NULL, &engine, &err), 0);
+  assert_int_equal(pst_engine_submit(engine, &q, &id, &err), PST_E_UNSUPPORTED);
+  assert_non_null(strstr(err.message, "no draft model"));
+  pst_engine_free(engine);
+  pst_engine_model_unref(model);
 }
 
 /* The same of every architecture's tiny model. */
@@ -361,11 +430,12 @@ static void test_unread_keys(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_opens),           cmocka_unit_test(test_keys),
-      cmocka_unit_test(test_tensors),         cmocka_unit_test(test_templates),
-      cmocka_unit_test(test_answers),         cmocka_unit_test(test_golden_answers),
-      cmocka_unit_test(test_golden_refusals), cmocka_unit_test(test_golden_tables),
-      cmocka_unit_test(test_kept_keys),       cmocka_unit_test(test_unread_keys),
+      cmocka_unit_test(test_opens),          cmocka_unit_test(test_keys),
+      cmocka_unit_test(test_tensors),        cmocka_unit_test(test_templates),
+      cmocka_unit_test(test_answers),        cmocka_unit_test(test_draft_refusals),
+      cmocka_unit_test(test_golden_answers), cmocka_unit_test(test_golden_refusals),
+      cmocka_unit_test(test_golden_tables),  cmocka_unit_test(test_kept_keys),
+      cmocka_unit_test(test_unread_keys),
   };
   return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }

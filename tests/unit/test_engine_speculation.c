@@ -119,6 +119,26 @@ static void test_curve_forgets(void **state) {
   assert_true(pst_engine_curve_time(&c, 4) < 1.5 * pst_engine_curve_time(&c, 1));
 }
 
+/* ---- a draft model ---- */
+
+static pst_engine_step_curve known_curve(void);
+
+/* Deep where it is cheap and right, not at all where it is neither, and less for many sequences than for one. */
+static void test_depth(void **state) {
+  (void)state;
+  pst_engine_step_curve nothing = {0}, c = known_curve();
+  enum { MOST = PST_ENGINE_MAX_DRAFT };
+  assert_int_equal(pst_engine_speculation_depth(&nothing, 1, 1, 1, 1, MOST), 0);
+  assert_true(pst_engine_speculation_depth(&c, 1, 1, 0.95, 300, MOST) >= 5);
+  assert_int_equal(pst_engine_speculation_depth(&c, 1, 1, 0.95, 300, 2), 2);
+  assert_true(pst_engine_speculation_depth(&c, 1, 1, 0.6, 600, MOST) <
+              pst_engine_speculation_depth(&c, 1, 1, 0.95, 300, MOST));
+  assert_int_equal(pst_engine_speculation_depth(&c, 1, 1, 0.95, 3000, MOST), 0); /* a round costs what a step costs */
+  assert_int_equal(pst_engine_speculation_depth(&c, 1, 1, 0.05, 300, MOST), 0);
+  assert_true(pst_engine_speculation_depth(&c, 4, 4, 0.9, 300, MOST) <= 1); /* the ninth row is dear */
+  assert_int_equal(pst_engine_speculation_depth(&c, PST_ENGINE_CURVE_ROWS, 1, 1, 1, MOST), 0);
+}
+
 /* ---- the choice ---- */
 
 static pst_engine_step_curve known_curve(void) {
@@ -238,15 +258,11 @@ static void test_replay_uncosted(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_find),
-      cmocka_unit_test(test_find_random),
-      cmocka_unit_test(test_guesses),
-      cmocka_unit_test(test_curve),
-      cmocka_unit_test(test_curve_forgets),
-      cmocka_unit_test(test_choice_alone),
-      cmocka_unit_test(test_choice_together),
-      cmocka_unit_test(test_replay),
-      cmocka_unit_test(test_replay_uncosted),
+      cmocka_unit_test(test_find),          cmocka_unit_test(test_find_random),
+      cmocka_unit_test(test_guesses),       cmocka_unit_test(test_curve),
+      cmocka_unit_test(test_curve_forgets), cmocka_unit_test(test_depth),
+      cmocka_unit_test(test_choice_alone),  cmocka_unit_test(test_choice_together),
+      cmocka_unit_test(test_replay),        cmocka_unit_test(test_replay_uncosted),
   };
   return cmocka_run_group_tests_name("engine speculation", tests, NULL, NULL);
 }

@@ -173,6 +173,7 @@ static void mistakes_are_named_with_their_place(void **state) {
   refused("{" ENGINES "\"root\":{" LEAF ",\"speculation\":\"answers\"}}", bad, "p.json#/root/speculation", "no file");
   refused("{" ENGINES "\"root\":{" LEAF ",\"speculation\":\"lookup\",\"answers\":\"" HASH "\"}}", bad,
           "p.json#/root/answers", "nothing drafts");
+  refused("{" ENGINES "\"root\":{" LEAF ",\"speculation\":\"model\"}}", bad, "p.json#/root/speculation", "no draft");
   refused("{" ENGINES "\"root\":{" LEAF ",\"speculation\":\"answers\",\"answers\":\"x\"}}", bad, "p.json#/root/answers",
           "pattern");
   refused("{" ENGINES "\"labels\":[\"a\",\"b \"],\"root\":{" LEAF "}}", bad, "p.json#/labels/1", "pattern");
