@@ -241,6 +241,13 @@ int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, siz
  * texts are joined where the template knows strings only. Without a template, and for parts that are not text: PST_E_UNSUPPORTED. `ret_text` (NULL: not wanted) gets the rendered text. */
 int pst_engine_render_chat(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
                            pst_buf *ret_text, pst_error *err);
+/* A conversation whose last message is the assistant's, as it would be served (replaces *tokens): the first *ret_n_given tokens are the prompt of
+ * pst_engine_render_chat, then come the answer and the token that ends it (engine/answered.c). PST_E_UNSUPPORTED: no template, or tool calls that the template writes in
+ * another way once they are past; PST_E_BAD_INPUT: no answer. */
+int pst_engine_render_answered(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
+                               size_t *ret_n_given, pst_error *err);
+/* The token that ends an answer where the model's template writes it; without a template the end of a text. -1: there is none. */
+int32_t pst_engine_answer_end(const pst_engine_model *model);
 
 /* ---- requests --------------------------------------------------------------------------------------------------- */
 
@@ -387,6 +394,27 @@ pst_engine_model *pst_engine_get_model(const pst_engine *engine);
 int pst_engine_submit(pst_engine *engine, const pst_engine_request *request, uint64_t *ret_request_id, pst_error *err);
 void pst_engine_cancel(pst_engine *engine,
                        uint64_t request_id); /* any thread; unknown ids are ignored; at most one step more */
+
+/* ---- texts that are only scored (engine/score.c) --------------------------------------------------------------------- */
+
+typedef struct pst_engine_score_text {
+  const int32_t *tokens;
+  size_t n; /* at least 2 */
+} pst_engine_score_text;
+
+typedef struct pst_engine_score_job {
+  const pst_engine_score_text *texts;
+  size_t n_texts;
+  int n_top; /* likeliest tokens told of at each position, 0 to 20 */
+  /* For each token of a text but the first, in order: its position (from 1), its log-probability given those before it and the likeliest tokens there. On the engine's
+   * thread; events of different texts are interleaved. */
+  void (*told)(void *user, size_t text, size_t position, const pst_engine_event *event);
+  void *user;
+  bool (*cancelled)(void *user); /* asked before each text; NULL: never */
+  void *cancelled_user;
+} pst_engine_score_job;
+/* Scores texts by the base model and waits for all. Errors: those of pst_engine_submit and of the engine; PST_E_CANCELLED. Not on the engine's thread. */
+int pst_engine_score_wait(pst_engine *engine, const pst_engine_score_job *job, pst_error *err);
 
 /* ---- embeddings (engine/embed.c) --------------------------------------------------------------------------------- */
 

@@ -268,6 +268,21 @@ int pst_gateway_chat_wait(pst_gateway *gateway, const pst_gateway_call *call, ps
 int pst_gateway_render(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_gateway_node *node, pst_str input,
                        const pst_str *exclude, size_t n_exclude, pst_engine_tokens *tokens, pst_buf *ret_text,
                        pst_error *err);
+/* The same with an answer behind the first *ret_n_given tokens, up to and with the token at which serving stops: what is learned, measured and drafted from is what
+ * is served. In PLAIN a token may hold the answer's end and the line break both. */
+int pst_gateway_render_answered(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_gateway_node *node,
+                                pst_str input, const pst_str *exclude, size_t n_exclude, pst_str answer,
+                                pst_engine_tokens *tokens, size_t *ret_n_given, pst_error *err);
+
+/* An answer's mean log-probability per token, in nats, by a local model as it is: behind its conversation as served, and by itself (gateway/likelihood.c). */
+typedef struct pst_gateway_likelihood {
+  const pst_chat *chat; /* its last message is the answer, a text */
+  double asked, alone;  /* results; NAN: longer than the context, or of one token only */
+} pst_gateway_likelihood;
+/* Finds them for n answers that go through the engine together. Without a template the last user message and the answer are laid out in pairs (PLAIN). Errors: PST_E_NOT_FOUND (model),
+ * PST_E_UNSUPPORTED (an encoder), those of rendering and of the engine. Blocks; not on an engine's thread. */
+int pst_gateway_likelihoods(pst_gateway *gateway, const char *model, pst_gateway_likelihood *items, size_t n,
+                            pst_error *err);
 
 /* What a client may name as `model`: workloads with a plan, local models, provider models with a price. */
 int pst_gateway_models_each(pst_gateway *gateway, int (*fn)(void *user, const char *id, const char *owner), void *user,

@@ -29,8 +29,8 @@ typedef struct pst_tune_traffic {
 void pst_tune_traffic_done(pst_tune_traffic *traffic); /* frees everything inside; {0} again */
 /* A text, copied. PST_E_BAD_INPUT: n_given out of range; PST_E_NOMEM. */
 int pst_tune_traffic_add(pst_tune_traffic *traffic, const int32_t *tokens, size_t n, size_t n_given);
-/* The items of a part under a plan whose root asks a local model: each prompt exactly as it is served, then the expected answer and, with a chat template, the
- * model's end of turn. Items are taken in the order that a hash of their ids draws, at most `limit` (0: all). An item's own example is never shown to it.
+/* The items of a part under a plan whose root asks a local model: each prompt exactly as it is served, then the expected answer and its end
+ * (pst_gateway_render_answered). Items are taken in the order that a hash of their ids draws, at most `limit` (0: all). An item's own example is never shown to it.
  * Appends. PST_E_NO_DATA: the part has no items; PST_E_BAD_INPUT: the plan's root is no local node; errors of rendering. */
 int pst_tune_traffic_render(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_evals_workload *workload,
                             pst_evals_part part, size_t limit, pst_tune_traffic *traffic, pst_error *err);

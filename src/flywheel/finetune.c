@@ -1,7 +1,7 @@
 /* The job "fine_tune": an uploaded file of conversations becomes an adapter of a model, known by name.
  *
- * Owns the way from lines to texts. A conversation is learned as it will be served: through the model's own template, the answer with what the template ends
- * it by. What the file says twice is never both learned and held out. */
+ * Owns the way from lines to texts. A conversation is learned as it will be served: through the model's own template, the answer with what ends it there. What the
+ * file says twice is never both learned and held out. */
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
@@ -35,35 +35,15 @@ typedef struct finetune {
 
 static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the texts"); }
 
-/* What the template makes of a conversation up to the answer, and of all of it: the rest is what is learned, up to the token that ends it. */
-static int split_text(const pst_engine_model *model, const pst_chat *whole, pst_engine_tokens *given,
-                      pst_engine_tokens *all, pst_error *err) {
-  pst_chat before = *whole;
-  before.n_messages--;
-  before.add_generation_prompt = true;
-  int code = pst_engine_render_chat(model, &before, given, NULL, err);
-  if (!code) code = pst_engine_render_chat(model, whole, all, NULL, err);
-  if (code) return code;
-  bool goes_on = all->n > given->n && !memcmp(all->ids, given->ids, given->n * sizeof *given->ids);
-  if (!goes_on)
-    return pst_error_set(err, PST_E_UNSUPPORTED, "messages",
-                         "this model's template writes a past answer in another way than one to come");
-  size_t end = given->n;
-  while (end < all->n && !pst_engine_token_ends(model, all->ids[end])) end++;
-  all->n = PST_MIN(end + 1, all->n);
-  return 0;
-}
-
-static int keep_text(finetune *f, bool may_hold_out, const pst_engine_tokens *given, const pst_engine_tokens *all,
-                     pst_error *err) {
+static int keep_text(finetune *f, bool may_hold_out, const pst_engine_tokens *tokens, size_t n_given, pst_error *err) {
   bool hold = may_hold_out && f->held_out.n < MAX_HELD_OUT &&
-              pst_hash64(given->ids, given->n * sizeof *given->ids, 7) % HELD_OUT_SHARE == 0;
+              pst_hash64(tokens->ids, n_given * sizeof *tokens->ids, 7) % HELD_OUT_SHARE == 0;
   text_list *list = hold ? &f->held_out : &f->learned;
-  int32_t *ids = pst_arena_alloc(f->arena, all->n * sizeof *ids);
+  int32_t *ids = pst_arena_alloc(f->arena, tokens->n * sizeof *ids);
   if (!ids || pst_array_reserve((void **)&list->texts, &list->capacity, list->n + 1, sizeof *list->texts))
     return no_memory(err);
-  memcpy(ids, all->ids, all->n * sizeof *ids);
-  list->texts[list->n++] = (pst_tune_text){.tokens = ids, .n = all->n, .n_given = given->n, .weight = 1};
+  memcpy(ids, tokens->ids, tokens->n * sizeof *ids);
+  list->texts[list->n++] = (pst_tune_text){.tokens = ids, .n = tokens->n, .n_given = n_given, .weight = 1};
   return 0;
 }
 
@@ -71,7 +51,8 @@ static int read_line(finetune *f, pst_str line, bool may_hold_out, pst_error *er
   pst_json_doc *doc = NULL;
   pst_wire_request request = {0};
   pst_buf body = PST_BUF_INIT;
-  pst_engine_tokens given = {0}, all = {0};
+  pst_engine_tokens tokens = {0};
+  size_t n_given = 0;
   pst_json_writer w = pst_json_writer_on(&body, false);
   int code = pst_json_parse(line.data, line.n, "line", &doc, err);
   if (code) return code;
@@ -88,13 +69,9 @@ static int read_line(finetune *f, pst_str line, bool may_hold_out, pst_error *er
       pst_buf_status(&body) ? no_memory(err) : pst_wire_request_parse(PST_WIRE_CHAT, pst_buf_str(&body), &request, err);
   if (!code && request.chat.n_messages < 2)
     code = pst_error_set(err, PST_E_BAD_INPUT, "messages", "a conversation has a question and an answer");
-  if (!code) {
-    request.chat.add_generation_prompt = false;
-    code = split_text(f->base.model, &request.chat, &given, &all, err);
-  }
-  if (!code) code = keep_text(f, may_hold_out, &given, &all, err);
-  pst_engine_tokens_done(&given);
-  pst_engine_tokens_done(&all);
+  if (!code) code = pst_engine_render_answered(f->base.model, &request.chat, &tokens, &n_given, err);
+  if (!code) code = keep_text(f, may_hold_out, &tokens, n_given, err);
+  pst_engine_tokens_done(&tokens);
   pst_wire_request_done(&request);
   pst_buf_done(&body);
   pst_json_free(doc);

@@ -132,6 +132,7 @@ static int corrupt(const char *path, size_t line, const char *what, pst_error *e
 typedef struct reader {
   const pst_engine_model *model;
   bool leading_space;
+  int32_t end; /* without leading_space: behind each answer; -1: nothing */
   const char *path;
   size_t n, n_read; /* answers: by the header; so far */
   pst_engine_tokens tokens;
@@ -150,19 +151,18 @@ static int read_header(reader *r, const pst_json *v, size_t n_bytes, pst_error *
   return r->lengths ? 0 : pst_error_set(err, PST_E_NOMEM, r->path, "no memory for past answers");
 }
 
-/* As the engine will write it: after a space, up to a line end, in PLAIN; up to the end token elsewhere. */
+/* As the engine will write it (pst_gateway_render_answered): after a space, up to a line end, in PLAIN; up to the template's end token elsewhere. */
 static int read_answer(reader *r, pst_str text, pst_error *err) {
   size_t before = r->tokens.n;
-  int eos = pst_engine_model_get_info(r->model)->eos;
   pst_buf_clear(&r->spelled);
   pst_buf_puts(&r->spelled, r->leading_space ? " " : "");
   pst_buf_append_str(&r->spelled, text);
   pst_buf_puts(&r->spelled, r->leading_space ? "\n" : "");
   int code = pst_buf_status(&r->spelled);
   if (!code) code = pst_engine_tokenize(r->model, pst_buf_str(&r->spelled), false, false, &r->tokens, err);
-  if (!code && !r->leading_space && eos >= 0) {
+  if (!code && !r->leading_space && r->end >= 0) {
     code = pst_array_reserve((void **)&r->tokens.ids, &r->tokens.capacity, r->tokens.n + 1, sizeof *r->tokens.ids);
-    if (!code) r->tokens.ids[r->tokens.n++] = eos;
+    if (!code) r->tokens.ids[r->tokens.n++] = r->end;
   }
   if (code == PST_E_NOMEM) pst_error_set(err, code, r->path, "no memory for past answers");
   if (!code) r->lengths[r->n_read++] = r->tokens.n - before;
@@ -213,7 +213,11 @@ int pst_gateway_answers_open(pst_store *store, pst_str hash, const pst_engine_mo
     return 0;
   }
   if (!code) code = pst_file_read(path, FILE_BYTES_MAX, &data, &n, err);
-  reader r = {.model = model, .leading_space = leading_space, .path = path, .spelled = PST_BUF_INIT};
+  reader r = {.model = model,
+              .leading_space = leading_space,
+              .end = leading_space ? -1 : pst_engine_answer_end(model),
+              .path = path,
+              .spelled = PST_BUF_INIT};
   if (!code) {
     pst_sha256_hex(data, n, found);
     code = pst_str_is(hash, found) ? read_lines(&r, (pst_str){data, n}, err)

@@ -486,23 +486,47 @@ int pst_gateway_answers_corpus(pst_gateway *g, const pst_engine *engine, const c
   return pst_gateway_slot_corpus(slot, g->store, hash, layout == PST_GATEWAY_LAYOUT_PLAIN, ret_corpus, err);
 }
 
+/* What a node is asked for an input, for the model that is asked. */
+typedef struct asked {
+  pst_gateway_slot *slot;
+  pst_gateway_prompt prompt;
+} asked;
+
+static void asked_done(pst_gateway *g, asked *a) {
+  pst_gateway_prompt_done(&a->prompt);
+  if (a->slot) pst_gateway_engines_give(g->engines, a->slot);
+}
+
+static int ask(pst_gateway *g, const pst_gateway_plan *plan, const pst_gateway_node *node, pst_str input,
+               const pst_str *exclude, size_t n_exclude, asked *a, pst_error *err) {
+  pst_gateway_index *index = NULL;
+  if (node->op != PST_GATEWAY_OP_LOCAL)
+    return pst_error_set(err, PST_E_BAD_INPUT, "op", "only what a local engine is given can be rendered to tokens");
+  int code = pst_gateway_engines_take_now(g->engines, &plan->engines[node->engine], NULL, &a->slot, err);
+  if (code) return code;
+  if (node->examples_index && node->n_examples > 0) code = pst_gateway_index_get(g, node->examples_index, &index, err);
+  if (!code) code = pst_gateway_prompt_build(plan, node, index, input, exclude, n_exclude, &a->prompt, err);
+  if (index) pst_gateway_index_unref(index);
+  return code;
+}
+
 int pst_gateway_render(pst_gateway *g, const pst_gateway_plan *plan, const pst_gateway_node *node, pst_str input,
                        const pst_str *exclude, size_t n_exclude, pst_engine_tokens *tokens, pst_buf *ret_text,
                        pst_error *err) {
-  pst_gateway_slot *slot = NULL;
-  pst_gateway_index *index = NULL;
-  pst_gateway_prompt prompt;
-  if (node->op != PST_GATEWAY_OP_LOCAL)
-    return pst_error_set(err, PST_E_BAD_INPUT, "op", "only what a local engine is given can be rendered to tokens");
-  int code = pst_gateway_engines_take_now(g->engines, &plan->engines[node->engine], NULL, &slot, err);
-  if (code) return code;
-  if (node->examples_index && node->n_examples > 0) code = pst_gateway_index_get(g, node->examples_index, &index, err);
-  if (!code && !(code = pst_gateway_prompt_build(plan, node, index, input, exclude, n_exclude, &prompt, err))) {
-    code = pst_gateway_prompt_tokenize(&prompt, slot->model, tokens, ret_text, err);
-    pst_gateway_prompt_done(&prompt);
-  }
-  if (index) pst_gateway_index_unref(index);
-  pst_gateway_engines_give(g->engines, slot);
+  asked a = {.slot = NULL};
+  int code = ask(g, plan, node, input, exclude, n_exclude, &a, err);
+  if (!code) code = pst_gateway_prompt_tokenize(&a.prompt, a.slot->model, tokens, ret_text, err);
+  asked_done(g, &a);
+  return code;
+}
+
+int pst_gateway_render_answered(pst_gateway *g, const pst_gateway_plan *plan, const pst_gateway_node *node,
+                                pst_str input, const pst_str *exclude, size_t n_exclude, pst_str answer,
+                                pst_engine_tokens *tokens, size_t *ret_n_given, pst_error *err) {
+  asked a = {.slot = NULL};
+  int code = ask(g, plan, node, input, exclude, n_exclude, &a, err);
+  if (!code) code = pst_gateway_prompt_answered(&a.prompt, a.slot->model, answer, tokens, ret_n_given, err);
+  asked_done(g, &a);
   return code;
 }
 

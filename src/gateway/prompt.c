@@ -306,6 +306,48 @@ int pst_gateway_prompt_tokenize(const pst_gateway_prompt *p, const pst_engine_mo
   return code;
 }
 
+/* In PLAIN prompt and answer are one text, as the model sees it; where a token reaches over the border, the answer by itself with the space before it. */
+static int append_line(const pst_gateway_prompt *p, const pst_engine_model *model, pst_str answer,
+                       pst_engine_tokens *tokens, pst_error *err) {
+  pst_engine_tokens whole = {0};
+  pst_buf text = PST_BUF_INIT;
+  pst_buf_append_str(&text, p->text);
+  pst_buf_putc(&text, ' ');
+  put_line(&text, trim(answer));
+  pst_buf_append_str(&text, p->stop[0]);
+  int code = pst_buf_status(&text) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the answer")
+                                   : pst_engine_tokenize(model, pst_buf_str(&text), false, true, &whole, err);
+  if (!code && whole.n > tokens->n && !memcmp(whole.ids, tokens->ids, tokens->n * sizeof *whole.ids)) {
+    pst_engine_tokens swap = *tokens;
+    *tokens = whole;
+    whole = swap;
+  } else if (!code) {
+    pst_str line = {text.data + p->text.n, text.n - p->text.n};
+    code = pst_engine_tokenize(model, line, false, false, tokens, err);
+  }
+  pst_engine_tokens_done(&whole);
+  pst_buf_done(&text);
+  return code;
+}
+
+int pst_gateway_prompt_answered(const pst_gateway_prompt *p, const pst_engine_model *model, pst_str answer,
+                                pst_engine_tokens *tokens, size_t *ret_n_given, pst_error *err) {
+  if (p->text.n) {
+    int code = pst_gateway_prompt_tokenize(p, model, tokens, NULL, err);
+    size_t n = tokens->n;
+    if (!code) code = append_line(p, model, answer, tokens, err);
+    if (!code) *ret_n_given = n;
+    return code;
+  }
+  pst_chat chat = *p->chat;
+  pst_chat_message *m = pst_arena_calloc(p->arena, chat.n_messages + 1, sizeof *m);
+  if (!m) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the answer");
+  memcpy(m, chat.messages, chat.n_messages * sizeof *m);
+  m[chat.n_messages++] = message(PST_CHAT_ASSISTANT, trim(answer));
+  chat.messages = m;
+  return pst_engine_render_answered(model, &chat, tokens, ret_n_given, err);
+}
+
 void pst_gateway_prompt_done(pst_gateway_prompt *p) {
   if (!p->arena) return;
   pst_arena_free(p->arena);

@@ -45,6 +45,10 @@ int pst_gateway_prompt_build(const pst_gateway_plan *plan, const pst_gateway_nod
  * a template's own does. PST_E_UNSUPPORTED: no chat template; PST_E_BAD_INPUT: the template refuses these messages. ret_text (NULL: not wanted) gets the text beside them. */
 int pst_gateway_prompt_tokenize(const pst_gateway_prompt *prompt, const pst_engine_model *model,
                                 pst_engine_tokens *tokens, pst_buf *ret_text, pst_error *err);
+/* The prompt with an answer behind it, as it would be served: the first *ret_n_given tokens are those of pst_gateway_prompt_tokenize, then come the answer as an example would
+ * show it, and what ends it: the template's end token, or in PLAIN the line break. Errors as there; PST_E_BAD_INPUT: there is no message to answer. */
+int pst_gateway_prompt_answered(const pst_gateway_prompt *prompt, const pst_engine_model *model, pst_str answer,
+                                pst_engine_tokens *tokens, size_t *ret_n_given, pst_error *err);
 void pst_gateway_prompt_done(pst_gateway_prompt *prompt);
 
 #endif

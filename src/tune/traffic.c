@@ -34,33 +34,15 @@ static int by_key(const void *a, const void *b) {
   return pst_str_compare(x->item->id, y->item->id);
 }
 
-typedef struct renderer {
-  pst_gateway *gateway;
-  const pst_gateway_plan *plan;
-  const pst_engine_model *model;
-  pst_tune_traffic *traffic;
-} renderer;
-
-static int render_item(const renderer *r, const pst_evals_item *item, pst_error *err) {
-  bool plain = r->plan->root.layout == PST_GATEWAY_LAYOUT_PLAIN;
-  int32_t eos = pst_engine_model_get_info(r->model)->eos;
+static int render_item(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_evals_item *item,
+                       pst_tune_traffic *traffic, pst_error *err) {
   pst_engine_tokens tokens = {0};
-  pst_buf answer = PST_BUF_INIT;
-  int code = pst_gateway_render(r->gateway, r->plan, &r->plan->root, item->input, &item->id, 1, &tokens, NULL, err);
-  size_t n_given = tokens.n;
-  pst_buf_puts(&answer, plain ? " " : "");
-  pst_buf_append_str(&answer, item->expected);
-  pst_buf_puts(&answer, plain ? "\n" : "");
-  if (!code && pst_buf_status(&answer)) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for an answer");
-  if (!code) code = pst_engine_tokenize(r->model, pst_buf_str(&answer), false, false, &tokens, err);
-  if (!code && !plain && eos >= 0) {
-    code = pst_array_reserve((void **)&tokens.ids, &tokens.capacity, tokens.n + 1, sizeof *tokens.ids);
-    if (!code) tokens.ids[tokens.n++] = eos;
-  }
+  size_t n_given = 0;
+  int code = pst_gateway_render_answered(gateway, plan, &plan->root, item->input, &item->id, 1, item->expected, &tokens,
+                                         &n_given, err);
   /* An empty answer of a model without an end token says nothing. */
-  if (!code && tokens.n > n_given && n_given) code = pst_tune_traffic_add(r->traffic, tokens.ids, tokens.n, n_given);
+  if (!code && tokens.n > n_given && n_given) code = pst_tune_traffic_add(traffic, tokens.ids, tokens.n, n_given);
   if (code == PST_E_NOMEM) pst_error_set(err, code, NULL, "no memory for the traffic");
-  pst_buf_done(&answer);
   pst_engine_tokens_done(&tokens);
   return code;
 }
@@ -68,7 +50,6 @@ static int render_item(const renderer *r, const pst_evals_item *item, pst_error 
 int pst_tune_traffic_render(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_evals_workload *workload,
                             pst_evals_part part, size_t limit, pst_tune_traffic *traffic, pst_error *err) {
   const pst_evals_info *info = pst_evals_workload_info(workload);
-  renderer r = {gateway, plan, NULL, traffic};
   pst_engine *engine = NULL;
   size_t n = 0;
   if (plan->root.op != PST_GATEWAY_OP_LOCAL)
@@ -83,8 +64,8 @@ int pst_tune_traffic_render(pst_gateway *gateway, const pst_gateway_plan *plan, 
   int code =
       n ? 0 : pst_error_set(err, PST_E_NO_DATA, info->folder, "no item is of the part %s", pst_evals_part_name(part));
   if (!code) code = pst_gateway_engine_acquire(gateway, plan, plan->root.engine, &engine, err);
-  if (!code) r.model = pst_engine_get_model(engine);
-  for (size_t i = 0; i < (limit ? PST_MIN(limit, n) : n) && !code; i++) code = render_item(&r, list[i].item, err);
+  for (size_t i = 0; i < (limit ? PST_MIN(limit, n) : n) && !code; i++)
+    code = render_item(gateway, plan, list[i].item, traffic, err);
   pst_gateway_engine_release(gateway, engine);
   pst_free(list);
   return code;

@@ -126,53 +126,15 @@ static int append_ids(maker *m, const int32_t *ids, size_t n) {
   return 0;
 }
 
-/* Tokens of the answer behind a prompt. In PLAIN both are one text, as the model will see it; else the prompt ends with the template's own tokens. */
-static int answer_tokens(maker *m, const pst_engine_tokens *prompt, pst_str text, pst_str answer,
-                         pst_engine_tokens *out) {
-  pst_buf whole = PST_BUF_INIT;
-  bool plain = !strcmp(m->layout, "plain");
-  int code;
-  if (plain) {
-    pst_buf_append_str(&whole, text);
-    pst_buf_putc(&whole, ' ');
-  }
-  size_t from = whole.n;
-  pst_buf_append_str(&whole, answer);
-  out->n = 0;
-  code = pst_buf_status(&whole) ? no_memory(m)
-                                : pst_engine_tokenize(m->model, pst_buf_str(&whole), false, plain, out, m->err);
-  if (!code && plain) {
-    if (out->n > prompt->n && !memcmp(out->ids, prompt->ids, prompt->n * sizeof *out->ids)) {
-      out->n -= prompt->n;
-      memmove(out->ids, out->ids + prompt->n, out->n * sizeof *out->ids);
-    } else { /* a token reaches over the prompt's end: the answer by itself, its space included */
-      out->n = 0;
-      code = pst_engine_tokenize(m->model, (pst_str){whole.data + from - 1, whole.n - from + 1}, false, false, out,
-                                 m->err);
-    }
-  }
-  pst_buf_done(&whole);
-  return code;
-}
-
-static int add_text(maker *m, const pst_evals_item *item, pst_engine_tokens *prompt, pst_engine_tokens *answer,
-                    bool *ret_added) {
-  const pst_engine_model_info *info = pst_engine_model_get_info(m->model);
-  pst_buf text = PST_BUF_INIT;
-  int32_t end = info->eos;
-  prompt->n = 0;
-  int code = pst_gateway_render(m->gateway, m->plan, &m->plan->root, item->input, NULL, 0, prompt, &text, m->err);
-  if (!code) code = answer_tokens(m, prompt, pst_buf_str(&text), item->expected, answer);
-  size_t n = prompt->n + answer->n + (end >= 0), at = m->n_ids;
-  *ret_added = !code && answer->n && n <= (size_t)PST_MIN(info->n_ctx_train, 4096);
-  if (*ret_added) {
-    code = append_ids(m, prompt->ids, prompt->n);
-    if (!code) code = append_ids(m, answer->ids, answer->n);
-    if (!code && end >= 0) code = append_ids(m, &end, 1);
-    m->starts[m->n_texts] = at;
-    m->texts[m->n_texts++] = (pst_tune_text){NULL, n, prompt->n, 1};
-  }
-  pst_buf_done(&text);
+static int add_text(maker *m, const pst_evals_item *item, pst_engine_tokens *tokens, bool *ret_added) {
+  size_t n_given = 0, at = m->n_ids, most = (size_t)PST_MIN(pst_engine_model_get_info(m->model)->n_ctx_train, 4096);
+  int code = pst_gateway_render_answered(m->gateway, m->plan, &m->plan->root, item->input, NULL, 0, item->expected,
+                                         tokens, &n_given, m->err);
+  *ret_added = !code && item->expected.n && n_given < tokens->n && tokens->n <= most;
+  if (!*ret_added) return code;
+  code = append_ids(m, tokens->ids, tokens->n);
+  m->starts[m->n_texts] = at;
+  m->texts[m->n_texts++] = (pst_tune_text){NULL, tokens->n, n_given, 1};
   return code;
 }
 
@@ -183,20 +145,19 @@ static double lot_of(const maker *m, const pst_evals_item *item) {
 
 /* Examples whose lot is below `share` when held_out, the others when not. */
 static int add_part(maker *m, bool held_out, double share, size_t most) {
-  pst_engine_tokens prompt = {NULL, 0, 0}, answer = {NULL, 0, 0};
+  pst_engine_tokens tokens = {NULL, 0, 0};
   size_t n = 0;
   int code = 0;
   for (size_t i = 0; i < m->info->n_items && n < most && !code; i++) {
     const pst_evals_item *item = &m->info->items[i];
     bool added = false;
     if (item->part != PST_EVALS_EXAMPLES || (lot_of(m, item) < share) != held_out) continue;
-    code = add_text(m, item, &prompt, &answer, &added);
+    code = add_text(m, item, &tokens, &added);
     n += added;
     m->n_left_out += !added;
   }
   m->n_held_out = held_out ? n : m->n_held_out;
-  pst_engine_tokens_done(&prompt);
-  pst_engine_tokens_done(&answer);
+  pst_engine_tokens_done(&tokens);
   return code;
 }
 
