@@ -160,7 +160,7 @@ int main(int argc, char **argv) {
       tokens[t * length + i] =
           (int32_t)(pst_random_u64(1, i < (size_t)s.shared ? 0 : t + 1, i) % (uint64_t)info->n_vocab);
     size_t own = (size_t)(s.length - s.spread) + pst_random_u64(2, 0, t) % (uint64_t)(2 * s.spread + 1);
-    texts[t] = (pst_tune_text){tokens + t * length, own, own - (size_t)s.answer, 1};
+    texts[t] = (pst_tune_text){.tokens = tokens + t * length, .n = own, .n_given = own - (size_t)s.answer, .weight = 1};
     text_tokens += (double)(own - 1);
   }
   pst_tune_options o = pst_tune_options_default();

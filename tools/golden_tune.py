@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Golden file of training, tests/golden/tune.json: loss and derivatives of LoRA adapters on tiny models, by PyTorch's autograd over `transformers`
-models, all in double.
+models, all in double: of plain training, of DPO and of KTO (the formulas of TRL's trainers, the base as reference), of
+learning from a teacher's likeliest tokens.
 
     pip install torch==2.15.0 transformers==5.24.0 numpy
     tools/golden_tune.py [--out FILE]
@@ -51,7 +52,7 @@ def adapted(model, kind):
     return weights, leaves
 
 
-def make(name):
+def tiny_model(name):
     kind = tiny.KINDS[name]
     golden = json.loads((pathlib.Path(tiny.__file__).parent.parent / f"tests/golden/architectures/{name}.json").read_text())
     tiny.Numbers.seed = golden["seed"]
@@ -59,15 +60,98 @@ def make(name):
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     weights, leaves = adapted(model, kind)
-    tokens = torch.tensor([tiny.TOKENS])
+    return model, weights, leaves
+
+
+def losses_of(model, weights, text):
+    """Negative log-probabilities of a text's tokens behind the first N_GIVEN."""
+    tokens = torch.tensor([text])
     logits = torch.func.functional_call(model, weights, (tokens,)).logits[0]
-    losses = torch.nn.functional.cross_entropy(logits[N_GIVEN - 1:-1], tokens[0, N_GIVEN:], reduction="none")
-    losses.sum().backward()
+    return torch.nn.functional.cross_entropy(logits[N_GIVEN - 1:-1], tokens[0, N_GIVEN:], reduction="none")
+
+
+def derived(loss, leaves):
+    loss.backward()
     rows = []
     for leaf, value in leaves.items():
         g = value.grad.reshape(-1)
         rows.append([leaf, float(g.norm())] + [float(g @ plain(f"{leaf}.{which}", g.numel())) for which in ("first", "second")])
-    return {"name": name, "rank": RANK, "alpha": ALPHA, "n_given": N_GIVEN, "loss": float(losses.sum()), "derivatives": rows}
+    return {"loss": float(loss), "derivatives": rows}
+
+
+def make(name):
+    model, weights, leaves = tiny_model(name)
+    head = {"name": name, "rank": RANK, "alpha": ALPHA, "n_given": N_GIVEN}
+    return {**head, **derived(losses_of(model, weights, tiny.TOKENS).sum(), leaves)}
+
+
+def preferred(model, weights, n):
+    """A text that goes on as the adapted model likes it: greedily, for n tokens."""
+    text = list(tiny.TOKENS[:N_GIVEN])
+    with torch.no_grad():
+        for _ in range(n):
+            text.append(int(torch.func.functional_call(model, weights, (torch.tensor([text]),)).logits[0, -1].argmax()))
+    return text
+
+
+def log_probs(model, weights, texts):
+    return torch.stack([-losses_of(model, weights, text).sum() for text in texts])
+
+
+def make_dpo(name, beta, smoothing):
+    """Two pairs; TRL's sigmoid loss with label smoothing."""
+    model, weights, leaves = tiny_model(name)
+    liked = preferred(model, weights, 12)
+    texts = [tiny.TOKENS, tiny.TOKENS[:N_GIVEN] + tiny.TOKENS[N_GIVEN:][::-1][:8], liked, liked[:N_GIVEN + 3] + tiny.TOKENS[-6:]]
+    base = log_probs(model, {}, texts).detach()
+    ratios = log_probs(model, weights, texts) - base
+    gaps = beta * (ratios[0::2] - ratios[1::2])
+    sigmoid = torch.nn.functional.logsigmoid
+    loss = (-sigmoid(gaps) * (1 - smoothing) - sigmoid(-gaps) * smoothing).mean()
+    return {"name": name, "objective": "dpo", "beta": beta, "smoothing": smoothing, "rank": RANK, "alpha": ALPHA, "n_given": N_GIVEN, "texts": texts,
+            "references": base.tolist(), **derived(loss, leaves)}
+
+
+def make_kto(name, beta, weight):
+    """Four texts, the last two unwanted and of another weight; the answers to other prompts are those of the text before."""
+    model, weights, leaves = tiny_model(name)
+    liked = preferred(model, weights, 20)
+    texts = [liked, tiny.TOKENS, liked[:N_GIVEN] + liked[N_GIVEN + 1:], tiny.TOKENS[:N_GIVEN] + tiny.TOKENS[N_GIVEN:][::-1][:11]]
+    starts = [[(t + k) % 200 for t in text[:N_GIVEN]] for k, text in enumerate(texts)]
+    texts = [start + text[N_GIVEN:] for start, text in zip(starts, texts)]
+    contrasts = [start + texts[k - 1][N_GIVEN:] for k, start in enumerate(starts)]
+    base, other = log_probs(model, {}, texts).detach(), log_probs(model, {}, contrasts).detach()
+    with torch.no_grad():
+        point = (log_probs(model, weights, contrasts) - other).mean().clamp(min=0)
+    ratios = log_probs(model, weights, texts) - base
+    wanted, unwanted = 1 - torch.sigmoid(beta * (ratios[:2] - point)), 1 - torch.sigmoid(beta * (point - ratios[2:]))
+    loss = torch.cat((wanted, weight * unwanted)).mean()
+    return {"name": name, "objective": "kto", "beta": beta, "weight": weight, "rank": RANK, "alpha": ALPHA, "n_given": N_GIVEN, "texts": texts,
+            "references": base.tolist(), "point": float(point), **derived(loss, leaves)}
+
+
+def make_distilled(name, share, k=5, n=24):
+    """A teacher's k likeliest tokens at each scored one: the base, sharpened; all others are one outcome."""
+    model, weights, leaves = tiny_model(name)
+    text = tiny.TOKENS[:n]
+    sharp = (2 * torch.func.functional_call(model, {}, (torch.tensor([text]),)).logits[0, N_GIVEN - 1:-1]).softmax(-1)
+    p, ids = sharp.topk(k)
+    p = torch.tensor(tiny.np.float32(p.numpy()).astype("float64"))
+    q = torch.func.functional_call(model, weights, (torch.tensor([text]),)).logits[0, N_GIVEN - 1:-1].softmax(-1)
+    known = q.gather(1, ids)
+    rest, own = 1 - p.sum(1), 1 - known.sum(1)
+    divergence = (p * (p.log() - known.log())).sum(1) + rest * (rest.log() - own.log())
+    loss = (1 - share) * losses_of(model, weights, text).sum() + share * divergence.sum()
+    return {"name": name, "share": share, "k": k, "n": n, "rank": RANK, "alpha": ALPHA, "n_given": N_GIVEN, "ids": ids.flatten().tolist(),
+            "probabilities": p.flatten().tolist(), **derived(loss, leaves)}
+
+
+def listed(models):
+    lines = []
+    for m in models:
+        rows = ",\n   ".join(json.dumps([r[0]] + [float(f"{x:.10g}") for x in r[1:]]) for r in m.pop("derivatives"))
+        lines.append(f'  {json.dumps(m)[:-1]}, "derivatives": [\n   {rows}]}}')
+    return ",\n".join(lines)
 
 
 def main():
@@ -76,14 +160,13 @@ def main():
     options = parser.parse_args()
     all_in_double()
     models = [make(name) for name in NAMES]
-    for m in models:
-        print(f"{m['name']}: loss {m['loss']:.6f}", file=sys.stderr)
-    lines = []
-    for m in models:
-        rows = ",\n   ".join(json.dumps([r[0]] + [float(f"{x:.10g}") for x in r[1:]]) for r in m.pop("derivatives"))
-        lines.append(f'  {json.dumps(m)[:-1]}, "derivatives": [\n   {rows}]}}')
+    preferences = [make_dpo("llama", 0.1, 0.0), make_dpo("gemma3", 0.2, 0.1), make_kto("llama", 0.1, 1.0), make_kto("qwen3", 0.05, 1.5)]
+    distilled = [make_distilled("llama", 0.3), make_distilled("gemma3", 1.0)]
+    for m in models + preferences + distilled:
+        print(f"{m['name']}{' ' + m['objective'] if 'objective' in m else ''}: loss {m['loss']:.6f} {m.get('point', '')}", file=sys.stderr)
     head = {"made_by": "tools/golden_tune.py", "torch": torch.__version__, "transformers": transformers.__version__}
-    pathlib.Path(options.out).write_text(json.dumps(head)[:-1] + ', "models": [\n' + ",\n".join(lines) + "\n]}\n", encoding="ascii")
+    text = f'{json.dumps(head)[:-1]}, "models": [\n{listed(models)}\n], "preferences": [\n{listed(preferences)}\n], "distilled": [\n{listed(distilled)}\n]}}\n'
+    pathlib.Path(options.out).write_text(text, encoding="ascii")
 
 
 if __name__ == "__main__":

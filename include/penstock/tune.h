@@ -15,17 +15,41 @@
 extern "C" {
 #endif
 
-/* A text to learn. The loss is the mean over scored tokens: those behind the first n_given. */
+/* What training lowers. SFT: the mean negative log-likelihood of scored tokens. DPO: of pairs of answers to one prompt the wanted one becomes likelier than the other
+ * (Rafailov et al. 2023, arXiv:2305.18290). KTO: answers, each marked as wanted or not, become likelier or less likely (Ethayarajh et al. 2024,
+ * arXiv:2402.01306). The last two compare with the model as it is at the start, by whole answers. */
+typedef enum pst_tune_objective {
+  PST_TUNE_SFT,
+  PST_TUNE_DPO,
+  PST_TUNE_KTO,
+  PST_TUNE_OBJECTIVE_COUNT
+} pst_tune_objective;
+const char *pst_tune_objective_name(pst_tune_objective objective); /* "dpo" */
+bool pst_tune_objective_from(pst_str name, pst_tune_objective *ret_objective);
+
+/* What a teacher of the same vocabulary thinks comes next at each scored token of a text: its k likeliest tokens. Caller's. */
+enum { PST_TUNE_TEACHER_MOST = 32 };
+typedef struct pst_tune_teacher {
+  int k;                      /* 1 to PST_TUNE_TEACHER_MOST */
+  const int32_t *ids;         /* [n - n_given][k], distinct in each row */
+  const float *probabilities; /* the same shape; a row's sum is at most 1, up to rounding */
+} pst_tune_teacher;
+
+/* A text to learn; scored are the tokens behind the first n_given. In DPO texts 2i and 2i + 1 are a pair of one prompt, the wanted answer first. */
 typedef struct pst_tune_text {
   const int32_t *tokens;
   size_t n, n_given; /* 1 <= n_given <= n - 1 */
-  float weight;      /* of each scored token; 1 as a rule */
+  float weight;  /* SFT: of each scored token; else of the text, in DPO of the pair (its first text's); 1 as a rule */
+  bool unwanted; /* KTO: the answer is one that should become less likely */
+  const pst_tune_teacher *teacher; /* SFT: NULL: the text alone is learned */
 } pst_tune_text;
 
 /* How training goes, told after every step. */
 typedef struct pst_tune_progress {
   int64_t step, n_steps;
-  double loss;              /* of the step: mean negative log-likelihood of its scored tokens, nats */
+  double
+      loss; /* of the step: SFT: mean negative log-likelihood of its scored tokens, nats; else the mean over examples */
+  double margin, accuracy;  /* of the step's rewards (pst_tune_report); NAN in SFT */
   double held_out_loss;     /* the last measured; NAN: none yet */
   double tokens_per_second; /* read by the model, since the start */
   double seconds_left;
@@ -33,6 +57,12 @@ typedef struct pst_tune_progress {
 } pst_tune_progress;
 
 typedef struct pst_tune_options {
+  pst_tune_objective objective;
+  double beta; /* DPO, KTO: how dear it is to leave the starting model */
+  /* SFT with teachers: a scored token's loss is (1 - share) times its negative log-likelihood plus share times KL(teacher || model) over the teacher's likeliest tokens and all
+   * others as one outcome (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). 0 to 1. */
+  double teacher_share;
+  double smoothing;     /* DPO: share of pairs that are taken to be the wrong way round, 0 to below 1/2 */
   int rank;             /* of every adapter, 1 to 256 */
   double alpha;         /* the scale is alpha / rank */
   unsigned roles;       /* which linear layers: bits 1 << pst_engine_role */
@@ -40,8 +70,10 @@ typedef struct pst_tune_options {
   double warmup_share, final_share;
   double weight_decay, beta1, beta2, epsilon; /* AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) */
   double clip;                                /* largest norm of the gradient; 0: any */
-  int batch_texts;                            /* texts of an optimizer step */
+  int batch_texts;                            /* texts (DPO: pairs) of an optimizer step */
   int max_epochs;                             /* each text is seen at most so often */
+  /* Where training starts: an adapter of this rank, this alpha and exactly these roles; NULL: the base as it is. Read before the function returns. */
+  const pst_engine_lora *start;
   int64_t steps;       /* exactly so many, or as many as max_epochs gives; 0: as many as `seconds` allow */
   double seconds;      /* time for it, checkpoints and held-out losses included; 0: any */
   int patience;        /* held-out losses in a row without a new lowest that end training; 0: none do */
@@ -63,7 +95,10 @@ typedef struct pst_tune_report {
   int64_t n_steps, best_step; /* steps done; after which the adapter is from (n_steps without held-out texts) */
   int64_t n_tokens, n_scored; /* read and scored by all steps */
   double loss;                /* mean of the last tenth of the steps */
-  double held_out_before, held_out_loss; /* of the base, of the adapter; NAN: no held-out text */
+  double held_out_before, held_out_loss; /* of the start, of the adapter; NAN: no held-out text */
+  /* DPO, KTO: rewards (beta times an answer's log-probability less that of the start) of the held-out texts with the adapter, else of the last step's: by how much the mean of
+   * wanted answers is above that of the others; share of pairs in the right order, in KTO of texts on the right side of the reference point. NAN in SFT. */
+  double margin, accuracy;
   double seconds;
   double tokens_per_second;
   size_t memory_bytes; /* weights, work space, optimizer */
@@ -71,13 +106,20 @@ typedef struct pst_tune_report {
 } pst_tune_report;
 
 /* Trains an adapter on `texts`; `held_out` (n_held_out 0: none) is never trained on, and decides which step's adapter is taken. The result is written into
- * *ret_lora, the caller's (pst_engine_lora_done). Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option or a text, by name), PST_E_NO_DATA (no
+ * *ret_lora, the caller's (pst_engine_lora_done). Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option, a text or the adapter to start from, by name), PST_E_NO_DATA (no
  * text), PST_E_LIMIT (a text longer than max_tokens), PST_E_CORRUPT (the checkpoint), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM, those of files. */
 int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
                    const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
                    pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err);
 
 /* ---- a workload's examples as texts (tune/workload.c) ---------------------------------------------------------------- */
+
+/* What was said of answers to an input: one that was wanted, one that was not, or both. */
+typedef struct pst_tune_preference {
+  pst_str input;            /* as a plan takes it from a conversation */
+  pst_str wanted, unwanted; /* answers; data NULL: none */
+  bool held_out;
+} pst_tune_preference;
 
 typedef struct pst_tune_workload_options {
   const char *model;     /* as it is called here */
@@ -86,20 +128,27 @@ typedef struct pst_tune_workload_options {
   const char *name;      /* of the adapter; NULL: made of the workload's name and the texts' hash */
   double held_out_share; /* of the examples, by cluster; at most max_held_out of them */
   size_t max_held_out, max_texts; /* max_texts 0: all */
-  pst_tune_options training;      /* `checkpoint` is chosen here: a file in HOME/tune */
+  /* SFT: wanted answers that are learned beside the workload's examples. DPO, KTO: what is learned in place of them; DPO takes those with both answers; in KTO the rarer
+   * kind weighs so much more that both weigh the same in all. */
+  const pst_tune_preference *preferences;
+  size_t n_preferences;
+  const char *
+      teacher; /* SFT: a larger model of the same vocabulary, as it is called here, whose thoughts are learned from; NULL: none */
+  const char *from; /* an adapter of the model, by name, to start from; NULL: none. Its rank, alpha and roles count */
+  pst_tune_options training; /* `checkpoint` is chosen here: a file in HOME/tune; `start` by `from` */
 } pst_tune_workload_options;
 
 typedef struct pst_tune_workload_result {
   pst_tune_report report;
-  size_t n_texts, n_held_out, n_left_out; /* left out: longer than the model's context */
+  size_t n_texts, n_held_out, n_left_out; /* examples, in DPO pairs; left out: longer than the model's context */
   double prompt_tokens, answer_tokens;    /* means */
   pst_store_adapter adapter;
   char plan_hash[65]; /* of a plan that serves the adapter with the prompt it was trained with; kept in the store */
   char *plan_json;    /* canonical; pst_free */
 } pst_tune_workload_result;
 
-/* Trains an adapter on the examples of a workload (no other part is read), each rendered as the gateway would serve it, and keeps it by name with a plan that
- * uses it. Errors: PST_E_NOT_FOUND (model, prompt), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT, those of pst_tune_train and of the store. Blocks. */
+/* Trains an adapter on the examples of a workload (no other part is read), or on preferences, each rendered as the gateway would serve it, and keeps it by name with a
+ * plan that uses it. Errors: PST_E_NOT_FOUND (model, prompt, adapter), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT, those of pst_tune_train and of the store. Blocks. */
 int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err);
 

@@ -13,7 +13,7 @@ void pst_tune_batch_done(pst_tune_batch *b) {
   memset(b, 0, sizeof *b);
 }
 
-void pst_tune_batch_clear(pst_tune_batch *b) { b->n_tokens = b->n_spans = b->n_tiles = b->n_scores = 0; }
+void pst_tune_batch_clear(pst_tune_batch *b) { b->n_tokens = b->n_texts = b->n_spans = b->n_tiles = b->n_scores = 0; }
 
 static int reserve(pst_tune_batch *b, size_t n_tokens, size_t n_scores) {
   size_t tokens = b->n_tokens + n_tokens, same = b->tokens_capacity;
@@ -49,13 +49,27 @@ static int put_span(pst_tune_batch *b, const int32_t *tokens, size_t from, size_
   return span;
 }
 
+/* What should come behind position p of a text, which is row `row`. The room is there. */
+static void put_score(pst_tune_batch *b, const pst_tune_text *text, size_t p, size_t row, size_t number) {
+  pst_tune_score s = {
+      .row = (uint32_t)row, .target = text->tokens[p + 1], .weight = text->weight, .text = (uint32_t)number};
+  const pst_tune_teacher *t = text->teacher;
+  if (t) {
+    size_t at = (p + 1 - text->n_given) * (size_t)t->k;
+    s.k = t->k;
+    s.ids = t->ids + at;
+    s.probabilities = t->probabilities + at;
+  }
+  b->scores[b->n_scores++] = s;
+}
+
 int pst_tune_batch_add(pst_tune_batch *b, const pst_tune_text *text) {
   size_t n = text->n - 1, first = b->n_tokens;
   int code = reserve(b, n, text->n - text->n_given);
   if (code) return code;
   put_span(b, text->tokens, 0, n, -1);
-  for (size_t p = text->n_given - 1; p < n; p++)
-    b->scores[b->n_scores++] = (pst_tune_score){(uint32_t)(first + p), text->tokens[p + 1], text->weight};
+  for (size_t p = text->n_given - 1; p < n; p++) put_score(b, text, p, first + p, b->n_texts);
+  b->n_texts++;
   return 0;
 }
 
@@ -63,6 +77,7 @@ int pst_tune_batch_add(pst_tune_batch *b, const pst_tune_text *text) {
 
 typedef struct planter {
   pst_tune_batch *b;
+  const pst_tune_text *texts;
   const pst_tune_text **sorted;
   uint32_t *row_of; /* of the position, along the path to where we are */
   size_t min_shared;
@@ -105,7 +120,7 @@ static int put_leaf(planter *p, const pst_tune_text *text, size_t depth, int par
   int span, code = put_path(p, text, depth, text->n - 1, parent, &span);
   if (!code) code = reserve(p->b, 0, text->n - text->n_given);
   for (size_t i = text->n_given - 1; i + 1 < text->n && !code; i++)
-    p->b->scores[p->b->n_scores++] = (pst_tune_score){p->row_of[i], text->tokens[i + 1], text->weight};
+    put_score(p->b, text, i, p->row_of[i], p->b->n_texts + (size_t)(text - p->texts));
   return code;
 }
 
@@ -132,13 +147,14 @@ static int put_group(planter *p, size_t begin, size_t end, size_t depth, int par
 static int by_row(const void *a, const void *b) {
   const pst_tune_score *x = a, *y = b;
   if (x->row != y->row) return x->row < y->row ? -1 : 1;
-  return x->target < y->target ? -1 : x->target > y->target;
+  if (x->target != y->target) return x->target < y->target ? -1 : 1;
+  return x->text < y->text ? -1 : x->text > y->text;
 }
 
 int pst_tune_batch_add_tree(pst_tune_batch *b, const pst_tune_text *texts, size_t n, size_t min_shared) {
   size_t longest = 0;
   for (size_t i = 0; i < n; i++) longest = PST_MAX(longest, texts[i].n);
-  planter p = {.b = b, .min_shared = PST_MAX(min_shared, 1)};
+  planter p = {.b = b, .texts = texts, .min_shared = PST_MAX(min_shared, 1)};
   p.sorted = pst_malloc((n + 1) * sizeof *p.sorted);
   p.row_of = pst_malloc((longest + 1) * sizeof *p.row_of);
   int code = p.sorted && p.row_of ? 0 : PST_E_NOMEM;
@@ -147,6 +163,7 @@ int pst_tune_batch_add_tree(pst_tune_batch *b, const pst_tune_text *texts, size_
     qsort(p.sorted, n, sizeof *p.sorted, by_tokens);
     code = put_group(&p, 0, n, 0, -1, 0);
     qsort(b->scores, b->n_scores, sizeof *b->scores, by_row);
+    b->n_texts += n;
   }
   pst_free(p.sorted);
   pst_free(p.row_of);

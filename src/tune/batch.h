@@ -26,13 +26,17 @@ typedef struct pst_tune_tile {
 typedef struct pst_tune_score {
   uint32_t row;
   int32_t target;
-  float weight; /* of its loss; 1 as a rule */
+  float weight;  /* of its loss; 1 as a rule */
+  uint32_t text; /* whose it is: number in the order added, from 0 */
+  int k;         /* the teacher's likeliest tokens [k] and their probabilities; 0: no teacher */
+  const int32_t *ids;
+  const float *probabilities;
 } pst_tune_score;
 
 typedef struct pst_tune_batch {
   int32_t *tokens;
   uint32_t *positions; /* [n_tokens] */
-  size_t n_tokens, tokens_capacity;
+  size_t n_tokens, tokens_capacity, n_texts;
   pst_tune_span *spans;
   size_t n_spans, spans_capacity;
   pst_tune_tile *tiles;

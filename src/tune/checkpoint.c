@@ -1,4 +1,4 @@
-/* Checkpoints: a head, four rows of floats, and the SHA-256 of both. Written beside the file and renamed over it, so that a run that is killed at any point
+/* Checkpoints: a head, four rows of floats, one of doubles, and the SHA-256 of all. Written beside the file and renamed over it, so that a run that is killed at any point
  * leaves the last whole one. Numbers are the machine's own: a checkpoint is for the machine that wrote it. */
 #include "tune/checkpoint.h"
 
@@ -6,12 +6,12 @@
 
 typedef struct head {
   char magic[8];
-  uint64_t n;
+  uint64_t n, n_references;
   char key[65];
   pst_tune_state state;
 } head;
 
-static const char magic[8] = "pstckpt1";
+static const char magic[8] = "pstckpt2";
 
 static void digest(const head *h, const pst_tune_numbers *m, uint8_t out[32]) {
   const float *const rows[] = {m->params, m->mean, m->square, m->best};
@@ -19,6 +19,7 @@ static void digest(const head *h, const pst_tune_numbers *m, uint8_t out[32]) {
   pst_sha256_init(&s);
   pst_sha256_update(&s, h, sizeof *h);
   for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) pst_sha256_update(&s, rows[i], m->n * sizeof(float));
+  if (m->n_references) pst_sha256_update(&s, m->references, m->n_references * sizeof(double));
   pst_sha256_done(&s, out);
 }
 
@@ -30,12 +31,15 @@ int pst_tune_checkpoint_write(const char *path, const char key[65], const pst_tu
   memcpy(h.magic, magic, sizeof magic);
   memcpy(h.key, key, sizeof h.key);
   h.n = numbers->n;
+  h.n_references = numbers->n_references;
   h.state = *state;
   digest(&h, numbers, sum);
   size_t bytes = numbers->n * sizeof(float);
-  const pst_str parts[] = {{(const char *)&h, sizeof h},         {(const char *)numbers->params, bytes},
-                           {(const char *)numbers->mean, bytes}, {(const char *)numbers->square, bytes},
-                           {(const char *)numbers->best, bytes}, {(const char *)sum, sizeof sum}};
+  const pst_str parts[] = {
+      {(const char *)&h, sizeof h},         {(const char *)numbers->params, bytes},
+      {(const char *)numbers->mean, bytes}, {(const char *)numbers->square, bytes},
+      {(const char *)numbers->best, bytes}, {(const char *)numbers->references, numbers->n_references * sizeof(double)},
+      {(const char *)sum, sizeof sum}};
   return pst_file_write_parts_atomic(path, parts, PST_ARRAY_LEN(parts), err);
 }
 
@@ -48,15 +52,17 @@ static int take(const pst_map *map, const char *path, const char key[65], pst_tu
   head h;
   uint8_t sum[32];
   float *const rows[] = {m->params, m->mean, m->square, m->best};
-  size_t bytes = m->n * sizeof(float), at = sizeof h;
+  size_t bytes = m->n * sizeof(float), references = m->n_references * sizeof(double), at = sizeof h;
   if (map->n < sizeof h || memcmp(map->data, magic, sizeof magic) != 0)
     return damaged(path, "this is no checkpoint of training", err);
   memcpy(&h, map->data, sizeof h);
-  if (memcmp(h.key, key, sizeof h.key) != 0 || h.n != m->n)
+  if (memcmp(h.key, key, sizeof h.key) != 0 || h.n != m->n || h.n_references != m->n_references)
     return damaged(path, "the checkpoint is of other texts, another model or other options", err);
-  if (map->n != sizeof h + PST_ARRAY_LEN(rows) * bytes + sizeof sum)
+  if (map->n != sizeof h + PST_ARRAY_LEN(rows) * bytes + references + sizeof sum)
     return damaged(path, "the checkpoint is cut off", err);
   for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++, at += bytes) memcpy(rows[i], map->data + at, bytes);
+  if (references) memcpy(m->references, map->data + at, references);
+  at += references;
   digest(&h, m, sum);
   if (memcmp(sum, map->data + at, sizeof sum) != 0) return damaged(path, "the checkpoint fails its check", err);
   *ret_state = h.state;

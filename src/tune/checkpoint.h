@@ -12,12 +12,15 @@ typedef struct pst_tune_state {
   double best_loss, held_out_before, held_out_loss;
   double loss_sum, seconds; /* of the last tenth of the steps; of all sessions */
   int64_t n_loss;
-  int64_t n_worse; /* held-out losses since the best */
+  int64_t n_worse;         /* held-out losses since the best */
+  double margin, accuracy; /* of rewards: of the lowest held-out loss, else of the last step; NAN: none */
 } pst_tune_state;
 
 typedef struct pst_tune_numbers {
   size_t n;
   float *params, *mean, *square, *best; /* [n]; best: the params of the lowest held-out loss */
+  size_t n_references;
+  double *references; /* [n_references]: log-probabilities by the starting model; none in SFT */
 } pst_tune_numbers;
 
 /* key: SHA-256 over what the run is (model, texts, options that count). */

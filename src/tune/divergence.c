@@ -34,7 +34,8 @@ int pst_tune_traffic_batches(const pst_tune_traffic *traffic, size_t limit_token
     if (limit_tokens && n_tokens && n_tokens + t->n - 1 > limit_tokens) break;
     if ((code = check_text(t, max_tokens, max_position, err))) break;
     if (!n || batches[n - 1].n_tokens + t->n - 1 > max_tokens) n++;
-    pst_tune_text text = {traffic->tokens + t->first, t->n, answers_only ? t->n_given : 1, 1.0f};
+    pst_tune_text text = {
+        .tokens = traffic->tokens + t->first, .n = t->n, .n_given = answers_only ? t->n_given : 1, .weight = 1};
     code = pst_tune_batch_add(&batches[n - 1], &text);
     n_tokens += t->n - 1;
   }

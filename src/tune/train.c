@@ -1,21 +1,34 @@
 /* Training: which texts go into which step, how long it goes on, what is kept.
  *
- * Owns the order of things. Step s takes the texts s * batch_texts and following of an endless row of epochs, each a permutation drawn by (seed, epoch); so a
+ * Owns the order of things. Step s takes the examples s * batch_texts and following of an endless row of epochs, each a permutation drawn by (seed, epoch); so a
  * step is a function of its number, and a run that goes on from a checkpoint does what it would have done. Where time is the measure, the number of steps is
- * planned from a probe and only ever lowered. */
+ * planned from a probe and only ever lowered. An example is a text, in DPO a pair of them; what the starting model makes of texts is found once, before the first
+ * step, and kept with the checkpoint. */
 #include <math.h>
 #include <string.h>
 
 #include "tune/adam.h"
 #include "tune/checkpoint.h"
 #include "tune/net.h"
+#include "tune/preference.h"
 
-enum { MIN_SHARED = 8, REPLAN_STEPS = 8 };
+enum { MIN_SHARED = 8, REPLAN_STEPS = 8, REFERENCES_AT_ONCE = 32 };
+
+/* Texts that are gone through together. */
+typedef struct selection {
+  pst_tune_text *texts;
+  double *references; /* of each text; none in SFT */
+  /* KTO: answers to other prompts, by which the reference point is found. */
+  pst_tune_text *contrasts;
+  double *contrast_references;
+  size_t n;
+} selection;
 
 typedef struct trainer {
   const pst_tune_options *o;
   const pst_tune_text *texts, *held_out;
-  size_t n_texts, n_held_out, batch_texts, max_tokens;
+  size_t n_texts, n_held_out, max_tokens;
+  size_t unit, batch_units; /* texts of an example, examples of a step */
   pst_tune_model model;
   pst_tune_lora lora;
   pst_tune_team *team;
@@ -23,8 +36,14 @@ typedef struct trainer {
   pst_tune_adam adam;
   float *memory, *best; /* mean, square and best; best is a part of it */
   pst_tune_batch batch;
-  pst_tune_text *chosen; /* [batch_texts] of the step at hand */
-  uint32_t *order;       /* [n_texts] of epoch `epoch` */
+  selection chosen;         /* for the step or the held-out loss at hand */
+  double *references;       /* [n_references]: of texts and held-out ones; in KTO of `contrasts` behind them */
+  pst_tune_text *contrasts; /* KTO: [n_texts + n_held_out] */
+  int32_t *contrast_tokens; /* theirs */
+  double *log_probs;        /* scratch, as many as may be chosen */
+  uint32_t *order;          /* [n_texts / unit] of epoch `epoch` */
+  pst_tune_rewards rewards; /* of what was chosen last */
+  size_t n_references;
   int64_t epoch;
   char key[65];
   pst_tune_state state;
@@ -35,7 +54,9 @@ typedef struct trainer {
 } trainer;
 
 pst_tune_options pst_tune_options_default(void) {
-  return (pst_tune_options){.rank = 16,
+  return (pst_tune_options){.beta = 0.1,
+                            .teacher_share = 0.5,
+                            .rank = 16,
                             .alpha = 32,
                             .roles = (1u << PST_ENGINE_ROLE_COUNT) - 1,
                             .learning_rate = 1e-3,
@@ -56,7 +77,11 @@ pst_tune_options pst_tune_options_default(void) {
 /* ---- what is asked for ---- */
 
 static int check_options(const pst_tune_options *o, pst_error *err) {
-  const char *wrong = o->rank < 1 || o->rank > 256                        ? "rank"
+  const char *wrong = (unsigned)o->objective >= PST_TUNE_OBJECTIVE_COUNT  ? "objective"
+                      : !(o->beta > 0)                                    ? "beta"
+                      : !(o->teacher_share >= 0 && o->teacher_share <= 1) ? "teacher_share"
+                      : !(o->smoothing >= 0 && o->smoothing < 0.5)        ? "smoothing"
+                      : o->rank < 1 || o->rank > 256                      ? "rank"
                       : !(o->alpha > 0)                                   ? "alpha"
                       : !(o->roles & ((1u << PST_ENGINE_ROLE_COUNT) - 1)) ? "roles"
                       : !(o->learning_rate > 0 && o->learning_rate <= 1)  ? "learning_rate"
@@ -86,6 +111,9 @@ static int check_texts(const trainer *t, const pst_tune_text *texts, size_t n, c
     snprintf(place, sizeof place, "%s %zu", what, i);
     if (x->n < 2 || x->n_given < 1 || x->n_given >= x->n || !(x->weight > 0))
       return pst_error_set(t->err, PST_E_BAD_INPUT, place, "there must be a token given, one to score, and a weight");
+    if (x->teacher && (x->teacher->k < 1 || x->teacher->k > PST_TUNE_TEACHER_MOST))
+      return pst_error_set(t->err, PST_E_BAD_INPUT, place, "a teacher says of 1 to %d tokens how likely they are",
+                           (int)PST_TUNE_TEACHER_MOST);
     if (x->n > t->model.n_ctx)
       return pst_error_set(t->err, PST_E_LIMIT, place, "%zu tokens are more than the model's context of %zu", x->n,
                            t->model.n_ctx);
@@ -97,26 +125,47 @@ static int check_texts(const trainer *t, const pst_tune_text *texts, size_t n, c
   return 0;
 }
 
+/* Pairs must go through the model together: *most grows to the tokens of the longest. */
+static int check_pairs(const trainer *t, const pst_tune_text *texts, size_t n, const char *what, size_t *most) {
+  if (t->o->objective != PST_TUNE_DPO) return 0;
+  if (n % 2) return pst_error_set(t->err, PST_E_BAD_INPUT, what, "%zu texts are no pairs", n);
+  for (size_t i = 0; i < n; i += 2) {
+    const pst_tune_text *a = &texts[i], *b = &texts[i + 1];
+    if (a->n_given != b->n_given || memcmp(a->tokens, b->tokens, a->n_given * sizeof *a->tokens) != 0)
+      return pst_error_set(t->err, PST_E_BAD_INPUT, what, "the texts %zu and %zu have different prompts", i, i + 1);
+    *most = PST_MAX(*most, a->n + b->n);
+  }
+  return 0;
+}
+
 static void hash_texts(pst_sha256 *s, const pst_tune_text *texts, size_t n) {
   for (size_t i = 0; i < n; i++) {
     pst_sha256_update(s, texts[i].tokens, texts[i].n * sizeof *texts[i].tokens);
     pst_sha256_update(s, &texts[i].n_given, sizeof texts[i].n_given);
     pst_sha256_update(s, &texts[i].weight, sizeof texts[i].weight);
+    pst_sha256_update(s, &texts[i].unwanted, sizeof texts[i].unwanted);
+    const pst_tune_teacher *t = texts[i].teacher;
+    size_t n_thoughts = t ? (texts[i].n - texts[i].n_given) * (size_t)t->k : 0;
+    if (!t) continue;
+    pst_sha256_update(s, t->ids, n_thoughts * sizeof *t->ids);
+    pst_sha256_update(s, t->probabilities, n_thoughts * sizeof *t->probabilities);
   }
 }
 
-/* What a checkpoint is of: texts, what of the options changes numbers, and the model by a row of every layer. */
+/* What a checkpoint is of: texts, what of the options changes numbers, the start, and the model by a row of every layer. */
 static void make_key(trainer *t) {
   const pst_tune_options *o = t->o;
   const double numbers[] = {o->rank,        o->alpha,        o->roles,          o->learning_rate, o->warmup_share,
                             o->final_share, o->weight_decay, o->beta1,          o->beta2,         o->epsilon,
                             o->clip,        o->batch_texts,  o->max_epochs,     (double)o->steps, o->seconds,
-                            o->patience,    o->evaluations,  o->share_prefixes, o->in_order,      o->max_tokens};
+                            o->patience,    o->evaluations,  o->share_prefixes, o->in_order,      o->max_tokens,
+                            o->objective,   o->beta,         o->smoothing,      o->teacher_share};
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);
   pst_sha256_update(&s, numbers, sizeof numbers);
   pst_sha256_update(&s, &o->seed, sizeof o->seed);
+  pst_sha256_update(&s, t->net->params, t->lora.n * sizeof *t->net->params);
   hash_texts(&s, t->texts, t->n_texts);
   hash_texts(&s, t->held_out, t->n_held_out);
   for (size_t i = 0; i < t->model.n_layers; i++)
@@ -127,38 +176,115 @@ static void make_key(trainer *t) {
 
 /* ---- room ---- */
 
-static int open_trainer(trainer *t, const pst_engine_model *model) {
+static int no_memory(const trainer *t) { return pst_error_set(t->err, PST_E_NOMEM, NULL, "no memory for training"); }
+
+static const pst_engine_lora_target *find_target(const pst_engine_lora *lora, size_t layer, int role) {
+  char name[64];
+  snprintf(name, sizeof name, "blk.%zu.%s.weight", layer, pst_engine_role_name((pst_engine_role)role));
+  for (size_t i = 0; i < lora->n_targets; i++)
+    if (!strcmp(lora->targets[i].name, name)) return &lora->targets[i];
+  return NULL;
+}
+
+/* The adapter to start from, into the net's numbers: it must have what is trained, and nothing else. */
+static int take_start(trainer *t) {
+  const pst_engine_lora *start = t->o->start;
+  size_t n = 0;
+  for (size_t i = 0; i < t->model.n_layers; i++)
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+      const pst_tune_linear *l = &t->model.layers[i].linear[r];
+      if (t->lora.layers[i].place[r] < 0) continue;
+      const pst_engine_lora_target *x = find_target(start, i, r);
+      if (!x || (size_t)x->n_in != l->n_in || (size_t)x->n_out != l->n_out || (size_t)x->rank != t->lora.rank ||
+          fabs(pst_engine_lora_scale(start, x) - t->lora.scale) > 1e-6 * t->lora.scale)
+        return pst_error_set(t->err, PST_E_BAD_INPUT, "start",
+                             "the adapter to start from has no matrix of this shape, rank and scale for layer %zu's %s",
+                             i, pst_engine_role_name((pst_engine_role)r));
+      memcpy(t->net->params + pst_tune_lora_a(&t->model, &t->lora, i, (pst_engine_role)r), x->a,
+             t->lora.rank * l->n_in * sizeof *x->a);
+      memcpy(t->net->params + t->lora.layers[i].b[r], x->b, t->lora.rank * l->n_out * sizeof *x->b);
+      n++;
+    }
+  return n == start->n_targets ? 0
+                               : pst_error_set(t->err, PST_E_BAD_INPUT, "start",
+                                               "the adapter to start from has %zu matrices, of which %zu are trained",
+                                               start->n_targets, n);
+}
+
+/* What DPO and KTO need beside the texts. */
+static int open_references(trainer *t, size_t longest, size_t n_chosen) {
+  size_t n = t->n_texts + t->n_held_out;
+  bool contrasts = t->o->objective == PST_TUNE_KTO;
+  if (t->o->objective == PST_TUNE_SFT) return 0;
+  if (contrasts) {
+    pst_tune_text *all = pst_malloc(n * sizeof *all);
+    if (!all) return no_memory(t);
+    memcpy(all, t->texts, t->n_texts * sizeof *all);
+    if (t->n_held_out) memcpy(all + t->n_texts, t->held_out, t->n_held_out * sizeof *all);
+    int code = pst_tune_mismatch(all, n, longest, &t->contrast_tokens, &t->contrasts);
+    pst_free(all);
+    if (code) return no_memory(t);
+    t->chosen.contrasts = pst_malloc(n_chosen * sizeof *t->chosen.contrasts);
+    t->chosen.contrast_references = pst_malloc(n_chosen * sizeof *t->chosen.contrast_references);
+    if (!t->chosen.contrasts || !t->chosen.contrast_references) return no_memory(t);
+  }
+  t->n_references = contrasts ? 2 * n : n;
+  t->references = pst_calloc(t->n_references, sizeof *t->references);
+  t->chosen.references = pst_malloc(n_chosen * sizeof *t->chosen.references);
+  t->log_probs = pst_malloc(PST_MAX(n_chosen, REFERENCES_AT_ONCE * t->unit) * sizeof *t->log_probs);
+  return t->references && t->chosen.references && t->log_probs ? 0 : no_memory(t);
+}
+
+static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longest) {
   const pst_tune_options *o = t->o;
   bool roles[PST_ENGINE_ROLE_COUNT];
-  size_t longest = 2;
+  size_t longest = 2, most = 0;
   int threads = o->threads > 0 ? o->threads : pst_cpu_count();
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) roles[r] = o->roles >> r & 1;
   int code = pst_tune_model_load(model, NULL, &t->model, t->err);
   if (!code) code = check_texts(t, t->texts, t->n_texts, "text", &longest);
   if (!code) code = check_texts(t, t->held_out, t->n_held_out, "held-out text", &longest);
+  if (!code) code = check_pairs(t, t->texts, t->n_texts, "texts", &most);
+  if (!code) code = check_pairs(t, t->held_out, t->n_held_out, "held-out texts", &most);
   if (!code) code = pst_tune_lora_init(&t->model, (size_t)o->rank, o->alpha, roles, &t->lora, t->err);
   if (!code)
     code = pst_tune_team_create(threads, pst_tune_scratch_bytes(longest, PST_MAX(t->model.n_ff, t->model.n_embd)),
                                 &t->team, t->err);
-  t->max_tokens = PST_MAX((size_t)o->max_tokens, longest);
+  t->max_tokens = PST_MAX((size_t)o->max_tokens, PST_MAX(longest, most));
   if (!code)
     code =
         pst_tune_net_create_f32(&t->model, &t->lora, t->team, t->max_tokens, t->max_tokens, longest, &t->net, t->err);
+  if (!code) t->net->teacher_share = o->objective == PST_TUNE_SFT ? o->teacher_share : 0;
+  *ret_longest = longest;
+  return code;
+}
+
+static int open_trainer(trainer *t, const pst_engine_model *model) {
+  const pst_tune_options *o = t->o;
+  size_t longest;
+  int code = open_net(t, model, &longest);
   if (code) return code;
-  size_t n = t->lora.n;
+  size_t n = t->lora.n, n_chosen = PST_MAX(t->batch_units * t->unit, t->n_held_out);
   t->memory = pst_calloc(3 * n, sizeof *t->memory);
   t->order = pst_malloc(t->n_texts * sizeof *t->order);
-  t->chosen = pst_malloc(PST_MAX(t->batch_texts, t->n_held_out) * sizeof *t->chosen);
-  if (!t->memory || !t->order || !t->chosen) return pst_error_set(t->err, PST_E_NOMEM, NULL, "no memory for training");
+  t->chosen.texts = pst_malloc(n_chosen * sizeof *t->chosen.texts);
+  if (!t->memory || !t->order || !t->chosen.texts) return no_memory(t);
+  code = open_references(t, longest, n_chosen);
   t->best = t->memory + 2 * n;
   t->adam = (pst_tune_adam){o->beta1,       o->beta2,      o->epsilon, o->weight_decay, n,
                             t->net->params, t->net->grads, t->memory,  t->memory + n};
   t->epoch = -1;
-  make_key(t);
   pst_tune_lora_start(&t->model, &t->lora, o->seed, t->net->params);
+  if (!code && o->start) code = take_start(t);
+  make_key(t);
   memcpy(t->best, t->net->params, n * sizeof *t->best);
-  t->state = (pst_tune_state){.best_step = -1, .best_loss = INFINITY, .held_out_before = NAN, .held_out_loss = NAN};
-  return 0;
+  t->state = (pst_tune_state){.best_step = -1,
+                              .best_loss = INFINITY,
+                              .held_out_before = NAN,
+                              .held_out_loss = NAN,
+                              .margin = NAN,
+                              .accuracy = NAN};
+  return code;
 }
 
 static void close_trainer(trainer *t) {
@@ -169,23 +295,56 @@ static void close_trainer(trainer *t) {
   pst_tune_batch_done(&t->batch);
   pst_free(t->memory);
   pst_free(t->order);
-  pst_free(t->chosen);
+  pst_free(t->chosen.texts);
+  pst_free(t->chosen.references);
+  pst_free(t->chosen.contrasts);
+  pst_free(t->chosen.contrast_references);
+  pst_free(t->references);
+  pst_free(t->contrasts);
+  pst_free(t->contrast_tokens);
+  pst_free(t->log_probs);
 }
 
 static double seconds_spent(const trainer *t) {
   return t->seconds_before + (double)(pst_clock_us() - t->start_us) / 1e6;
 }
 
-/* ---- a step ---- */
+/* ---- texts through the model ---- */
 
-static double scored_weight(const pst_tune_text *texts, size_t n) {
+/* What a way through texts is for. */
+typedef struct pass {
+  const pst_tune_text *texts;
+  const double *references; /* of each text: the objective weighs them; NULL: they have their weights */
+  double point;             /* KTO, with references */
+  double *log_probs;        /* get those of the texts; NULL: not wanted */
+  double factor;            /* of the loss's derivatives, which are added to the gradient; 0: none */
+  double loss;              /* sum */
+} pass;
+
+static void run_batch(trainer *t, pass *p, size_t first) {
+  pst_tune_batch *b = &t->batch;
   double sum = 0;
-  for (size_t i = 0; i < n; i++) sum += (double)(texts[i].n - texts[i].n_given) * (double)texts[i].weight;
-  return sum;
+  if (p->references) {
+    pst_tune_weighing w = {
+        t->o->objective, t->o->beta, t->o->smoothing, p->point, p->texts + first, p->references + first,
+        t->log_probs,    0,          t->rewards};
+    pst_tune_net_run_weighed_f32(t->net, b, p->factor, pst_tune_weigh, &w);
+    t->rewards = w.rewards;
+    sum = w.loss;
+  } else {
+    pst_tune_net_run_f32(t->net, b, p->factor, &sum);
+    if (p->log_probs) pst_tune_log_probs(t->net->losses, b, p->log_probs + first);
+  }
+  p->loss += sum;
+  if (p->factor != 0) {
+    t->state.n_tokens += (int64_t)b->n_tokens;
+    t->session_tokens += (int64_t)b->n_tokens;
+  }
 }
 
-/* Adds the texts' losses to *loss and, factor not 0, their derivatives to the gradient, in as many batches as they need. */
-static int run_texts(trainer *t, const pst_tune_text *texts, size_t n, double factor, double *loss) {
+/* Texts [first, first + n) of a pass in as many batches as they need, examples whole. */
+static int run_texts(trainer *t, pass *p, size_t first, size_t n) {
+  const pst_tune_text *texts = p->texts + first;
   pst_tune_batch *b = &t->batch;
   size_t n_tokens = 0, n_scores = 0;
   int code = 0;
@@ -201,24 +360,88 @@ static int run_texts(trainer *t, const pst_tune_text *texts, size_t n, double fa
     for (size_t i = 0; i < n && n_tokens <= t->max_tokens && !code; i++) code = pst_tune_batch_add(b, &texts[i]);
   }
   if (code) return pst_error_set(t->err, code, NULL, "no memory for a batch");
-  if (n > 1 && PST_MAX(n_tokens, n_scores) > t->max_tokens) {
-    code = run_texts(t, texts, n / 2, factor, loss);
-    return code ? code : run_texts(t, texts + n / 2, n - n / 2, factor, loss);
+  if (n > t->unit && PST_MAX(n_tokens, n_scores) > t->max_tokens) {
+    size_t half = n / t->unit / 2 * t->unit;
+    code = run_texts(t, p, first, half);
+    return code ? code : run_texts(t, p, first + half, n - half);
   }
-  double sum;
-  pst_tune_net_run_f32(t->net, b, factor, &sum);
-  *loss += sum;
-  if (factor != 0) {
-    t->state.n_tokens += (int64_t)b->n_tokens;
-    t->session_tokens += (int64_t)b->n_tokens;
+  run_batch(t, p, first);
+  return 0;
+}
+
+/* Log-probabilities of texts by the starting model, a few at a time. */
+static int refer(trainer *t, const pst_tune_text *texts, size_t n, double *ret_references) {
+  size_t step = REFERENCES_AT_ONCE * t->unit;
+  for (size_t i = 0; i < n; i += step) {
+    pass p = {.texts = texts + i, .log_probs = ret_references + i};
+    if (t->o->cancelled && t->o->cancelled(t->o->user))
+      return pst_error_set(t->err, PST_E_CANCELLED, NULL, "training was stopped before its first step");
+    int code = run_texts(t, &p, 0, PST_MIN(step, n - i));
+    if (code) return code;
   }
   return 0;
 }
 
+static int find_references(trainer *t) {
+  size_t n = t->n_texts + t->n_held_out;
+  if (!t->references) return 0;
+  int code = refer(t, t->texts, t->n_texts, t->references);
+  if (!code) code = refer(t, t->held_out, t->n_held_out, t->references + t->n_texts);
+  return code || !t->contrasts ? code : refer(t, t->contrasts, n, t->references + n);
+}
+
+/* ---- examples ---- */
+
+/* Adds the example whose first text is number `first` of texts and held-out ones. */
+static void choose(trainer *t, size_t first) {
+  selection *c = &t->chosen;
+  size_t all = t->n_texts + t->n_held_out;
+  for (size_t i = first; i < first + t->unit; i++, c->n++) {
+    c->texts[c->n] = i < t->n_texts ? t->texts[i] : t->held_out[i - t->n_texts];
+    if (t->references) c->references[c->n] = t->references[i];
+    if (!t->contrasts) continue;
+    c->contrasts[c->n] = t->contrasts[i];
+    c->contrast_references[c->n] = t->references[all + i];
+  }
+}
+
+static double scored_weight(const pst_tune_text *texts, size_t n) {
+  double sum = 0;
+  for (size_t i = 0; i < n; i++) sum += (double)(texts[i].n - texts[i].n_given) * (double)texts[i].weight;
+  return sum;
+}
+
+/* The model's divergence from where it started, by what the answers to other prompts have gained; a negative estimate counts as none. */
+static int find_point(trainer *t, double *ret_point) {
+  pass p = {.texts = t->chosen.contrasts, .log_probs = t->log_probs};
+  double sum = 0;
+  int code = run_texts(t, &p, 0, t->chosen.n);
+  for (size_t i = 0; i < t->chosen.n && !code; i++) sum += t->log_probs[i] - t->chosen.contrast_references[i];
+  if (!code) *ret_point = PST_MAX(sum / (double)t->chosen.n, 0);
+  return code;
+}
+
+/* The mean loss of what is chosen, and its rewards; with `derive` the gradient grows by its derivatives. */
+static int run_chosen(trainer *t, bool derive, double *ret_loss) {
+  selection *c = &t->chosen;
+  bool sft = t->o->objective == PST_TUNE_SFT;
+  size_t n_examples = c->n / t->unit;
+  int code = 0;
+  if (sft && t->o->share_prefixes) pst_tune_texts_sort(c->texts, c->n);
+  double weight = sft ? scored_weight(c->texts, c->n) : (double)n_examples;
+  pass p = {.texts = c->texts, .references = c->references, .factor = derive ? 1 / weight : 0};
+  t->rewards = (pst_tune_rewards){.n = 0};
+  if (t->contrasts) code = find_point(t, &p.point);
+  if (!code) code = run_texts(t, &p, 0, c->n);
+  if (!code) *ret_loss = p.loss / weight;
+  return code;
+}
+
 static void draw_order(trainer *t, int64_t epoch) {
   pst_random r = {t->o->seed, 0x6f72646572u + (uint64_t)epoch, 0};
-  for (size_t i = 0; i < t->n_texts; i++) t->order[i] = (uint32_t)i;
-  for (size_t i = t->n_texts; i > 1 && !t->o->in_order; i--) {
+  size_t n = t->n_texts / t->unit;
+  for (size_t i = 0; i < n; i++) t->order[i] = (uint32_t)i;
+  for (size_t i = n; i > 1 && !t->o->in_order; i--) {
     size_t k = pst_random_below(&r, i);
     uint32_t swap = t->order[i - 1];
     t->order[i - 1] = t->order[k];
@@ -227,42 +450,38 @@ static void draw_order(trainer *t, int64_t epoch) {
   t->epoch = epoch;
 }
 
-static void choose_texts(trainer *t, int64_t step) {
-  for (size_t i = 0; i < t->batch_texts; i++) {
-    uint64_t at = (uint64_t)step * t->batch_texts + i;
-    int64_t epoch = (int64_t)(at / t->n_texts);
-    if (epoch != t->epoch) draw_order(t, epoch);
-    t->chosen[i] = t->texts[t->order[at % t->n_texts]];
-  }
-  if (t->o->share_prefixes) pst_tune_texts_sort(t->chosen, t->batch_texts);
-}
-
 /* The step's mean loss; the gradient is complete. */
 static int derive_step(trainer *t, int64_t step, double *ret_loss) {
-  double loss = 0;
-  choose_texts(t, step);
-  double weight = scored_weight(t->chosen, t->batch_texts);
-  int code = run_texts(t, t->chosen, t->batch_texts, 1 / weight, &loss);
-  if (!code) *ret_loss = loss / weight;
-  return code;
+  size_t n = t->n_texts / t->unit;
+  t->chosen.n = 0;
+  for (size_t i = 0; i < t->batch_units; i++) {
+    uint64_t at = (uint64_t)step * t->batch_units + i;
+    int64_t epoch = (int64_t)(at / n);
+    if (epoch != t->epoch) draw_order(t, epoch);
+    choose(t, t->order[at % n] * t->unit);
+  }
+  return run_chosen(t, true, ret_loss);
 }
 
 static int held_out_loss(trainer *t, double *ret_loss) {
-  double loss = 0;
-  memcpy(t->chosen, t->held_out, t->n_held_out * sizeof *t->chosen);
-  if (t->o->share_prefixes) pst_tune_texts_sort(t->chosen, t->n_held_out);
-  int code = run_texts(t, t->chosen, t->n_held_out, 0, &loss);
-  if (!code) *ret_loss = loss / scored_weight(t->held_out, t->n_held_out);
-  return code;
+  t->chosen.n = 0;
+  for (size_t i = 0; i < t->n_held_out; i += t->unit) choose(t, t->n_texts + i);
+  return run_chosen(t, false, ret_loss);
 }
 
 /* ---- how long ---- */
+
+/* Rewards of what was chosen last, for the report. */
+static void note_rewards(trainer *t) {
+  t->state.margin = pst_tune_rewards_margin(&t->rewards);
+  t->state.accuracy = pst_tune_rewards_accuracy(&t->rewards);
+}
 
 /* The number of steps: as said, or as many as the time allows by a probe of one step and of the held-out part. */
 static int plan_steps(trainer *t) {
   const pst_tune_options *o = t->o;
   double loss, per_evaluation = 0;
-  int64_t most = (int64_t)((t->n_texts * (uint64_t)o->max_epochs + t->batch_texts - 1) / t->batch_texts);
+  int64_t most = (int64_t)((t->n_texts / t->unit * (uint64_t)o->max_epochs + t->batch_units - 1) / t->batch_units);
   int code = 0;
   if (t->n_held_out) {
     int64_t begin = pst_clock_us();
@@ -270,6 +489,7 @@ static int plan_steps(trainer *t) {
     per_evaluation = (double)(pst_clock_us() - begin) / 1e6;
     t->state.best_loss = t->state.held_out_loss = t->state.held_out_before;
     t->state.best_step = 0;
+    note_rewards(t);
   }
   t->state.n_steps = o->steps ? o->steps : most;
   if (code || o->steps || o->seconds == 0) return code;
@@ -294,10 +514,15 @@ static void replan(trainer *t, double session_seconds, int64_t session_steps) {
 
 /* ---- the course ---- */
 
+static pst_tune_numbers numbers_of(const trainer *t) {
+  return (pst_tune_numbers){t->lora.n, t->net->params,  t->adam.mean, t->adam.square,
+                            t->best,   t->n_references, t->references};
+}
+
 static int save(trainer *t) {
   if (!t->o->checkpoint) return 0;
   pst_tune_state s = t->state;
-  pst_tune_numbers numbers = {t->lora.n, t->net->params, t->adam.mean, t->adam.square, t->best};
+  pst_tune_numbers numbers = numbers_of(t);
   s.seconds = seconds_spent(t);
   t->saved_us = pst_clock_us();
   return pst_tune_checkpoint_write(t->o->checkpoint, t->key, &s, &numbers, t->err);
@@ -312,6 +537,7 @@ static int evaluate(trainer *t) {
     s->best_step = s->step;
     s->n_worse = 0;
     memcpy(t->best, t->net->params, t->lora.n * sizeof *t->best);
+    note_rewards(t);
   } else {
     s->n_worse++;
   }
@@ -320,13 +546,16 @@ static int evaluate(trainer *t) {
 
 static bool stops_early(const trainer *t) { return t->o->patience > 0 && t->state.n_worse >= t->o->patience; }
 
-static void report_progress(const trainer *t, double loss, double rate, double session_seconds, int64_t session_steps) {
+static void report_progress(const trainer *t, double loss, const pst_tune_rewards *rewards, double rate,
+                            double session_seconds, int64_t session_steps) {
   const pst_tune_state *s = &t->state;
   if (!t->o->on_progress) return;
   double left = (double)(s->n_steps - s->step) * session_seconds / (double)session_steps;
   pst_tune_progress p = {.step = s->step,
                          .n_steps = s->n_steps,
                          .loss = loss,
+                         .margin = pst_tune_rewards_margin(rewards),
+                         .accuracy = pst_tune_rewards_accuracy(rewards),
                          .held_out_loss = s->held_out_loss,
                          .tokens_per_second = (double)t->session_tokens / session_seconds,
                          .seconds_left = left,
@@ -340,11 +569,13 @@ static int one_step(trainer *t, int64_t began_us, int64_t first) {
   double loss, rate = o->learning_rate * pst_tune_schedule(s->step, s->n_steps, o->warmup_share, o->final_share);
   int code = derive_step(t, s->step, &loss);
   if (code) return code;
+  const pst_tune_rewards rewards = t->rewards;
+  if (!t->n_held_out) note_rewards(t);
   if (!isfinite(loss))
     return pst_error_set(t->err, PST_E_BAD_INPUT, "learning_rate",
                          "the loss is not finite after %lld steps: take a lower rate", (long long)s->step);
   pst_tune_adam_step(t->team, &t->adam, s->step + 1, rate, o->clip);
-  for (size_t i = 0; i < t->batch_texts; i++) s->n_scored += (int64_t)(t->chosen[i].n - t->chosen[i].n_given);
+  for (size_t i = 0; i < t->chosen.n; i++) s->n_scored += (int64_t)(t->chosen.texts[i].n - t->chosen.texts[i].n_given);
   if (s->step >= s->n_steps - PST_MAX(s->n_steps / 10, 1)) {
     s->loss_sum += loss;
     s->n_loss++;
@@ -354,7 +585,7 @@ static int one_step(trainer *t, int64_t began_us, int64_t first) {
   replan(t, seconds, s->step - first);
   int64_t every = PST_MAX(s->n_steps / o->evaluations, 1);
   if (t->n_held_out && (s->step % every == 0 || s->step >= s->n_steps)) code = evaluate(t);
-  report_progress(t, loss, rate, seconds, s->step - first);
+  report_progress(t, loss, &rewards, rate, seconds, s->step - first);
   if (!code && o->checkpoint && (double)(pst_clock_us() - t->saved_us) / 1e6 >= o->checkpoint_seconds) code = save(t);
   return code;
 }
@@ -406,6 +637,8 @@ static pst_tune_report report_of(const trainer *t, double session_seconds) {
                            .loss = s->n_loss ? s->loss_sum / (double)s->n_loss : NAN,
                            .held_out_before = s->held_out_before,
                            .held_out_loss = t->n_held_out ? s->best_loss : NAN,
+                           .margin = s->margin,
+                           .accuracy = s->accuracy,
                            .seconds = seconds_spent(t),
                            .tokens_per_second = (double)t->session_tokens / session_seconds,
                            .memory_bytes = t->model.bytes + t->net->bytes + 3 * t->lora.n * sizeof(float),
@@ -423,14 +656,17 @@ int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, si
   int code = check_options(options, err);
   if (code) return code;
   if (n_texts == 0) return pst_error_set(err, PST_E_NO_DATA, NULL, "there is no text to train on");
-  t.batch_texts = PST_MIN((size_t)options->batch_texts, n_texts);
+  t.unit = pst_tune_unit(options->objective);
+  t.batch_units = PST_MIN((size_t)options->batch_texts, PST_MAX(n_texts / t.unit, 1));
   code = open_trainer(&t, model);
   if (!code && options->checkpoint) {
-    pst_tune_numbers numbers = {t.lora.n, t.net->params, t.adam.mean, t.adam.square, t.best};
+    pst_tune_numbers numbers = numbers_of(&t);
     code = pst_tune_checkpoint_read(options->checkpoint, t.key, &found, &t.state, &numbers, err);
     if (found) t.seconds_before = t.state.seconds;
   }
+  if (!code && !found) code = find_references(&t);
   if (!code && !found) code = plan_steps(&t);
+  if (!code && !found && t.references) code = save(&t);
   int64_t began_us = pst_clock_us();
   if (!code) code = run_steps(&t);
   const char *architecture = pst_engine_model_get_info(model)->architecture;

@@ -1,12 +1,14 @@
-/* From a workload's examples to an adapter and a plan that serves it.
+/* From a workload's examples, or from what was said of answers, to an adapter and a plan that serves it.
  *
- * The prompt is rendered by the gateway's own function for the plan that will be served, so what is trained on is what is served. Its plainest form is the
+ * Texts are rendered by the gateway's own function for the plan that will be served, ends of answers included, so what is trained on is what is served. Its plainest form is the
  * message alone: instructions, label lists and examples are what training moves into the weights. Held-out texts are whole clusters of near-duplicates. */
 #include <penstock/tune.h>
 
 #include <string.h>
 
-enum { MIN_TEXTS = 8 };
+#include "tune/distill.h"
+
+enum { MIN_TEXTS = 8, MOST_OF_A_NAME = 99 };
 
 typedef struct maker {
   pst_gateway *gateway;
@@ -17,10 +19,14 @@ typedef struct maker {
   const char *layout;
   pst_gateway_plan *plan; /* without the adapter */
   pst_engine_model *model;
+  pst_engine_lora start; /* the adapter to start from */
+  pst_arena *thoughts;   /* of the teacher */
+  pst_engine_tokens scratch;
   int32_t *ids; /* of all texts, one behind the other */
   size_t n_ids, ids_capacity;
   pst_tune_text *texts; /* training's, then held-out ones */
   size_t *starts;       /* where a text's tokens begin */
+  size_t unit;          /* texts of an example: 2 in DPO */
   size_t n_texts, n_held_out, n_left_out;
   char data[65]; /* SHA-256 over the texts */
   pst_error *err;
@@ -57,7 +63,7 @@ static void write_root(const maker *m, const char *adapter, pst_json_writer *w) 
   pst_json_end_object(w);
 }
 
-static int make_plan(const maker *m, const char *adapter, pst_gateway_plan **ret_plan) {
+static int make_plan(const maker *m, const char *model, const char *adapter, pst_gateway_plan **ret_plan) {
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
@@ -75,7 +81,7 @@ static int make_plan(const maker *m, const char *adapter, pst_gateway_plan **ret
   pst_json_begin_object(&w);
   pst_json_key(&w, "e1");
   pst_json_begin_object(&w);
-  pst_json_member_str(&w, "model", pst_str_from(m->o->model));
+  pst_json_member_str(&w, "model", pst_str_from(model));
   pst_json_end_object(&w);
   pst_json_end_object(&w);
   pst_json_key(&w, "root");
@@ -109,7 +115,7 @@ static int open_model(maker *m) {
   pst_engine *engine = NULL;
   m->layout = m->o->layout ? m->o->layout : layout_for(m->info);
   int code = find_prompt(m);
-  if (!code) code = make_plan(m, NULL, &m->plan);
+  if (!code) code = make_plan(m, m->o->model, NULL, &m->plan);
   if (!code) code = pst_gateway_engine_acquire(m->gateway, m->plan, 0, &engine, m->err);
   if (code) return code;
   m->model = pst_engine_model_ref(pst_engine_get_model(engine));
@@ -119,23 +125,20 @@ static int open_model(maker *m) {
 
 /* ---- texts ---- */
 
-static int append_ids(maker *m, const int32_t *ids, size_t n) {
-  if (pst_array_reserve((void **)&m->ids, &m->ids_capacity, m->n_ids + n, sizeof *m->ids)) return no_memory(m);
-  if (n) memcpy(m->ids + m->n_ids, ids, n * sizeof *ids);
-  m->n_ids += n;
+/* False in *ret_added: there is nothing to learn, or it is too long. */
+static int add_text(maker *m, pst_str input, pst_str answer, bool unwanted, bool *ret_added) {
+  pst_engine_tokens *t = &m->scratch;
+  size_t n_given = 0, most = (size_t)PST_MIN(pst_engine_model_get_info(m->model)->n_ctx_train, 4096);
+  int code =
+      pst_gateway_render_answered(m->gateway, m->plan, &m->plan->root, input, NULL, 0, answer, t, &n_given, m->err);
+  *ret_added = !code && answer.n && n_given < t->n && t->n <= most;
+  if (code || !*ret_added) return code;
+  if (pst_array_reserve((void **)&m->ids, &m->ids_capacity, m->n_ids + t->n, sizeof *m->ids)) return no_memory(m);
+  memcpy(m->ids + m->n_ids, t->ids, t->n * sizeof *t->ids);
+  m->starts[m->n_texts] = m->n_ids;
+  m->texts[m->n_texts++] = (pst_tune_text){.n = t->n, .n_given = n_given, .weight = 1, .unwanted = unwanted};
+  m->n_ids += t->n;
   return 0;
-}
-
-static int add_text(maker *m, const pst_evals_item *item, pst_engine_tokens *tokens, bool *ret_added) {
-  size_t n_given = 0, at = m->n_ids, most = (size_t)PST_MIN(pst_engine_model_get_info(m->model)->n_ctx_train, 4096);
-  int code = pst_gateway_render_answered(m->gateway, m->plan, &m->plan->root, item->input, NULL, 0, item->expected,
-                                         tokens, &n_given, m->err);
-  *ret_added = !code && item->expected.n && n_given < tokens->n && tokens->n <= most;
-  if (!*ret_added) return code;
-  code = append_ids(m, tokens->ids, tokens->n);
-  m->starts[m->n_texts] = at;
-  m->texts[m->n_texts++] = (pst_tune_text){NULL, tokens->n, n_given, 1};
-  return code;
 }
 
 /* A number for each cluster, by which those held out are chosen. */
@@ -144,51 +147,168 @@ static double lot_of(const maker *m, const pst_evals_item *item) {
 }
 
 /* Examples whose lot is below `share` when held_out, the others when not. */
-static int add_part(maker *m, bool held_out, double share, size_t most) {
-  pst_engine_tokens tokens = {NULL, 0, 0};
+static int add_examples(maker *m, bool held_out, double share, size_t most) {
   size_t n = 0;
   int code = 0;
   for (size_t i = 0; i < m->info->n_items && n < most && !code; i++) {
     const pst_evals_item *item = &m->info->items[i];
     bool added = false;
     if (item->part != PST_EVALS_EXAMPLES || (lot_of(m, item) < share) != held_out) continue;
-    code = add_text(m, item, &tokens, &added);
+    code = add_text(m, item->input, item->expected, false, &added);
     n += added;
     m->n_left_out += !added;
   }
-  m->n_held_out = held_out ? n : m->n_held_out;
-  pst_engine_tokens_done(&tokens);
   return code;
 }
 
+/* Both answers or none. */
+static int add_pair(maker *m, const pst_tune_preference *p, bool *ret_added) {
+  size_t n_texts = m->n_texts, n_ids = m->n_ids;
+  int code = add_text(m, p->input, p->wanted, false, ret_added);
+  if (!code && *ret_added) code = add_text(m, p->input, p->unwanted, true, ret_added);
+  if (*ret_added) return code;
+  m->n_texts = n_texts;
+  m->n_ids = n_ids;
+  return code;
+}
+
+static int add_preferences(maker *m, bool held_out, size_t most) {
+  size_t n = 0;
+  int code = 0;
+  for (size_t i = 0; i < m->o->n_preferences && n < most && !code; i++) {
+    const pst_tune_preference *p = &m->o->preferences[i];
+    bool added = false;
+    if (p->held_out != held_out) continue;
+    if (m->unit == 2) {
+      if (!p->wanted.data || !p->unwanted.data) continue;
+      code = add_pair(m, p, &added);
+      n += added;
+      m->n_left_out += !added;
+      continue;
+    }
+    int kinds = m->o->training.objective == PST_TUNE_KTO ? 2 : 1;
+    for (int unwanted = 0; unwanted < kinds && !code; unwanted++) {
+      pst_str answer = unwanted ? p->unwanted : p->wanted;
+      if (!answer.data) continue;
+      code = add_text(m, p->input, answer, unwanted, &added);
+      n += added;
+      m->n_left_out += !added;
+    }
+  }
+  return code;
+}
+
+/* In all both kinds weigh the same: what the more frequent one has in number the other has in weight, the lower end of what the paper advises. */
+static int weigh_kinds(maker *m) {
+  size_t n[2] = {0, 0};
+  if (m->o->training.objective != PST_TUNE_KTO) return 0;
+  for (size_t i = 0; i < m->n_texts - m->n_held_out; i++) n[m->texts[i].unwanted]++;
+  if (!n[0] || !n[1])
+    return pst_error_set(m->err, PST_E_NO_DATA, m->info->folder,
+                         "%zu answers that were wanted and %zu that were not: some of each kind are needed", n[0],
+                         n[1]);
+  for (size_t i = 0; i < m->n_texts; i++) {
+    bool kind = m->texts[i].unwanted;
+    m->texts[i].weight = (float)((double)PST_MAX(n[0], n[1]) / (double)n[kind]);
+  }
+  return 0;
+}
+
+static int too_few(const maker *m, size_t n) {
+  if (m->o->training.objective == PST_TUNE_SFT)
+    return pst_error_set(m->err, PST_E_NO_DATA, m->info->folder,
+                         "%zu examples are too few to learn from: at least %d items must have the part \"examples\"", n,
+                         (int)MIN_TEXTS);
+  return pst_error_set(
+      m->err, PST_E_NO_DATA, m->info->folder, "%zu %s are too few to learn from: at least %d are needed", n,
+      m->unit == 2 ? "pairs of a wanted and an unwanted answer" : "answers that were judged", (int)MIN_TEXTS);
+}
+
 static int make_texts(maker *m) {
+  bool examples = m->o->training.objective == PST_TUNE_SFT;
   size_t n = 0, most = m->o->max_texts ? m->o->max_texts : SIZE_MAX;
   for (size_t i = 0; i < m->info->n_items; i++) n += m->info->items[i].part == PST_EVALS_EXAMPLES;
   double share = n ? PST_MIN(m->o->held_out_share, (double)m->o->max_held_out / (double)n) : 0;
+  n = (examples ? n : 0) + 2 * m->o->n_preferences;
+  m->unit = m->o->training.objective == PST_TUNE_DPO ? 2 : 1;
   m->texts = pst_calloc(n + 1, sizeof *m->texts);
   m->starts = pst_calloc(n + 1, sizeof *m->starts);
   if (!m->texts || !m->starts) return no_memory(m);
-  int code = add_part(m, false, share, most);
-  if (!code) code = add_part(m, true, share, SIZE_MAX);
+  int code = examples ? add_examples(m, false, share, most) : 0;
+  if (!code) code = add_preferences(m, false, most - PST_MIN(most, m->n_texts));
+  size_t n_learned = m->n_texts;
+  if (!code) code = examples ? add_examples(m, true, share, SIZE_MAX) : 0;
+  if (!code) code = add_preferences(m, true, m->o->max_held_out);
   if (code) return code;
-  if (m->n_texts < MIN_TEXTS + m->n_held_out)
-    return pst_error_set(m->err, PST_E_NO_DATA, m->info->folder,
-                         "%zu examples are too few to learn from: at least %d items must have the part \"examples\"",
-                         m->n_texts, (int)MIN_TEXTS);
+  m->n_held_out = m->n_texts - n_learned;
+  if (n_learned < MIN_TEXTS * m->unit) return too_few(m, n_learned / m->unit);
   for (size_t i = 0; i < m->n_texts; i++) m->texts[i].tokens = m->ids + m->starts[i];
   pst_sha256_hex(m->ids, m->n_ids * sizeof *m->ids, m->data);
+  return weigh_kinds(m);
+}
+
+/* The teacher reads what is learned; held-out texts stay as they are, so that their loss says what it says without one. */
+static int ask_teacher(maker *m) {
+  const pst_tune_options *t = &m->o->training;
+  pst_gateway_plan *plan = NULL;
+  pst_engine *engine = NULL;
+  if (!m->o->teacher) return 0;
+  if (t->objective != PST_TUNE_SFT)
+    return pst_error_set(m->err, PST_E_BAD_INPUT, "teacher", "a teacher goes with sft alone");
+  m->thoughts = pst_arena_create();
+  int code = m->thoughts ? make_plan(m, m->o->teacher, NULL, &plan) : no_memory(m);
+  if (!code) code = pst_gateway_engine_acquire(m->gateway, plan, 0, &engine, m->err);
+  if (!code)
+    code = pst_tune_distill(engine, m->model, m->texts, m->n_texts - m->n_held_out, m->thoughts, t->cancelled, t->user,
+                            m->err);
+  pst_gateway_engine_release(m->gateway, engine);
+  pst_gateway_plan_unref(plan);
+  return code;
+}
+
+/* ---- the adapter to start from ---- */
+
+static unsigned roles_of(const pst_engine_lora *lora) {
+  unsigned roles = 0;
+  for (size_t i = 0; i < lora->n_targets; i++)
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+      char ending[40];
+      snprintf(ending, sizeof ending, ".%s.weight", pst_engine_role_name((pst_engine_role)r));
+      size_t n = strlen(lora->targets[i].name), k = strlen(ending);
+      if (n > k && !strcmp(lora->targets[i].name + n - k, ending)) roles |= 1u << r;
+    }
+  return roles;
+}
+
+static int read_start(maker *m, pst_tune_options *training) {
+  pst_store_adapter row;
+  char *path = NULL;
+  if (!m->o->from) return 0;
+  int code = pst_store_adapter_get(m->store, pst_str_from(m->o->from), &row, m->err);
+  if (!code && strcmp(row.base, m->o->model) != 0)
+    code = pst_error_set(m->err, PST_E_BAD_INPUT, "from", "%s is an adapter of %s, not of %s", row.name, row.base,
+                         m->o->model);
+  if (!code) code = pst_store_file_path(m->store, pst_str_from(row.file), &path, m->err);
+  if (!code) code = pst_engine_lora_read(path, NULL, &m->start, m->err);
+  pst_free(path);
+  if (code) return code;
+  training->start = &m->start;
+  training->rank = m->start.targets[0].rank;
+  training->alpha = m->start.alpha > 0 ? (double)m->start.alpha : training->rank;
+  training->roles = roles_of(&m->start);
   return 0;
 }
 
 /* ---- training and what becomes of it ---- */
 
 /* HOME/tune/<hash>: a run with other texts or options has another file. */
-static int checkpoint_path(const maker *m, char *out, size_t n) {
-  const pst_tune_options *t = &m->o->training;
+static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out, size_t n) {
   pst_buf text = PST_BUF_INIT;
   char hash[65];
-  pst_buf_printf(&text, "%s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %llu", m->data, m->o->model, m->layout,
-                 m->info->name, t->rank, t->alpha, t->roles, t->learning_rate, t->warmup_share, t->final_share, t->clip,
+  pst_buf_printf(&text, "%s %g %g %s %g %s %s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %llu",
+                 pst_tune_objective_name(t->objective), t->beta, t->smoothing, m->o->teacher ? m->o->teacher : "",
+                 t->teacher_share, m->o->from ? m->o->from : "", m->data, m->o->model, m->layout, m->info->name,
+                 t->rank, t->alpha, t->roles, t->learning_rate, t->warmup_share, t->final_share, t->clip,
                  t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds, t->patience, t->evaluations,
                  (int)t->share_prefixes, (unsigned long long)t->seed);
   if (pst_buf_status(&text)) return no_memory(m);
@@ -204,13 +324,14 @@ static int checkpoint_path(const maker *m, char *out, size_t n) {
   return code;
 }
 
-/* "banking77-1a2b3c4d": what a name may not hold becomes a dash. */
-static void name_of(const maker *m, char out[64]) {
+/* "banking77-1a2b3c4d", or "banking77-1a2b3c4d-2" for the second adapter of the same texts: what a name may not hold becomes a dash. */
+static void name_of(const maker *m, int number, char out[64]) {
   if (m->o->name) {
     snprintf(out, 64, "%s", m->o->name);
     return;
   }
-  snprintf(out, 64, "%.48s-%.8s", m->info->name, m->data);
+  int n = snprintf(out, 64, "%.48s-%.8s", m->info->name, m->data);
+  if (number > 1) snprintf(out + n, 64 - (size_t)n, "-%d", number);
   for (char *c = out; *c; c++)
     if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || *c == '.' || *c == '_' ||
           *c == '-'))
@@ -219,9 +340,9 @@ static void name_of(const maker *m, char out[64]) {
 
 static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_result *r) {
   char name[64], run[64], path[4096];
-  snprintf(run, sizeof run, "%lld steps, seed %llu", (long long)r->report.n_steps,
-           (unsigned long long)m->o->training.seed);
-  name_of(m, name);
+  snprintf(run, sizeof run, "%s, %lld steps, seed %llu", pst_tune_objective_name(m->o->training.objective),
+           (long long)r->report.n_steps, (unsigned long long)m->o->training.seed);
+  name_of(m, 1, name);
   int length = snprintf(path, sizeof path, "%s/tune/%s.part", pst_store_home(m->store), name);
   if (length < 0 || (size_t)length >= sizeof path)
     return pst_error_set(m->err, PST_E_LIMIT, "home", "the path of the data directory is too long");
@@ -229,14 +350,20 @@ static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_resul
       .name = name, .path = path, .model = m->o->model, .workload = m->info->name, .data = m->data, .run = run};
   int code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_PROMPT, m->layout, m->err);
   if (!code) code = pst_engine_lora_write_gguf(lora, path, m->err);
-  if (!code) code = pst_gateway_adapter_add(m->store, &adapter, &r->adapter, m->err);
+  for (int i = 1; !code && i <= MOST_OF_A_NAME;
+       i++) { /* other steps, objectives or teachers make another adapter of them */
+    name_of(m, i, name);
+    code = pst_gateway_adapter_add(m->store, &adapter, &r->adapter, m->err);
+    if (code != PST_E_EXISTS || m->o->name) break;
+    if (i < MOST_OF_A_NAME) code = 0;
+  }
   (void)remove(path);
   return code;
 }
 
 static int keep_plan(maker *m, pst_tune_workload_result *r) {
   pst_gateway_plan *plan = NULL;
-  int code = make_plan(m, r->adapter.file, &plan);
+  int code = make_plan(m, m->o->model, r->adapter.file, &plan);
   if (code) return code;
   code = pst_store_plan_put(m->store, pst_str_from(plan->json), pst_clock_unix_ms(), r->plan_hash, m->err);
   if (!code && !(r->plan_json = pst_strdup(plan->json))) code = no_memory(m);
@@ -250,8 +377,8 @@ static void describe(const maker *m, pst_tune_workload_result *r) {
     given += (double)m->texts[i].n_given;
     all += (double)m->texts[i].n;
   }
-  r->n_texts = m->n_texts - m->n_held_out;
-  r->n_held_out = m->n_held_out;
+  r->n_texts = (m->n_texts - m->n_held_out) / m->unit;
+  r->n_held_out = m->n_held_out / m->unit;
   r->n_left_out = m->n_left_out;
   r->prompt_tokens = given / (double)m->n_texts;
   r->answer_tokens = (all - given) / (double)m->n_texts;
@@ -268,8 +395,10 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
       options->name && !pst_store_adapter_name_valid(pst_str_from(options->name))
           ? pst_error_set(err, PST_E_BAD_INPUT, "name", "letters, digits, dots, dashes and underscores are wanted")
           : open_model(&m);
+  if (!code) code = read_start(&m, &training);
   if (!code) code = make_texts(&m);
-  if (!code) code = checkpoint_path(&m, checkpoint, sizeof checkpoint);
+  if (!code) code = ask_teacher(&m);
+  if (!code) code = checkpoint_path(&m, &training, checkpoint, sizeof checkpoint);
   training.checkpoint = checkpoint;
   size_t n = m.n_texts - m.n_held_out;
   if (!code) code = pst_tune_train(m.model, m.texts, n, m.texts + n, m.n_held_out, &training, &lora, &r.report, err);
@@ -281,6 +410,9 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   else
     *ret_result = r;
   pst_engine_lora_done(&lora);
+  pst_engine_lora_done(&m.start);
+  pst_engine_tokens_done(&m.scratch);
+  pst_arena_free(m.thoughts);
   pst_engine_model_unref(m.model);
   pst_gateway_plan_unref(m.plan);
   pst_free(m.ids);

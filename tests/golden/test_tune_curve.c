@@ -61,7 +61,10 @@ static size_t read_texts(const pst_json *list, int32_t *tokens, size_t room, pst
     size_t length = pst_json_size(ids);
     assert_true(at + length <= room);
     for (size_t k = 0; k < length; k++) tokens[at + k] = (int32_t)pst_json_int(pst_json_at(ids, k), -1);
-    texts[i] = (pst_tune_text){tokens + at, length, (size_t)pst_json_int(pst_json_at(pst_json_at(list, i), 1), 0), 1};
+    texts[i] = (pst_tune_text){.tokens = tokens + at,
+                               .n = length,
+                               .n_given = (size_t)pst_json_int(pst_json_at(pst_json_at(list, i), 1), 0),
+                               .weight = 1};
     at += length;
   }
   return n;

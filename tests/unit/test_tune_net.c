@@ -39,7 +39,10 @@ static void open_setting(setting *s, const char *name) {
   for (int t = 0; t < N_TEXTS; t++) {
     for (int i = 0; i < LENGTH; i++)
       s->tokens[t][i] = (int32_t)(pst_random_u64(3, i < SHARED || t > 2 ? 0 : (uint64_t)t, (uint64_t)i) % 256);
-    s->texts[t] = (pst_tune_text){s->tokens[t], t == 4 ? LENGTH - 9 : LENGTH, SHARED + 9, t == 1 ? 0.5f : 1.0f};
+    s->texts[t] = (pst_tune_text){.tokens = s->tokens[t],
+                                  .n = t == 4 ? LENGTH - 9 : LENGTH,
+                                  .n_given = SHARED + 9,
+                                  .weight = t == 1 ? 0.5f : 1.0f};
   }
 }
 

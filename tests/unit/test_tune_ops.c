@@ -124,7 +124,7 @@ static void make_batch(pst_tune_batch *b, bool tree) {
   for (int t = 0; t < 3; t++) {
     for (int i = 0; i < LENGTH; i++)
       tokens[t][i] = i < SHARED ? i : i < SHARED + MORE && t < 2 ? 50 + i : 100 * (t + 1) + i;
-    texts[t] = (pst_tune_text){tokens[t], LENGTH - (size_t)t, 30, 1.0f + (float)t};
+    texts[t] = (pst_tune_text){.tokens = tokens[t], .n = LENGTH - (size_t)t, .n_given = 30, .weight = 1.0f + (float)t};
   }
   if (tree) {
     assert_int_equal(pst_tune_batch_add_tree(b, texts, 3, 4), 0);
@@ -252,11 +252,23 @@ static double score_loss(void *arg) {
   return sum;
 }
 
-static void test_score(void **state) {
-  (void)state;
+/* Without a teacher, and with one for two of three scores, whose likeliest tokens sum to less than 1; the target is among them or not. */
+static void check_score(double share) {
   static scored t;
   pst_tune_batch b;
+  int32_t ids[MAX_TOKENS][4];
+  float likely[MAX_TOKENS][4];
   make_batch(&b, true);
+  for (size_t i = 0; i < b.n_scores && share > 0; i++) {
+    for (int k = 0; k < 4; k++) {
+      ids[i][k] = (int32_t)((i * 5 + (size_t)k * 17 + (i % 2 ? 0 : (size_t)b.scores[i].target)) % VOCAB);
+      likely[i][k] = 0.1f + 0.2f * (float)pst_random_unit(9, i, (uint64_t)k);
+    }
+    if (i % 3 == 0) continue;
+    b.scores[i].k = 4;
+    b.scores[i].ids = ids[i];
+    b.scores[i].probabilities = likely[i];
+  }
   for (size_t i = 0; i < b.n_scores; i++) b.scores[i].target %= VOCAB;
   assert_int_equal(b.n_scores, 7 + 6 + 5);
   fill(t.x, MAX_TOKENS * EMBD, 11);
@@ -269,11 +281,19 @@ static void test_score(void **state) {
                                .x = t.x,
                                .logits = t.logits,
                                .losses = t.losses,
+                               .share = share,
                                .factor = 0.3,
                                .d_x = t.d_x};
   pst_tune_score_f64(team, &t.s);
   CHECK(score_loss, &t, t.x, t.d_x, b.n_scores * EMBD, 3);
   pst_tune_batch_done(&b);
+}
+
+static void test_score(void **state) {
+  (void)state;
+  check_score(0);
+  check_score(0.4);
+  check_score(1);
 }
 
 /* ---- products ---- */

@@ -16,6 +16,7 @@
 #include "support/golden_model.h"
 #include "support/temp.h"
 #include "tune/adam.h"
+#include "tune/distill.h"
 
 enum { N_TEXTS = 24, LENGTH = 22, STEPS = 30 };
 
@@ -28,7 +29,7 @@ static void make_texts(void) {
   for (int t = 0; t < N_TEXTS; t++) {
     for (int i = 0; i < LENGTH; i++)
       tokens[t][i] = i < 10 ? (int32_t)(pst_random_u64(1, (uint64_t)t, (uint64_t)i) % 200) : 250 - 3 * (i - 10);
-    texts[t] = (pst_tune_text){tokens[t], LENGTH - (size_t)t % 3, 11, 1.0f};
+    texts[t] = (pst_tune_text){.tokens = tokens[t], .n = LENGTH - (size_t)t % 3, .n_given = 11, .weight = 1};
   }
 }
 
@@ -260,6 +261,58 @@ static void test_refused(void **state) {
   make_texts();
 }
 
+/* ---- a teacher ---- */
+
+/* A teacher with the model's own weights: at the start there is nothing to learn from it, and what it thinks adds up. */
+static void test_teacher(void **state) {
+  (void)state;
+  pst_error err = PST_ERROR_INIT;
+  pst_engine_model *model = NULL, *other = NULL;
+  pst_engine *engine = NULL;
+  pst_engine_options e = pst_engine_options_default();
+  pst_arena *arena = pst_arena_create();
+  pst_tune_text taught[N_TEXTS];
+  pst_engine_lora lora = {0};
+  pst_tune_report report;
+  memcpy(taught, texts, sizeof taught);
+  e.threads = 1;
+  e.max_queue = 2; /* fewer than are asked at once */
+  assert_int_equal(pst_engine_model_open(model_path, 1, &model, &err), 0);
+  assert_int_equal(pst_engine_create(model, &e, &engine, &err), 0);
+  if (pst_tune_distill(engine, model, taught, N_TEXTS, arena, NULL, NULL, &err)) fail_msg("%s", err.message);
+  for (int t = 0; t < N_TEXTS; t++) {
+    const pst_tune_teacher *teacher = taught[t].teacher;
+    for (size_t row = 0; row < taught[t].n - taught[t].n_given; row++) {
+      double sum = 0;
+      for (int k = 0; k < teacher->k; k++) sum += (double)teacher->probabilities[row * (size_t)teacher->k + (size_t)k];
+      assert_true(sum > 0.05 && sum < 1.0001);
+    }
+  }
+  pst_tune_options o = options_of(NULL);
+  o.teacher_share = 1;
+  o.steps = 1;
+  assert_int_equal(pst_tune_train(model, taught, N_TEXTS, NULL, 0, &o, &lora, &report, &err), 0);
+  print_message("divergence from itself: %.1e nats\n", report.loss);
+  assert_true(fabs(report.loss) < 2e-3); /* the engine's keys are float16 */
+  pst_engine_lora_done(&lora);
+  char *data = NULL;
+  size_t n = 0;
+  const char *path = test_temp_path(test_dir, "other.gguf");
+  assert_int_equal(pst_file_read(model_path, 1 << 26, &data, &n, &err), 0);
+  size_t at = pst_str_find((pst_str){data, n}, PST_STR("<|im_start|>"), 0);
+  assert_true(at < n);
+  data[at + 2] = 'I'; /* a token of another spelling */
+  test_temp_write(path, data, n);
+  pst_free(data);
+  assert_int_equal(pst_engine_model_open(path, 1, &other, &err), 0);
+  assert_int_equal(pst_tune_distill(engine, other, taught, N_TEXTS, arena, NULL, NULL, &err), PST_E_BAD_INPUT);
+  assert_non_null(strstr(err.message, "is another one for the teacher"));
+  pst_engine_model_unref(other);
+  pst_engine_free(engine);
+  pst_engine_model_unref(model);
+  pst_arena_free(arena);
+}
+
 static void test_schedule(void **state) {
   (void)state;
   assert_true(fabs(pst_tune_schedule(0, 100, 0.04, 0) - 0.2) < 1e-12);
@@ -273,6 +326,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_learns),     cmocka_unit_test(test_stopped_and_resumed),
                                      cmocka_unit_test(test_killed),     cmocka_unit_test(test_damaged_checkpoint),
                                      cmocka_unit_test(test_early_stop), cmocka_unit_test(test_time),
-                                     cmocka_unit_test(test_refused),    cmocka_unit_test(test_schedule)};
+                                     cmocka_unit_test(test_refused),    cmocka_unit_test(test_schedule),
+                                     cmocka_unit_test(test_teacher)};
   return cmocka_run_group_tests(tests, set_up, test_dir_close);
 }
