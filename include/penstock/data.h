@@ -136,6 +136,8 @@ double pst_data_jaccard(const uint64_t *a, size_t n_a, const uint64_t *b, size_t
 typedef enum pst_data_reason {
   PST_DATA_KEPT,
   PST_DATA_EMPTY,        /* no conversation or no answer in the record */
+  PST_DATA_UNJUDGED,     /* of PREFERENCES: nobody said anything of the answer */
+  PST_DATA_ANSWERED,     /* of INPUTS: the answer will do */
   PST_DATA_FEEDBACK,     /* thumbs down, a low score, a retry or an abandonment, and no correction */
   PST_DATA_CUT,          /* the answer ended at its length limit */
   PST_DATA_FORM,         /* not one of the workload's labels, or not the JSON that it wants */
@@ -144,13 +146,26 @@ typedef enum pst_data_reason {
   PST_DATA_DISAGREES,    /* others gave another answer to the same conversation, and more often */
   PST_DATA_NEAR_DUPLICATE,
   PST_DATA_SUSPECT, /* label noise: only with drop_suspects */
+  PST_DATA_GAP,     /* no likelier behind its question than without: only with gap_model */
   PST_DATA_BALANCE, /* its label has enough examples */
   PST_DATA_REASON_COUNT
 } pst_data_reason;
 const char *pst_data_reason_name(pst_data_reason reason); /* "near duplicate" */
 
+/* What a data set holds. TRAINING: conversations with answers to learn. PREFERENCES: what was said of answers: corrections beside what they correct, and answers that were
+ * liked or not (thumbs; a score of at least min_score, 0.5 unless has_min_score, or below). INPUTS: conversations whose answers will not do (bad feedback, cut off, of
+ * another form), without them. Labels are balanced and doubted in TRAINING alone. */
+typedef enum pst_data_kind {
+  PST_DATA_TRAINING,
+  PST_DATA_PREFERENCES,
+  PST_DATA_INPUTS,
+  PST_DATA_KIND_COUNT
+} pst_data_kind;
+const char *pst_data_kind_name(pst_data_kind kind); /* as data sets have it: "training", "preference", "input" */
+
 typedef struct pst_data_curate_options {
   pst_str workload;
+  pst_data_kind kind;
   double near_duplicate; /* 0: 0.8 */
   double min_score;      /* scores below are bad feedback */
   bool has_min_score;
@@ -158,7 +173,13 @@ typedef struct pst_data_curate_options {
   double held;                       /* share of examples held back, by cluster; below 0: 0.1 */
   bool keep_pii;                     /* leave private data in the texts */
   bool drop_suspects, skip_suspects; /* skip: no classifier is trained to find them */
-  int n_examples;                    /* of each reason in the report; 0: 3 */
+  /* TRAINING: a local model that says how much likelier each answer is behind its question, per token; an answer that gains no more than least_gap nats is left out, or with
+   * flag_gaps only listed. NULL: nobody is asked. */
+  const char *gap_model;
+  pst_gateway *gateway; /* with gap_model */
+  double least_gap;
+  bool flag_gaps;
+  int n_examples; /* of each reason in the report; 0: 3 */
   uint64_t seed;
   const pst_evals_workload
       *form; /* whose labels or JSON the answers must have, and whose items are guarded first; NULL: none */
@@ -169,10 +190,13 @@ typedef struct pst_data_curated {
   char hash[65]; /* of the data set; empty: nothing was left */
   int64_t n_records, n_held, n_clusters, n_labels /* 0: no choice task */, n_suspects, n_guarded, n_corrected;
   int64_t n_by_reason[PST_DATA_REASON_COUNT], n_pii[PST_DATA_PII_COUNT];
-  int64_t n_verified; /* pairs compared for near-duplicates */
+  int64_t n_pairs, n_liked, n_disliked; /* PREFERENCES: corrections with what they correct; answers that were judged */
+  int64_t n_gaps, n_low_gaps;           /* answers whose gap was found, and that gain too little */
+  double gap_sum;                       /* of those found, nats per token */
+  int64_t n_verified;                   /* pairs compared for near-duplicates */
   int64_t wall_ms;
 } pst_data_curated;
-/* Makes a data set (kind "training") of a workload's records that may be trained on. Nothing of the records is changed. ret_report: the report, JSON with
+/* Makes a data set of a workload's records that may be trained on. Nothing of the records is changed. ret_report: the report, JSON with
  * examples of each reason (texts with placeholders) and all suspects; appended. Errors: PST_E_NO_DATA when the workload has no record that may be
  * trained on. */
 int pst_data_curate(pst_store *store, const pst_data_curate_options *options, pst_data_curated *ret_curated,
@@ -183,7 +207,7 @@ int pst_data_report_text(pst_str report_json, pst_buf *out, pst_error *err);
 /* ---- data sets (data/set.c) ------------------------------------------------------------------------------------- */
 
 typedef struct pst_data_line {
-  const pst_json *messages; /* the last is the assistant's answer */
+  const pst_json *messages; /* the last is the assistant's answer; of kind "input" there is none */
   const pst_json *tools;    /* NULL: none */
   bool held;                /* held back from training */
   int64_t cluster;
@@ -192,6 +216,19 @@ typedef struct pst_data_line {
  * name says, PST_E_NOT_FOUND for an unknown or withdrawn set (the error names its successor). */
 int pst_data_set_each_line(pst_store *store, pst_str hash, int (*fn)(void *user, const pst_data_line *line), void *user,
                            pst_error *err);
+
+/* A line of kind "preference": one answer or both. */
+typedef struct pst_data_preference {
+  const pst_json *messages; /* without the answer */
+  pst_str wanted, unwanted; /* data NULL: none */
+  bool held;
+  int64_t cluster;
+} pst_data_preference;
+/* The same for data sets of kind "input", and of kind "preference". */
+int pst_data_set_each_input(pst_store *store, pst_str hash, int (*fn)(void *user, const pst_data_line *line),
+                            void *user, pst_error *err);
+int pst_data_set_each_preference(pst_store *store, pst_str hash, int (*fn)(void *user, const pst_data_preference *line),
+                                 void *user, pst_error *err);
 
 #ifdef __cplusplus
 }

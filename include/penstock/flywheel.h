@@ -62,6 +62,34 @@ int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_wo
                       const pst_flywheel_turn_options *options, pst_flywheel_turn_result *ret_result, pst_error *err);
 void pst_flywheel_turn_result_done(pst_flywheel_turn_result *result);
 
+/* ---- an adapter (flywheel/tuning.c) -------------------------------------------------------------------------------- */
+
+typedef struct pst_flywheel_tune_options {
+  pst_tune_workload_options tune; /* preferences are found here */
+  double min_score;               /* a feedback score below says that the answer was not wanted */
+  const char *teacher;            /* SFT: a target as pst_evals_target_open takes it; NULL: none */
+} pst_flywheel_tune_options;
+
+typedef struct pst_flywheel_taught {
+  int64_t n_asked, n_kept;    /* inputs; of those what was known from before */
+  int64_t n_usable, n_failed; /* answers of the workload's form; calls */
+  int64_t nusd;               /* what the calls cost */
+} pst_flywheel_taught;
+
+typedef struct pst_flywheel_tune_result {
+  pst_tune_workload_result tuned;
+  pst_flywheel_taught taught; /* zeros without a teacher */
+} pst_flywheel_tune_result;
+
+/* Trains an adapter as pst_tune_workload does: SFT on the workload's examples, with a teacher also on what that answers to the inputs of records whose own answer will not do
+ * (bad feedback, cut off, not of the workload's form); DPO and KTO on what was said of the answers of its records: corrections make pairs with what they correct, thumbs and
+ * scores mark answers. Only records that may be trained on count; they are kept as a data set that knows the adapter. Teacher's calls are booked as a run of kind
+ * "teacher" and become no records; training.cancelled is asked between them too, by several threads.
+ * Errors: PST_E_NO_DATA (too little: how much there is and what is missing), PST_E_DENIED (the workload may not leave this machine), those of pst_data_curate,
+ * pst_evals_target_open and pst_tune_workload. Blocks. */
+int pst_flywheel_tune(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                      const pst_flywheel_tune_options *options, pst_flywheel_tune_result *ret_result, pst_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -476,15 +476,26 @@ static int curate(const pst_cli_args *a, pst_store *store, pst_error *err) {
                                .keep_pii = pst_cli_flag(a, "keep-private"),
                                .drop_suspects = pst_cli_flag(a, "drop-suspects"),
                                .skip_suspects = pst_cli_flag(a, "skip-suspects"),
+                               .kind = pst_cli_flag(a, "preferences") ? PST_DATA_PREFERENCES : PST_DATA_TRAINING,
+                               .gap_model = pst_cli_text(a, "gap-model"),
+                               .least_gap = pst_cli_number(a, "least-gap"),
+                               .flag_gaps = pst_cli_flag(a, "flag-gaps"),
                                .n_examples = (int)pst_cli_int(a, "examples"),
                                .seed = (uint64_t)pst_cli_int(a, "seed")};
   pst_data_curated done;
   pst_buf report = PST_BUF_INIT;
   pst_progress progress;
   int code = 0;
+  pst_gateway *gateway = NULL;
+  const pst_gateway_options gateway_options = {.home = pst_store_home(store)};
   if (pst_cli_given(a, "form")) code = pst_evals_workload_open(pst_cli_text(a, "form"), &form, err);
-  if (code) return code;
+  if (!code && o.gap_model) code = pst_gateway_open(store, &gateway_options, &gateway, err);
+  if (code) {
+    pst_evals_workload_free(form);
+    return code;
+  }
   o.form = form;
+  o.gateway = gateway;
   pst_progress_begin(&progress, "curating", 0, false, pst_cli_flag(a, "quiet"));
   o.progress = &progress;
   code = pst_data_curate(store, &o, &done, &report, err);
@@ -492,6 +503,7 @@ static int curate(const pst_cli_args *a, pst_store *store, pst_error *err) {
   if (!code) code = print_report(a, &report, err);
   if (!code && !done.hash[0]) code = PST_CLI_NO_DATA;
   pst_buf_done(&report);
+  if (gateway) pst_gateway_close(gateway);
   pst_evals_workload_free(form);
   return code;
 }
@@ -549,6 +561,12 @@ static const pst_cli_option options[] = {
     {"keep-private", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: leave private data in the texts"},
     {"drop-suspects", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: leave out likely wrong labels"},
     {"skip-suspects", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: do not look for likely wrong labels"},
+    {"gap-model", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
+     "curate: leave out answers that this model finds no likelier behind their questions than alone"},
+    {"least-gap", 0, PST_CLI_NUMBER, "X", "0", -100, 100, false, "curate: what an answer must gain, nats a token"},
+    {"flag-gaps", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: only list such answers"},
+    {"preferences", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false,
+     "curate: what was said of answers, for 'tune --objective dpo' and kto, instead of examples"},
     {"examples", 0, PST_CLI_INT, "N", "3", 1, 1000, false, "curate: examples of each reason in the report"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9e15, false, "curate: of what is drawn"},
     PST_CLI_CONSENT,

@@ -1,5 +1,5 @@
-/* penstock tune: a LoRA adapter trained on a workload's examples, kept by name with a plan that serves it. */
-#include <penstock/tune.h>
+/* penstock tune: a LoRA adapter trained on a workload's examples, or on what was said of its answers, kept by name with a plan that serves it. */
+#include <penstock/flywheel.h>
 
 #include <math.h>
 #include <string.h>
@@ -15,15 +15,23 @@ typedef struct watch {
 
 static void on_progress(void *user, const pst_tune_progress *p) {
   watch *w = user;
-  char held_out[48] = "";
+  char held_out[48] = "", rewards[64] = "";
+  if (p->accuracy == p->accuracy)
+    snprintf(rewards, sizeof rewards, ", rewards %.0f%% right, margin %.2f", 100 * p->accuracy, p->margin);
   if (p->held_out_loss == p->held_out_loss) snprintf(held_out, sizeof held_out, ", held out %.3f", p->held_out_loss);
-  pst_progress_note(&w->bar, "step %lld of %lld, loss %.3f%s, %.0f tokens/s", (long long)p->step, (long long)p->n_steps,
-                    p->loss, held_out, p->tokens_per_second);
+  pst_progress_note(&w->bar, "step %lld of %lld, loss %.3f%s%s, %.0f tokens/s", (long long)p->step,
+                    (long long)p->n_steps, p->loss, rewards, held_out, p->tokens_per_second);
   if (!w->timed) w->bar.total = p->n_steps;
   pst_progress_update(&w->bar, w->timed ? (pst_clock_us() - w->start_us) / 1000000 : p->step);
 }
 
-static pst_tune_workload_options options_of(const pst_cli_args *a) {
+/* Preferences want a much lower rate than examples: what is learned is a difference, and the model is held to where it began. */
+static double rate_of(const pst_cli_args *a, pst_tune_objective objective) {
+  if (pst_cli_given(a, "rate")) return pst_cli_number(a, "rate");
+  return objective == PST_TUNE_SFT ? 1e-3 : 1e-4;
+}
+
+static pst_tune_workload_options options_of(const pst_cli_args *a, pst_tune_objective objective) {
   pst_tune_workload_options o = {.model = pst_cli_text(a, "model"),
                                  .layout = pst_cli_text(a, "layout"),
                                  .prompt = pst_cli_text(a, "prompt"),
@@ -31,24 +39,32 @@ static pst_tune_workload_options options_of(const pst_cli_args *a) {
                                  .held_out_share = pst_cli_number(a, "held-out"),
                                  .max_held_out = 128,
                                  .max_texts = (size_t)pst_cli_int(a, "max-examples"),
+                                 .teacher = pst_cli_text(a, "distill"),
+                                 .from = pst_cli_text(a, "from"),
                                  .training = pst_tune_options_default()};
   pst_tune_options *t = &o.training;
+  t->objective = objective;
+  t->beta = pst_cli_number(a, "beta");
+  t->smoothing = pst_cli_number(a, "smoothing");
+  t->teacher_share = pst_cli_number(a, "distill-share");
   t->rank = (int)pst_cli_int(a, "rank");
   t->alpha = pst_cli_given(a, "alpha") ? pst_cli_number(a, "alpha") : 2.0 * t->rank;
-  t->learning_rate = pst_cli_number(a, "rate");
+  t->learning_rate = rate_of(a, objective);
   t->batch_texts = (int)pst_cli_int(a, "batch");
   t->max_epochs = (int)pst_cli_int(a, "epochs");
   t->steps = pst_cli_int(a, "steps");
   t->seconds = t->steps ? 0 : 60 * pst_cli_number(a, "minutes");
   t->seed = (uint64_t)pst_cli_int(a, "seed");
   t->threads = (int)pst_cli_int(a, "threads");
-  t->share_prefixes = pst_cli_flag(a, "share-prefixes");
+  t->share_prefixes = pst_cli_flag(a, "share-prefixes") || objective == PST_TUNE_DPO; /* a pair has one prompt */
   t->on_progress = on_progress;
   t->cancelled = pst_cli_interrupted;
   return o;
 }
 
-static int print_json(const pst_tune_workload_result *r) {
+static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective objective) {
+  const pst_tune_workload_result *r = &result->tuned;
+  const pst_flywheel_taught *t = &result->taught;
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   const struct {
@@ -58,6 +74,7 @@ static int print_json(const pst_tune_workload_result *r) {
                 {"tokens", r->report.n_tokens},    {"scored_tokens", r->report.n_scored},
                 {"examples", (int64_t)r->n_texts}, {"held_out", (int64_t)r->n_held_out}};
   pst_json_begin_object(&w);
+  pst_json_member_cstr(&w, "objective", pst_tune_objective_name(objective));
   pst_json_key(&w, "adapter");
   pst_json_put_cstr(&w, r->adapter.name);
   pst_json_key(&w, "file");
@@ -73,6 +90,20 @@ static int print_json(const pst_tune_workload_result *r) {
   pst_json_member_double(&w, "loss", r->report.loss);
   pst_json_member_double(&w, "held_out_loss_before", r->report.held_out_before);
   pst_json_member_double(&w, "held_out_loss", r->report.held_out_loss);
+  if (t->n_asked) {
+    pst_json_key(&w, "teacher");
+    pst_json_begin_object(&w);
+    pst_json_member_int(&w, "asked", t->n_asked);
+    pst_json_member_int(&w, "known", t->n_kept);
+    pst_json_member_int(&w, "usable", t->n_usable);
+    pst_json_member_int(&w, "failed", t->n_failed);
+    pst_json_member_int(&w, "nusd", t->nusd);
+    pst_json_end_object(&w);
+  }
+  if (objective != PST_TUNE_SFT) {
+    pst_json_member_double(&w, "reward_margin", r->report.margin);
+    pst_json_member_double(&w, "reward_accuracy", r->report.accuracy);
+  }
   pst_json_member_double(&w, "seconds", r->report.seconds);
   pst_json_member_double(&w, "tokens_per_second", r->report.tokens_per_second);
   pst_json_end_object(&w);
@@ -82,7 +113,17 @@ static int print_json(const pst_tune_workload_result *r) {
   return code;
 }
 
-static void print_result(const pst_tune_workload_result *r, const char *model, const char *folder) {
+static void print_taught(const pst_flywheel_taught *t) {
+  if (!t->n_asked) return;
+  printf(
+      "the teacher was asked %lld inputs (%lld of them before) for $%.4f: %lld answers could be learned, %lld calls failed\n",
+      (long long)t->n_asked, (long long)t->n_kept, (double)t->nusd / 1e9, (long long)t->n_usable,
+      (long long)t->n_failed);
+}
+
+static void print_result(const pst_flywheel_tune_result *result, const char *model, const char *folder) {
+  const pst_tune_workload_result *r = &result->tuned;
+  print_taught(&result->taught);
   const pst_tune_report *p = &r->report;
   printf("%lld steps over %zu examples of %.0f + %.0f tokens in %.1f minutes, %.0f tokens/s%s\n", (long long)p->n_steps,
          r->n_texts, r->prompt_tokens, r->answer_tokens, p->seconds / 60, p->tokens_per_second,
@@ -90,6 +131,9 @@ static void print_result(const pst_tune_workload_result *r, const char *model, c
   if (r->n_held_out)
     printf("loss of %zu held-out examples: %.3f before, %.3f after %lld steps\n", r->n_held_out, p->held_out_before,
            p->held_out_loss, (long long)p->best_step);
+  if (p->accuracy == p->accuracy)
+    printf("rewards of %s: %.0f%% right, margin %.2f\n", r->n_held_out ? "held-out examples" : "the last step",
+           100 * p->accuracy, p->margin);
   if (r->n_left_out) printf("%zu examples were too long and left out\n", r->n_left_out);
   printf("adapter %s (%s:%s in calls), %.1f MB\n", r->adapter.name, model, r->adapter.name,
          (double)r->adapter.bytes / 1e6);
@@ -98,27 +142,33 @@ static void print_result(const pst_tune_workload_result *r, const char *model, c
 
 static int run_tune(const pst_cli_args *a, pst_error *err) {
   pst_cli_workbench b = {NULL, NULL, NULL, NULL};
-  pst_tune_workload_result r;
-  pst_tune_workload_options o = options_of(a);
-  watch w = {.start_us = pst_clock_us(), .timed = o.training.steps == 0};
+  pst_flywheel_tune_result r;
+  pst_tune_objective objective;
+  if (!pst_tune_objective_from(pst_str_from(pst_cli_text(a, "objective")), &objective))
+    return pst_error_set(err, PST_E_BAD_INPUT, "objective", "\"%.40s\" is none of sft, dpo and kto",
+                         pst_cli_text(a, "objective"));
+  pst_flywheel_tune_options o = {.tune = options_of(a, objective),
+                                 .min_score = pst_cli_number(a, "min-score"),
+                                 .teacher = pst_cli_text(a, "teacher")};
+  watch w = {.start_us = pst_clock_us(), .timed = o.tune.training.steps == 0};
   int code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (code) return code;
   pst_cli_catch_interrupts();
   bool quiet = pst_cli_flag(a, "quiet");
   if (w.timed)
-    pst_progress_begin_timed(&w.bar, "tuning", (int64_t)o.training.seconds, quiet);
+    pst_progress_begin_timed(&w.bar, "tuning", (int64_t)o.tune.training.seconds, quiet);
   else
-    pst_progress_begin(&w.bar, "tuning", o.training.steps, false, quiet);
-  o.training.user = &w;
-  code = pst_tune_workload(b.gateway, b.store, b.workload, &o, &r, err);
+    pst_progress_begin(&w.bar, "tuning", o.tune.training.steps, false, quiet);
+  o.tune.training.user = &w;
+  code = pst_flywheel_tune(b.gateway, b.store, b.workload, &o, &r, err);
   pst_progress_end(&w.bar);
   if (!code && pst_cli_text(a, "output"))
-    code = pst_file_write_atomic(pst_cli_text(a, "output"), r.plan_json, strlen(r.plan_json), err);
+    code = pst_file_write_atomic(pst_cli_text(a, "output"), r.tuned.plan_json, strlen(r.tuned.plan_json), err);
   if (!code && pst_cli_flag(a, "json"))
-    code = print_json(&r);
+    code = print_json(&r, objective);
   else if (!code)
-    print_result(&r, o.model, a->words[0]);
-  if (!code) pst_free(r.plan_json);
+    print_result(&r, o.tune.model, a->words[0]);
+  if (!code) pst_free(r.tuned.plan_json);
   if (code == PST_E_NO_DATA) {
     char line[1024];
     fprintf(stderr, "penstock: %s\n", pst_error_format(err, line, sizeof line));
@@ -130,6 +180,18 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
 
 static const pst_cli_option options[] = {
     {"model", 'm', PST_CLI_TEXT, "NAME", "smollm2-135m", 0, 0, false, "the model to tune"},
+    {"objective", 0, PST_CLI_TEXT, "NAME", "sft", 0, 0, false,
+     "sft: learn the examples; dpo: corrections rather than what they correct; kto: answers by thumbs, scores and corrections"},
+    {"beta", 0, PST_CLI_NUMBER, "X", "0.1", 1e-4, 100, false, "dpo, kto: how much the model is held to where it began"},
+    {"smoothing", 0, PST_CLI_NUMBER, "X", "0", 0, 0.49, false, "dpo: share of pairs that may be the wrong way round"},
+    {"min-score", 0, PST_CLI_NUMBER, "X", "0.5", -1e300, 1e300, false, "dpo, kto: a feedback score below is bad"},
+    {"teacher", 0, PST_CLI_TEXT, "TARGET", NULL, 0, 0, false,
+     "sft: a model, PROVIDER/MODEL or plan that answers the records whose own answers will not do"},
+    {"distill", 0, PST_CLI_TEXT, "MODEL", NULL, 0, 0, false,
+     "sft: a larger model with the same tokens; what it thinks comes next is learned beside the answers"},
+    {"distill-share", 0, PST_CLI_NUMBER, "X", "0.5", 0, 1, false, "how much of the loss is the divergence from it"},
+    {"from", 0, PST_CLI_TEXT, "ADAPTER", NULL, 0, 0, false,
+     "go on from an adapter of the model; give the layout and the prompt that it was trained with"},
     {"minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
     {"steps", 0, PST_CLI_INT, "N", "0", 0, 1e9, false,
      "so many optimizer steps instead, whatever they take (0: by time)"},
@@ -137,7 +199,7 @@ static const pst_cli_option options[] = {
     {"rank", 'r', PST_CLI_INT, "N", "16", 1, 256, false, "rank of the adapter"},
     {"alpha", 0, PST_CLI_NUMBER, "N", NULL, 1e-3, 1e6, false,
      "the adapter's scale is alpha / rank (default: twice the rank)"},
-    {"rate", 0, PST_CLI_NUMBER, "N", "0.001", 1e-7, 1, false, "highest learning rate"},
+    {"rate", 0, PST_CLI_NUMBER, "N", NULL, 1e-7, 1, false, "highest learning rate (default: 0.001; dpo, kto: 0.0001)"},
     {"batch", 0, PST_CLI_INT, "N", "16", 1, 65536, false, "examples in an optimizer step"},
     {"prompt", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
      "train with this prompt of the workload (default: nothing but the message)"},
@@ -157,9 +219,10 @@ static const pst_cli_option options[] = {
 const pst_cli_command pst_cli_tune = {
     "tune",
     "WORKLOAD",
-    "train an adapter on a workload's examples",
-    "WORKLOAD is a folder; only its items of the part \"examples\" are read. Each is rendered as it will be served. Interrupted, the same\n"
-    "command goes on where it was. Exit: 3 there are too few examples.",
+    "train an adapter on a workload's examples or feedback",
+    "WORKLOAD is a folder; only its items of the part \"examples\" are read. Each is rendered as it will be served. With --objective dpo or kto the\n"
+    "workload's records are read instead, for what was said of their answers, and the adapter learns to prefer: best with --from an adapter that\n"
+    "knows the task. Interrupted, the same command goes on where it was. Exit: 3 there are too few examples.",
     1,
     1,
     options,

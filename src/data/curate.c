@@ -7,9 +7,14 @@
 
 #include "data/curate.h"
 
-static const char *const REASONS[PST_DATA_REASON_COUNT] = {"kept",           "empty",        "feedback",  "cut off",
-                                                           "form",           "contaminated", "duplicate", "disagrees",
-                                                           "near duplicate", "suspect",      "balance"};
+static const char *const REASONS[PST_DATA_REASON_COUNT] = {
+    "kept",         "empty",     "not judged", "answered",       "feedback", "cut off",        "form",
+    "contaminated", "duplicate", "disagrees",  "near duplicate", "suspect",  "likelihood gap", "balance"};
+static const char *const KINDS[PST_DATA_KIND_COUNT] = {"training", "preference", "input"};
+
+const char *pst_data_kind_name(pst_data_kind kind) {
+  return (unsigned)kind < PST_DATA_KIND_COUNT ? KINDS[kind] : "unknown";
+}
 
 const char *pst_data_reason_name(pst_data_reason reason) {
   return (unsigned)reason < PST_DATA_REASON_COUNT ? REASONS[reason] : "unknown";
@@ -121,7 +126,30 @@ static void put_message(rewriter *r, pst_json_writer *w, const char *role, pst_s
   put_text(r, w, content);
 }
 
+static void put_answer(rewriter *r, pst_json_writer *w, const pst_data_example *e) {
+  put_message(r, w, "assistant", e->answer);
+  if (e->tool_calls) {
+    pst_json_key(w, "tool_calls");
+    put_value(r, w, PST_STR("tool_calls"), e->tool_calls);
+  }
+  pst_json_end_object(w);
+}
+
+/* The answers as members of the line, each if there is one. */
+static void put_judged(rewriter *r, const pst_data_candidate *x, pst_json_writer *w) {
+  pst_str unwanted = x->disliked ? x->answer : x->corrected;
+  if (!x->disliked) {
+    pst_json_key(w, "wanted");
+    put_text(r, w, x->answer);
+  }
+  if (unwanted.data) {
+    pst_json_key(w, "unwanted");
+    put_text(r, w, unwanted);
+  }
+}
+
 static void put_line(rewriter *r, const pst_data_candidate *x, const pst_data_example *e, pst_buf *out) {
+  pst_data_kind kind = r->c->options->kind;
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
   pst_json_key(&w, "messages");
@@ -132,13 +160,9 @@ static void put_line(rewriter *r, const pst_data_candidate *x, const pst_data_ex
   }
   for (pst_json_iter it = pst_json_iterate(e->messages); pst_json_next(&it);)
     put_value(r, &w, PST_STR("message"), it.value);
-  put_message(r, &w, "assistant", e->answer);
-  if (e->tool_calls) {
-    pst_json_key(&w, "tool_calls");
-    put_value(r, &w, PST_STR("tool_calls"), e->tool_calls);
-  }
-  pst_json_end_object(&w);
+  if (kind == PST_DATA_TRAINING) put_answer(r, &w, e);
   pst_json_end_array(&w);
+  if (kind == PST_DATA_PREFERENCES) put_judged(r, x, &w);
   if (e->tools) {
     pst_json_key(&w, "tools");
     pst_json_put_value(&w, e->tools);
@@ -192,6 +216,13 @@ static void write_params(const pst_data_curate_options *o, pst_buf *out) {
   pst_json_put_bool(&w, o->keep_pii);
   pst_json_key(&w, "drop_suspects");
   pst_json_put_bool(&w, o->drop_suspects);
+  pst_json_member_cstr(&w, "kind", pst_data_kind_name(o->kind));
+  if (o->gap_model) {
+    pst_json_member_cstr(&w, "gap_model", o->gap_model);
+    pst_json_member_double(&w, "least_gap", o->least_gap);
+    pst_json_key(&w, "flag_gaps");
+    pst_json_put_bool(&w, o->flag_gaps);
+  }
   pst_json_key(&w, "seed");
   pst_json_put_int(&w, (int64_t)o->seed);
   pst_json_end_object(&w);
@@ -208,7 +239,7 @@ static int keep_set(pst_data_curation *c, int64_t start_us) {
     write_params(c->options, &params);
     pst_data_report_write(c, false, &report);
     pst_store_data_set set = {.hash = {c->done.hash, 64},
-                              .kind = PST_STR("training"),
+                              .kind = pst_str_from(pst_data_kind_name(c->options->kind)),
                               .workload = c->options->workload,
                               .n_lines = n,
                               .params = pst_buf_str(&params),
@@ -246,12 +277,18 @@ int pst_data_curate(pst_store *store, const pst_data_curate_options *options, ps
   c.placeholders = pst_data_placeholders_create();
   int code = c.arena && c.placeholders ? pst_data_gather(&c) : pst_data_no_memory(&c);
   if (!code) code = pst_data_compare(&c);
-  if (!code) code = pst_data_judge_labels(&c);
+  if (!code && options->kind == PST_DATA_TRAINING && options->gap_model) code = pst_data_judge_likelihood(&c);
+  if (!code && options->kind == PST_DATA_TRAINING) code = pst_data_judge_labels(&c);
   if (!code) code = hold_back(&c);
   c.done.n_records = (int64_t)c.n;
   for (size_t i = 0; i < c.n && !code; i++) {
-    c.done.n_by_reason[c.list[i].reason]++;
-    c.done.n_corrected += c.list[i].reason == PST_DATA_KEPT && c.list[i].correction.data;
+    const pst_data_candidate *x = &c.list[i];
+    c.done.n_by_reason[x->reason]++;
+    if (x->reason != PST_DATA_KEPT) continue;
+    c.done.n_corrected += x->correction.data != NULL;
+    c.done.n_pairs += x->corrected.data != NULL;
+    c.done.n_disliked += x->disliked;
+    c.done.n_liked += options->kind == PST_DATA_PREFERENCES && !x->disliked && !x->corrected.data;
   }
   if (!code) code = keep_set(&c, start_us);
   if (!code) {

@@ -23,6 +23,8 @@ typedef struct pst_data_candidate {
   double score;
 
   pst_str text, answer; /* what the user said last; the answer, corrected */
+  pst_str corrected;    /* PREFERENCES: the answer in whose place `answer` came; data NULL: none */
+  bool disliked;        /* PREFERENCES: `answer` is one that was not wanted */
   uint64_t conversation_hash, answer_hash;
   pst_data_range words, user_words;   /* in curation.words: of the conversation without system messages; of `text` */
   pst_data_range tokens, user_tokens; /* in curation.tokens: the same as sorted sets */
@@ -33,6 +35,8 @@ typedef struct pst_data_candidate {
   uint32_t cluster;
   bool held, suspect;
   pst_classifier_opinion opinion; /* of a choice task */
+  bool low_gap;                   /* by a model, its question does too little for the answer */
+  double gap;                     /* with low_gap: nats per token */
 } pst_data_candidate;
 
 typedef struct pst_data_guard {
@@ -69,6 +73,9 @@ int pst_data_compare(pst_data_curation *c);
 
 /* ---- curate_labels.c: choice tasks, noise, balance ---- */
 int pst_data_judge_labels(pst_data_curation *c);
+
+/* ---- curate_likelihood.c: what answers gain by their questions ---- */
+int pst_data_judge_likelihood(pst_data_curation *c);
 
 /* ---- curate_report.c ---- */
 /* texts false: records by number only, for the store. */

@@ -237,8 +237,8 @@ static int64_t votes_of(pst_data_candidate *const *list, size_t n) {
   return votes;
 }
 
-/* Of one conversation, [n] by answer: the first of each answer stays if no other has more votes. */
-static void settle_conversation(pst_data_candidate *const *list, size_t n) {
+/* Of one conversation, [n] by answer: the first of each answer stays if no other has more votes; where all of them are judged, whatever the others have. */
+static void settle_conversation(pst_data_candidate *const *list, size_t n, bool judged) {
   int64_t most = 0, best = list[0]->record;
   for (size_t i = 0, end; i < n; i = end) {
     for (end = i + 1; end < n && list[end]->answer_hash == list[i]->answer_hash;) end++;
@@ -247,7 +247,7 @@ static void settle_conversation(pst_data_candidate *const *list, size_t n) {
   }
   for (size_t i = 0, end; i < n; i = end) {
     for (end = i + 1; end < n && list[end]->answer_hash == list[i]->answer_hash;) end++;
-    bool loses = votes_of(list + i, end - i) < most;
+    bool loses = !judged && votes_of(list + i, end - i) < most;
     for (size_t k = loses ? i : i + 1; k < end; k++) {
       list[k]->reason = loses ? PST_DATA_DISAGREES : PST_DATA_DUPLICATE;
       list[k]->other = loses ? best : list[i]->record;
@@ -264,7 +264,7 @@ static int drop_duplicates(pst_data_curation *c) {
   qsort(order, n, sizeof(pst_data_candidate *), by_conversation);
   for (size_t i = 0, end; i < n; i = end) {
     for (end = i + 1; end < n && order[end]->conversation_hash == order[i]->conversation_hash;) end++;
-    settle_conversation(order + i, end - i);
+    settle_conversation(order + i, end - i, c->options->kind == PST_DATA_PREFERENCES);
   }
   pst_free(order);
   return 0;

@@ -84,6 +84,21 @@ static bool is_disliked(const pst_data_candidate *x, const pst_data_curate_optio
   return x->thumbs < 0 || x->retried || x->abandoned || (o->has_min_score && x->has_score && x->score < o->min_score);
 }
 
+/* What was said of the answer, for a set of preferences; *ret_judged false: nothing. */
+static int judge(pst_data_curation *c, pst_data_candidate *x, const pst_json *output, bool *ret_judged) {
+  const pst_data_curate_options *o = c->options;
+  double least = o->has_min_score ? o->min_score : 0.5;
+  if (x->correction.data) {
+    const pst_json *choice = pst_json_at(pst_json_get(output, "choices"), 0);
+    pst_str before = pst_str_trim(pst_json_str(pst_json_get(choice, "text")));
+    *ret_judged = true;
+    return before.n && !pst_str_equal(before, x->answer) && !copy(c, before, &x->corrected) ? PST_E_NOMEM : 0;
+  }
+  x->disliked = x->thumbs < 0 || (!x->thumbs && x->has_score && x->score < least);
+  *ret_judged = x->thumbs || x->has_score;
+  return 0;
+}
+
 /* ---- contents ---- */
 
 static bool is_system(const pst_json *message) {
@@ -166,6 +181,37 @@ static int check_form(const pst_data_curation *c, const pst_data_candidate *x, b
   return 0;
 }
 
+/* Why an answer will not do, whatever other records say; KEPT: it will. */
+static int judge_answer(const pst_data_curation *c, const pst_data_candidate *x, pst_data_reason *ret_reason) {
+  bool ok = true;
+  int code = 0;
+  *ret_reason = PST_DATA_KEPT;
+  if (c->options->kind != PST_DATA_PREFERENCES && is_disliked(x, c->options))
+    *ret_reason = PST_DATA_FEEDBACK;
+  else if (x->cut && !x->correction.data)
+    *ret_reason = PST_DATA_CUT;
+  else if (c->options->form && !x->disliked)
+    code = check_form(c, x, &ok);
+  if (!ok) *ret_reason = PST_DATA_FORM;
+  return code;
+}
+
+static int decide(pst_data_curation *c, pst_data_candidate *x, const pst_data_example *e, const pst_json *output) {
+  bool preferences = c->options->kind == PST_DATA_PREFERENCES, judged = true;
+  int code = preferences ? judge(c, x, output, &judged) : 0;
+  if (code) return code;
+  if (!judged || (preferences && e->tool_calls)) {
+    x->reason = judged ? PST_DATA_EMPTY : PST_DATA_UNJUDGED;
+    return 0;
+  }
+  code = judge_answer(c, x, &x->reason);
+  if (c->options->kind != PST_DATA_INPUTS) return code;
+  x->reason = x->reason == PST_DATA_KEPT ? PST_DATA_ANSWERED : PST_DATA_KEPT;
+  x->answer = (pst_str){"", 0};
+  x->answer_hash = 0;
+  return code;
+}
+
 static int read_candidate(pst_data_curation *c, pst_data_candidate *x, pst_buf *all, pst_buf *text) {
   pst_json_doc *input = NULL, *output = NULL;
   pst_data_example e;
@@ -174,19 +220,10 @@ static int read_candidate(pst_data_curation *c, pst_data_candidate *x, pst_buf *
             !pst_data_example_of(pst_json_root(input), pst_json_root(output), x->correction, &e);
   int code = ok ? read_conversation(c, &e, x, all, text) : 0;
   if (ok && !code) code = read_answer(c, &e, x, text);
+  if (ok && !code) code = decide(c, x, &e, pst_json_root(output));
+  if (!ok) x->reason = PST_DATA_EMPTY;
   pst_json_free(input);
   pst_json_free(output);
-  if (code) return code;
-  if (!ok)
-    x->reason = PST_DATA_EMPTY;
-  else if (is_disliked(x, c->options))
-    x->reason = PST_DATA_FEEDBACK;
-  else if (x->cut && !x->correction.data)
-    x->reason = PST_DATA_CUT;
-  if (x->reason == PST_DATA_KEPT && c->options->form) {
-    code = check_form(c, x, &ok);
-    if (!code && !ok) x->reason = PST_DATA_FORM;
-  }
   return code;
 }
 

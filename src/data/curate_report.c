@@ -31,6 +31,31 @@ static void put_candidate(pst_data_curation *c, pst_json_writer *w, const pst_da
   put_text(c, w, "answer", x->answer);
 }
 
+/* What a model found of answers behind their questions and without: numbers, and those that gain too little. */
+static void put_gaps(pst_data_curation *c, pst_json_writer *w, bool texts) {
+  int most = SUSPECTS_MOST;
+  if (!c->options->gap_model) return;
+  pst_json_key(w, "likelihood");
+  pst_json_begin_object(w);
+  pst_json_member_cstr(w, "model", c->options->gap_model);
+  pst_json_member_int(w, "examined", c->done.n_gaps);
+  pst_json_member_int(w, "low", c->done.n_low_gaps);
+  pst_json_member_double(w, "least_gap", c->options->least_gap);
+  pst_json_member_double(w, "mean_gap", c->done.n_gaps ? c->done.gap_sum / (double)c->done.n_gaps : 0);
+  pst_json_key(w, "answers");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < c->n && most > 0; i++) {
+    if (!c->list[i].low_gap) continue;
+    pst_json_begin_object(w);
+    put_candidate(c, w, &c->list[i], texts);
+    pst_json_member_double(w, "gap", c->list[i].gap);
+    pst_json_end_object(w);
+    most--;
+  }
+  pst_json_end_array(w);
+  pst_json_end_object(w);
+}
+
 static void put_example(pst_data_curation *c, pst_json_writer *w, const pst_data_candidate *x, bool texts) {
   pst_json_begin_object(w);
   put_candidate(c, w, x, texts);
@@ -92,6 +117,9 @@ void pst_data_report_write(pst_data_curation *c, bool texts, pst_buf *out) {
                 {"kept", d->n_by_reason[PST_DATA_KEPT]},
                 {"held", d->n_held},
                 {"corrected", d->n_corrected},
+                {"pairs", d->n_pairs},
+                {"liked", d->n_liked},
+                {"disliked", d->n_disliked},
                 {"clusters", d->n_clusters},
                 {"labels", d->n_labels},
                 {"guarded_items", d->n_guarded},
@@ -115,6 +143,7 @@ void pst_data_report_write(pst_data_curation *c, bool texts, pst_buf *out) {
     if (d->n_pii[k]) pst_json_member_int(&w, pst_data_pii_name((pst_data_pii)k), d->n_pii[k]);
   pst_json_end_object(&w);
   put_suspects(c, &w, texts);
+  put_gaps(c, &w, texts);
   pst_json_end_object(&w);
 }
 
@@ -161,6 +190,25 @@ static void put_suspects_text(const pst_json *suspects, pst_buf *out) {
   if (n > shown) pst_buf_printf(out, "      and %zu more: --json lists them\n", n - shown);
 }
 
+static void put_gaps_text(const pst_json *g, pst_buf *out) {
+  const pst_json *answers = pst_json_get(g, "answers");
+  size_t n = pst_json_size(answers), shown = 0;
+  if (!g) return;
+  pst_str model = pst_json_str(pst_json_get(g, "model"));
+  pst_buf_printf(out,
+                 "\nby %.*s %lld of %lld answers gain no more than %.3g nats a token by their questions (mean %.3g):\n",
+                 (int)model.n, model.data, (long long)number(g, "low"), (long long)number(g, "examined"),
+                 pst_json_double(pst_json_get(g, "least_gap"), 0), pst_json_double(pst_json_get(g, "mean_gap"), 0));
+  for (pst_json_iter it = pst_json_iterate(answers); shown < 10 && pst_json_next(&it); shown++) {
+    pst_buf_printf(out, "      %lld: ", (long long)number(it.value, "record"));
+    put_quoted(pst_json_get(it.value, "text"), out);
+    pst_buf_puts(out, "  =>  ");
+    put_quoted(pst_json_get(it.value, "answer"), out);
+    pst_buf_printf(out, "  (%.3f)\n", pst_json_double(pst_json_get(it.value, "gap"), 0));
+  }
+  if (n > shown) pst_buf_printf(out, "      and %zu more: --json lists them\n", n - shown);
+}
+
 int pst_data_report_text(pst_str report_json, pst_buf *out, pst_error *err) {
   pst_json_doc *doc = NULL;
   int code = pst_json_parse(report_json.data, report_json.n, "report", &doc, err);
@@ -172,6 +220,9 @@ int pst_data_report_text(pst_str report_json, pst_buf *out, pst_error *err) {
                  (long long)number(r, "clusters"));
   if (number(r, "labels")) pst_buf_printf(out, ", %lld labels", (long long)number(r, "labels"));
   if (number(r, "corrected")) pst_buf_printf(out, ", %lld with a correction", (long long)number(r, "corrected"));
+  if (number(r, "pairs") + number(r, "liked") + number(r, "disliked"))
+    pst_buf_printf(out, ", %lld beside what they correct, %lld liked, %lld disliked", (long long)number(r, "pairs"),
+                   (long long)number(r, "liked"), (long long)number(r, "disliked"));
   pst_buf_printf(out, "; compared with %lld items that judge models\n", (long long)number(r, "guarded_items"));
   for (pst_json_iter it = pst_json_iterate(pst_json_get(r, "dropped")); pst_json_next(&it);) {
     pst_str reason = pst_json_str(pst_json_get(it.value, "reason"));
@@ -185,6 +236,7 @@ int pst_data_report_text(pst_str report_json, pst_buf *out, pst_error *err) {
     pst_buf_printf(out, " %.*s %lld", (int)it.key.n, it.key.data, (long long)pst_json_int(it.value, 0));
   if (pst_json_size(private)) pst_buf_putc(out, '\n');
   put_suspects_text(pst_json_get(r, "suspects"), out);
+  put_gaps_text(pst_json_get(r, "likelihood"), out);
   pst_str hash = pst_json_str(pst_json_get(r, "data_set"));
   if (hash.n)
     pst_buf_printf(out, "\ndata set %.*s, made in %lld ms\n", (int)hash.n, hash.data, (long long)number(r, "wall_ms"));

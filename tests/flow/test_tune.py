@@ -65,6 +65,41 @@ def test_interrupted_it_goes_on(cli, penstock, folder, tiny, tmp_path):
     assert broken["file"] == whole["file"]
 
 
+def test_feedback_and_a_teacher(cli, folder, tiny, tmp_path):
+    """Corrections are preferred to what they correct; where an answer was only disliked, a plan that may answer with labels alone is the teacher."""
+    first = json.loads(cli("tune", folder, "--model", tiny, "--steps", 4, *STEPS, "--name", "first", "--json").stdout)
+    words = "otter maple copper glider cherry falcon silver hammer peach robin brass wrench melon raven tin saw fig wren iron plane".split()
+    rows = [{"messages": [{"role": "user", "content": f"{w} {i * 17} seen near {words[i - 3]} {i * 29}"}, {"role": "assistant", "content": "thin"}]} for i, w in enumerate(words)]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    cli("data", "import", "things", tmp_path / "said.jsonl", "--train", "yes")
+    ids = [r["completion_id"] for r in json.loads(cli("data", "list", "things", "--limit", 100, "--json").stdout)]
+    for i, name in enumerate(ids):
+        cli("feedback", name, *(("--correction", "thick") if i < 14 else ("--thumbs", "down")))
+    dpo = json.loads(cli("tune", folder, "--model", tiny, "--objective", "dpo", "--from", "first", "--steps", 4, *STEPS, "--json").stdout)
+    assert dpo["objective"] == "dpo" and dpo["examples"] + dpo["held_out"] == 14
+    assert 0 <= dpo["reward_accuracy"] <= 1 and abs(dpo["held_out_loss_before"] - 0.6931) < 1e-3
+    assert dpo["adapter"] in cli("adapters").stdout
+    taught = json.loads(cli("tune", folder, "--model", tiny, "--teacher", first["plan_hash"], "--steps", 4, *STEPS, "--json").stdout)
+    assert taught["teacher"] == {"asked": 6, "known": 0, "usable": 6, "failed": 0, "nusd": 0}
+    assert taught["examples"] == first["examples"] + 6
+
+
+def test_what_cannot_be_preferred(cli, folder, tiny, tmp_path):
+    refused = cli("tune", folder, "--model", tiny, "--objective", "ppo", ok=False)
+    assert refused.returncode == 2 and "none of sft, dpo and kto" in refused.stderr
+    refused = cli("tune", folder, "--model", tiny, "--objective", "kto", ok=False)
+    assert refused.returncode == 3 and "no record that may be trained on" in refused.stderr
+    rows = [{"messages": [{"role": "user", "content": f"number {i * 31} of {i}"}, {"role": "assistant", "content": "thin"}]} for i in range(20)]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    cli("data", "import", "things", tmp_path / "said.jsonl", "--train", "yes")
+    refused = cli("tune", folder, "--model", tiny, "--objective", "dpo", ok=False)
+    assert refused.returncode == 3 and "8 at least, and 0 of 20 records have one" in refused.stderr
+    refused = cli("tune", folder, "--model", tiny, "--objective", "dpo", "--teacher", f"model:{tiny}", ok=False)
+    assert refused.returncode == 2 and "goes with sft alone" in refused.stderr
+    refused = cli("tune", folder, "--model", tiny, "--from", "nobody", ok=False)
+    assert refused.returncode == 2 and "nobody" in refused.stderr
+
+
 def test_what_cannot_be(cli, folder, tiny, tmp_path):
     refused = cli("tune", folder, "--model", tiny, "--prompt", "flowery", ok=False)
     assert refused.returncode == 2 and 'no prompt "flowery"' in refused.stderr

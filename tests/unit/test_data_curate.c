@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "support/gateway.h"
 #include "support/store.h"
 
 static const pst_str NONE = {NULL, 0};
@@ -506,6 +507,54 @@ static void what_cannot_be_curated_says_so(void **state) {
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, test_store_open, test_store_close)
 
+/* ---- the likelihood gap ---- */
+
+static int64_t low_gaps(const pst_json *report, bool *ret_planted) {
+  const pst_json *answers = pst_json_path(report, "likelihood.answers");
+  *ret_planted = true;
+  for (pst_json_iter it = pst_json_iterate(answers); pst_json_next(&it);)
+    *ret_planted = *ret_planted && pst_str_is(pst_json_str(pst_json_get(it.value, "answer")), "zq zq zq zq zq zq");
+  return (int64_t)pst_json_size(answers);
+}
+
+/* Answers that follow from their questions, and four that are the same noise whatever is asked. */
+static void answers_that_nobody_asked_for(void **state) {
+  (void)state;
+  static const char *const asked[][2] = {{"Repeat after me: the blue heron sleeps", "the blue heron sleeps"},
+                                         {"Repeat after me: seven small apples fell", "seven small apples fell"},
+                                         {"Repeat after me: a quiet river turns north", "a quiet river turns north"},
+                                         {"Repeat after me: my sister plays chess", "my sister plays chess"},
+                                         {"Repeat after me: bring salt and paper", "bring salt and paper"},
+                                         {"What is the capital city of France?", "zq zq zq zq zq zq"},
+                                         {"How many days are in one week?", "zq zq zq zq zq zq"},
+                                         {"Name a colour of the rainbow.", "zq zq zq zq zq zq"},
+                                         {"Who wrote Romeo and Juliet?", "zq zq zq zq zq zq"}};
+  const char *smollm2 = test_model("PENSTOCK_TEST_SMOLLM2");
+  if (!smollm2) skip();
+  for (size_t i = 0; i < PST_ARRAY_LEN(asked); i++) put_row(asked[i][0], asked[i][1], NULL);
+  import_rows();
+  pst_gateway *gateway = NULL;
+  const pst_gateway_options options = {.home = test_dir};
+  TEST_OK(pst_gateway_open(test_store, &options, &gateway, &test_error));
+  pst_data_curate_options o = {.gap_model = smollm2, .gateway = gateway, .least_gap = 2, .held = 0};
+  pst_json_doc *report = NULL;
+  bool planted;
+  pst_data_curated done = curate(o, &report);
+  print_message("mean gap %.2f nats a token\n", done.gap_sum / (double)done.n_gaps);
+  assert_int_equal(done.n_gaps, PST_ARRAY_LEN(asked));
+  assert_int_equal(low_gaps(pst_json_root(report), &planted), 4);
+  assert_true(planted);
+  assert_int_equal(done.n_by_reason[PST_DATA_GAP], 4);
+  assert_int_equal(done.n_by_reason[PST_DATA_KEPT], PST_ARRAY_LEN(asked) - 4);
+  pst_json_free(report);
+  o.flag_gaps = true;
+  done = curate(o, &report);
+  assert_int_equal(low_gaps(pst_json_root(report), &planted), 4);
+  assert_int_equal(done.n_by_reason[PST_DATA_KEPT], PST_ARRAY_LEN(asked));
+  pst_json_free(report);
+  pst_gateway_close(gateway);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {TEST(duplicates_are_dropped),
                                      TEST(a_frame_is_looked_through),
@@ -513,6 +562,7 @@ int main(void) {
                                      TEST(judging_items_are_kept_out),
                                      TEST(private_data_is_replaced_and_deletion_reaches_the_set),
                                      TEST(wrong_labels_are_suspected_and_clusters_stay_whole),
+                                     TEST(answers_that_nobody_asked_for),
                                      TEST(what_cannot_be_curated_says_so)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,155 @@
+/* An adapter by every way of learning: a workload's examples, answers of a teacher to its users' inputs, what people said of answers.
+ *
+ * What comes of records goes through curation: what is near to items that judge plans is left out, private data is replaced, and the data set is the link by which the
+ * deletion of a record reaches the adapter. */
+#include "flywheel/tuning.h"
+
+#include <string.h>
+
+enum { LEAST = 8 };
+
+typedef struct gathering {
+  const pst_evals_info *info;
+  pst_regex *pattern; /* NULL: the last user message is the input */
+  pst_arena *arena;
+  pst_tune_preference *list;
+  size_t n, capacity;
+  pst_flywheel_question *questions; /* inputs: one for each of the list */
+  size_t questions_capacity;
+  pst_error *err;
+} gathering;
+
+static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for what is learned"); }
+
+static bool keep(gathering *g, pst_str s, pst_str *ret) {
+  const char *copy = s.data ? pst_arena_strndup(g->arena, s.data, s.n) : NULL;
+  *ret = (pst_str){copy, copy ? s.n : 0};
+  return copy || !s.data;
+}
+
+/* What a plan takes from the conversation. False: it takes nothing from such a one. */
+static bool find_input(const gathering *g, const pst_json *messages, pst_str *ret) {
+  pst_str text = {NULL, 0};
+  pst_span groups[2];
+  for (pst_json_iter it = pst_json_iterate(messages); pst_json_next(&it);)
+    if (pst_str_is(pst_json_str(pst_json_get(it.value, "role")), "user"))
+      text = pst_json_str(pst_json_get(it.value, "content"));
+  if (g->pattern) {
+    if (pst_regex_find(g->pattern, text, 0, groups, 2) != 1 || groups[1].start == SIZE_MAX) return false;
+    text = (pst_str){text.data + groups[1].start, groups[1].end - groups[1].start};
+  }
+  *ret = text;
+  return text.n > 0;
+}
+
+static int gather_preference(void *user, const pst_data_preference *line) {
+  gathering *g = user;
+  pst_tune_preference p = {.held_out = line->held};
+  pst_str input;
+  if (!find_input(g, line->messages, &input)) return 0;
+  if (pst_array_reserve((void **)&g->list, &g->capacity, g->n + 1, sizeof *g->list)) return no_memory(g->err);
+  if (!keep(g, input, &p.input) || !keep(g, line->wanted, &p.wanted) || !keep(g, line->unwanted, &p.unwanted))
+    return no_memory(g->err);
+  g->list[g->n++] = p;
+  return 0;
+}
+
+static int gather_input(void *user, const pst_data_line *line) {
+  gathering *g = user;
+  pst_buf messages = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&messages, false);
+  pst_data_preference p = {.messages = line->messages};
+  size_t before = g->n;
+  pst_str text;
+  int code = gather_preference(g, &p);
+  if (code || g->n == before) return code;
+  pst_json_put_value(&w, line->messages);
+  bool room = !pst_array_reserve((void **)&g->questions, &g->questions_capacity, g->n, sizeof *g->questions);
+  code = room && !pst_buf_status(&messages) && keep(g, pst_buf_str(&messages), &text) ? 0 : no_memory(g->err);
+  if (!code) g->questions[before] = (pst_flywheel_question){.messages = text};
+  pst_buf_done(&messages);
+  return code;
+}
+
+/* Whether there is enough for the objective; if not, what there is and what is missing. */
+static int check_enough(const pst_data_curated *c, const pst_evals_info *info, pst_tune_objective objective,
+                        pst_error *err) {
+  long long n = c->n_records, pairs = c->n_pairs, liked = c->n_liked + pairs, disliked = c->n_disliked + pairs;
+  if (objective == PST_TUNE_DPO && pairs < LEAST)
+    return pst_error_set(err, PST_E_NO_DATA, info->name,
+                         "dpo learns from corrections beside what they correct, %d at least, and %lld of %lld records "
+                         "have one: send corrections as feedback, or take kto, which also learns from thumbs and "
+                         "scores (%lld good answers, %lld bad)",
+                         (int)LEAST, pairs, n, liked, disliked);
+  if (objective == PST_TUNE_KTO && (liked + disliked < LEAST || !liked || !disliked))
+    return pst_error_set(err, PST_E_NO_DATA, info->name,
+                         "kto learns from answers that were judged, %d at least and some of each kind, and in %lld "
+                         "records %lld are good and %lld bad: send thumbs, scores or corrections as feedback",
+                         (int)LEAST, n, liked, disliked);
+  return 0;
+}
+
+/* A data set of records, and its lines as what may be learned. */
+static int curate(gathering *g, pst_store *store, const pst_evals_workload *workload,
+                  const pst_flywheel_tune_options *options, pst_data_kind kind, pst_data_curated *ret, pst_error *err) {
+  const pst_data_curate_options o = {.workload = pst_str_from(g->info->name),
+                                     .kind = kind,
+                                     .held = kind == PST_DATA_INPUTS ? 0 : options->tune.held_out_share,
+                                     .min_score = options->min_score,
+                                     .has_min_score = true,
+                                     .seed = options->tune.training.seed,
+                                     .form = workload};
+  pst_buf report = PST_BUF_INIT;
+  int code = pst_data_curate(store, &o, ret, &report, err);
+  pst_buf_done(&report);
+  if (!code && kind == PST_DATA_PREFERENCES) code = check_enough(ret, g->info, options->tune.training.objective, err);
+  if (!code && g->info->input_pattern)
+    code = pst_regex_create(pst_str_from(g->info->input_pattern), 0, &g->pattern, err);
+  if (code || !ret->hash[0]) return code;
+  return kind == PST_DATA_INPUTS
+             ? pst_data_set_each_input(store, pst_str_from(ret->hash), gather_input, g, err)
+             : pst_data_set_each_preference(store, pst_str_from(ret->hash), gather_preference, g, err);
+}
+
+static int learn(gathering *g, pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                 const pst_flywheel_tune_options *options, pst_flywheel_tune_result *r, pst_error *err) {
+  bool taught = options->tune.training.objective == PST_TUNE_SFT;
+  pst_tune_workload_options tune = options->tune;
+  pst_data_curated curated;
+  int code = curate(g, store, workload, options, taught ? PST_DATA_INPUTS : PST_DATA_PREFERENCES, &curated, err);
+  if (!code && taught)
+    code = pst_flywheel_teach(gateway, store, workload, options, g->questions, g->n, g->arena, &r->taught, err);
+  for (size_t i = 0; i < g->n && !code && taught; i++) g->list[i].wanted = g->questions[i].answer;
+  tune.preferences = g->list;
+  tune.n_preferences = g->n;
+  if (!code) code = pst_tune_workload(gateway, store, workload, &tune, &r->tuned, err);
+  if (code) return code;
+  if (taught) code = pst_flywheel_teach_done(store, workload, err);
+  if (!code && curated.hash[0])
+    code = pst_store_data_set_used(store, pst_str_from(curated.hash), PST_STR("adapter"),
+                                   pst_str_from(r->tuned.adapter.name), pst_clock_unix_ms(), err);
+  if (code) pst_free(r->tuned.plan_json);
+  return code;
+}
+
+int pst_flywheel_tune(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                      const pst_flywheel_tune_options *options, pst_flywheel_tune_result *ret_result, pst_error *err) {
+  bool examples = options->tune.training.objective == PST_TUNE_SFT;
+  pst_flywheel_tune_result r = {.taught = {.n_asked = 0}};
+  gathering g = {.info = pst_evals_workload_info(workload), .err = err};
+  int code;
+  if (options->teacher && !examples)
+    return pst_error_set(err, PST_E_BAD_INPUT, "teacher", "a teacher gives answers to learn: it goes with sft alone");
+  if (examples && !options->teacher) {
+    code = pst_tune_workload(gateway, store, workload, &options->tune, &r.tuned, err);
+  } else {
+    g.arena = pst_arena_create();
+    code = g.arena ? learn(&g, gateway, store, workload, options, &r, err) : no_memory(err);
+  }
+  if (!code) *ret_result = r;
+  pst_regex_free(g.pattern);
+  pst_arena_free(g.arena);
+  pst_free(g.list);
+  pst_free(g.questions);
+  return code;
+}

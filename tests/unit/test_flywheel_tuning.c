@@ -1,0 +1,307 @@
+/* Records become an adapter: corrections make pairs, thumbs and scores make marks, a teacher answers where the answer was not wanted; what judges plans is left out, and too
+ * little of it is said in numbers. */
+#include <penstock/data.h>
+#include <penstock/flywheel.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "support/gateway.h"
+#include "support/temp.h"
+#include "support/tiny_model.h"
+
+enum { N_RECORDS = 40 };
+
+static test_gateway shared;
+static pst_error err;
+static pst_evals_workload *workload;
+static char model_path[512];
+static char ids[N_RECORDS][80];
+static int n_ids;
+
+#define OK(call)                                                                \
+  do {                                                                          \
+    int code_ = (call);                                                         \
+    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
+  } while (0)
+
+/* Texts that share few words. */
+static void text_of(int i, const char *kind, char out[96]) {
+  snprintf(out, 96, "%s%d about %c%d and %c%d then %c%d", kind, i, 'a' + i % 26, i * 7, 'b' + i % 20, i * 11,
+           'c' + i % 15, i * 13);
+}
+
+static void make_workload(void) {
+  pst_buf rows = PST_BUF_INIT;
+  const char *path = test_temp_path(shared.home, "rows.jsonl");
+  for (int i = 0; i < 60; i++) {
+    char text[96];
+    text_of(i, "item", text);
+    pst_buf_printf(&rows, "{\"text\":\"%s\",\"answer\":\"reply number %d\"}\n", text, i);
+  }
+  test_temp_write(path, rows.data, rows.n);
+  const char *folder = test_temp_path(shared.home, "desk");
+  OK(pst_evals_import(path, folder, &(pst_evals_import_options){.name = "desk"}, NULL, &err));
+  OK(pst_evals_workload_open(folder, &workload, &err));
+  pst_buf_done(&rows);
+}
+
+static int note_id(void *user, const pst_store_request *r) {
+  (void)user;
+  snprintf(ids[n_ids++], sizeof ids[0], "%.*s", (int)r->completion_id.n, r->completion_id.data);
+  return 0;
+}
+
+/* Records of `desk`: fresh ones, the first of them an item that judges. */
+static void make_records(void) {
+  pst_buf rows = PST_BUF_INIT;
+  const pst_evals_info *info = pst_evals_workload_info(workload);
+  const char *path = test_temp_path(shared.home, "records.jsonl");
+  pst_data_imported done;
+  size_t judging = 0;
+  while (info->items[judging].part != PST_EVALS_VERIFY) judging++;
+  for (int i = 0; i < N_RECORDS; i++) {
+    char text[96];
+    text_of(i + 1000, "record", text);
+    if (i == 0) snprintf(text, sizeof text, "%.*s", (int)info->items[judging].input.n, info->items[judging].input.data);
+    pst_buf_printf(&rows, "{\"text\":\"%s\",\"answer\":\"first reply %d\"}\n", text, i);
+  }
+  test_temp_write(path, rows.data, rows.n);
+  pst_data_import_options o = {.workload = PST_STR("desk"), .consent = {.keep = PST_STORE_KEEP_CONTENT, .train = true}};
+  OK(pst_data_import(shared.store, path, &o, &done, &err));
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  f.origin = PST_STORE_ANY_ORIGIN;
+  OK(pst_store_request_each(shared.store, &f, note_id, NULL, &err));
+  assert_int_equal(n_ids, N_RECORDS);
+  pst_buf_done(&rows);
+}
+
+static int set_up(void **state) {
+  (void)state;
+  shared = test_gateway_open(NULL);
+  snprintf(model_path, sizeof model_path, "%s", test_temp_path(shared.home, "tiny.gguf"));
+  test_tiny_write(model_path, &(test_tiny){.seed = 4});
+  make_workload();
+  make_records();
+  return 0;
+}
+
+static int tear_down(void **state) {
+  (void)state;
+  pst_evals_workload_free(workload);
+  test_gateway_close(&shared);
+  return 0;
+}
+
+static void say(int record, pst_store_feedback f) {
+  f.completion_id = pst_str_from(ids[record]);
+  f.time_ms = 1000 + record;
+  OK(pst_store_feedback_put(shared.store, &f, &err));
+}
+
+static pst_flywheel_tune_options options_of(pst_tune_objective objective, const char *from) {
+  pst_flywheel_tune_options o = {.tune = {.model = model_path,
+                                          .held_out_share = 0.2,
+                                          .max_held_out = 64,
+                                          .from = from,
+                                          .training = pst_tune_options_default()},
+                                 .min_score = 0.5};
+  o.tune.training.objective = objective;
+  o.tune.training.steps = 4;
+  o.tune.training.batch_texts = 4;
+  o.tune.training.rank = 4;
+  o.tune.training.alpha = 8;
+  o.tune.training.threads = 1;
+  return o;
+}
+
+static int tune(pst_tune_objective objective, const char *from, pst_flywheel_tune_result *r) {
+  pst_flywheel_tune_options o = options_of(objective, from);
+  return pst_flywheel_tune(shared.gateway, shared.store, workload, &o, r, &err);
+}
+
+static void nothing_was_said(void **state) {
+  (void)state;
+  pst_flywheel_tune_result r;
+  assert_int_equal(tune(PST_TUNE_DPO, NULL, &r), PST_E_NO_DATA);
+  assert_non_null(strstr(err.message, "8 at least, and 0 of 40 records"));
+  assert_int_equal(tune(PST_TUNE_KTO, NULL, &r), PST_E_NO_DATA);
+  assert_non_null(strstr(err.message, "in 40 records 0 are good and 0 bad"));
+  for (int i = 20; i < 32; i++) say(i, (pst_store_feedback){.thumbs = 1});
+  assert_int_equal(tune(PST_TUNE_KTO, NULL, &r), PST_E_NO_DATA);
+  assert_non_null(strstr(err.message, "12 are good and 0 bad"));
+}
+
+typedef struct counted {
+  int pairs, wanted, unwanted, held;
+} counted;
+
+static int count(void *user, const pst_data_preference *p) {
+  counted *c = user;
+  c->pairs += p->wanted.data && p->unwanted.data;
+  c->wanted += p->wanted.data && !p->unwanted.data;
+  c->unwanted += !p->wanted.data;
+  c->held += p->held;
+  if (p->wanted.data && p->unwanted.data) {
+    assert_true(pst_str_starts(p->wanted, PST_STR("a better reply")));
+    assert_true(pst_str_starts(p->unwanted, PST_STR("first reply")));
+  }
+  assert_int_equal(pst_json_size(p->messages), 1);
+  return 0;
+}
+
+static void what_was_said_is_a_data_set(void **state) {
+  (void)state;
+  pst_data_curated done;
+  pst_buf report = PST_BUF_INIT, text = PST_BUF_INIT;
+  counted c = {0};
+  for (int i = 0; i < 16; i++) {
+    char better[40];
+    snprintf(better, sizeof better, "a better reply %d", i);
+    say(i, (pst_store_feedback){.correction = pst_str_from(better)});
+  }
+  for (int i = 32; i < 36; i++) say(i, (pst_store_feedback){.thumbs = -1});
+  say(36, (pst_store_feedback){.has_score = true, .score = 0.2});
+  say(37, (pst_store_feedback){.has_score = true, .score = 0.9});
+  pst_data_curate_options o = {
+      .workload = PST_STR("desk"), .held = 0.2, .kind = PST_DATA_PREFERENCES, .form = workload};
+  OK(pst_data_curate(shared.store, &o, &done, &report, &err));
+  assert_int_equal(done.n_by_reason[PST_DATA_CONTAMINATED], 1); /* the correction of an item that judges */
+  assert_int_equal(done.n_by_reason[PST_DATA_UNJUDGED], 6);     /* 16 to 19, 38, 39 */
+  assert_int_equal(done.n_pairs, 15);
+  assert_int_equal(done.n_liked, 13);
+  assert_int_equal(done.n_disliked, 5);
+  OK(pst_data_report_text(pst_buf_str(&report), &text, &err));
+  assert_non_null(strstr(pst_buf_text(&text), "15 beside what they correct, 13 liked, 5 disliked"));
+  OK(pst_data_set_each_preference(shared.store, pst_str_from(done.hash), count, &c, &err));
+  assert_int_equal(c.pairs, 15);
+  assert_int_equal(c.wanted, 13);
+  assert_int_equal(c.unwanted, 5);
+  assert_int_equal(c.held, done.n_held);
+  assert_true(c.held >= 4);
+  assert_int_equal(pst_data_set_each_line(shared.store, pst_str_from(done.hash), NULL, NULL, &err), PST_E_BAD_INPUT);
+  pst_buf_done(&report);
+  pst_buf_done(&text);
+}
+
+static int name_use(void *user, pst_str hash, pst_str kind, pst_str name, bool stale) {
+  (void)hash;
+  if (pst_str_is(kind, "adapter") && pst_str_is(name, user) && !stale) n_ids = -1;
+  return 0;
+}
+
+static void an_adapter_comes_of_it(void **state) {
+  (void)state;
+  pst_flywheel_tune_result r, second;
+  OK(tune(PST_TUNE_DPO, NULL, &r));
+  assert_true(r.tuned.n_texts >= 8 && r.tuned.n_texts + r.tuned.n_held_out == 15);
+  assert_int_equal(r.tuned.report.n_steps, 4);
+  assert_true(r.tuned.report.accuracy >= 0 && r.tuned.report.accuracy <= 1);
+  n_ids = 0;
+  OK(pst_store_data_set_uses(shared.store, (pst_str){NULL, 0}, name_use, r.tuned.adapter.name, &err));
+  assert_int_equal(n_ids, -1); /* deleting a record reaches it */
+  OK(tune(PST_TUNE_KTO, r.tuned.adapter.name, &second));
+  assert_int_equal(second.tuned.n_texts + second.tuned.n_held_out, 2 * 15 + 13 + 5);
+  assert_string_not_equal(r.tuned.adapter.file, second.tuned.adapter.file);
+  assert_int_equal(second.tuned.adapter.rank, 4);
+  assert_int_equal(tune(PST_TUNE_DPO, "nobody", &second), PST_E_NOT_FOUND);
+  pst_free(r.tuned.plan_json);
+  pst_free(second.tuned.plan_json);
+}
+
+typedef struct books {
+  int64_t n_runs, n_calls;
+} books;
+
+static int read_books(void *user, const pst_store_run *run) {
+  books *b = user;
+  b->n_runs++;
+  b->n_calls += run->n_rows;
+  return 0;
+}
+
+static books books_of_teachers(void) {
+  books b = {0, 0};
+  OK(pst_store_run_each(shared.store, PST_STR("teacher"), PST_STR("desk"), 0, read_books, &b, &err));
+  return b;
+}
+
+static int count_record(void *user, const pst_store_record_counts *c) {
+  *(int64_t *)user += c->n_records;
+  return 0;
+}
+
+static atomic_int n_polls;
+static bool after_the_first_step(void *user) {
+  (void)user;
+  return atomic_fetch_add(&n_polls, 1) > 5;
+}
+
+/* Five answers were not wanted. What the teacher says in their place is booked, is no record, and is paid for once when training is interrupted. */
+static void a_teacher_answers(void **state) {
+  (void)state;
+  char target[600];
+  pst_flywheel_tune_result r, again;
+  pst_flywheel_tune_options o = options_of(PST_TUNE_SFT, NULL);
+  int64_t n_records = 0;
+  snprintf(target, sizeof target, "model:%s", model_path);
+  o.teacher = target;
+  o.tune.training.cancelled = after_the_first_step;
+  assert_int_equal(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &r, &err), PST_E_CANCELLED);
+  assert_non_null(strstr(err.message, "after 1 of 4 steps"));
+  assert_int_equal(books_of_teachers().n_calls, 5);
+  o.tune.training.cancelled = NULL;
+  OK(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &r, &err));
+  assert_int_equal(r.taught.n_asked, 5);
+  assert_int_equal(r.taught.n_kept, 5);
+  assert_int_equal(r.taught.n_failed, 0);
+  assert_true(r.taught.n_usable > 0);
+  assert_int_equal(books_of_teachers().n_calls, 5);
+  assert_int_equal(books_of_teachers().n_runs, 2);
+  OK(pst_store_records_count(shared.store, count_record, &n_records, &err));
+  assert_int_equal(n_records, N_RECORDS);
+  o.teacher = NULL;
+  OK(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &again, &err));
+  assert_int_equal(r.tuned.n_texts, again.tuned.n_texts + (size_t)r.taught.n_usable);
+  pst_free(again.tuned.plan_json);
+  o.teacher = target; /* training was over: the texts are forgotten */
+  OK(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &again, &err));
+  assert_int_equal(again.taught.n_kept, 0);
+  assert_string_equal(again.tuned.adapter.file, r.tuned.adapter.file);
+  o.tune.training.objective = PST_TUNE_DPO;
+  assert_int_equal(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &again, &err), PST_E_BAD_INPUT);
+  o.tune.training.objective = PST_TUNE_SFT;
+  o.teacher = "somebody/large";
+  assert_int_not_equal(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &again, &err), 0);
+  assert_non_null(strstr(err.message, "no provider"));
+  pst_free(r.tuned.plan_json);
+  pst_free(again.tuned.plan_json);
+}
+
+/* A teacher that thinks as the model does: its thoughts change the loss, and so the adapter. */
+static void a_teacher_thinks(void **state) {
+  (void)state;
+  pst_flywheel_tune_result r, plain;
+  pst_flywheel_tune_options o = options_of(PST_TUNE_SFT, NULL);
+  OK(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &plain, &err));
+  o.tune.teacher = model_path;
+  OK(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &r, &err));
+  assert_string_not_equal(r.tuned.adapter.file, plain.tuned.adapter.file);
+  assert_string_not_equal(r.tuned.adapter.name, plain.tuned.adapter.name);
+  assert_true(r.tuned.report.loss < plain.tuned.report.loss); /* half of it is the divergence from itself */
+  pst_free(r.tuned.plan_json);
+  pst_free(plain.tuned.plan_json);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(nothing_was_said), cmocka_unit_test(what_was_said_is_a_data_set),
+                                     cmocka_unit_test(an_adapter_comes_of_it), cmocka_unit_test(a_teacher_answers),
+                                     cmocka_unit_test(a_teacher_thinks)};
+  return cmocka_run_group_tests(tests, set_up, tear_down);
+}
