@@ -232,6 +232,8 @@ void pst_engine_tokens_done(pst_engine_tokens *t);
 /* Text to tokens, appended. `special`: the text is trusted, control tokens in it are recognised. `add_bos`: the model's own BOS rule applies. */
 int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool special, bool add_bos,
                         pst_engine_tokens *tokens, pst_error *err);
+/* The first token of both vocabularies that is another text in b than in a; -1: none, though one may have more of them. */
+int32_t pst_engine_vocabulary_differs(const pst_engine_model *a, const pst_engine_model *b);
 /* Whether an answer ends with this token: the model's end tokens, by its file and by name. */
 bool pst_engine_token_ends(const pst_engine_model *model, int32_t token);
 /* Tokens to bytes, appended; control tokens are left out unless `special`. */

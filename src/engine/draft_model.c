@@ -34,24 +34,15 @@ struct pst_engine_draft_model {
 
 /* ---- opening ---- */
 
-static int check_vocabulary(const pst_engine_model *target, const pst_engine_model *draft, int n, pst_error *err) {
-  for (int32_t id = 0; id < n; id++) {
-    pst_str a = pst_engine_tokenizer_bytes(target->tokenizer, id), b = pst_engine_tokenizer_bytes(draft->tokenizer, id);
-    if (!pst_str_equal(a, b))
-      return pst_error_set(err, PST_E_BAD_INPUT, "draft",
-                           "the draft model has another vocabulary: token %d is '%.*s' and not '%.*s'", (int)id,
-                           (int)PST_MIN(b.n, (size_t)32), b.data ? b.data : "", (int)PST_MIN(a.n, (size_t)32),
-                           a.data ? a.data : "");
-  }
-  return 0;
-}
-
-static int check_model(const pst_engine_model *target, const pst_engine_model *draft, int n_common, pst_error *err) {
+static int check_model(const pst_engine_model *target, const pst_engine_model *draft, pst_error *err) {
   if (draft->info.n_dims || target->info.state_bytes || draft->info.state_bytes)
     return pst_error_set(err, PST_E_UNSUPPORTED, "draft", "%s",
                          draft->info.n_dims ? "the draft model is an encoder: it writes no text"
                                             : "a recurrent model takes no drafts and makes none");
-  return check_vocabulary(target, draft, n_common, err);
+  int32_t id = pst_engine_vocabulary_differs(target, draft);
+  return id < 0 ? 0
+                : pst_error_set(err, PST_E_BAD_INPUT, "draft",
+                                "the draft model has another vocabulary: token %d is another text there", (int)id);
 }
 
 static int context_of(const pst_engine_options *o) { return PST_MIN(o->n_ctx, o->draft->info.n_ctx_train); }
@@ -82,7 +73,7 @@ static int take_memory(pst_engine_draft_model *d, const pst_engine_options *o, i
 int pst_engine_draft_model_create(const pst_engine_model *target, const pst_engine_options *o, int n_pages,
                                   pst_engine_draft_model **ret_draft, pst_error *err) {
   int n_common = PST_MIN(target->info.n_vocab, o->draft->info.n_vocab);
-  int code = check_model(target, o->draft, n_common, err);
+  int code = check_model(target, o->draft, err);
   if (code) return code;
   pst_engine_draft_model *d = pst_calloc(1, sizeof *d);
   if (!d) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");

@@ -9,6 +9,14 @@ int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool specia
   return pst_engine_tokenizer_encode(model->tokenizer, text, flags, tokens, err);
 }
 
+int32_t pst_engine_vocabulary_differs(const pst_engine_model *a, const pst_engine_model *b) {
+  int n = PST_MIN(a->info.n_vocab, b->info.n_vocab);
+  for (int32_t id = 0; id < n; id++)
+    if (!pst_str_equal(pst_engine_tokenizer_bytes(a->tokenizer, id), pst_engine_tokenizer_bytes(b->tokenizer, id)))
+      return id;
+  return -1;
+}
+
 bool pst_engine_token_ends(const pst_engine_model *model, int32_t token) {
   return pst_engine_tokenizer_attributes(model->tokenizer, token) & PST_ENGINE_TOKEN_END;
 }

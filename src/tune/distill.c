@@ -30,27 +30,16 @@ static void told(void *user, size_t text, size_t position, const pst_engine_even
 
 static int check_vocabulary(const pst_engine_model *teacher, const pst_engine_model *model, pst_error *err) {
   int n = pst_engine_model_get_info(model)->n_vocab, other = pst_engine_model_get_info(teacher)->n_vocab;
-  pst_buf a = PST_BUF_INIT, b = PST_BUF_INIT;
-  int code = n == other ? 0
-                        : pst_error_set(err, PST_E_BAD_INPUT, "teacher",
-                                        "the teacher has %d tokens and the model %d: what it thinks of tokens says "
-                                        "nothing of others; take its answers instead",
-                                        other, n);
-  for (int32_t t = 0; t < n && !code; t++) {
-    pst_buf_clear(&a);
-    pst_buf_clear(&b);
-    code = pst_engine_detokenize(model, &t, 1, true, &a);
-    if (!code) code = pst_engine_detokenize(teacher, &t, 1, true, &b);
-    if (code)
-      code = pst_error_set(err, code, NULL, "no memory for the vocabulary");
-    else if (!pst_str_equal(pst_buf_str(&a), pst_buf_str(&b)))
-      code = pst_error_set(err, PST_E_BAD_INPUT, "teacher",
-                           "token %ld is another one for the teacher than for the model: take its answers instead",
-                           (long)t);
-  }
-  pst_buf_done(&a);
-  pst_buf_done(&b);
-  return code;
+  if (n != other)
+    return pst_error_set(err, PST_E_BAD_INPUT, "teacher",
+                         "the teacher has %d tokens and the model %d: what it thinks of tokens says nothing of others; "
+                         "take its answers instead",
+                         other, n);
+  int32_t id = pst_engine_vocabulary_differs(model, teacher);
+  return id < 0 ? 0
+                : pst_error_set(err, PST_E_BAD_INPUT, "teacher",
+                                "token %d is another one for the teacher than for the model: take its answers instead",
+                                (int)id);
 }
 
 int pst_tune_distill(pst_engine *teacher, const pst_engine_model *model, pst_tune_text *texts, size_t n,
