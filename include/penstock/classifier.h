@@ -1,8 +1,9 @@
 /* Penstock classifier: answers a choice task without a generator.
  *
- * A linear model over hashed word and character n-grams (sublinear tf-idf), fitted by multinomial logistic regression with L-BFGS. Its probabilities are
- * calibrated on held-out folds of the records it is made of, so that a caller may trust an answer by its margin and ask something dearer below a threshold.
- * The artefact is one block of bytes; the same records give the same bytes, on any number of threads.
+ * A linear model over hashed word and character n-grams (sublinear tf-idf), fitted by multinomial logistic regression with L-BFGS, and, where the caller has an
+ * encoder's vectors of the texts, over those too. Its probabilities are calibrated on held-out folds of the records it is made of, so that a caller may trust an
+ * answer by its margin and ask something dearer below a threshold. The artefact is one block of bytes; the same records give the same bytes, on any number of
+ * threads. Vectors are the caller's business: this folder knows no models.
  *
  * Threads: an open classifier is immutable; training uses threads of its own and blocks its caller. */
 #ifndef PENSTOCK_CLASSIFIER_H
@@ -21,11 +22,14 @@ extern "C" {
 
 typedef struct pst_classifier_record {
   pst_str text, label;
-  uint32_t group; /* records of one group (near-duplicates) are never parted between folds */
+  uint32_t group;      /* records of one group (near-duplicates) are never parted between folds */
+  const float *vector; /* [options.n_dims]: the encoder's, of length 1; NULL where the options name none */
 } pst_classifier_record;
 
 typedef struct pst_classifier_options {
   int threads;                   /* 0: pst_cpu_count(); changes nothing but the time */
+  const char *encoder;           /* SHA-256 of the model file that made the records' vectors; NULL: n-grams alone */
+  int n_dims;                    /* of the vectors; 0 without an encoder */
   bool (*cancelled)(void *user); /* asked between fits; NULL: never */
   void *user;
 } pst_classifier_options;
@@ -47,6 +51,11 @@ typedef struct pst_classifier_opinion {
 int pst_classifier_cross_check(const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
                                pst_classifier_opinion *ret_opinions, pst_error *err);
 
+/* Of a text longer than this the beginning counts. */
+enum { PST_CLASSIFIER_TEXT_BYTES = 32768 };
+/* The part of a text that is read, not ended within a character. */
+pst_str pst_classifier_beginning(pst_str text);
+
 /* ---- an open classifier (classifier/artefact.c) ----------------------------------------------------------------- */
 
 enum { PST_CLASSIFIER_CURVE_POINTS = 20 };
@@ -60,6 +69,8 @@ typedef struct pst_classifier_point {
 
 typedef struct pst_classifier_info {
   const pst_str *labels; /* [n_labels], ascending bytewise */
+  const char *encoder;   /* SHA-256 of the file of the encoder whose vectors it wants; NULL: none */
+  int n_dims;            /* of them; 0 without */
   size_t n_labels, n_features, n_records;
   double temperature; /* logits are divided by it */
   double penalty;     /* lambda of lambda / 2 |W|^2, beside the mean loss */
@@ -83,10 +94,10 @@ typedef struct pst_classifier_answer {
   double margin;      /* log-probability of the label less that of the second best, nats, at least 0 */
 } pst_classifier_answer;
 
-/* Any thread. A text without any known n-gram (an empty one) is answered by the bias alone; of a text longer than 32 KiB the beginning counts.
- * ret_probabilities: [n_labels], or NULL. Only error: PST_E_NOMEM. */
-int pst_classifier_classify(const pst_classifier *classifier, pst_str text, pst_classifier_answer *ret_answer,
-                            double *ret_probabilities, pst_error *err);
+/* Any thread. A text without any known n-gram (an empty one) is answered by the bias and the vector alone.
+ * vector: [info.n_dims], the text's; not read where that is 0. ret_probabilities: [n_labels], or NULL. Only error: PST_E_NOMEM. */
+int pst_classifier_classify(const pst_classifier *classifier, pst_str text, const float *vector,
+                            pst_classifier_answer *ret_answer, double *ret_probabilities, pst_error *err);
 
 #ifdef __cplusplus
 }

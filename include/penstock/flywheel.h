@@ -37,6 +37,8 @@ typedef struct pst_flywheel_turn_options {
   const char *model;                 /* to tune, as it is called here; NULL: the first of `models` */
   const pst_optimizer_model *models; /* that plans may use */
   size_t n_models;
+  const pst_optimizer_model *encoders; /* that classifiers of plans may use */
+  size_t n_encoders;
   double tune_s, plan_s; /* time for the adapter and for the plan; 0: 1,200 and 360 */
   uint64_t seed;
   size_t max_items; /* most items of the parts search and verify; 0: all */

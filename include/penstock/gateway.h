@@ -60,7 +60,7 @@ typedef struct pst_gateway_engine_spec {
 
 typedef struct pst_gateway_node {
   pst_gateway_op op;
-  int engine;              /* LOCAL: index into the plan's engines */
+  int engine;              /* index into the plan's engines. LOCAL: the model's. CLASSIFIER: its encoder's; -1: none */
   const char *provider;    /* REMOTE: name of a provider in the settings */
   const char *model;       /* REMOTE: the provider's model name */
   const char *prompt_name; /* LOCAL, REMOTE: as in the workload */
@@ -117,11 +117,14 @@ int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *exam
 
 /* ---- classifiers (gateway/classifier.c) ------------------------------------------------------------------------- */
 
-/* Trains a classifier on labelled records and keeps its artefact in the store, by content hash. The same records are trained on once, by one process: what
- * came of them is noted in HOME/classifiers. ret_ms: how long training took, now or then; NULL: not wanted. Errors: those of pst_classifier_train, and of the store. Blocks. */
-int pst_gateway_classifier_build(pst_store *store, const pst_classifier_record *records, size_t n,
-                                 const pst_classifier_options *options, char ret_hash[65], int64_t *ret_ms,
-                                 pst_error *err);
+/* Trains a classifier on labelled records and keeps its artefact in the store, by content hash. encoder: NULL for one over n-grams alone; else an engine whose vectors
+ * of the texts it reads too, as shipped and with the hash of its file (the gateway makes them: vectors in the records, and an encoder in the options, are not
+ * looked at). The same records are trained on once, by one process: what came of them is noted in HOME/classifiers. ret_ms: how long training took, vectors included,
+ * now or then; NULL: not wanted. Errors: those of pst_classifier_train, of the store, and of opening the encoder; PST_E_UNSUPPORTED: it is none. Blocks. */
+typedef struct pst_gateway pst_gateway;
+int pst_gateway_classifier_build(pst_gateway *gateway, const pst_gateway_engine_spec *encoder,
+                                 const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
+                                 char ret_hash[65], int64_t *ret_ms, pst_error *err);
 /* Opens a kept artefact; pst_classifier_free. PST_E_NOT_FOUND, PST_E_CORRUPT. */
 int pst_gateway_classifier_open(pst_store *store, pst_str hash, pst_classifier **ret_classifier, pst_error *err);
 
@@ -150,7 +153,6 @@ int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_has
 
 /* A file of past answers in the tokens of an engine that is acquired, as a node of that layout drafts from them. Errors: PST_E_NOT_FOUND, PST_E_CORRUPT, PST_E_NOMEM ...
  * One reference for the caller; *ret_corpus NULL where the file was withdrawn. */
-typedef struct pst_gateway pst_gateway;
 int pst_gateway_answers_corpus(pst_gateway *gateway, const pst_engine *engine, const char *hash,
                                pst_gateway_layout layout, pst_engine_corpus **ret_corpus, pst_error *err);
 

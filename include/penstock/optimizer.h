@@ -27,6 +27,9 @@ typedef struct pst_optimizer_model {
 typedef struct pst_optimizer_options {
   const pst_optimizer_model *models; /* local candidates; the first is the reference's where no plan is in force */
   size_t n_models;
+  const pst_optimizer_model
+      *encoders; /* models that make vectors: a classifier may read those of the input; with sha256 */
+  size_t n_encoders;
   uint64_t seed;
   double budget_s;  /* wall time for all of it; 0: 360 */
   size_t max_items; /* most items of the parts search and verify to be used; 0: all */

@@ -7,14 +7,18 @@
 
 #include "classifier/calibrate.h"
 
-enum { FORMAT = 1, MOST_LABELS = 10000, MOST_FEATURES = 1 << 22 };
+enum { FORMAT = 2, WITHOUT_VECTORS = 1, MOST_LABELS = 10000, MOST_FEATURES = 1 << 22, MOST_DIMS = 1 << 16 };
 
 /* ---- writing ---- */
 
 static void write_header(const pst_classifier_info *info, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_member_int(&w, "penstock_classifier", FORMAT);
+  pst_json_member_int(&w, "penstock_classifier", info->n_dims ? FORMAT : WITHOUT_VECTORS);
+  if (info->n_dims) {
+    pst_json_member_cstr(&w, "encoder", info->encoder);
+    pst_json_member_int(&w, "n_dims", info->n_dims);
+  }
   pst_json_member_int(&w, "n_features", (int64_t)info->n_features);
   pst_json_member_int(&w, "n_records", (int64_t)info->n_records);
   pst_json_member_double(&w, "temperature", info->temperature);
@@ -62,9 +66,10 @@ int pst_classifier_artefact_write(const pst_classifier_info *info, const pst_cla
       pst_buf_putc(out, (char)(int8_t)fmin(fmax(q, -127), 127));
     }
   }
-  for (size_t k = 0; k < n; k++) {
-    float bias = (float)weights[d->n * n + k];
-    pst_buf_append(out, &bias, sizeof bias);
+  size_t n_dense = ((size_t)info->n_dims + 1) * n; /* the bias is its last row */
+  for (size_t i = 0; i < n_dense; i++) {
+    float weight = (float)weights[d->n * n + i];
+    pst_buf_append(out, &weight, sizeof weight);
   }
   return pst_buf_status(out);
 }
@@ -116,6 +121,18 @@ static bool read_curve(const pst_json *v, pst_classifier_point *curve) {
   return true;
 }
 
+/* The encoder, where the format has one. */
+static int read_encoder(reader *r, const pst_json *v, int64_t format) {
+  pst_classifier_info *info = &r->c->info;
+  pst_str hash = pst_json_str(pst_json_get(v, "encoder"));
+  int64_t n_dims = pst_json_int(pst_json_get(v, "n_dims"), -1);
+  if (format == WITHOUT_VECTORS) return 0;
+  if (hash.n != 64 || n_dims < 1 || n_dims > MOST_DIMS) return corrupt(r, "names no valid encoder");
+  info->n_dims = (int)n_dims;
+  info->encoder = pst_arena_strndup(r->c->arena, hash.data, hash.n);
+  return info->encoder ? 0 : no_memory(r);
+}
+
 static int read_header(reader *r, const pst_json *v) {
   pst_classifier_info *info = &r->c->info;
   int64_t format = pst_json_int(pst_json_get(v, "penstock_classifier"), -1);
@@ -128,14 +145,15 @@ static int read_header(reader *r, const pst_json *v) {
   info->accuracy = pst_json_double(pst_json_get(v, "accuracy"), NAN);
   info->log_loss = pst_json_double(pst_json_get(v, "log_loss"), NAN);
   info->calibration_error = pst_json_double(pst_json_get(v, "calibration_error"), NAN);
-  bool valid = format == FORMAT && n >= 0 && n <= MOST_FEATURES && records > 0 && isfinite(info->temperature) &&
-               info->temperature > 0 && isfinite(info->penalty) && isfinite(info->accuracy) &&
-               isfinite(info->log_loss) && isfinite(info->calibration_error) &&
+  bool valid = format >= WITHOUT_VECTORS && n >= 0 && n <= MOST_FEATURES && records > 0 &&
+               isfinite(info->temperature) && info->temperature > 0 && isfinite(info->penalty) &&
+               isfinite(info->accuracy) && isfinite(info->log_loss) && isfinite(info->calibration_error) &&
                read_curve(pst_json_get(v, "curve"), info->curve);
   if (!valid) return corrupt(r, "has no valid header");
   info->n_features = (size_t)n;
   info->n_records = (size_t)records;
-  return read_labels(r, pst_json_get(v, "labels"));
+  int code = read_encoder(r, v, format);
+  return code ? code : read_labels(r, pst_json_get(v, "labels"));
 }
 
 static void *take(const char **at, size_t bytes) {
@@ -153,8 +171,8 @@ static bool all_finite(const float *x, size_t n) {
 
 static int read_arrays(reader *r, pst_str body) {
   pst_classifier *c = r->c;
-  size_t n = c->info.n_features, n_labels = c->info.n_labels;
-  size_t want = n * (sizeof(uint64_t) + 2 * sizeof(float) + n_labels) + n_labels * sizeof(float);
+  size_t n = c->info.n_features, n_labels = c->info.n_labels, n_dense = (size_t)c->info.n_dims * n_labels;
+  size_t want = n * (sizeof(uint64_t) + 2 * sizeof(float) + n_labels) + (n_dense + n_labels) * sizeof(float);
   const char *at = body.data;
   if (body.n != want) return corrupt(r, "is not as long as its header says");
   c->dictionary.n = n;
@@ -162,13 +180,16 @@ static int read_arrays(reader *r, pst_str body) {
   c->dictionary.idf = take(&at, n * sizeof(float));
   c->scales = take(&at, n * sizeof(float));
   c->weights = take(&at, n * n_labels);
+  c->dense = take(&at, n_dense * sizeof(float));
   c->bias = take(&at, n_labels * sizeof(float));
-  if (!c->dictionary.hashes || !c->dictionary.idf || !c->scales || !c->weights || !c->bias) return no_memory(r);
+  bool all = c->dictionary.hashes && c->dictionary.idf && c->scales && c->weights && c->dense && c->bias;
+  if (!all) return no_memory(r);
   for (size_t i = 1; i < n; i++)
     if (c->dictionary.hashes[i] <= c->dictionary.hashes[i - 1]) return corrupt(r, "has grams out of order");
   for (size_t i = 0; i < n; i++)
     if (!(c->dictionary.idf[i] > 0)) return corrupt(r, "holds numbers that are none");
-  if (!all_finite(c->dictionary.idf, n) || !all_finite(c->scales, n) || !all_finite(c->bias, n_labels))
+  if (!all_finite(c->dictionary.idf, n) || !all_finite(c->scales, n) || !all_finite(c->dense, n_dense) ||
+      !all_finite(c->bias, n_labels))
     return corrupt(r, "holds numbers that are none");
   return pst_classifier_dictionary_index(&c->dictionary) ? no_memory(r) : 0;
 }
@@ -199,6 +220,7 @@ void pst_classifier_free(pst_classifier *c) {
   pst_classifier_dictionary_done(&c->dictionary);
   pst_free(c->scales);
   pst_free(c->weights);
+  pst_free(c->dense);
   pst_free(c->bias);
   pst_arena_free(c->arena);
   pst_free(c);
@@ -208,28 +230,40 @@ const pst_classifier_info *pst_classifier_get_info(const pst_classifier *c) { re
 
 /* ---- answering ---- */
 
-int pst_classifier_classify(const pst_classifier *c, pst_str text, pst_classifier_answer *ret,
-                            double *ret_probabilities, pst_error *err) {
+/* Adds what the grams of a text say to its scores. PST_E_NOMEM. */
+static int add_grams(const pst_classifier *c, pst_str text, double *scores) {
   size_t n_labels = c->info.n_labels;
   pst_classifier_grams g = {NULL, 0, 0};
-  double *scores = pst_calloc(n_labels, sizeof *scores);
-  int code = scores ? pst_classifier_grams_of(text, &g) : PST_E_NOMEM;
-  if (code) {
-    pst_error_set(err, code, NULL, "no memory to classify a text");
-    goto done;
-  }
-  size_t n = pst_classifier_dictionary_weigh(&c->dictionary, g.grams, g.n);
-  for (size_t k = 0; k < n_labels; k++) scores[k] = (double)c->bias[k];
+  int code = pst_classifier_grams_of(text, &g);
+  size_t n = code ? 0 : pst_classifier_dictionary_weigh(&c->dictionary, g.grams, g.n);
   for (size_t i = 0; i < n; i++) {
     const int8_t *row = c->weights + g.grams[i].hash * n_labels;
     double value = g.grams[i].weight * (double)c->scales[g.grams[i].hash];
     for (size_t k = 0; k < n_labels; k++) scores[k] += value * row[k];
+  }
+  pst_free(g.grams);
+  return code;
+}
+
+int pst_classifier_classify(const pst_classifier *c, pst_str text, const float *vector, pst_classifier_answer *ret,
+                            double *ret_probabilities, pst_error *err) {
+  size_t n_labels = c->info.n_labels, n_dims = (size_t)c->info.n_dims;
+  double *scores = pst_calloc(n_labels, sizeof *scores);
+  int code = scores ? 0 : PST_E_NOMEM;
+  for (size_t k = 0; k < n_labels && !code; k++) scores[k] = (double)c->bias[k];
+  if (!code) code = add_grams(c, text, scores);
+  if (code) {
+    pst_error_set(err, code, NULL, "no memory to classify a text");
+    goto done;
+  }
+  for (size_t d = 0; d < n_dims; d++) {
+    const float *row = c->dense + d * n_labels;
+    for (size_t k = 0; k < n_labels; k++) scores[k] += (double)vector[d] * (double)row[k];
   }
   *ret = pst_classifier_best(scores, n_labels, c->info.temperature);
   for (size_t k = 0; k < n_labels && ret_probabilities; k++)
     ret_probabilities[k] = ret->probability * exp((scores[k] - scores[ret->label]) / c->info.temperature);
 done:
   pst_free(scores);
-  pst_free(g.grams);
   return code;
 }

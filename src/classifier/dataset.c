@@ -7,6 +7,7 @@
 #include <string.h>
 
 enum { FEW_TEXTS = 100 };
+#define VECTOR_LENGTH 4.0 /* of an encoder's vectors, where the block of words has 1 */
 
 /* ---- texts ---- */
 
@@ -118,10 +119,43 @@ size_t pst_classifier_dictionary_weigh(const pst_classifier_dictionary *d, pst_c
   return n_known;
 }
 
+/* ---- vectors ---- */
+
+int pst_classifier_vectors_init(pst_classifier_vectors *v, const pst_classifier_record *records, size_t n,
+                                size_t n_dims) {
+  if (!n_dims) return 0;
+  v->n_dims = n_dims;
+  v->values = pst_calloc(n * n_dims, sizeof *v->values);
+  v->mean = pst_calloc(n_dims, sizeof *v->mean);
+  if (!v->values || !v->mean) return PST_E_NOMEM;
+  for (size_t i = 0; i < n; i++)
+    for (size_t d = 0; d < n_dims; d++) v->mean[d] += (double)records[i].vector[d] / (double)n;
+  for (size_t i = 0; i < n; i++)
+    for (size_t d = 0; d < n_dims; d++)
+      v->values[i * n_dims + d] = (float)(VECTOR_LENGTH * ((double)records[i].vector[d] - v->mean[d]));
+  return 0;
+}
+
+void pst_classifier_vectors_done(pst_classifier_vectors *v) {
+  pst_free(v->values);
+  pst_free(v->mean);
+  memset(v, 0, sizeof *v);
+}
+
+void pst_classifier_vectors_unscale(const pst_classifier_vectors *v, size_t n_grams, size_t n_labels, double *weights) {
+  double *dense = weights + n_grams * n_labels, *bias = dense + v->n_dims * n_labels;
+  for (size_t d = 0; d < v->n_dims; d++)
+    for (size_t k = 0; k < n_labels; k++) {
+      double *weight = &dense[d * n_labels + k];
+      *weight *= VECTOR_LENGTH;
+      bias[k] -= *weight * v->mean[d];
+    }
+}
+
 /* ---- matrix ---- */
 
 static int fill_rows(pst_classifier_matrix *m, const pst_classifier_dictionary *d, const pst_classifier_texts *t,
-                     const size_t *rows) {
+                     const pst_classifier_vectors *v, const size_t *rows) {
   pst_classifier_grams own = {NULL, 0, 0};
   int code = 0;
   for (size_t i = 0; i < m->n_rows && !code; i++) {
@@ -134,7 +168,12 @@ static int fill_rows(pst_classifier_matrix *m, const pst_classifier_dictionary *
       m->columns[at + k] = (uint32_t)own.grams[k].hash;
       m->by_row[at + k] = own.grams[k].weight;
     }
-    m->row_starts[i + 1] = at + n_known;
+    at += n_known;
+    for (size_t k = 0; k < v->n_dims; k++, at++) {
+      m->columns[at] = (uint32_t)(d->n + k);
+      m->by_row[at] = (double)v->values[rows[i] * v->n_dims + k];
+    }
+    m->row_starts[i + 1] = at;
   }
   m->n_values = m->row_starts[m->n_rows];
   pst_free(own.grams);
@@ -157,20 +196,21 @@ static void fill_columns(pst_classifier_matrix *m) {
 }
 
 int pst_classifier_matrix_init(pst_classifier_matrix *m, const pst_classifier_dictionary *d,
-                               const pst_classifier_texts *t, const size_t *rows, size_t n_rows) {
+                               const pst_classifier_texts *t, const pst_classifier_vectors *v, const size_t *rows,
+                               size_t n_rows) {
   memset(m, 0, sizeof *m);
   size_t most = 1;
-  for (size_t i = 0; i < n_rows; i++) most += t->starts[rows[i] + 1] - t->starts[rows[i]];
+  for (size_t i = 0; i < n_rows; i++) most += t->starts[rows[i] + 1] - t->starts[rows[i]] + v->n_dims;
   m->n_rows = n_rows;
-  m->n_columns = d->n;
+  m->n_columns = d->n + v->n_dims;
   m->row_starts = pst_calloc(n_rows + 1, sizeof *m->row_starts);
-  m->column_starts = pst_calloc(d->n + 1, sizeof *m->column_starts);
+  m->column_starts = pst_calloc(m->n_columns + 1, sizeof *m->column_starts);
   m->columns = pst_calloc(most, sizeof *m->columns);
   m->rows = pst_calloc(most, sizeof *m->rows);
   m->by_row = pst_calloc(most, sizeof *m->by_row);
   m->by_column = pst_calloc(most, sizeof *m->by_column);
   bool made = m->row_starts && m->column_starts && m->columns && m->rows && m->by_row && m->by_column;
-  int code = made ? fill_rows(m, d, t, rows) : PST_E_NOMEM;
+  int code = made ? fill_rows(m, d, t, v, rows) : PST_E_NOMEM;
   if (!code) fill_columns(m);
   if (code) pst_classifier_matrix_done(m);
   return code;

@@ -35,6 +35,19 @@ size_t pst_classifier_dictionary_find(const pst_classifier_dictionary *d, uint64
  * Returns how many. */
 size_t pst_classifier_dictionary_weigh(const pst_classifier_dictionary *d, pst_classifier_gram *grams, size_t n);
 
+/* An encoder's vectors beside the grams: a column for each of their elements, behind those of the dictionary. */
+typedef struct pst_classifier_vectors {
+  float *values; /* [n x n_dims], of text i from values + i * n_dims; NULL without an encoder */
+  size_t n_dims; /* 0 without */
+  double *mean;  /* [n_dims]: what was taken off before they were brought to length */
+} pst_classifier_vectors;
+/* The records' vectors, their mean taken off, times a fixed length. Zeroed storage. PST_E_NOMEM. */
+int pst_classifier_vectors_init(pst_classifier_vectors *v, const pst_classifier_record *records, size_t n,
+                                size_t n_dims);
+void pst_classifier_vectors_done(pst_classifier_vectors *v);
+/* From weights over a matrix to weights over vectors as an encoder makes them, in place: [(n_grams + n_dims + 1) x n_labels], the bias last. */
+void pst_classifier_vectors_unscale(const pst_classifier_vectors *v, size_t n_grams, size_t n_labels, double *weights);
+
 /* n_rows x n_columns, by rows and by columns: sums over either go in ascending order. */
 typedef struct pst_classifier_matrix {
   size_t n_rows, n_columns, n_values;
@@ -42,9 +55,10 @@ typedef struct pst_classifier_matrix {
   uint32_t *columns, *rows;           /* [n_values] each */
   double *by_row, *by_column;         /* [n_values] each */
 } pst_classifier_matrix;
-/* The texts rows[0 .. n_rows) over a dictionary. Zeroed storage. PST_E_NOMEM. */
+/* The texts rows[0 .. n_rows) over a dictionary, and their vectors. Zeroed storage. PST_E_NOMEM. */
 int pst_classifier_matrix_init(pst_classifier_matrix *m, const pst_classifier_dictionary *d,
-                               const pst_classifier_texts *texts, const size_t *rows, size_t n_rows);
+                               const pst_classifier_texts *texts, const pst_classifier_vectors *vectors,
+                               const size_t *rows, size_t n_rows);
 void pst_classifier_matrix_done(pst_classifier_matrix *m);
 
 #endif

@@ -10,15 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TEXT_BYTES_MAX = 32768, SHORTEST = 2, LONGEST = 4 };
+enum { SHORTEST = 2, LONGEST = 4 };
 #define CHARACTER_LENGTH 1.5 /* of the block of character grams, where that of words is 1 */
 enum { SEED_WORD = 1, SEED_PAIR = 2, SEED_CHARACTERS = 3 };
 
 /* ---- folding ---- */
 
-static pst_str cut(pst_str text) {
-  if (text.n <= TEXT_BYTES_MAX) return text;
-  text.n = TEXT_BYTES_MAX;
+pst_str pst_classifier_beginning(pst_str text) {
+  if (text.n <= PST_CLASSIFIER_TEXT_BYTES) return text;
+  text.n = PST_CLASSIFIER_TEXT_BYTES;
   text.n -= pst_utf8_incomplete_tail(text);
   return text;
 }
@@ -43,7 +43,7 @@ static int normal_form(pst_str text, pst_buf *out) {
 static int fold(pst_str text, pst_buf *out) {
   pst_buf normal = PST_BUF_INIT;
   int code = 0;
-  text = cut(text);
+  text = pst_classifier_beginning(text);
   if (!is_ascii(text)) {
     code = normal_form(text, &normal);
     text = pst_buf_str(&normal);

@@ -1,6 +1,7 @@
 /* Training: records to an artefact. Each label's records are cut into folds by group; for every fold a model that has not seen it scores it, at each strength of
  * the penalty, the weaker ones starting from where the stronger ended. The strength with the lowest log loss at its own temperature is taken, and the last
- * model is fitted on all records with it. So the temperature, the accuracy and the thresholds in the artefact are of records that the scoring model had not seen. */
+ * model is fitted on all records with it. So the temperature, the accuracy and the thresholds in the artefact are of records that the scoring model had not seen.
+ * An encoder's vectors are columns of the same model, as the grams are. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,7 @@ typedef struct training {
   uint32_t *classes; /* [n] */
   uint32_t *folds;   /* [n] */
   pst_classifier_texts texts;
+  pst_classifier_vectors vectors;
   size_t *rows;               /* [n]: those of the fit under way */
   uint32_t *row_classes;      /* [n] */
   float *scores[N_STRENGTHS]; /* [n x n_labels]: of each record by the model that had not seen it */
@@ -147,7 +149,7 @@ static int fit_init(training *t, uint32_t fold, fit *f) {
       t->rows[n++] = i;
     }
   int code = pst_classifier_dictionary_init(&f->dictionary, &t->texts, t->rows, n, MOST_WEIGHTS / t->n_labels);
-  if (!code) code = pst_classifier_matrix_init(&f->matrix, &f->dictionary, &t->texts, t->rows, n);
+  if (!code) code = pst_classifier_matrix_init(&f->matrix, &f->dictionary, &t->texts, &t->vectors, t->rows, n);
   f->logistic = (pst_classifier_logistic){
       .x = &f->matrix, .labels = t->row_classes, .n_labels = t->n_labels, .n_threads = t->n_threads};
   if (!code) code = pst_classifier_logistic_init(&f->logistic);
@@ -177,7 +179,7 @@ static int score_fold(training *t, const fit *f, uint32_t fold, float *scores) {
   size_t n = 0;
   for (size_t i = 0; i < t->n; i++)
     if (t->folds[i] == fold) t->rows[n++] = i; /* the fit is over: its rows are in its matrix */
-  int code = row ? pst_classifier_matrix_init(&m, &f->dictionary, &t->texts, t->rows, n) : PST_E_NOMEM;
+  int code = row ? pst_classifier_matrix_init(&m, &f->dictionary, &t->texts, &t->vectors, t->rows, n) : PST_E_NOMEM;
   for (size_t i = 0; i < n && !code; i++) {
     size_t at = m.row_starts[i];
     pst_classifier_scores(f->weights, m.n_columns, t->n_labels, m.columns + at, m.by_row + at, m.row_starts[i + 1] - at,
@@ -237,6 +239,8 @@ static int prepare(training *t, const pst_classifier_record *records) {
   int code = find_labels(t);
   if (!code) code = draw_folds(t);
   if (!code && pst_classifier_texts_init(&t->texts, t->records, t->n)) code = no_memory(t);
+  if (!code && pst_classifier_vectors_init(&t->vectors, t->records, t->n, (size_t)t->options->n_dims))
+    code = no_memory(t);
   for (size_t s = 0; s < N_STRENGTHS && !code; s++)
     if (!(t->scores[s] = pst_calloc(t->n * t->n_labels, sizeof(float)))) code = no_memory(t);
   return code;
@@ -244,6 +248,7 @@ static int prepare(training *t, const pst_classifier_record *records) {
 
 static void training_done(training *t) {
   pst_classifier_texts_done(&t->texts);
+  pst_classifier_vectors_done(&t->vectors);
   for (size_t s = 0; s < N_STRENGTHS; s++) pst_free(t->scores[s]);
   pst_free(t->records);
   pst_free(t->labels);
@@ -264,6 +269,9 @@ static int fit_all(training *t, pst_classifier_info *info, double strength, pst_
   info->n_features = f.dictionary.n;
   info->n_records = t->n;
   info->penalty = f.logistic.penalty;
+  info->encoder = t->options->encoder;
+  info->n_dims = t->options->n_dims;
+  if (!code) pst_classifier_vectors_unscale(&t->vectors, f.dictionary.n, t->n_labels, f.weights);
   if (!code) code = pst_classifier_artefact_write(info, &f.dictionary, f.weights, &bytes) ? no_memory(t) : 0;
   if (!code) pst_buf_append_str(out, pst_buf_str(&bytes));
   if (!code && pst_buf_status(out)) code = no_memory(t);

@@ -69,6 +69,8 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   pst_cli_catch_interrupts();
   pst_optimizer_options o = {.models = list.models,
                              .n_models = list.n,
+                             .encoders = list.encoders,
+                             .n_encoders = list.n_encoders,
                              .seed = (uint64_t)pst_cli_int(a, "seed"),
                              .budget_s = 60 * pst_cli_number(a, "budget-minutes"),
                              .max_items = (size_t)pst_cli_int(a, "max-items"),
@@ -96,7 +98,8 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
 }
 
 static const pst_cli_option options[] = {
-    {"model", 'm', PST_CLI_TEXT, "NAME", NULL, 0, 0, true, "a model to consider (default: all that were pulled)"},
+    {"model", 'm', PST_CLI_TEXT, "NAME", NULL, 0, 0, true,
+     "a model to consider, or an encoder for a classifier (default: all that were pulled)"},
     {"output", 'o', PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the plan there"},
     {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write a page with the front, the verdict and the methods"},
     {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false,

@@ -109,6 +109,8 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
   pst_flywheel_turn_options o = {.model = pst_cli_text(a, "tune-model"),
                                  .models = list.models,
                                  .n_models = list.n,
+                                 .encoders = list.encoders,
+                                 .n_encoders = list.n_encoders,
                                  .tune_s = 60 * pst_cli_number(a, "tune-minutes"),
                                  .plan_s = 60 * pst_cli_number(a, "budget-minutes"),
                                  .seed = (uint64_t)pst_cli_int(a, "seed"),

@@ -41,7 +41,8 @@ static int find_suspects(pst_data_curation *c) {
   int code = records && opinions ? 0 : PST_E_NOMEM;
   for (size_t i = 0; i < c->n && !code; i++)
     if (c->list[i].reason == PST_DATA_KEPT)
-      records[n++] = (pst_classifier_record){c->list[i].text, c->list[i].answer, c->list[i].cluster};
+      records[n++] =
+          (pst_classifier_record){.text = c->list[i].text, .label = c->list[i].answer, .group = c->list[i].cluster};
   pst_error why = PST_ERROR_INIT;
   if (!code) code = pst_classifier_cross_check(records, n, NULL, opinions, &why);
   if (code == PST_E_NO_DATA || code == PST_E_LIMIT) { /* too few or too many to judge: nobody is suspected */

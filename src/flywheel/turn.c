@@ -96,6 +96,8 @@ static int plan(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   const pst_flywheel_turn_options *o = t->options;
   pst_optimizer_options w = {.models = o->models,
                              .n_models = o->n_models,
+                             .encoders = o->encoders,
+                             .n_encoders = o->n_encoders,
                              .seed = o->seed,
                              .budget_s = t->plan_s,
                              .max_items = o->max_items,

@@ -1,5 +1,5 @@
 /* The local stage of a call for embeddings: all its texts are one request of the encoder's engine, so that they share its steps, and one record in the
- * books. Loading, reserving and settling are those of any local stage (local.c). */
+ * books. Loading, reserving and settling are those of any local stage (local.c). A classifier's stage asks its encoder in the same way (classifier.c). */
 #include "gateway/live.h"
 
 #include <string.h>
@@ -49,6 +49,20 @@ int pst_gateway_embed_prompt(pst_gateway_live *live, pst_error *err) {
                            i, live->lengths[i], n_ctx);
   }
   live->inputs = NULL; /* the caller's, as a rule */
+  return code;
+}
+
+int pst_gateway_embed_beginning(const pst_engine *engine, pst_str text, pst_engine_tokens *tokens, size_t *ret_n,
+                                pst_error *err) {
+  size_t before = tokens->n, n_ctx = (size_t)pst_engine_get_options(engine)->n_ctx;
+  int code = pst_engine_embed_tokenize(pst_engine_get_model(engine), pst_classifier_beginning(text), tokens, err);
+  size_t n = tokens->n - before;
+  if (!code && n > n_ctx) {
+    tokens->ids[before + n_ctx - 1] = tokens->ids[tokens->n - 1];
+    n = n_ctx;
+    tokens->n = before + n;
+  }
+  if (!code) *ret_n = n;
   return code;
 }
 
@@ -107,13 +121,13 @@ static void on_event(void *user, const pst_engine_embed_event *e) {
   if (last) pst_gateway_local_over(live);
 }
 
-int pst_gateway_embed_submit(pst_gateway_live *live, int priority, pst_error *err) {
+int pst_gateway_embed_submit(pst_gateway_live *live, size_t n_texts, pst_error *err) {
   pst_engine *engine = live->slot->engine;
   uint64_t id;
   pst_engine_embed_request request = {.tokens = live->prompt_tokens.ids,
                                       .lengths = live->lengths,
-                                      .n_texts = live->n_inputs,
-                                      .priority = priority,
+                                      .n_texts = n_texts,
+                                      .priority = pst_gateway_local_priority(live),
                                       .callback = on_event,
                                       .user = live};
   pthread_mutex_lock(&live->lock);

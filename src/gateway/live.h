@@ -269,6 +269,9 @@ pst_engine_sampling pst_gateway_stage_sampling(const pst_gateway_live *live);
 
 /* ---- local.c ---- */
 int pst_gateway_local_begin(pst_gateway_live *live, pst_error *err);
+/* Takes an engine for the stage, and goes on when it is there. */
+int pst_gateway_local_load(pst_gateway_live *live, const pst_gateway_engine_spec *spec, pst_error *err);
+int pst_gateway_local_priority(const pst_gateway_live *live);         /* of its requests in an engine's queue */
 int pst_gateway_local_submit(pst_gateway_live *live, pst_error *err); /* after the reservation */
 void pst_gateway_local_cancel(pst_gateway_live *live);                /* under live->lock, phase ANSWERING */
 
@@ -279,12 +282,19 @@ void pst_gateway_local_over(void *live); /* all requests of the stage have ended
 int pst_gateway_embed_check_model(const pst_gateway_live *live, const pst_engine_model_info *info, pst_error *err);
 int pst_gateway_embed_prompt(pst_gateway_live *live, pst_error *err); /* fills prompt_tokens and lengths */
 int pst_gateway_embed_keep_input(pst_gateway_live *live, pst_error *err);
-int pst_gateway_embed_submit(pst_gateway_live *live, int priority, pst_error *err);
+/* The texts whose tokens are in prompt_tokens, one behind the other; lengths: [n_texts]. Their vectors are in the call when its stage is over. */
+int pst_gateway_embed_submit(pst_gateway_live *live, size_t n_texts, pst_error *err);
+/* What a classifier's encoder reads of a text, appended: as many tokens as fit its context, and of those cut off the last, which may be one that the model wants at
+ * the end. *ret_n: how many. */
+int pst_gateway_embed_beginning(const pst_engine *engine, pst_str text, pst_engine_tokens *tokens, size_t *ret_n,
+                                pst_error *err);
 
 /* ---- classifier.c ---- */
 int pst_gateway_classifier_begin(pst_gateway_live *live, pst_error *err);
+int pst_gateway_classifier_ready(pst_gateway_live *live, pst_error *err);  /* its encoder is there */
 int pst_gateway_classifier_submit(pst_gateway_live *live, pst_error *err); /* after the reservation */
-/* The classifier of a leaf, open; it stays while the gateway does. PST_E_BAD_INPUT: it answers what is none of the plan's labels. */
+void pst_gateway_classifier_over(void *live);                              /* it has answered, or its encoder has */
+/* The classifier of a leaf, open; it stays while the gateway does. PST_E_BAD_INPUT: it answers what is none of the plan's labels, or wants another encoder. */
 int pst_gateway_classifier_get(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_gateway_node *leaf,
                                const pst_classifier **ret_classifier, pst_error *err);
 void pst_gateway_classifiers_free(pst_gateway *gateway);

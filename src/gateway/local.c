@@ -20,10 +20,14 @@ static void loaded_on_loop(void *arg) {
 }
 
 int pst_gateway_local_begin(pst_gateway_live *live, pst_error *err) {
-  pst_gateway_engines *engines = live->gateway->engines;
   const pst_gateway_engine_spec *spec = live->leaf ? &live->plan->engines[live->leaf->engine] : &live->plain;
   live->target = "local";
   live->model = live->leaf || !live->plain_name ? spec->model : live->plain_name;
+  return pst_gateway_local_load(live, spec, err);
+}
+
+int pst_gateway_local_load(pst_gateway_live *live, const pst_gateway_engine_spec *spec, pst_error *err) {
+  pst_gateway_engines *engines = live->gateway->engines;
   int code = pst_gateway_engines_take(engines, spec, &live->slot, err);
   if (!code && !live->leaf && pst_gateway_slot_loads(engines, live->slot))
     code = pst_gateway_live_keep_input(live, err);
@@ -84,6 +88,7 @@ static int find_bound(pst_gateway_live *live, pst_error *err) {
 /* The engine is there: everything that can be refused before money is reserved. */
 static int ready(pst_gateway_live *live, pst_error *err) {
   int code = pst_gateway_slot_check(live->gateway->engines, live->slot, err);
+  if (!code && live->classifier) return pst_gateway_classifier_ready(live, err);
   if (!code) code = pst_gateway_embed_check_model(live, pst_engine_model_get_info(live->slot->model), err);
   if (!code) code = live->kind == PST_GATEWAY_EMBED ? pst_gateway_embed_prompt(live, err) : make_prompt(live, err);
   if (!code && live->kind == PST_GATEWAY_EMBED) {
@@ -117,6 +122,10 @@ static int ready(pst_gateway_live *live, pst_error *err) {
 
 void pst_gateway_local_over(void *arg) {
   pst_gateway_live *live = arg;
+  if (live->classifier) {
+    pst_gateway_classifier_over(live);
+    return;
+  }
   pthread_mutex_lock(&live->lock);
   int64_t cost = pst_gateway_cost_local(live->machine_nusd_per_hour, live->stage_busy_us);
   pst_error error = live->error;
@@ -174,8 +183,8 @@ static void on_event(void *user, const pst_engine_event *e) {
   if (last) pst_gateway_local_over(live);
 }
 
-static int priority_of(pst_store_purpose purpose) {
-  return purpose == PST_STORE_PURPOSE_USER ? 0 : purpose == PST_STORE_PURPOSE_SHADOW ? 2 : 1;
+int pst_gateway_local_priority(const pst_gateway_live *live) {
+  return live->purpose == PST_STORE_PURPOSE_USER ? 0 : live->purpose == PST_STORE_PURPOSE_SHADOW ? 2 : 1;
 }
 
 /* A node that drafts from past answers whose file was withdrawn drafts from the text itself: drafts change the time only. */
@@ -199,7 +208,7 @@ static pst_engine_request request_of(const pst_gateway_live *live, const pst_str
       .corpus = live->corpus,
       .n_logprobs = live->set.n_logprobs,
       .prefix_salt = live->purpose == PST_STORE_PURPOSE_USER ? (uint64_t)live->key_id : 0,
-      .priority = priority_of(live->purpose),
+      .priority = pst_gateway_local_priority(live),
       .callback = on_event,
   };
 }
@@ -234,7 +243,7 @@ static int submit_one(pst_gateway_live *live, pst_engine_request *request, int i
 int pst_gateway_local_submit(pst_gateway_live *live, pst_error *err) {
   pst_str *stop;
   size_t n_stop;
-  if (live->kind == PST_GATEWAY_EMBED) return pst_gateway_embed_submit(live, priority_of(live->purpose), err);
+  if (live->kind == PST_GATEWAY_EMBED) return pst_gateway_embed_submit(live, live->n_inputs, err);
   int code = 0, n = live->n, n_submitted = 0;
   pst_error error = PST_ERROR_INIT;
   if (list_stops(live, &stop, &n_stop)) return pst_error_set(err, PST_E_NOMEM, NULL, "out of memory for a request");

@@ -239,7 +239,13 @@ static int read_leaf(reader *r, const pst_json *v, const char *path, pst_gateway
 static int read_classifier(reader *r, const pst_json *v, const char *path, pst_gateway_node *n) {
   if (r->owned->plan.n_labels == 0)
     return fail(r, path, "a classifier chooses among labels, and the plan has none; give it a list \"labels\"");
-  return read_text(r, v, "artefact", &n->classifier);
+  int code = read_text(r, v, "artefact", &n->classifier);
+  if (code || !pst_json_get(v, "engine") || (code = read_engine_name(r, v, path, n))) return code;
+  const pst_gateway_engine_spec *e = &r->owned->plan.engines[n->engine];
+  if (e->sha256 && !strcmp(e->weights, "shipped")) return 0;
+  char where[160];
+  (void)snprintf(where, sizeof where, "/engines/%s", e->name);
+  return fail(r, where, "a classifier's encoder is one file as it ships: give it its \"sha256\", and no other weights");
 }
 
 static int read_node(reader *r, const pst_json *v, const char *path, pst_gateway_node *n) {
@@ -454,6 +460,7 @@ static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst
     pst_json_end_array(w);
   } else if (n->op == PST_GATEWAY_OP_CLASSIFIER) {
     pst_json_member_cstr(w, "artefact", n->classifier);
+    if (n->engine >= 0 && n->engine < plan->n_engines) pst_json_member_cstr(w, "engine", plan->engines[n->engine].name);
   } else {
     put_leaf(w, plan, n);
   }

@@ -38,7 +38,7 @@ static void put_choice(pst_json_writer *w, const pst_optimizer_space *s, const p
   pst_json_key(w, "choice");
   pst_json_begin_object(w);
   int n = pst_optimizer_has_engine(s, c) ? PST_OPTIMIZER_N_AXES : PST_OPTIMIZER_N_LOSSY;
-  for (int a = pst_optimizer_is_alone(c) ? PST_OPTIMIZER_CLASSIFIER : 0; a < n; a++)
+  for (int a = pst_optimizer_is_alone(s, c) ? PST_OPTIMIZER_CLASSIFIER : 0; a < n; a++)
     pst_json_member_cstr(w, s->axes[a].name, s->axes[a].values[c->v[a]]);
   pst_json_end_object(w);
 }
@@ -398,19 +398,31 @@ static void put_constants(pst_json_writer *w, const pst_optimizer_state *s) {
   pst_json_end_array(w);
 }
 
-/* As the world described it; absent where there was nothing to train on. */
-static void put_classifier(pst_json_writer *w, const pst_optimizer_state *s) {
-  const pst_json *value = pst_optimizer_journal_find(s->journal, "classifier");
-  if (!value) return;
+/* As the world described it; where there was nothing to train on, why. */
+static const pst_json *description_of(const pst_optimizer_state *s, const pst_optimizer_classifier *c) {
+  char key[PST_OPTIMIZER_CLASSIFIER_KEY];
+  return pst_optimizer_journal_find(s->journal, pst_optimizer_classifier_key(c ? c->encoder_sha256 : NULL, key));
+}
+
+/* All that were trained, and the one that the plan has, or else the one over n-grams. */
+static void put_classifiers(pst_json_writer *w, const pst_optimizer_outcome *o) {
+  const pst_optimizer_state *s = o->state;
+  const pst_optimizer_classifiers *all = &s->space->classifiers;
+  bool outside = (size_t)o->chosen == s->space->n_classes;
+  const pst_json *own = description_of(s, outside ? NULL : pst_optimizer_classifier_of(s->space, &o->choice));
+  if (!own) return;
   pst_json_key(w, "classifier");
-  pst_json_put_value(w, value);
+  pst_json_put_value(w, own);
+  pst_json_key(w, "classifiers");
+  pst_json_begin_array(w);
+  for (int i = 0; i < all->n; i++) pst_json_put_value(w, description_of(s, &all->list[i]));
+  pst_json_end_array(w);
 }
 
 /* What the classifier of a cascade is expected to do. */
 static void put_point(pst_json_writer *w, const pst_optimizer_space *space, const pst_optimizer_choice *c) {
-  int v = c->v[PST_OPTIMIZER_CLASSIFIER];
-  if (v < PST_OPTIMIZER_FIRST) return;
-  const pst_classifier_point *p = &space->classifier.points[v - PST_OPTIMIZER_FIRST];
+  const pst_classifier_point *p = pst_optimizer_point_of(space, c);
+  if (!p) return;
   pst_json_key(w, "classifier_first");
   pst_json_begin_object(w);
   pst_json_member_double(w, "threshold", p->threshold);
@@ -463,7 +475,7 @@ int pst_optimizer_evidence_write(const pst_optimizer_outcome *o, pst_buf *out, p
   pst_json_member_cstr(&w, "verdict", pst_optimizer_verdict_name(o->verification->verdict));
   put_setting(&w, o);
   put_space(&w, o->state);
-  put_classifier(&w, o->state);
+  put_classifiers(&w, o);
   put_plan(&w, o);
   put_trials(&w, o);
   put_fields(&w, o);

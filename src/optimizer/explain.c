@@ -128,10 +128,26 @@ static void put_training(pst_buf *out, const pst_json *e) {
                  100 * number(e, "classifier.accuracy"));
 }
 
-/* A plan without a model. */
+/* A plan without a model that generates: the choice's classifier is "alone", or "alone with ENCODER". */
+static bool is_alone(const pst_json *v, const char *path) {
+  pst_str text = pst_json_str(pst_json_path(v, path));
+  return pst_str_is(text, "alone") || pst_str_starts(text, PST_STR("alone "));
+}
+
+/* What the plan's classifier reads. */
+static void put_what_it_reads(pst_buf *out, const pst_json *e) {
+  pst_buf_puts(out, "words and pieces of words");
+  if (!pst_json_path(e, "classifier.encoder")) return;
+  pst_buf_puts(out, ", and the message's vector by ");
+  put_str(out, e, "classifier.encoder");
+}
+
 static void put_classifier_tree(tree *t, const pst_json *e) {
   pst_buf *out = t->out;
-  pst_buf_puts(out, "classifier over words and pieces of words: no model call is needed here\n");
+  pst_buf_puts(out, "classifier over ");
+  put_what_it_reads(out, e);
+  pst_buf_puts(out, pst_json_path(e, "classifier.encoder") ? ": nothing is generated\n"
+                                                           : ": no model call is needed here\n");
   put_worth(t, e);
   pst_buf_puts(out, "├─ ");
   put_training(out, e);
@@ -147,7 +163,9 @@ static void put_first(pst_buf *out, const pst_json *e) {
   pst_buf_printf(
       out, "classifier first, where its margin is at least %.3g: expected to answer %.0f%%, %.1f%% of them right\n",
       number(first, "threshold"), 100 * number(first, "answered"), 100 * number(first, "accuracy"));
-  pst_buf_puts(out, "  ");
+  pst_buf_puts(out, "  it reads ");
+  put_what_it_reads(out, e);
+  pst_buf_puts(out, ";\n  ");
   put_training(out, e);
   pst_buf_puts(out, "the rest is asked of\n");
 }
@@ -243,7 +261,7 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
     const pst_json *e = pst_json_root(doc);
     tree t = {out, pst_json_path(e, "plan.estimate"), seen ? pst_json_root(seen) : NULL};
     put_head(&t, e);
-    if (is(e, "plan.choice.classifier", "alone"))
+    if (is_alone(e, "plan.choice.classifier"))
       put_classifier_tree(&t, e);
     else if (pst_json_path(e, "plan.choice"))
       put_tree(&t, e);
@@ -281,8 +299,10 @@ static void put_verdict(pst_buf *out, const pst_json *e) {
     pst_buf_puts(out, ": no plan passed; the reference plan stays\n");
   else
     pst_buf_puts(out, ": not enough data to decide; the reference plan stays\n");
-  if (is(e, "plan.choice.classifier", "alone")) {
-    pst_buf_puts(out, "  no model call needed here: a classifier answers, ");
+  if (is_alone(e, "plan.choice.classifier")) {
+    pst_buf_puts(out, pst_json_path(e, "classifier.encoder")
+                          ? "  nothing is generated: a classifier over the message and its vector answers, "
+                          : "  no model call needed here: a classifier answers, ");
     put_training(out, e);
   }
   pst_buf_printf(
@@ -313,11 +333,11 @@ static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {
 
 static void put_choice_name(pst_buf *out, const pst_json *f) {
   static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
-  bool alone = is(f, "choice.classifier", "alone");
+  bool alone = is_alone(f, "choice.classifier");
   if (pst_json_path(f, "choice.classifier") && !is(f, "choice.classifier", "none")) {
     pst_buf_puts(out, "classifier ");
     put_str(out, f, "choice.classifier");
-    pst_buf_puts(out, alone ? " (no model call)" : " then ");
+    pst_buf_puts(out, alone ? " (nothing is generated)" : " then ");
   }
   for (size_t i = 0; i < PST_ARRAY_LEN(names) && !alone; i++) {
     if (i) pst_buf_putc(out, ' ');

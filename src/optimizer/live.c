@@ -245,7 +245,7 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
   return 0;
 }
 
-/* ---- the classifier ---- */
+/* ---- classifiers ---- */
 
 static bool may_be_learned(const pst_evals_info *info, const pst_evals_item *item) {
   if (item->part != PST_EVALS_EXAMPLES) return false;
@@ -255,28 +255,34 @@ static bool may_be_learned(const pst_evals_info *info, const pst_evals_item *ite
 }
 
 /* The examples part, and nothing else: what a plan is chosen and verified on is not seen. Of very many a sample, by a hash of their ids. */
-static size_t collect_records(const pst_evals_info *info, pst_classifier_record *ret) {
+static size_t collect_records(const pst_evals_info *info, bool with_vectors, pst_classifier_record *ret) {
   size_t n = 0;
-  double work = 0;
+  double bytes = 0;
   for (size_t i = 0; i < info->n_items; i++)
-    if (may_be_learned(info, &info->items[i])) work += (double)info->items[i].input.n * (double)info->n_labels;
-  double share = fmin(C(classifier_work) / fmax(work, 1), 1);
+    if (may_be_learned(info, &info->items[i])) bytes += (double)info->items[i].input.n;
+  double most = C(classifier_work) / fmax((double)info->n_labels, 1);
+  if (with_vectors) most = fmin(most, C(encoded_bytes));
+  double share = fmin(most / fmax(bytes, 1), 1);
   for (size_t i = 0; i < info->n_items; i++) {
     const pst_evals_item *item = &info->items[i];
     bool drawn = (double)(pst_hash64(item->id.data, item->id.n, 0) >> 11) * 0x1p-53 < share;
     if (drawn && may_be_learned(info, item))
-      ret[n++] = (pst_classifier_record){item->input, item->expected, item->cluster};
+      ret[n++] = (pst_classifier_record){.text = item->input, .label = item->expected, .group = item->cluster};
   }
   return n;
 }
 
-static int classifier_plan(const pst_optimizer_live *l, const char *artefact, pst_gateway_plan **ret, pst_error *err) {
+/* encoder: the classifier's, or NULL. */
+static int classifier_plan(const pst_optimizer_live *l, const pst_optimizer_model *encoder, const char *artefact,
+                           pst_gateway_plan **ret, pst_error *err) {
   pst_optimizer_target unused = {.name = "none"};
-  pst_optimizer_classifier own = {.item_us = 1};
+  pst_optimizer_classifiers own = {.n = 1};
   pst_optimizer_choice alone = {{0}};
   pst_optimizer_space space;
-  (void)snprintf(own.artefact, sizeof own.artefact, "%s", artefact);
-  alone.v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_ALONE;
+  (void)snprintf(own.list[0].artefact, sizeof own.list[0].artefact, "%s", artefact);
+  own.list[0].encoder = encoder ? encoder->name : NULL;
+  own.list[0].encoder_sha256 = encoder ? encoder->sha256 : NULL;
+  alone.v[PST_OPTIMIZER_CLASSIFIER] = 1;
   int code = pst_optimizer_space_init(&space, l->info, &unused, 1, l->threads, NULL, NULL, &own, err);
   if (!code) code = parse_choice(&space, &alone, ret, err);
   pst_optimizer_space_done(&space);
@@ -285,11 +291,12 @@ static int classifier_plan(const pst_optimizer_live *l, const char *artefact, ps
 
 /* Mean time of an answer through the gateway, one after the other, as a server gives them: most of it is not the arithmetic. Examples are asked, which no quality
  * is measured on. */
-static int time_classifier(const pst_optimizer_live *l, const char *artefact, double *ret_us, pst_error *err) {
+static int time_classifier(const pst_optimizer_live *l, const pst_optimizer_model *encoder, const char *artefact,
+                           double *ret_us, pst_error *err) {
   pst_gateway_plan *plan = NULL;
   size_t n = 0;
   int64_t start = 0;
-  int code = classifier_plan(l, artefact, &plan, err);
+  int code = classifier_plan(l, encoder, artefact, &plan, err);
   if (!code) code = pst_gateway_prepare(l->gateway, plan, NULL, err);
   for (size_t i = 0; i < l->info->n_items && n < (size_t)C(classifier_items) && !code; i++) {
     if (l->info->items[i].part != PST_EVALS_EXAMPLES) continue;
@@ -307,13 +314,14 @@ static int time_classifier(const pst_optimizer_live *l, const char *artefact, do
   return code;
 }
 
-static void put_classifier(const pst_classifier *c, const char *artefact, double seconds, double item_us,
-                           pst_buf *out) {
+static void put_classifier(const pst_classifier *c, const pst_optimizer_model *encoder, const char *artefact,
+                           double seconds, double item_us, pst_buf *out) {
   const pst_classifier_info *info = pst_classifier_get_info(c);
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
   pst_json_key(&w, "artefact");
   pst_json_put_cstr(&w, artefact);
+  if (encoder) pst_json_member_cstr(&w, "encoder", encoder->name);
   pst_json_member_int(&w, "records", (int64_t)info->n_records);
   pst_json_member_int(&w, "labels", (int64_t)info->n_labels);
   pst_json_member_int(&w, "features", (int64_t)info->n_features);
@@ -335,7 +343,7 @@ static void put_classifier(const pst_classifier *c, const char *artefact, double
   pst_json_end_object(&w);
 }
 
-static int classifier(void *state, pst_buf *out, pst_error *err) {
+static int classifier(void *state, const pst_optimizer_model *encoder, pst_buf *out, pst_error *err) {
   pst_optimizer_live *l = state;
   char artefact[65];
   pst_classifier *c = NULL;
@@ -343,9 +351,15 @@ static int classifier(void *state, pst_buf *out, pst_error *err) {
   pst_classifier_options o = {.threads = l->threads, .cancelled = is_cancelled, .user = l};
   pst_classifier_record *records = pst_calloc(PST_MAX(l->info->n_items, 1), sizeof *records);
   if (!records) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a classifier");
-  size_t n = collect_records(l->info, records);
+  size_t n = collect_records(l->info, encoder != NULL, records);
   int64_t train_ms = 0;
-  int code = pst_gateway_classifier_build(l->store, records, n, &o, artefact, &train_ms, &why);
+  pst_gateway_engine_spec spec = {.name = "encoder", .weights = "shipped", .options = pst_engine_options_default()};
+  if (encoder) {
+    spec.model = encoder->name;
+    spec.sha256 = encoder->sha256;
+  }
+  int code =
+      pst_gateway_classifier_build(l->gateway, encoder ? &spec : NULL, records, n, &o, artefact, &train_ms, &why);
   if (code == PST_E_NO_DATA || code == PST_E_LIMIT) {
     pst_json_writer w = pst_json_writer_on(out, false);
     pst_json_begin_object(&w);
@@ -357,8 +371,8 @@ static int classifier(void *state, pst_buf *out, pst_error *err) {
   }
   if (!code) code = pst_gateway_classifier_open(l->store, pst_str_from(artefact), &c, &why);
   double item_us = 0;
-  if (!code) code = time_classifier(l, artefact, &item_us, &why);
-  if (!code) put_classifier(c, artefact, (double)train_ms / 1000, item_us, out);
+  if (!code) code = time_classifier(l, encoder, artefact, &item_us, &why);
+  if (!code) put_classifier(c, encoder, artefact, (double)train_ms / 1000, item_us, out);
   if (code && err) *err = why;
   pst_classifier_free(c);
   pst_free(records);

@@ -15,7 +15,7 @@ typedef struct planning {
   pst_optimizer_world *world;
   pst_optimizer_journal *journal;
   pst_optimizer_target targets[PST_OPTIMIZER_MAX_VALUES];
-  pst_optimizer_classifier classifier;
+  pst_optimizer_classifiers classifiers;
   pst_optimizer_space space;
   pst_optimizer_speed speed;
   pst_optimizer_state state;
@@ -85,11 +85,10 @@ static int describe_targets(planning *p, pst_error *err) {
   return code;
 }
 
-/* ---- classifier ---- */
+/* ---- classifiers ---- */
 
 static int train_classifier(planning *p, const void *arg, pst_buf *out, pst_error *err) {
-  (void)arg;
-  return p->world->classifier(p->world->state, out, err);
+  return p->world->classifier(p->world->state, arg, out, err);
 }
 
 /* The points of the curve that answer nearest to these shares of all requests; the rest goes on to a model. */
@@ -109,21 +108,33 @@ static void choose_points(const pst_json *curve, pst_optimizer_classifier *c) {
   }
 }
 
-static int find_classifier(planning *p, pst_error *err) {
+/* encoder NULL: over n-grams alone. */
+static int find_classifier(planning *p, const pst_optimizer_model *encoder, pst_error *err) {
   const pst_json *v = NULL;
-  if (!p->world->classifier || p->in->workload->n_labels < 2 || !p->in->examples_index || !p->in->examples_index[0])
-    return 0;
-  note(p, "train a classifier on the examples");
-  int code = ask(p, "classifier", train_classifier, NULL, &v, err);
-  if (code) return code;
-  pst_optimizer_classifier *c = &p->classifier;
-  pst_str artefact = pst_json_str(pst_json_get(v, "artefact"));
+  char key[PST_OPTIMIZER_CLASSIFIER_KEY];
+  note(p, encoder ? "train a classifier on the examples and their vectors" : "train a classifier on the examples");
+  pst_optimizer_classifier_key(encoder ? encoder->sha256 : NULL, key);
+  int code = ask(p, key, train_classifier, encoder, &v, err);
+  pst_str artefact = code ? (pst_str){NULL, 0} : pst_json_str(pst_json_get(v, "artefact"));
+  if (code || !artefact.n) return code;
+  pst_optimizer_classifier *c = &p->classifiers.list[p->classifiers.n++];
+  c->encoder = encoder ? encoder->name : NULL;
+  c->encoder_sha256 = encoder ? encoder->sha256 : NULL;
   (void)snprintf(c->artefact, sizeof c->artefact, "%.*s", (int)PST_MIN(artefact.n, sizeof c->artefact - 1),
                  artefact.data ? artefact.data : "");
   c->accuracy = pst_json_double(pst_json_get(v, "accuracy"), 0);
   c->item_us = pst_json_double(pst_json_get(v, "item_us"), 0);
   choose_points(pst_json_get(v, "curve"), c);
   return 0;
+}
+
+static int find_classifiers(planning *p, pst_error *err) {
+  if (!p->world->classifier || p->in->workload->n_labels < 2 || !p->in->examples_index || !p->in->examples_index[0])
+    return 0;
+  int code = find_classifier(p, NULL, err);
+  for (size_t i = 0; i < p->in->n_encoders && p->classifiers.n < PST_OPTIMIZER_MAX_CLASSIFIERS && !code; i++)
+    code = find_classifier(p, &p->in->encoders[i], err);
+  return code;
 }
 
 /* ---- reference ---- */
@@ -271,10 +282,10 @@ static int profiles(planning *p, const void *arg, pst_buf *out, pst_error *err) 
 static int prepare(planning *p, pst_error *err) {
   const pst_json *value = NULL;
   int code = describe_targets(p, err);
-  if (!code) code = find_classifier(p, err);
+  if (!code) code = find_classifiers(p, err);
   if (!code)
     code = pst_optimizer_space_init(&p->space, p->in->workload, p->targets, p->in->n_targets, p->in->threads,
-                                    p->in->examples_index, p->in->answers, &p->classifier, err);
+                                    p->in->examples_index, p->in->answers, &p->classifiers, err);
   if (!code) code = pst_optimizer_speed_init(&p->speed, &p->space, p->in->seed, p->in->price_nusd_per_hour, err);
   p->state.space = &p->space;
   p->state.speed = &p->speed;
@@ -386,7 +397,7 @@ static int explain_fields(planning *p, int chosen, pst_error *err) {
   int code = 0;
   note(p, "what each field bought");
   if ((size_t)s->reference >= p->space.n_classes) return 0; /* it has fields of its own kind */
-  if (pst_optimizer_is_alone(plan) || pst_optimizer_is_alone(&p->reference_choice))
+  if (pst_optimizer_is_alone(&p->space, plan) || pst_optimizer_is_alone(&p->space, &p->reference_choice))
     return explain_alone(p, chosen, err);
   for (int a = 0; a < PST_OPTIMIZER_N_AXES && !code; a++) {
     if (plan->v[a] == p->reference_choice.v[a]) continue;

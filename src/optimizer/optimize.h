@@ -10,6 +10,9 @@ typedef struct pst_optimizer_input {
   const pst_evals_info *workload;
   const pst_optimizer_target *targets; /* local ones as yet undescribed: name and hash only */
   size_t n_targets;
+  const pst_optimizer_model
+      *encoders; /* each is a classifier's to try; those beyond PST_OPTIMIZER_MAX_CLASSIFIERS - 1 are not looked at */
+  size_t n_encoders;
   const char *examples_index; /* hash, or NULL */
   const char *answers;        /* hash of the file of past answers, or NULL */
   const char *reference_plan; /* document of the plan in force, or NULL */

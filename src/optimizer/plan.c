@@ -45,10 +45,22 @@ static void put_trained_with(pst_json_writer *w, const pst_optimizer_target *t) 
   pst_json_free(doc);
 }
 
-static void put_classifier(pst_json_writer *w, const pst_optimizer_space *s) {
+/* Behind "e1" in the order of names: the model's engine stays the plan's first. */
+#define ENCODER "encoder"
+
+static void put_encoder(pst_json_writer *w, const pst_optimizer_classifier *c) {
+  pst_json_key(w, ENCODER);
+  pst_json_begin_object(w);
+  pst_json_member_cstr(w, "model", c->encoder);
+  pst_json_member_cstr(w, "sha256", c->encoder_sha256);
+  pst_json_end_object(w);
+}
+
+static void put_classifier(pst_json_writer *w, const pst_optimizer_classifier *c) {
   pst_json_begin_object(w);
   pst_json_member_str(w, "op", PST_STR("classifier"));
-  pst_json_member_str(w, "artefact", pst_str_from(s->classifier.artefact));
+  pst_json_member_str(w, "artefact", pst_str_from(c->artefact));
+  if (c->encoder) pst_json_member_cstr(w, "engine", ENCODER);
   pst_json_end_object(w);
 }
 
@@ -102,20 +114,20 @@ static void put_model(pst_json_writer *w, const pst_optimizer_space *s, const ps
 }
 
 static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst_optimizer_choice *c) {
-  int classifier = c->v[PST_OPTIMIZER_CLASSIFIER];
-  if (classifier == PST_OPTIMIZER_NO_CLASSIFIER) {
+  const pst_optimizer_classifier *classifier = pst_optimizer_classifier_of(s, c);
+  if (!classifier) {
     put_model(w, s, c);
-  } else if (classifier == PST_OPTIMIZER_ALONE) {
-    put_classifier(w, s);
+  } else if (pst_optimizer_is_alone(s, c)) {
+    put_classifier(w, classifier);
   } else {
     pst_json_begin_object(w);
     pst_json_member_str(w, "op", PST_STR("cascade"));
     pst_json_member_str(w, "signal", PST_STR("margin"));
     pst_json_key(w, "threshold");
-    pst_json_put_double(w, s->classifier.points[classifier - PST_OPTIMIZER_FIRST].threshold);
+    pst_json_put_double(w, pst_optimizer_point_of(s, c)->threshold);
     pst_json_key(w, "inputs");
     pst_json_begin_array(w);
-    put_classifier(w, s);
+    put_classifier(w, classifier);
     put_model(w, s, c);
     pst_json_end_array(w);
     pst_json_end_object(w);
@@ -142,6 +154,8 @@ int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_c
     pst_json_key(&w, "e1");
     put_engine(&w, s, c);
   }
+  const pst_optimizer_classifier *classifier = pst_optimizer_classifier_of(s, c);
+  if (classifier && classifier->encoder) put_encoder(&w, classifier);
   pst_json_end_object(&w);
   pst_json_key(&w, "root");
   put_node(&w, s, c);
@@ -197,24 +211,26 @@ static int find_examples(const pst_optimizer_space *s, const pst_gateway_node *n
 
 /* The value of the classifier's axis, and the model's node (NULL: none); -1: outside the space. */
 static int find_classifier(const pst_optimizer_space *s, const pst_gateway_node *root, const pst_gateway_node **ret) {
-  const pst_optimizer_classifier *own = &s->classifier;
+  const pst_optimizer_classifiers *all = &s->classifiers;
   bool cascade = root->op == PST_GATEWAY_OP_CASCADE;
   const pst_gateway_node *first = cascade ? &root->inputs[0] : root;
   *ret = first->op != PST_GATEWAY_OP_CLASSIFIER ? root : cascade ? &root->inputs[1] : NULL;
   if (first->op != PST_GATEWAY_OP_CLASSIFIER) return PST_OPTIMIZER_NO_CLASSIFIER;
-  if (!own->artefact[0] || strcmp(first->classifier, own->artefact) != 0) return -1;
-  if (!cascade) return PST_OPTIMIZER_ALONE;
-  for (int i = 0; i < own->n_points && root->n_inputs == 2; i++)
-    if (own->points[i].threshold == root->threshold) return PST_OPTIMIZER_FIRST + i;
+  int own = 0;
+  while (own < all->n && strcmp(first->classifier, all->list[own].artefact) != 0) own++;
+  if (own == all->n) return -1;
+  if (!cascade) return 1 + own;
+  for (int i = 0; i < all->list[own].n_points && own == all->first && root->n_inputs == 2; i++)
+    if (all->list[own].points[i].threshold == root->threshold) return 1 + all->n + i;
   return -1;
 }
 
 bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_plan *plan, pst_optimizer_choice *ret) {
   const pst_gateway_node *n;
   int classifier = find_classifier(s, &plan->root, &n);
-  if (classifier == PST_OPTIMIZER_ALONE) {
+  if (classifier > 0 && !n) {
     memset(ret, 0, sizeof *ret);
-    ret->v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_ALONE;
+    ret->v[PST_OPTIMIZER_CLASSIFIER] = (uint8_t)classifier;
     return true;
   }
   if (classifier < 0 || n->op != PST_GATEWAY_OP_LOCAL || n->engine < 0 || n->engine >= plan->n_engines ||

@@ -7,7 +7,7 @@
 #include "optimizer/optimize.h"
 
 #define C PST_OPTIMIZER_CONST
-#define SPACE_VERSION 3 /* of the meaning of the log: grows when the search asks other questions */
+#define SPACE_VERSION 4 /* of the meaning of the log: grows when the search asks other questions */
 
 typedef struct run {
   pst_gateway *gateway;
@@ -17,6 +17,8 @@ typedef struct run {
   pst_arena *arena;
   pst_optimizer_target targets[PST_OPTIMIZER_MAX_VALUES];
   size_t n_targets;
+  pst_optimizer_model encoders[PST_OPTIMIZER_MAX_CLASSIFIERS];
+  size_t n_encoders;
   pst_optimizer_input in;
   char examples_index[65], answers[65];
   char *reference_plan;
@@ -125,6 +127,8 @@ static int add_adapter(void *user, const pst_store_adapter *row) {
 static int collect_targets(run *r, const pst_optimizer_options *o, pst_error *err) {
   for (size_t i = 0; i < o->n_models && r->n_targets < PST_OPTIMIZER_MAX_VALUES; i++)
     r->targets[r->n_targets++] = (pst_optimizer_target){.name = o->models[i].name, .sha256 = o->models[i].sha256};
+  for (size_t i = 0; i < o->n_encoders && r->n_encoders < PST_ARRAY_LEN(r->encoders); i++)
+    r->encoders[r->n_encoders++] = o->encoders[i];
   int code = pst_store_adapter_each(r->store, add_adapter, r, err);
   if (code) return err && err->code ? code : pst_error_set(err, code, NULL, "no memory for a run");
   return r->info->allow_remote ? pst_gateway_models_each(r->gateway, add_remote, r, err) : 0;
@@ -181,6 +185,15 @@ static int write_params(run *r, pst_error *err) {
     pst_json_end_object(&w);
   }
   pst_json_end_array(&w);
+  pst_json_key(&w, "encoders");
+  pst_json_begin_array(&w);
+  for (size_t i = 0; i < r->n_encoders; i++) {
+    pst_json_begin_object(&w);
+    pst_json_member_cstr(&w, "name", r->encoders[i].name);
+    pst_json_member_cstr(&w, "sha256", r->encoders[i].sha256);
+    pst_json_end_object(&w);
+  }
+  pst_json_end_array(&w);
   pst_json_end_object(&w);
   return pst_buf_status(&r->params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a run") : 0;
 }
@@ -219,6 +232,10 @@ static int read_params(run *r, const pst_json *params) {
                                  pst_json_int(pst_json_get(it.value, "output"), 0)};
     t->has_template = t->provider != NULL;
   }
+  for (pst_json_iter it = pst_json_iterate(pst_json_get(params, "encoders")); pst_json_next(&it);)
+    if (r->n_encoders < PST_ARRAY_LEN(r->encoders))
+      r->encoders[r->n_encoders++] =
+          (pst_optimizer_model){kept(r, pst_json_get(it.value, "name")), kept(r, pst_json_get(it.value, "sha256"))};
   if (!reference || !reference[0]) return 0;
   return pst_store_plan_get(r->store, pst_str_from(reference), &r->reference_plan, NULL, r->err);
 }
@@ -304,6 +321,8 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
   r->in.workload = r->info;
   r->in.targets = r->targets;
   r->in.n_targets = r->n_targets;
+  r->in.encoders = r->encoders;
+  r->in.n_encoders = r->n_encoders;
   r->in.examples_index = r->examples_index;
   r->in.answers = r->answers;
   r->in.reference_plan = r->reference_plan;

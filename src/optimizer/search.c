@@ -135,7 +135,7 @@ static int plan_of(pst_optimizer_state *s, int class_index, pst_buf *name, pst_b
   }
   pst_optimizer_choice c = pst_optimizer_measuring(s, &s->space->classes[class_index]);
   pst_optimizer_class_name(s->space, &c, name);
-  if (!pst_optimizer_is_alone(&c)) s->opened[engine_slot(&c)] = 1;
+  if (!pst_optimizer_is_alone(s->space, &c)) s->opened[engine_slot(&c)] = 1;
   return pst_optimizer_plan_write(s->space, &c, plan);
 }
 
@@ -255,7 +255,7 @@ double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int 
     pst_optimizer_lengths l = lengths_of(s, (size_t)class_index);
     pst_optimizer_estimate e = pst_optimizer_speed_formula(s->speed, &c, &l);
     if (e.capacity > 0) per_item = (s->goal.latency_p95_ms > 0 ? C(load_headroom) : 1) / e.capacity;
-    if (!pst_optimizer_is_alone(&c) && !s->opened[engine_slot(&c)]) open = C(open_engine_s);
+    if (!pst_optimizer_is_alone(s->space, &c) && !s->opened[engine_slot(&c)]) open = C(open_engine_s);
   }
   return open + n * (per_item + C(item_overhead_us) / 1e6);
 }

@@ -60,16 +60,33 @@ static void fill_lossy(pst_optimizer_space *s) {
     add_value(&s->axes[PST_OPTIMIZER_CONSTRAINT], pst_gateway_constraint_name((pst_gateway_constraint)i), i, false);
 }
 
-static void fill_classifier(pst_optimizer_space *s, const pst_optimizer_classifier *classifier) {
-  pst_optimizer_axis *axis = &s->axes[PST_OPTIMIZER_CLASSIFIER];
-  add_value(axis, "none", PST_OPTIMIZER_NO_CLASSIFIER, false);
-  if (!classifier || !classifier->artefact[0]) return;
-  s->classifier = *classifier;
-  add_value(axis, "alone", PST_OPTIMIZER_ALONE, false);
-  for (int i = 0; i < classifier->n_points; i++) {
-    char *text = pst_arena_printf(s->arena, "first%.0f%%", 100 * classifier->points[i].answered);
-    if (text) add_value(axis, text, PST_OPTIMIZER_FIRST + i, false);
+/* "alone", "first90%", "alone with ENCODER" ... */
+static int add_classifier(pst_optimizer_space *s, const char *how, const pst_optimizer_classifier *c, pst_error *err) {
+  const char *text = c->encoder ? pst_arena_printf(s->arena, "%s with %s", how, c->encoder)
+                                : pst_arena_strndup(s->arena, how, strlen(how));
+  if (!text) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the candidates");
+  add_value(&s->axes[PST_OPTIMIZER_CLASSIFIER], text, 0, false);
+  return 0;
+}
+
+static int fill_classifiers(pst_optimizer_space *s, const pst_optimizer_classifiers *classifiers, pst_error *err) {
+  pst_optimizer_classifiers *own = &s->classifiers;
+  char how[32];
+  int code = 0;
+  add_value(&s->axes[PST_OPTIMIZER_CLASSIFIER], "none", PST_OPTIMIZER_NO_CLASSIFIER, false);
+  if (!classifiers || !classifiers->n) return 0;
+  *own = *classifiers;
+  own->first = 0;
+  for (int i = 0; i < own->n && !code; i++) {
+    if (own->list[i].accuracy > own->list[own->first].accuracy) own->first = i;
+    code = add_classifier(s, "alone", &own->list[i], err);
   }
+  const pst_optimizer_classifier *first = &own->list[own->first];
+  for (int i = 0; i < first->n_points && !code; i++) {
+    (void)snprintf(how, sizeof how, "first%.0f%%", 100 * first->points[i].answered);
+    code = add_classifier(s, how, first, err);
+  }
+  return code;
 }
 
 static void fill_exact(pst_optimizer_space *s, int max_threads) {
@@ -83,14 +100,13 @@ static void fill_exact(pst_optimizer_space *s, int max_threads) {
 }
 
 static bool sensible(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
-  int classifier = c->v[PST_OPTIMIZER_CLASSIFIER];
-  if (classifier == PST_OPTIMIZER_ALONE) { /* no other field means anything */
+  if (pst_optimizer_is_alone(s, c)) { /* no other field means anything */
     for (int a = 0; a < PST_OPTIMIZER_CLASSIFIER; a++)
       if (c->v[a]) return false;
     return true;
   }
   /* Other weights and KV types buy speed for the few requests that a classifier leaves, and cost a search much. */
-  if (classifier >= PST_OPTIMIZER_FIRST && (c->v[PST_OPTIMIZER_WEIGHTS] || c->v[PST_OPTIMIZER_KV])) return false;
+  if (pst_optimizer_point_of(s, c) && (c->v[PST_OPTIMIZER_WEIGHTS] || c->v[PST_OPTIMIZER_KV])) return false;
   const pst_optimizer_target *t = &s->targets[c->v[PST_OPTIMIZER_MODEL]];
   int layout = s->axes[PST_OPTIMIZER_LAYOUT].number[c->v[PST_OPTIMIZER_LAYOUT]];
   int constraint = s->axes[PST_OPTIMIZER_CONSTRAINT].number[c->v[PST_OPTIMIZER_CONSTRAINT]];
@@ -151,7 +167,7 @@ static int enumerate(pst_optimizer_space *s, pst_error *err) {
 int pst_optimizer_space_init(pst_optimizer_space *s, const pst_evals_info *workload,
                              const pst_optimizer_target *targets, size_t n_targets, int max_threads,
                              const char *examples_index, const char *answers,
-                             const pst_optimizer_classifier *classifier, pst_error *err) {
+                             const pst_optimizer_classifiers *classifiers, pst_error *err) {
   memset(s, 0, sizeof *s);
   s->workload = workload;
   s->arena = pst_arena_create();
@@ -172,9 +188,9 @@ int pst_optimizer_space_init(pst_optimizer_space *s, const pst_evals_info *workl
     add_value(&s->axes[PST_OPTIMIZER_MODEL], targets[i].name, (int)i, false);
   }
   fill_lossy(s);
-  fill_classifier(s, classifier);
   fill_exact(s, PST_MAX(max_threads, 1));
-  return enumerate(s, err);
+  int code = fill_classifiers(s, classifiers, err);
+  return code ? code : enumerate(s, err);
 }
 
 void pst_optimizer_space_done(pst_optimizer_space *s) {
@@ -205,7 +221,7 @@ size_t pst_optimizer_examples_order(const pst_evals_info *w, size_t *ret_items) 
 void pst_optimizer_class_name(const pst_optimizer_space *s, const pst_optimizer_choice *c, pst_buf *out) {
   int classifier = c->v[PST_OPTIMIZER_CLASSIFIER];
   if (classifier) pst_buf_printf(out, "classifier %s", s->axes[PST_OPTIMIZER_CLASSIFIER].values[classifier]);
-  if (pst_optimizer_is_alone(c)) return;
+  if (pst_optimizer_is_alone(s, c)) return;
   if (classifier) pst_buf_puts(out, " then ");
   for (int a = 0; a < PST_OPTIMIZER_CLASSIFIER; a++) pst_buf_printf(out, a ? " %s" : "%s", s->axes[a].values[c->v[a]]);
 }

@@ -55,19 +55,26 @@ typedef struct pst_optimizer_target {
   double label_steps;  /* mean number of their tokens that leave a choice among the labels; 0: not known */
 } pst_optimizer_target;
 
-/* Values of the axis PST_OPTIMIZER_CLASSIFIER: no classifier; nothing but it, all other lossy fields 0; from FIRST on, before the model, which is asked where
- * its margin is below the threshold of points[value - FIRST]. */
-enum { PST_OPTIMIZER_NO_CLASSIFIER, PST_OPTIMIZER_ALONE, PST_OPTIMIZER_FIRST };
-enum { PST_OPTIMIZER_N_POINTS = 3 };
+enum { PST_OPTIMIZER_N_POINTS = 3, PST_OPTIMIZER_MAX_CLASSIFIERS = 4 };
 
-/* The workload's classifier, as far as planning goes. All figures are of records held out from the model that scored them. */
+/* A classifier of the workload's, as far as planning goes. All figures are of records held out from the model that scored them. */
 typedef struct pst_optimizer_classifier {
-  char artefact[65]; /* empty: there is none */
+  char artefact[65];
+  const char *encoder, *encoder_sha256; /* the model whose vectors of the input it reads; NULL: n-grams alone */
   double accuracy;
   double item_us; /* measured: one answer through the gateway */
   pst_classifier_point points[PST_OPTIMIZER_N_POINTS];
   int n_points;
 } pst_optimizer_classifier;
+
+/* Values of the axis PST_OPTIMIZER_CLASSIFIER: no classifier (0); nothing but list[value - 1], all other lossy fields 0; behind those, list[first] before the model,
+ * which is asked where its margin is below the threshold of points[value - 1 - n]. Only the one that is right most often stands before a model: what it takes
+ * is little beside what the model takes, and it leaves the model less. */
+enum { PST_OPTIMIZER_NO_CLASSIFIER };
+typedef struct pst_optimizer_classifiers {
+  pst_optimizer_classifier list[PST_OPTIMIZER_MAX_CLASSIFIERS];
+  int n, first;
+} pst_optimizer_classifiers;
 
 typedef struct pst_optimizer_space {
   pst_optimizer_axis axes[PST_OPTIMIZER_N_AXES];
@@ -81,7 +88,7 @@ typedef struct pst_optimizer_space {
   int reference_class;     /* index; -1: the plan in force is none of these */
   char examples_index[65]; /* hash; empty: the workload has no examples */
   char answers[65];        /* hash of the file of past answers; empty: none are recorded */
-  pst_optimizer_classifier classifier;
+  pst_optimizer_classifiers classifiers;
   const pst_evals_info *workload;
   int kv_tokens_per_slot;
   pst_arena *arena;
@@ -92,12 +99,12 @@ static inline const char *pst_optimizer_engine_model(const pst_optimizer_target 
   return t->adapter ? t->base : t->name;
 }
 
-/* Fills the axes from the workload and the targets. `max_threads` at least 1. examples_index, answers: hashes, or NULL. classifier: NULL, or what was
- * trained. */
+/* Fills the axes from the workload and the targets. `max_threads` at least 1. examples_index, answers: hashes, or NULL. classifiers: NULL, or what was
+ * trained; their `first` is found. */
 int pst_optimizer_space_init(pst_optimizer_space *space, const pst_evals_info *workload,
                              const pst_optimizer_target *targets, size_t n_targets, int max_threads,
                              const char *examples_index, const char *answers,
-                             const pst_optimizer_classifier *classifier, pst_error *err);
+                             const pst_optimizer_classifiers *classifiers, pst_error *err);
 void pst_optimizer_space_done(pst_optimizer_space *space);
 
 /* The order of the examples in the index: round robin over the labels, so that the first ones show every label. ret: indices into items; returns how many. */
@@ -115,9 +122,25 @@ bool pst_optimizer_plan_match(const pst_optimizer_space *space, const pst_gatewa
 int pst_optimizer_class_find(const pst_optimizer_space *space, const pst_optimizer_choice *choice); /* -1: none */
 /* Engine options of a choice with zeros filled in, as the engine would. */
 pst_engine_options pst_optimizer_engine_options(const pst_optimizer_space *space, const pst_optimizer_choice *choice);
-/* A classifier and nothing else: no model is asked. */
-static inline bool pst_optimizer_is_alone(const pst_optimizer_choice *c) {
-  return c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_ALONE;
+/* A classifier and nothing else: no generator is asked. */
+static inline bool pst_optimizer_is_alone(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
+  int v = c->v[PST_OPTIMIZER_CLASSIFIER];
+  return v != PST_OPTIMIZER_NO_CLASSIFIER && v <= space->classifiers.n;
+}
+/* The classifier of a choice, alone or before a model; NULL: none. */
+static inline const pst_optimizer_classifier *pst_optimizer_classifier_of(const pst_optimizer_space *space,
+                                                                          const pst_optimizer_choice *c) {
+  const pst_optimizer_classifiers *all = &space->classifiers;
+  int v = c->v[PST_OPTIMIZER_CLASSIFIER];
+  if (v == PST_OPTIMIZER_NO_CLASSIFIER) return NULL;
+  return &all->list[v <= all->n ? v - 1 : all->first];
+}
+/* Where a classifier before a model hands on to it; NULL: there is none before one. */
+static inline const pst_classifier_point *pst_optimizer_point_of(const pst_optimizer_space *space,
+                                                                 const pst_optimizer_choice *c) {
+  const pst_optimizer_classifiers *all = &space->classifiers;
+  int v = c->v[PST_OPTIMIZER_CLASSIFIER];
+  return v <= all->n ? NULL : &all->list[all->first].points[v - 1 - all->n];
 }
 /* What a team has without Penstock's own answerers: models, prompts and examples, and nothing that was learned from the records. */
 static inline bool pst_optimizer_is_prompted(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
@@ -126,9 +149,8 @@ static inline bool pst_optimizer_is_prompted(const pst_optimizer_space *space, c
 }
 /* Share of requests that the model of a choice is expected to be asked: all, none, or what a classifier before it leaves. */
 static inline double pst_optimizer_model_share(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
-  int v = c->v[PST_OPTIMIZER_CLASSIFIER];
-  if (v < PST_OPTIMIZER_FIRST) return v == PST_OPTIMIZER_NO_CLASSIFIER;
-  return 1 - space->classifier.points[v - PST_OPTIMIZER_FIRST].answered;
+  const pst_classifier_point *point = pst_optimizer_point_of(space, c);
+  return point ? 1 - point->answered : c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER;
 }
 static inline bool pst_optimizer_is_remote(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
   return space->targets[c->v[PST_OPTIMIZER_MODEL]].provider != NULL;
@@ -136,7 +158,7 @@ static inline bool pst_optimizer_is_remote(const pst_optimizer_space *space, con
 
 /* An engine of this machine serves it, so its exact fields mean something. */
 static inline bool pst_optimizer_has_engine(const pst_optimizer_space *space, const pst_optimizer_choice *c) {
-  return !pst_optimizer_is_alone(c) && !pst_optimizer_is_remote(space, c);
+  return !pst_optimizer_is_alone(space, c) && !pst_optimizer_is_remote(space, c);
 }
 
 #endif

@@ -202,13 +202,14 @@ static double steps_of(const pst_optimizer_speed *sp, const pst_optimizer_choice
 }
 
 static double classifier_us(const pst_optimizer_speed *sp, const pst_optimizer_choice *c) {
-  return c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER ? 0 : fmax(sp->space->classifier.item_us, 1);
+  const pst_optimizer_classifier *own = pst_optimizer_classifier_of(sp->space, c);
+  return own ? fmax(own->item_us, 1) : 0;
 }
 
 static void price(const pst_optimizer_speed *sp, const pst_optimizer_choice *c, pst_optimizer_estimate *e) {
   const pst_optimizer_target *t = &sp->space->targets[c->v[PST_OPTIMIZER_MODEL]];
   double machine_nusd_per_s = (double)sp->price_nusd_per_hour / 3600;
-  if (t->provider && !pst_optimizer_is_alone(c))
+  if (t->provider && !pst_optimizer_is_alone(sp->space, c))
     e->request_nusd =
         (e->prompt_tokens * (double)t->price.input + e->completion_tokens * (double)t->price.output) / 1e6 +
         machine_nusd_per_s * classifier_us(sp, c) / 1e6;
@@ -247,7 +248,7 @@ static void thin_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *
 pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *sp, const pst_optimizer_choice *c,
                                                    const pst_optimizer_lengths *l) {
   pst_optimizer_estimate e = {0};
-  if (pst_optimizer_is_alone(c)) return alone(sp, c);
+  if (pst_optimizer_is_alone(sp->space, c)) return alone(sp, c);
   const pst_optimizer_profile *p = profile_of(sp, c);
   e.error = C(analytic_error);
   e.prompt_tokens = PST_MAX(p->mean, 1);

@@ -33,10 +33,6 @@ static double model_prior(const pst_optimizer_space *s, const pst_optimizer_choi
   return mean;
 }
 
-static const pst_classifier_point *point_of(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
-  return &s->classifier.points[c->v[PST_OPTIMIZER_CLASSIFIER] - PST_OPTIMIZER_FIRST];
-}
-
 static double clipped(double q) { return fmin(fmax(q, 0.005), 0.995); }
 
 /* Share right: of what the classifier answers, as its held-out folds say; of the rest, as the model is believed to be. */
@@ -45,16 +41,16 @@ static double cascade_quality(const pst_classifier_point *p, double model) {
 }
 
 double pst_optimizer_surrogate_prior(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
-  if (pst_optimizer_is_alone(c)) return logit_of(clipped(s->classifier.accuracy));
+  if (pst_optimizer_is_alone(s, c)) return logit_of(clipped(pst_optimizer_classifier_of(s, c)->accuracy));
+  const pst_classifier_point *point = pst_optimizer_point_of(s, c);
   double model = model_prior(s, c);
-  if (c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER) return model;
-  return logit_of(cascade_quality(point_of(s, c), pst_optimizer_logistic(model)));
+  return point ? logit_of(cascade_quality(point, pst_optimizer_logistic(model))) : model;
 }
 
 /* How far a change of the model's logit moves that of the choice: all the way, or by what a classifier leaves to it (first order). */
 static double amplitude(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
-  if (c->v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER) return 1;
-  const pst_classifier_point *p = point_of(s, c);
+  const pst_classifier_point *p = pst_optimizer_point_of(s, c);
+  if (!p) return 1;
   double model = pst_optimizer_logistic(model_prior(s, c)), q = cascade_quality(p, model);
   return fmin((1 - p->answered) * model * (1 - model) / (q * (1 - q)), 1);
 }
@@ -79,22 +75,23 @@ static double similar(const pst_optimizer_space *s, int axis, int a, int b) {
   }
 }
 
-/* A classifier alone has nothing in common with a model but that what is believed of it was measured on held-out folds. Choices that ask a model vary as the
- * model does, damped by a classifier before it; two that share a classifier share its error too. */
+/* A classifier alone has nothing in common with a model but that what is believed of it was measured on held-out folds; two of them, trained on the same records, share half
+ * of their error. Choices that ask a model vary as the model does, damped by a classifier before it; two that share a classifier share its error too. */
 static double kernel(const pst_optimizer_space *s, const pst_optimizer_choice *a, const pst_optimizer_choice *b) {
   const double variance[PST_OPTIMIZER_CLASSIFIER] = {C(variance_model),     C(variance_weights), C(variance_kv),
                                                      C(variance_prompt),    C(variance_layout),  C(variance_examples),
                                                      C(variance_constraint)};
   int first = a->v[PST_OPTIMIZER_CLASSIFIER], second = b->v[PST_OPTIMIZER_CLASSIFIER];
-  if (first == PST_OPTIMIZER_ALONE || second == PST_OPTIMIZER_ALONE)
-    return first == second ? C(variance_classifier) : 0;
+  bool alone = pst_optimizer_is_alone(s, a), other_alone = pst_optimizer_is_alone(s, b);
+  double error = C(variance_classifier) * (first == second ? 1 : 0.5);
+  if (alone || other_alone) return alone && other_alone ? error : 0;
   double sum = C(variance_common), product = C(variance_together);
   for (int i = 0; i < PST_OPTIMIZER_CLASSIFIER; i++) {
     double near = similar(s, i, a->v[i], b->v[i]);
     sum += variance[i] * near;
     product *= near;
   }
-  double own = first && second ? C(variance_classifier) * (first == second ? 1 : 0.5) : 0;
+  double own = first && second ? error : 0;
   return amplitude(s, a) * amplitude(s, b) * (sum + product) + own;
 }
 

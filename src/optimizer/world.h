@@ -27,10 +27,19 @@ typedef struct pst_optimizer_world {
   /* Where a run stands, for a person: phase, best so far. NULL: nobody listens. */
   void (*note)(void *state, const char *text);
   bool (*cancelled)(void *state); /* NULL: never */
-  /* Trains the workload's classifier on its examples part, and on nothing else: {"artefact", "records", "labels", "features", "seconds", "accuracy",
-   * "log_loss", "calibration_error", "item_us", "curve": [[threshold, answered, accuracy] ...]}; {"none": why} where there is nothing to learn from.
-   * NULL: the world has none. */
-  int (*classifier)(void *state, pst_buf *out, pst_error *err);
+  /* Trains a classifier on the workload's examples part, and on nothing else: {"artefact", "encoder" (its name, where it has one), "records", "labels", "features",
+   * "seconds", "accuracy", "log_loss", "calibration_error", "item_us", "curve": [[threshold, answered, accuracy] ...]}; {"none": why} where there is nothing to
+   * learn from. encoder: the model whose vectors of the texts it reads beside n-grams; NULL: n-grams alone. The function NULL: the world has no classifiers. */
+  int (*classifier)(void *state, const pst_optimizer_model *encoder, pst_buf *out, pst_error *err);
 } pst_optimizer_world;
+
+/* The log's key of a classifier. encoder_sha256: of the file of its encoder, or NULL. Returns ret_key. */
+enum { PST_OPTIMIZER_CLASSIFIER_KEY = 80 };
+static inline const char *pst_optimizer_classifier_key(const char *encoder_sha256,
+                                                       char ret_key[PST_OPTIMIZER_CLASSIFIER_KEY]) {
+  (void)snprintf(ret_key, PST_OPTIMIZER_CLASSIFIER_KEY, "classifier%s%.64s", encoder_sha256 ? " " : "",
+                 encoder_sha256 ? encoder_sha256 : "");
+  return ret_key;
+}
 
 #endif

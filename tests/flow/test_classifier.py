@@ -73,3 +73,37 @@ def test_a_choice_task_is_served_without_a_model_call(cli, serve, smollm2, folde
     rows = [r for r in json.loads(cli("requests", "--limit", 50, "--json").stdout) if r["status"] == 200]
     assert len(rows) == 41 and all(r["target"] == "classifier" and r["model"] == plan["root"]["artefact"] for r in rows)
     assert all(r["prompt_tokens"] == r["completion_tokens"] == 0 for r in rows)
+
+
+@pytest.mark.full
+def test_an_encoder_is_asked_where_it_is_worth_it(cli, serve, smollm2, minilm, test_data, home, tmp_path):
+    cli("import", test_data / "intents" / "banking77.jsonl", tmp_path / "bank", "--limit", 2000)
+    goal = tmp_path / "bank" / "workload.json"
+    workload = json.loads(goal.read_text(encoding="utf-8"))
+    workload["goal"]["quality_floor"] = 0.72  # more than n-grams reach with so few examples
+    goal.write_text(json.dumps(workload), encoding="utf-8")
+    done = cli("optimize", tmp_path / "bank", "--model", smollm2, "--model", minilm, "--budget-minutes", 0.5, "--max-items", 300, "--promote", "--json")
+    result = json.loads(done.stdout)
+    evidence, plan = result["evidence"], result["plan"]
+    assert result["verdict"] == "found", evidence["verification"]
+    first = plan["root"]["inputs"][0] if plan["root"]["op"] == "cascade" else plan["root"]  # a model behind it costs little beside
+    assert first["op"] == "classifier" and first["engine"] == "encoder", [plan["root"], evidence["classifiers"]]
+    assert plan["engines"]["encoder"]["model"] == minilm and len(plan["engines"]["encoder"]["sha256"]) == 64
+    words, vectors = evidence["classifiers"]
+    assert vectors["accuracy"] > words["accuracy"] + 0.03 and vectors["item_us"] > words["item_us"]
+    assert evidence["classifier"] == vectors and vectors["encoder"] == minilm
+    tree = cli("explain", result["plan_hash"]).stdout
+    assert "the message's vector by" in tree and "nan" not in tree
+    again = json.loads(cli("optimize", tmp_path / "bank", "--replay", result["run"], "--json").stdout)
+    assert again["plan_hash"] == result["plan_hash"]
+
+    one = serve("--plan", "bank")
+    body = {"model": "bank", "messages": [{"role": "user", "content": "someone nicked my purse, please block the plastic"}]}
+    status, _, answer = one.request("/v1/chat/completions", body)
+    answer = json.loads(answer)
+    assert status == 200 and answer["choices"][0]["message"]["content"] in plan["labels"], answer
+    assert answer["usage"]["prompt_tokens"] > 5
+    assert one.metric("penstock_engines") == len(plan["engines"])
+    assert one.stop() == 0
+    row = json.loads(cli("requests", "--limit", 1, "--json").stdout)[0]
+    assert row["status"] == 200 and row["prompt_tokens"] == answer["usage"]["prompt_tokens"]

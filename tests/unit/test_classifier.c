@@ -39,7 +39,8 @@ static corpus make_corpus(size_t n, uint64_t stream) {
       at += (size_t)snprintf(c.texts[i] + at, TEXT_BYTES - at, "%s%c%cx", w ? " " : "", (char)('a' + word / 7),
                              (char)('k' + word % 7));
     }
-    c.records[i] = (pst_classifier_record){pst_str_from(c.texts[i]), topics[topic], (uint32_t)i};
+    c.records[i] =
+        (pst_classifier_record){.text = pst_str_from(c.texts[i]), .label = topics[topic], .group = (uint32_t)i};
   }
   return c;
 }
@@ -57,10 +58,35 @@ static pst_classifier *train(const corpus *c, const pst_classifier_options *o, p
   return classifier;
 }
 
+enum { DIMS = 12 };
+
+/* A corpus with vectors of length 1: the topic's own direction, seen through as much noise. Words and vectors err apart from each other. */
+static float *add_vectors(corpus *c, uint64_t stream, double noise) {
+  float *vectors = calloc(c->n * DIMS, sizeof *vectors);
+  pst_random r = {SEED, stream, 0};
+  assert_non_null(vectors);
+  for (size_t i = 0; i < c->n; i++) {
+    float *v = vectors + i * DIMS;
+    size_t topic = 0;
+    double square = 0, x[DIMS];
+    while (!pst_str_equal(topics[topic], c->records[i].label)) topic++;
+    for (size_t d = 0; d < DIMS; d++) {
+      double u = 0;
+      for (int k = 0; k < 4; k++) u += pst_random_next_unit(&r) - 0.5; /* near enough to normal */
+      x[d] = (d == topic || d == topic + 5) + noise * u;
+      square += x[d] * x[d];
+    }
+    for (size_t d = 0; d < DIMS; d++) v[d] = (float)(x[d] / sqrt(square));
+    c->records[i].vector = v;
+  }
+  return vectors;
+}
+
 /* ---- the objective ---- */
 
 typedef struct problem {
   pst_classifier_texts texts;
+  pst_classifier_vectors vectors;
   pst_classifier_dictionary dictionary;
   pst_classifier_matrix matrix;
   pst_classifier_logistic logistic;
@@ -77,8 +103,9 @@ static void make_problem(problem *p, const corpus *c, size_t n_rows, double pena
     p->classes[i] = (uint32_t)(i % 3);
   }
   assert_int_equal(pst_classifier_texts_init(&p->texts, c->records, n_rows), 0);
+  assert_int_equal(pst_classifier_vectors_init(&p->vectors, c->records, n_rows, DIMS), 0);
   assert_int_equal(pst_classifier_dictionary_init(&p->dictionary, &p->texts, rows, n_rows, 1000), 0);
-  assert_int_equal(pst_classifier_matrix_init(&p->matrix, &p->dictionary, &p->texts, rows, n_rows), 0);
+  assert_int_equal(pst_classifier_matrix_init(&p->matrix, &p->dictionary, &p->texts, &p->vectors, rows, n_rows), 0);
   p->logistic = (pst_classifier_logistic){.x = &p->matrix,
                                           .labels = p->classes,
                                           .n_labels = 4 /* one without records */,
@@ -91,6 +118,7 @@ static void make_problem(problem *p, const corpus *c, size_t n_rows, double pena
 static void problem_done(problem *p) {
   pst_classifier_logistic_done(&p->logistic);
   pst_classifier_matrix_done(&p->matrix);
+  pst_classifier_vectors_done(&p->vectors);
   pst_classifier_dictionary_done(&p->dictionary);
   pst_classifier_texts_done(&p->texts);
 }
@@ -98,6 +126,7 @@ static void problem_done(problem *p) {
 static void the_gradient_is_that_of_the_value(void **state) {
   (void)state;
   corpus c = make_corpus(20, 1);
+  float *vectors = add_vectors(&c, 5, 0.9);
   problem p;
   make_problem(&p, &c, 20, 0.01);
   double *w = calloc(p.n, sizeof *w), *g = calloc(p.n, sizeof *g), *unused = calloc(p.n, sizeof *unused), largest = 0;
@@ -117,6 +146,7 @@ static void the_gradient_is_that_of_the_value(void **state) {
   free(w);
   free(g);
   free(unused);
+  free(vectors);
   problem_done(&p);
   corpus_done(&c);
 }
@@ -125,6 +155,7 @@ static void the_gradient_is_that_of_the_value(void **state) {
 static void two_starts_end_at_the_one_optimum(void **state) {
   (void)state;
   corpus c = make_corpus(60, 3);
+  float *vectors = add_vectors(&c, 6, 0.9);
   problem p;
   make_problem(&p, &c, 60, 0.001);
   double *a = calloc(p.n, sizeof *a), *b = calloc(p.n, sizeof *b), *g = calloc(p.n, sizeof *g);
@@ -147,6 +178,7 @@ static void two_starts_end_at_the_one_optimum(void **state) {
   free(a);
   free(b);
   free(g);
+  free(vectors);
   problem_done(&p);
   corpus_done(&c);
 }
@@ -245,7 +277,8 @@ static graded grade(const pst_classifier *classifier, const corpus *c, double th
   for (size_t i = 0; i < c->n; i++) {
     pst_classifier_answer a;
     double sum = 0, best = 0;
-    assert_int_equal(pst_classifier_classify(classifier, c->records[i].text, &a, probabilities, NULL), 0);
+    assert_int_equal(
+        pst_classifier_classify(classifier, c->records[i].text, c->records[i].vector, &a, probabilities, NULL), 0);
     for (size_t k = 0; k < info->n_labels; k++) {
       sum += probabilities[k];
       best = fmax(best, probabilities[k]);
@@ -305,8 +338,9 @@ static void a_group_is_never_parted(void **state) {
   for (size_t i = 0; i < c.n; i++) {
     size_t of = i / 4;
     (void)snprintf(c.texts[i], TEXT_BYTES, "w%llx", (unsigned long long)pst_random_u64(SEED, 11, of));
-    c.records[i] = (pst_classifier_record){pst_str_from(c.texts[i]), topics[pst_random_u64(SEED, 12, of) % N_TOPICS],
-                                           (uint32_t)of};
+    c.records[i] = (pst_classifier_record){.text = pst_str_from(c.texts[i]),
+                                           .label = topics[pst_random_u64(SEED, 12, of) % N_TOPICS],
+                                           .group = (uint32_t)of};
   }
   pst_classifier *classifier = train(&c, NULL, &bytes);
   assert_true(grade(classifier, &c, 0).accuracy > 0.95);
@@ -333,8 +367,9 @@ static bool yes(void *user) {
 
 static void records_that_cannot_be_learned_from_are_refused(void **state) {
   (void)state;
-  pst_classifier_record r[3] = {
-      {PST_STR("one"), PST_STR("a"), 0}, {PST_STR("two"), PST_STR("a"), 1}, {PST_STR("three"), PST_STR("a"), 2}};
+  pst_classifier_record r[3] = {{PST_STR("one"), PST_STR("a"), 0, NULL},
+                                {PST_STR("two"), PST_STR("a"), 1, NULL},
+                                {PST_STR("three"), PST_STR("a"), 2, NULL}};
   assert_int_equal(refused(r, 0, "nothing to choose"), PST_E_NO_DATA);
   assert_int_equal(refused(r, 3, "nothing to choose"), PST_E_NO_DATA); /* one label */
   r[1].label = PST_STR("");
@@ -359,7 +394,7 @@ static void too_much_is_refused_before_memory_is_taken(void **state) {
   assert_non_null(labels);
   for (size_t i = 0; i < MANY; i++) {
     (void)snprintf(labels[i], sizeof labels[i], "%zu", i);
-    r[i] = (pst_classifier_record){PST_STR("text"), pst_str_from(labels[i]), (uint32_t)i};
+    r[i] = (pst_classifier_record){.text = PST_STR("text"), .label = pst_str_from(labels[i]), .group = (uint32_t)i};
   }
   assert_int_equal(refused(r, MANY, "at most 10000"), PST_E_LIMIT);
   assert_int_equal(refused(r, 6000, "at most 5592 records"), PST_E_LIMIT); /* 6,000 scores each */
@@ -426,13 +461,13 @@ static void odd_texts_are_answered(void **state) {
   pst_buf bytes = PST_BUF_INIT, huge = PST_BUF_INIT;
   pst_classifier *classifier = train(&c, NULL, &bytes);
   pst_classifier_answer empty, unknown, beginning, whole;
-  assert_int_equal(pst_classifier_classify(classifier, (pst_str){NULL, 0}, &empty, NULL, NULL), 0);
-  assert_int_equal(pst_classifier_classify(classifier, PST_STR("##########"), &unknown, NULL, NULL), 0);
+  assert_int_equal(pst_classifier_classify(classifier, (pst_str){NULL, 0}, NULL, &empty, NULL, NULL), 0);
+  assert_int_equal(pst_classifier_classify(classifier, PST_STR("##########"), NULL, &unknown, NULL, NULL), 0);
   assert_int_equal(empty.label, unknown.label); /* the bias alone */
   assert_true(empty.margin == unknown.margin && empty.probability < 0.6);
   for (int i = 0; i < 400000; i++) pst_buf_puts(&huge, i % 3 ? "akx bkx " : "ckx \xe6\x97\xa5 ");
-  assert_int_equal(pst_classifier_classify(classifier, pst_buf_str(&huge), &whole, NULL, NULL), 0);
-  assert_int_equal(pst_classifier_classify(classifier, (pst_str){huge.data, 32768}, &beginning, NULL, NULL), 0);
+  assert_int_equal(pst_classifier_classify(classifier, pst_buf_str(&huge), NULL, &whole, NULL, NULL), 0);
+  assert_int_equal(pst_classifier_classify(classifier, (pst_str){huge.data, 32768}, NULL, &beginning, NULL, NULL), 0);
   assert_true(whole.label == beginning.label && whole.margin == beginning.margin);
   pst_classifier_free(classifier);
   pst_buf_done(&bytes);
@@ -440,16 +475,110 @@ static void odd_texts_are_answered(void **state) {
   corpus_done(&c);
 }
 
-static void running_out_of_memory_is_an_error(void **state) {
+/* ---- vectors ---- */
+
+static const char some_hash[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/* Words alone and vectors alone are each right less often than both; what is said of both holds for fresh records. */
+static void vectors_and_words_together_are_right_more_often(void **state) {
   (void)state;
-  corpus c = make_corpus(24, 15);
-  pst_classifier_options o = {.threads = 1};
+  corpus c = make_corpus(N_TRAIN, 20), fresh = make_corpus(N_TEST, 21), bare = make_corpus(N_TRAIN, 22);
+  corpus bare_fresh = make_corpus(N_TEST, 23);
+  for (size_t i = 0; i < bare.n; i++) bare.records[i].text = PST_STR("");
+  for (size_t i = 0; i < bare_fresh.n; i++) bare_fresh.records[i].text = PST_STR("");
+  float *vectors[] = {add_vectors(&c, 24, 0.9), add_vectors(&fresh, 25, 0.9), add_vectors(&bare, 26, 0.9),
+                      add_vectors(&bare_fresh, 27, 0.9)};
+  pst_classifier_options o = {.encoder = some_hash, .n_dims = DIMS};
+  pst_buf bytes[3] = {PST_BUF_INIT, PST_BUF_INIT, PST_BUF_INIT};
+  pst_classifier *words = train(&c, NULL, &bytes[0]), *both = train(&c, &o, &bytes[1]);
+  pst_classifier *dense = train(&bare, &o, &bytes[2]);
+  const pst_classifier_info *info = pst_classifier_get_info(both);
+  assert_string_equal(info->encoder, some_hash);
+  assert_int_equal(info->n_dims, DIMS);
+  assert_null(pst_classifier_get_info(words)->encoder);
+  graded all = grade(both, &fresh, 0);
+  double of_words = grade(words, &fresh, 0).accuracy, of_vectors = grade(dense, &bare_fresh, 0).accuracy;
+  assert_true(of_words > 0.65 && of_vectors > 0.65);
+  assert_true(all.accuracy > of_words + 0.04 && all.accuracy > of_vectors + 0.04 && all.accuracy < 0.99);
+  assert_true(fabs(all.accuracy - info->accuracy) < 0.04);
+  assert_true(all.calibration_error < 0.05);
+  assert_true(grade(both, &fresh, info->curve[11].threshold).answered_right > all.accuracy + 0.02);
+  pst_classifier *const opened[] = {words, both, dense};
+  for (size_t i = 0; i < 3; i++) {
+    pst_classifier_free(opened[i]);
+    pst_buf_done(&bytes[i]);
+  }
+  for (size_t i = 0; i < 4; i++) free(vectors[i]);
+  corpus_done(&c);
+  corpus_done(&fresh);
+  corpus_done(&bare);
+  corpus_done(&bare_fresh);
+}
+
+/* Vectors that say nothing are given next to no weight, and cost next to nothing. */
+static void vectors_that_say_nothing_do_no_harm(void **state) {
+  (void)state;
+  corpus c = make_corpus(N_TRAIN, 30), fresh = make_corpus(N_TEST, 31);
+  float *vectors[] = {add_vectors(&c, 32, 1e6), add_vectors(&fresh, 33, 1e6)};
+  pst_classifier_options o = {.encoder = some_hash, .n_dims = DIMS};
+  pst_buf bytes[2] = {PST_BUF_INIT, PST_BUF_INIT};
+  pst_classifier *words = train(&c, NULL, &bytes[0]), *both = train(&c, &o, &bytes[1]);
+  assert_true(grade(both, &fresh, 0).accuracy > grade(words, &fresh, 0).accuracy - 0.02);
+  pst_classifier_free(words);
+  pst_classifier_free(both);
+  for (size_t i = 0; i < 2; i++) {
+    pst_buf_done(&bytes[i]);
+    free(vectors[i]);
+  }
+  corpus_done(&c);
+  corpus_done(&fresh);
+}
+
+/* Records in any order, any number of threads: the same bytes; and a damaged artefact is an error with vectors too. */
+static void vectors_leave_no_trace_of_order_and_threads(void **state) {
+  (void)state;
+  corpus c = make_corpus(120, 34);
+  float *vectors = add_vectors(&c, 35, 0.9);
+  pst_buf first = PST_BUF_INIT;
+  for (int threads = 1; threads <= 3; threads++) {
+    pst_classifier_options o = {.encoder = some_hash, .n_dims = DIMS, .threads = threads};
+    pst_buf bytes = PST_BUF_INIT;
+    for (size_t i = 0; i < c.n / 2 && threads > 1; i++) {
+      pst_classifier_record kept = c.records[i];
+      c.records[i] = c.records[c.n - 1 - i];
+      c.records[c.n - 1 - i] = kept;
+    }
+    pst_classifier_free(train(&c, &o, &bytes));
+    if (threads > 1) {
+      assert_int_equal(bytes.n, first.n);
+      assert_memory_equal(bytes.data, first.data, first.n);
+      pst_buf_done(&bytes);
+    } else {
+      first = bytes;
+    }
+  }
+  for (size_t n = 0; n < first.n; n += 97) assert_int_equal(open_bytes(first.data, n), PST_E_CORRUPT);
+  char *dims = strstr(first.data, "\"n_dims\":12");
+  assert_non_null(dims);
+  dims[9] = '2';
+  assert_int_equal(open_bytes(first.data, first.n), PST_E_CORRUPT); /* 22 would be longer */
+  dims[9] = '1';
+  memset(first.data + first.n - 4 * N_TOPICS - 4, 0xff, 4); /* the last of the vector's weights is no number */
+  assert_int_equal(open_bytes(first.data, first.n), PST_E_CORRUPT);
+  pst_buf_done(&first);
+  free(vectors);
+  corpus_done(&c);
+}
+
+/* ---- memory ---- */
+
+static void memory_runs_out(const corpus *c, pst_classifier_options o) {
   int code = PST_E_NOMEM, n_failures = 0;
   for (int64_t n = 0; code == PST_E_NOMEM; n += 1 + n / 16) {
     pst_buf out = PST_BUF_INIT;
     pst_error err = PST_ERROR_INIT;
     pst_memory_fail_after(n);
-    code = pst_classifier_train(c.records, c.n, &o, &out, &err);
+    code = pst_classifier_train(c->records, c->n, &o, &out, &err);
     if (!code) {
       pst_memory_fail_after(n_failures % 8);
       pst_classifier *classifier = NULL;
@@ -461,6 +590,15 @@ static void running_out_of_memory_is_an_error(void **state) {
   }
   assert_int_equal(code, 0);
   assert_true(n_failures > 20);
+}
+
+static void running_out_of_memory_is_an_error(void **state) {
+  (void)state;
+  corpus c = make_corpus(24, 15);
+  float *vectors = add_vectors(&c, 36, 0.9);
+  memory_runs_out(&c, (pst_classifier_options){.threads = 1});
+  memory_runs_out(&c, (pst_classifier_options){.threads = 1, .encoder = some_hash, .n_dims = DIMS});
+  free(vectors);
   corpus_done(&c);
 }
 
@@ -477,6 +615,9 @@ int main(void) {
       cmocka_unit_test(too_much_is_refused_before_memory_is_taken),
       cmocka_unit_test(a_damaged_artefact_is_refused),
       cmocka_unit_test(odd_texts_are_answered),
+      cmocka_unit_test(vectors_and_words_together_are_right_more_often),
+      cmocka_unit_test(vectors_that_say_nothing_do_no_harm),
+      cmocka_unit_test(vectors_leave_no_trace_of_order_and_threads),
       cmocka_unit_test(running_out_of_memory_is_an_error),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -17,6 +17,8 @@
 enum { N_EXAMPLES = 60, N_SEARCH = 200, N_VERIFY = 300, N_ITEMS = N_EXAMPLES + N_SEARCH + N_VERIFY, N_LABELS = 6 };
 #define ANSWERS_HASH "5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a"
 #define ARTEFACT "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
+#define ENCODED_ARTEFACT "eccceccceccceccceccceccceccceccceccceccceccceccceccceccceccceccc"
+#define ENCODER_HASH "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee"
 #define ADAPTER "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
 #define INDEX_HASH "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -31,6 +33,7 @@ typedef struct fake {
   bool
       long_answers; /* which drafts from past answers give in a third of the steps, those from the text in two thirds */
   double classifier; /* accuracy of the one that can be trained; 0: none can */
+  double encoded;    /* the same of one that reads vectors too; 0: there is no encoder */
   double adapter;    /* share right of the adapter that is there; 0: none is */
 } fake;
 
@@ -140,7 +143,7 @@ static const pst_classifier_point curve[] = {
     {5, 0.3, 0.99}, {3, 0.5, 0.98}, {2, 0.75, 0.97}, {0.5, 0.9, 0.85}, {0, 1, 0.8}};
 
 static double truth(const fake *f, const pst_gateway_plan *p) {
-  if (p->root.op == PST_GATEWAY_OP_CLASSIFIER) return f->classifier;
+  if (p->root.op == PST_GATEWAY_OP_CLASSIFIER) return p->root.engine >= 0 ? f->encoded : f->classifier;
   double model = model_truth(f, p);
   for (size_t i = 0; i < PST_ARRAY_LEN(curve) && p->root.op == PST_GATEWAY_OP_CASCADE; i++)
     if (curve[i].threshold == p->root.threshold)
@@ -149,10 +152,13 @@ static double truth(const fake *f, const pst_gateway_plan *p) {
   return model;
 }
 
-static int train_classifier(void *state, pst_buf *out, pst_error *err) {
+static int train_classifier(void *state, const pst_optimizer_model *encoder, pst_buf *out, pst_error *err) {
   const fake *f = state;
-  pst_buf_printf(out, "{\"artefact\":\"%s\",\"records\":%d,\"seconds\":1.5,\"accuracy\":%g,\"item_us\":50,\"curve\":[",
-                 ARTEFACT, N_EXAMPLES, f->classifier);
+  pst_buf_printf(out, "{\"artefact\":\"%s\",\"records\":%d,\"seconds\":1.5,\"accuracy\":%g,\"item_us\":%d,",
+                 encoder ? ENCODED_ARTEFACT : ARTEFACT, N_EXAMPLES, encoder ? f->encoded : f->classifier,
+                 encoder ? 3000 : 50);
+  if (encoder) pst_buf_printf(out, "\"encoder\":\"%s\",", encoder->name);
+  pst_buf_puts(out, "\"curve\":[");
   for (size_t i = 0; i < PST_ARRAY_LEN(curve); i++)
     pst_buf_printf(out, "%s[%g,%g,%g]", i ? "," : "", curve[i].threshold, curve[i].answered, curve[i].accuracy);
   pst_buf_puts(out, "]}");
@@ -228,12 +234,16 @@ static const pst_optimizer_target targets[] = {{.name = "small"}, {.name = "larg
   }
 static const pst_optimizer_target adapted[] = {{.name = "small"}, {.name = "large"}, TUNED};
 
+static const pst_optimizer_model encoder = {"vectors", ENCODER_HASH};
+
 static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const pst_evals_info *w) {
   outcome o = {0};
   pst_optimizer_world world = world_of(f);
   pst_optimizer_input in = {.workload = w,
                             .targets = f->adapter > 0 ? adapted : targets,
                             .n_targets = f->adapter > 0 ? PST_ARRAY_LEN(adapted) : PST_ARRAY_LEN(targets),
+                            .encoders = &encoder,
+                            .n_encoders = f->encoded > 0,
                             .examples_index = INDEX_HASH,
                             .answers = f->long_answers ? ANSWERS_HASH : NULL,
                             .seed = seed,
@@ -345,32 +355,41 @@ static void test_adapters_are_models_of_their_own(void **state) {
   pst_optimizer_space_done(&without);
 }
 
-static pst_optimizer_classifier made_up_classifier(void) {
-  return (pst_optimizer_classifier){.artefact = ARTEFACT,
-                                    .accuracy = 0.8,
-                                    .item_us = 50,
-                                    .points = {{0.5, 0.9, 0.85}, {2, 0.75, 0.97}, {3, 0.5, 0.98}},
-                                    .n_points = 3};
+/* One over n-grams; with n = 2 one that reads vectors too, and is right more often. */
+static pst_optimizer_classifiers made_up_classifiers(int n) {
+  return (pst_optimizer_classifiers){.list = {{.artefact = ARTEFACT,
+                                               .accuracy = 0.8,
+                                               .item_us = 50,
+                                               .points = {{0.5, 0.9, 0.85}, {2, 0.75, 0.97}, {3, 0.5, 0.98}},
+                                               .n_points = 3},
+                                              {.artefact = ENCODED_ARTEFACT,
+                                               .encoder = "vectors",
+                                               .encoder_sha256 = ENCODER_HASH,
+                                               .accuracy = 0.85,
+                                               .item_us = 3000,
+                                               .points = {{0.4, 0.9, 0.9}, {1.5, 0.75, 0.98}},
+                                               .n_points = 2}},
+                                     .n = n};
 }
 
-static void test_a_classifier_adds_itself_and_cascades(void **state) {
-  (void)state;
+static void classifiers_add_themselves_and_cascades(int n_classifiers) {
   pst_evals_info w = make_workload();
   pst_optimizer_space s, without;
-  pst_optimizer_classifier c = made_up_classifier();
+  pst_optimizer_classifiers c = made_up_classifiers(n_classifiers);
   pst_optimizer_target two[2] = {{.name = "small", .has_template = true, .weights = "Q4_1"},
                                  {.name = "far/model", .provider = "far", .has_template = true}};
   assert_int_equal(pst_optimizer_space_init(&without, &w, two, 2, 2, INDEX_HASH, NULL, NULL, NULL), 0);
   assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 2, INDEX_HASH, NULL, &c, NULL), 0);
-  size_t shipped = 0, alone = 0, remote = 0;
+  size_t shipped = 0, alone = 0, remote = 0, encoded = 0, stride = n_classifiers == 1 ? 5 : 1;
+  size_t n_points = (size_t)c.list[n_classifiers - 1].n_points; /* those of the better one stand before models */
   for (size_t i = 0; i < without.n_classes; i++)
     shipped += !without.classes[i].v[PST_OPTIMIZER_WEIGHTS] && !without.classes[i].v[PST_OPTIMIZER_KV];
-  assert_int_equal(s.n_classes, without.n_classes + 3 * shipped + 1);
+  assert_int_equal(s.n_classes, without.n_classes + n_points * shipped + (size_t)n_classifiers);
   for (size_t i = 0; i < s.n_classes; i++) {
     pst_optimizer_choice choice = s.classes[i], back;
     memcpy(choice.v + PST_OPTIMIZER_N_LOSSY, s.exact[i % s.n_exact].v + PST_OPTIMIZER_N_LOSSY,
            PST_OPTIMIZER_N_AXES - PST_OPTIMIZER_N_LOSSY);
-    if (choice.v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER || i % 5) continue;
+    if (choice.v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER || i % stride) continue;
     pst_buf json = PST_BUF_INIT;
     pst_gateway_plan *plan = NULL;
     pst_error err = PST_ERROR_INIT;
@@ -378,17 +397,36 @@ static void test_a_classifier_adds_itself_and_cascades(void **state) {
     if (pst_gateway_plan_parse(pst_buf_str(&json), "candidate", &plan, &err))
       fail_msg("%s: %s", err.place, err.message);
     alone += plan->root.op == PST_GATEWAY_OP_CLASSIFIER;
-    bool far = pst_optimizer_is_remote(&s, &choice) && !pst_optimizer_is_alone(&choice);
+    bool far = pst_optimizer_is_remote(&s, &choice) && !pst_optimizer_is_alone(&s, &choice);
+    const pst_gateway_node *first = plan->root.op == PST_GATEWAY_OP_CASCADE ? &plan->root.inputs[0] : &plan->root;
     remote += far;
+    if (first->engine >= 0) {
+      encoded++;
+      assert_string_equal(first->classifier, ENCODED_ARTEFACT);
+      assert_string_equal(plan->engines[first->engine].model, "vectors");
+      assert_string_equal(plan->engines[first->engine].sha256, ENCODER_HASH);
+      if (plan->n_engines == 2)
+        assert_string_equal(plan->engines[0].model, "small"); /* what is calibrated is the first */
+    } else {
+      assert_string_equal(first->classifier, ARTEFACT);
+    }
     assert_int_equal(pst_optimizer_plan_match(&s, plan, &back), !far);
     if (!far) assert_memory_equal(back.v, choice.v, PST_OPTIMIZER_N_LOSSY);
     assert_false(pst_optimizer_plan_match(&without, plan, &back));
     pst_gateway_plan_unref(plan);
     pst_buf_done(&json);
   }
-  assert_true(remote > 0 && alone <= 1);
+  assert_true(remote > 0 && alone <= (size_t)n_classifiers);
+  if (n_classifiers == 1) assert_int_equal(encoded, 0);
+  if (n_classifiers == 2) assert_int_equal(encoded, n_points * shipped + 1);
   pst_optimizer_space_done(&s);
   pst_optimizer_space_done(&without);
+}
+
+static void test_a_classifier_adds_itself_and_cascades(void **state) {
+  (void)state;
+  classifiers_add_themselves_and_cascades(1);
+  classifiers_add_themselves_and_cascades(2);
 }
 
 /* What a classifier leaves to the model costs in proportion, by formula and by replay, and the classifier's own time is counted. */
@@ -398,7 +436,7 @@ static void test_a_cascade_costs_what_is_left(void **state) {
   w.goal.latency_p95_ms = 0;
   pst_optimizer_space s;
   pst_optimizer_speed speed;
-  pst_optimizer_classifier c = made_up_classifier();
+  pst_optimizer_classifiers c = made_up_classifiers(1);
   pst_optimizer_target one = {.name = "small", .has_template = true, .weights = "Q4_1", .label_tokens = 3};
   assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 1, INDEX_HASH, NULL, &c, NULL), 0);
   assert_int_equal(pst_optimizer_speed_init(&speed, &s, 1, 3600 * (int64_t)1000000, NULL), 0);
@@ -406,8 +444,8 @@ static void test_a_cascade_costs_what_is_left(void **state) {
     for (size_t i = 0; i < s.n_classes; i++)
       *pst_optimizer_speed_slot(&speed, &s.classes[i]) = (pst_engine_step_model){5000, 1000, 0, 400, 0.05};
   pst_optimizer_choice model = {{0}}, half = model, alone = model;
-  half.v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_FIRST + 2;
-  alone.v[PST_OPTIMIZER_CLASSIFIER] = PST_OPTIMIZER_ALONE;
+  half.v[PST_OPTIMIZER_CLASSIFIER] = 1 + 1 + 2; /* none, alone, and the third point */
+  alone.v[PST_OPTIMIZER_CLASSIFIER] = 1;
   pst_optimizer_lengths l = {.completion = 3, .steps = 3};
   int prompt[400];
   for (size_t i = 0; i < PST_ARRAY_LEN(prompt); i++) prompt[i] = 100;
@@ -560,10 +598,12 @@ static void test_drafts_from_past_answers_are_chosen(void **state) {
   outcome_done(&a);
 }
 
-static outcome search_with_classifier(double accuracy, double floor, pst_optimizer_journal *j, pst_gateway_plan **ret) {
+/* encoded: right answers of the classifier that reads vectors too; 0: there is no encoder. */
+static outcome search_with_classifiers(double accuracy, double encoded, double floor, pst_optimizer_journal *j,
+                                       pst_gateway_plan **ret) {
   pst_evals_info w = make_workload();
   w.goal.quality_floor = floor;
-  fake f = {.ceiling = 0.9, .classifier = accuracy};
+  fake f = {.ceiling = 0.9, .classifier = accuracy, .encoded = encoded};
   assert_int_equal(pst_optimizer_journal_open(j, NULL, 7, false, NULL), 0);
   outcome a = search(&f, j, 3, &w);
   assert_int_equal(a.code, 0);
@@ -574,7 +614,7 @@ static outcome search_with_classifier(double accuracy, double floor, pst_optimiz
   assert_int_equal(pst_optimizer_journal_open(&again, NULL, 7, false, NULL), 0);
   copy_rows(j, &again);
   again.replay = true;
-  fake nobody = {.forbidden = true, .classifier = accuracy};
+  fake nobody = {.forbidden = true, .classifier = accuracy, .encoded = encoded};
   outcome b = search(&nobody, &again, 3, &w);
   assert_int_equal(b.code, 0);
   assert_string_equal(a.evidence, b.evidence);
@@ -604,14 +644,14 @@ static void test_a_good_classifier_is_all_that_is_needed(void **state) {
   (void)state;
   pst_optimizer_journal j;
   pst_gateway_plan *plan = NULL;
-  outcome a = search_with_classifier(0.93, 0.6, &j, &plan);
+  outcome a = search_with_classifiers(0.93, 0, 0.6, &j, &plan);
   assert_int_equal(plan->root.op, PST_GATEWAY_OP_CLASSIFIER);
   assert_string_equal(plan->root.classifier, ARTEFACT);
   assert_int_equal(plan->n_engines, 0);
   pst_buf text = PST_BUF_INIT;
   assert_int_equal(pst_optimizer_summary(a.evidence, &text, NULL), 0);
   assert_non_null(strstr(pst_buf_text(&text), "no model call needed here"));
-  assert_non_null(strstr(pst_buf_text(&text), "1. classifier alone (no model call)"));
+  assert_non_null(strstr(pst_buf_text(&text), "1. classifier alone (nothing is generated)"));
   assert_non_null(strstr(pst_buf_text(&text), "The best plan of prompted models, on the same items: "));
   check_prompted(a.evidence);
   pst_buf_clear(&text);
@@ -625,12 +665,35 @@ static void test_a_good_classifier_is_all_that_is_needed(void **state) {
   outcome_done(&a);
 }
 
+/* Vectors cost sixty times as much: they are read where n-grams alone do not reach the floor, and not where they do. */
+static void test_an_encoder_is_asked_where_it_is_needed(void **state) {
+  (void)state;
+  for (int needed = 0; needed < 2; needed++) {
+    pst_optimizer_journal j;
+    pst_gateway_plan *plan = NULL;
+    outcome a = search_with_classifiers(needed ? 0.70 : 0.93, 0.94, 0.85, &j, &plan);
+    assert_int_equal(plan->root.op, PST_GATEWAY_OP_CLASSIFIER);
+    assert_string_equal(plan->root.classifier, needed ? ENCODED_ARTEFACT : ARTEFACT);
+    assert_int_equal(plan->n_engines, needed);
+    if (needed) assert_string_equal(plan->engines[plan->root.engine].sha256, ENCODER_HASH);
+    pst_buf text = PST_BUF_INIT;
+    assert_int_equal(pst_optimizer_explain(a.evidence, NULL, &text, NULL), 0);
+    assert_non_null(strstr(pst_buf_text(&text), needed ? "and the message's vector by vectors: nothing is generated"
+                                                       : "no model call is needed here"));
+    assert_non_null(strstr(pst_buf_text(&text), needed ? "94.0% right on held-out" : "93.0% right on held-out"));
+    pst_buf_done(&text);
+    pst_gateway_plan_unref(plan);
+    pst_optimizer_journal_close(&j);
+    outcome_done(&a);
+  }
+}
+
 /* Neither the classifier (0.80) nor any model (0.75) reaches the floor; together they do, where the classifier answers what it is sure of. */
 static void test_a_sure_classifier_comes_before_a_model(void **state) {
   (void)state;
   pst_optimizer_journal j;
   pst_gateway_plan *plan = NULL;
-  outcome a = search_with_classifier(0.80, 0.87, &j, &plan);
+  outcome a = search_with_classifiers(0.80, 0, 0.87, &j, &plan);
   assert_int_equal(plan->root.op, PST_GATEWAY_OP_CASCADE);
   assert_int_equal(plan->root.n_inputs, 2);
   assert_int_equal(plan->root.inputs[0].op, PST_GATEWAY_OP_CLASSIFIER);
@@ -653,7 +716,7 @@ static void test_a_bad_classifier_is_left_out(void **state) {
   (void)state;
   pst_optimizer_journal j;
   pst_gateway_plan *plan = NULL;
-  outcome a = search_with_classifier(0.05, 0.6, &j, &plan);
+  outcome a = search_with_classifiers(0.05, 0, 0.6, &j, &plan);
   assert_int_not_equal(plan->root.op, PST_GATEWAY_OP_CLASSIFIER);
   pst_gateway_plan_unref(plan);
   pst_optimizer_journal_close(&j);
@@ -897,6 +960,7 @@ int main(void) {
       cmocka_unit_test(test_drafts_from_past_answers_are_chosen),
       cmocka_unit_test(test_a_good_classifier_is_all_that_is_needed),
       cmocka_unit_test(test_a_sure_classifier_comes_before_a_model),
+      cmocka_unit_test(test_an_encoder_is_asked_where_it_is_needed),
       cmocka_unit_test(test_a_bad_classifier_is_left_out),
       cmocka_unit_test(test_replay_without_the_measurement_fails),
       cmocka_unit_test(test_resumes_after_a_kill),
