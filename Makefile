@@ -179,8 +179,9 @@ $(BENCHES): $(B)/bench/%: $(B)/bench/%.o $(LIBRARY)
 	$(if $(SHOW),@echo '  LD    $@')
 	$(Q)$(CC) $(ALL_LDFLAGS) $(filter %.o,$^) $(LIBRARY) $(ALL_LIBS) -o $@
 
-# Shares the tests' way to the logits.
+# They share the tests' way to the logits, and their adapters.
 $(B)/bench/bench_logits: $(B)/tests/support/forced.o
+$(B)/bench/bench_adapters: $(B)/tests/support/random_adapter.o
 
 -include $(patsubst %.c,$(B)/%.d,$(SOURCES) $(MAIN) $(TEST_SOURCES) $(TEST_SUPPORT) $(FUZZ_SOURCES) $(BENCH_SOURCES))
 

@@ -284,10 +284,9 @@ typedef struct pst_kernels {
   void (*matmul)(const pst_kernels_matrix *w, const pst_kernels_input *input, size_t t0, size_t n_tokens,
                  size_t group_begin, size_t group_end, bool add, float *out, size_t out_stride, void *work);
 
-  /* out[t][r] = row r . x[t], rows of PST_KERNELS_DOT_COLS(n_cols) elements of F32 or F16 (`type`), zeros behind n_cols; x [n_tokens][n_cols], out [n_tokens][n_rows].
-   * For matrices of few rows: elements are lanes, not rows (an adapter's first matrix). */
-  void (*dots)(uint32_t type, const void *rows, size_t n_rows, size_t n_cols, const float *x, size_t n_tokens,
-               float *out);
+  /* out[t][r] = row r . x[t], rows of PST_KERNELS_DOT_COLS(n_cols) elements, zeros behind n_cols; x [n_tokens][n_cols], out [n_tokens][n_rows].
+   * For matrices of few rows: elements are lanes, not rows (an adapter's first matrix beside float weights). */
+  void (*dots)(const float *rows, size_t n_rows, size_t n_cols, const float *x, size_t n_tokens, float *out);
 
   /* Stores one key or value row x[head_dim] at position `slot` (< 64) of a page. */
   void (*store_key)(uint32_t kv_type, size_t head_dim, const float *x, size_t slot, uint8_t *page);

@@ -1,10 +1,13 @@
 /* LoRA adapters made ready for a model.
  *
- * Owns which product of which layer a target is, whether it fits, and the packing. Files are lora.c's and lora_peft.c's; forward.c computes. Both matrices of a target are
- * packed like any float matrix, so that an adapter's products are the kernels' own and as exact; the scale is multiplied into b. */
+ * Owns which product of which layer a target is, whether it fits, and the packing. Files are lora.c's and lora_peft.c's; forward_adapter.c computes. Both matrices of a target
+ * are packed as the kernels' own, so that an adapter's products are theirs and as exact. Their form follows the base's: floats beside floats; beside quantized
+ * weights eight bits, since an adapter costs the bytes it has. There a and b are first scaled by powers of two to where half-precision scales are at their best,
+ * which is taken back, with the adapter's own scale, from a x. */
 #include "engine/adapter.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/pool.h"
@@ -21,9 +24,9 @@ typedef struct piece {
 typedef struct pack_job {
   const pst_engine_lora_target *target;
   pst_engine_adapter_part *part;
-  int first; /* row of the target's b */
-  float scale;
-  size_t a_at, b_at; /* in the block */
+  int first, n_out;         /* rows of the target's b */
+  float a_factor, b_factor; /* of its numbers */
+  size_t a_at, b_at;        /* in the block */
 } pack_job;
 
 typedef struct making {
@@ -100,34 +103,60 @@ static bool split_name(const char *name, int n_layers, int *ret_layer, pst_str *
 
 /* ---- layout ---- */
 
-/* Of finite floats without their signs the greater has the greater bits. */
-static bool fits_half(const float *x, size_t n, double scale) {
-  uint32_t most = 0;
+/* The exponent that brings the greatest magnitude of x into [512, 1024), as far as a factor may go. */
+static int exponent_of(const float *x, size_t n) {
+  uint32_t most = 0; /* of floats without their signs the greater has the greater bits */
   float greatest;
+  int exponent;
   for (size_t i = 0; i < n; i++) {
     uint32_t bits;
     memcpy(&bits, &x[i], sizeof bits);
     most = PST_MAX(most, bits & 0x7fffffffu);
   }
   memcpy(&greatest, &most, sizeof greatest);
-  return (double)greatest * scale < 65504.0;
+  frexpf(greatest, &exponent);
+  return PST_MAX(PST_MIN(10 - exponent, 100), -100);
 }
 
-/* Beside quantized weights half precision: its rounding is far below theirs, and the bytes are what an adapter costs. */
-static uint32_t type_of(const pst_kernels_matrix *base, const float *x, size_t n, double scale) {
-  return base->is_float || !fits_half(x, n, fabs(scale)) ? PST_TYPE_F32 : PST_TYPE_F16;
+/* How a rank's matrices are folded: as often as whole blocks, and the lanes or columns that there are, allow. */
+static size_t folds_of_a(size_t rank, size_t n_in) {
+  size_t folds = 1;
+  while (folds < PST_ENGINE_ADAPTER_FOLDS && 2 * folds * rank <= PST_KERNELS_GROUP &&
+         n_in % (2 * folds * PST_KERNELS_BLOCK) == 0)
+    folds *= 2;
+  return folds;
 }
 
-static size_t a_row_bytes(const pst_engine_adapter_part *part) {
-  return PST_KERNELS_DOT_COLS(part->n_in) * (part->a_type == PST_TYPE_F32 ? 4 : 2);
+static size_t folds_of_b(size_t rank, size_t n_out) {
+  size_t folds = 1;
+  while (folds < PST_ENGINE_ADAPTER_FOLDS && 2 * folds * rank <= PST_KERNELS_BLOCK && n_out % PST_KERNELS_GROUP == 0)
+    folds *= 2;
+  return folds;
 }
 
-static size_t a_bytes(const pst_engine_adapter_part *part) { return part->rank * a_row_bytes(part); }
+static size_t blocks_of(size_t n) { return (n + PST_KERNELS_BLOCK - 1) / PST_KERNELS_BLOCK; }
 
-static size_t take_bytes(making *m, size_t bytes) {
-  size_t at = m->used;
-  m->used += (bytes + 63) & ~(size_t)63;
-  return at;
+static int init_quantized(making *m, size_t n_out, double scale, pack_job *j) {
+  enum { GROUP = PST_KERNELS_GROUP };
+  pst_engine_adapter_part *part = j->part;
+  const float *b = j->target->b + (size_t)j->first * part->rank;
+  int a_exponent = exponent_of(j->target->a, part->rank * part->n_in), b_exponent = exponent_of(b, n_out * part->rank);
+  part->a_folds = folds_of_a(part->rank, part->n_in);
+  part->b_folds = folds_of_b(part->rank, n_out);
+  part->factor = (float)ldexp(scale, -a_exponent - b_exponent);
+  j->a_factor = ldexpf(1, a_exponent);
+  j->b_factor = ldexpf(1, b_exponent);
+  size_t n_groups = (n_out + GROUP - 1) / GROUP, folded = (n_groups + part->b_folds - 1) / part->b_folds * GROUP;
+  int code =
+      pst_kernels_matrix_init(PST_TYPE_Q8_0, part->a_folds * part->rank, part->n_in / part->a_folds, &part->a, m->err);
+  if (code) return code;
+  return pst_kernels_matrix_init(PST_TYPE_Q8_0, part->b_folds > 1 ? folded : n_out,
+                                 blocks_of(part->rank) * PST_KERNELS_BLOCK, &part->b, m->err);
+}
+
+static size_t a_bytes(const pst_engine_adapter_part *part) {
+  return part->a_folds ? pst_kernels_matrix_bytes(&part->a)
+                       : part->rank * PST_KERNELS_DOT_COLS(part->n_in) * sizeof(float);
 }
 
 static int add_part(making *m, const pst_engine_lora_target *t, int layer, const piece *p) {
@@ -136,16 +165,13 @@ static int add_part(making *m, const pst_engine_lora_target *t, int layer, const
     return pst_error_set(m->err, PST_E_BAD_INPUT, NULL, "two targets of the adapter are the same matrix: '%s'",
                          t->name);
   double scale = pst_engine_lora_scale(m->lora, t);
-  size_t rank = (size_t)t->rank, n_in = (size_t)t->n_in;
-  uint32_t b_type = type_of(p->base, t->b + (size_t)p->first * rank, p->base->n_rows * rank, scale);
-  int code = pst_kernels_matrix_init(b_type, p->base->n_rows, rank, &part->b, m->err);
-  if (code) return code;
-  part->rank = rank;
-  part->n_in = n_in;
-  part->a_type = type_of(p->base, t->a, rank * n_in, 1);
-  size_t a_at = take_bytes(m, a_bytes(part)), b_at = take_bytes(m, pst_kernels_matrix_bytes(&part->b));
-  m->jobs[m->n_jobs++] = (pack_job){t, part, p->first, (float)scale, a_at, b_at};
-  return 0;
+  pack_job *j = &m->jobs[m->n_jobs++];
+  *j =
+      (pack_job){.target = t, .part = part, .first = p->first, .n_out = (int)p->base->n_rows, .b_factor = (float)scale};
+  part->rank = (size_t)t->rank;
+  part->n_in = (size_t)t->n_in;
+  if (!p->base->is_float) return init_quantized(m, p->base->n_rows, scale, j);
+  return pst_kernels_matrix_init(PST_TYPE_F32, p->base->n_rows, part->rank, &part->b, m->err);
 }
 
 static int add_target(making *m, const pst_engine_lora_target *t) {
@@ -173,42 +199,125 @@ static int add_target(making *m, const pst_engine_lora_target *t) {
   return code;
 }
 
+/* Products over one input: a layer's slots up to this one. */
+static bool ends_stage(pst_engine_adapter_slot slot) {
+  return slot == PST_ENGINE_ADAPT_V || slot == PST_ENGINE_ADAPT_O || slot == PST_ENGINE_ADAPT_UP ||
+         slot == PST_ENGINE_ADAPT_DOWN;
+}
+
+static size_t take_bytes(making *m, size_t bytes) {
+  size_t at = m->used;
+  m->used += (bytes + 63) & ~(size_t)63;
+  return at;
+}
+
+static int by_part(const void *x, const void *y) {
+  uintptr_t a = (uintptr_t)((const pack_job *)x)->part, b = (uintptr_t)((const pack_job *)y)->part;
+  return (a > b) - (a < b);
+}
+
+/* Where each matrix lies: in the order in which a step reads them, the a's of products over one input before their b's. */
+static void place_all(making *m) {
+  pst_engine_adapter_part *parts = &m->adapter->layers[0][0];
+  qsort(m->jobs, m->n_jobs, sizeof *m->jobs, by_part);
+  for (size_t i = 0, end; i < m->n_jobs; i = end) {
+    size_t last = (size_t)(m->jobs[i].part - parts);
+    while (!ends_stage((pst_engine_adapter_slot)(last % PST_ENGINE_ADAPT_SLOTS))) last++;
+    for (end = i; end < m->n_jobs && (size_t)(m->jobs[end].part - parts) <= last; end++)
+      m->jobs[end].a_at = take_bytes(m, a_bytes(m->jobs[end].part));
+    for (size_t k = i; k < end; k++) m->jobs[k].b_at = take_bytes(m, pst_kernels_matrix_bytes(&m->jobs[k].part->b));
+  }
+}
+
 /* ---- packing ---- */
 
-/* The rows of a, padded with zeros. */
-static int pack_rows(const pst_engine_adapter_part *part, const float *x, uint8_t *dst) {
-  size_t bytes = a_row_bytes(part), own = pst_kernels_row_bytes(part->a_type, part->n_in);
-  int code = 0;
-  for (size_t r = 0; r < part->rank && !code; r++) {
-    code = pst_kernels_quantize_row(part->a_type, x + r * part->n_in, part->n_in, NULL, dst + r * bytes);
-    memset(dst + r * bytes + own, 0, bytes - own);
+/* Row `row` of the folded a, and of the folded b, into out: b's [n_cols] are zeros on entry. */
+static void fold_a(const pack_job *j, size_t row, float *out) {
+  const pst_engine_adapter_part *part = j->part;
+  size_t n = part->a.n_cols;
+  const float *from = j->target->a + row % part->rank * part->n_in + row / part->rank * n;
+  for (size_t i = 0; i < n; i++) out[i] = from[i] * j->a_factor;
+}
+
+static void fold_b(const pack_job *j, size_t row, float *out) {
+  enum { GROUP = PST_KERNELS_GROUP };
+  const pst_engine_adapter_part *part = j->part;
+  size_t width = PST_KERNELS_BLOCK / part->b_folds;
+  const float *b = j->target->b + (size_t)j->first * part->rank;
+  for (size_t k = 0; k < part->b_folds; k++) {
+    size_t from = GROUP * (row / GROUP * part->b_folds + k) + row % GROUP;
+    for (size_t c = 0; c < part->rank && from < (size_t)j->n_out; c++)
+      out[k * width + c] = b[from * part->rank + c] * j->b_factor;
   }
-  memset(dst + part->rank * bytes, 0, (-(part->rank * bytes)) & 63);
+}
+
+/* A row as Q8_0 has it, its codes the kernels' own: no search for scales, which costs more than it wins at eight bits. */
+static void quantize_row(const pst_kernels *k, const float *row, pst_kernels_input *room, uint8_t *dst) {
+  enum { BLOCK = PST_KERNELS_BLOCK };
+  k->quantize(row, 0, room->n_blocks, room, 0);
+  for (size_t b = 0; b < room->n_blocks; b++, dst += 2 + BLOCK) {
+    uint16_t d = pst_kernels_half_from_float(room->d[b]);
+    memcpy(dst, &d, sizeof d);
+    memcpy(dst + 2, room->q + b * BLOCK, BLOCK);
+  }
+}
+
+static int pack_folded(const making *m, const pack_job *j, bool is_b, uint8_t *dst) {
+  enum { GROUP = PST_KERNELS_GROUP };
+  const pst_kernels_matrix *w = is_b ? &j->part->b : &j->part->a;
+  size_t row_bytes = pst_kernels_row_bytes(w->type, w->n_cols);
+  float *row = pst_calloc(w->n_cols, sizeof *row);
+  uint8_t *rows = pst_malloc(GROUP * row_bytes);
+  void *memory = pst_malloc_aligned(pst_kernels_input_bytes(1, w->n_cols), 64);
+  pst_kernels_input room;
+  int code = row && rows && memory ? 0 : PST_E_NOMEM;
+  if (!code) pst_kernels_input_init(&room, 1, w->n_cols, memory);
+  for (size_t g = 0; g < w->n_groups && !code; g++) {
+    for (size_t i = 0; i < PST_MIN((size_t)GROUP, w->n_rows - g * GROUP); i++) {
+      if (is_b)
+        fold_b(j, g * GROUP + i, row);
+      else
+        fold_a(j, g * GROUP + i, row);
+      quantize_row(m->model->kernels, row, &room, rows + i * row_bytes);
+    }
+    pst_kernels_matrix_pack(w, rows, g, g + 1, dst);
+  }
+  pst_free(memory);
+  pst_free(rows);
+  pst_free(row);
   return code;
 }
 
-/* The rows of x, each element times scale, into the matrix at dst. What lies between it and the next is zeroed: the key is a hash of all. */
-static int pack(const pst_kernels_matrix *w, const float *x, float scale, uint8_t *dst) {
-  enum { GROUP = PST_KERNELS_GROUP };
-  size_t row_bytes = pst_kernels_row_bytes(w->type, w->n_cols);
-  float *floats = pst_malloc(GROUP * w->n_cols * sizeof *floats);
-  uint8_t *rows = pst_malloc(GROUP * row_bytes);
-  int code = floats && rows ? 0 : PST_E_NOMEM;
-  for (size_t g = 0; g < w->n_groups && !code; g++) {
-    size_t n = PST_MIN((size_t)GROUP, w->n_rows - g * GROUP) * w->n_cols;
-    const float *from = x + g * GROUP * w->n_cols;
-    for (size_t i = 0; i < n; i++) floats[i] = from[i] * scale;
-    if (w->type == PST_TYPE_F32)
-      memcpy(rows, floats, n * sizeof *floats);
-    else
-      code = pst_kernels_quantize_row(w->type, floats, n, NULL, rows);
-    if (!code) pst_kernels_matrix_pack(w, rows, g, g + 1, dst);
-  }
-  size_t end = w->n_groups * w->group_bytes, taken = (pst_kernels_matrix_bytes(w) + 63) & ~(size_t)63;
-  memset(dst + end, 0, taken - end);
+/* The rows of a as floats, padded with zeros. */
+static void pack_rows(const pack_job *j, float *dst) {
+  size_t n = j->part->n_in, cols = PST_KERNELS_DOT_COLS(n);
+  memset(dst, 0, (a_bytes(j->part) + 63) & ~(size_t)63);
+  for (size_t r = 0; r < j->part->rank; r++) memcpy(dst + r * cols, j->target->a + r * n, n * sizeof *dst);
+}
+
+/* b as floats, each times the scale. */
+static int pack_floats(const pack_job *j, uint8_t *dst) {
+  const pst_kernels_matrix *w = &j->part->b;
+  size_t n = w->n_rows * w->n_cols, end = w->n_groups * w->group_bytes,
+         taken = (pst_kernels_matrix_bytes(w) + 63) & ~(size_t)63;
+  const float *from = j->target->b + (size_t)j->first * w->n_cols;
+  float *floats = pst_malloc(n * sizeof *floats);
+  if (!floats) return PST_E_NOMEM;
+  for (size_t i = 0; i < n; i++) floats[i] = from[i] * j->b_factor;
+  pst_kernels_matrix_pack(w, floats, 0, w->n_groups, dst);
+  memset(dst + end, 0, taken - end); /* the key is a hash of all */
   pst_free(floats);
-  pst_free(rows);
-  return code;
+  return 0;
+}
+
+static int pack(const making *m, const pack_job *j) {
+  uint8_t *a = m->adapter->memory + j->a_at, *b = m->adapter->memory + j->b_at;
+  if (!j->part->a_folds) {
+    pack_rows(j, (float *)(void *)a);
+    return pack_floats(j, b);
+  }
+  int code = pack_folded(m, j, false, a);
+  return code ? code : pack_folded(m, j, true, b);
 }
 
 static void pack_some(void *arg, pst_engine_team *team, int index) {
@@ -216,17 +325,14 @@ static void pack_some(void *arg, pst_engine_team *team, int index) {
   (void)team;
   (void)index;
   for (size_t i; (i = atomic_fetch_add(&m->next, 1)) < m->n_jobs && !atomic_load(&m->code);) {
-    const pack_job *j = &m->jobs[i];
-    uint8_t *memory = m->adapter->memory;
-    int code = pack_rows(j->part, j->target->a, memory + j->a_at);
-    if (!code)
-      code = pack(&j->part->b, j->target->b + (size_t)j->first * (size_t)j->target->rank, j->scale, memory + j->b_at);
+    int code = pack(m, &m->jobs[i]);
     if (code) atomic_store(&m->code, code);
   }
 }
 
 static int pack_all(making *m) {
   pst_engine_adapter *a = m->adapter;
+  place_all(m);
   a->memory_bytes = m->used;
   a->memory = pst_malloc_aligned(a->memory_bytes, 64);
   if (!a->memory) return pst_error_set(m->err, PST_E_NOMEM, NULL, "no memory for an adapter");
@@ -235,10 +341,15 @@ static int pack_all(making *m) {
   uint64_t key = a->model_key;
   for (size_t i = 0; i < m->n_jobs; i++) {
     const pack_job *j = &m->jobs[i];
-    j->part->a = a->memory + j->a_at;
-    j->part->b.data = a->memory + j->b_at;
-    ptrdiff_t place = j->part - &a->layers[0][0];
-    uint64_t shape[4] = {(uint64_t)place, j->part->a_type, j->part->b.type, j->part->rank};
+    pst_engine_adapter_part *part = j->part;
+    if (part->a_folds)
+      part->a.data = a->memory + j->a_at;
+    else
+      part->rows = (const float *)(const void *)(a->memory + j->a_at);
+    part->b.data = a->memory + j->b_at;
+    uint32_t factor;
+    memcpy(&factor, &part->factor, sizeof factor);
+    uint64_t shape[4] = {(uint64_t)(part - &a->layers[0][0]), part->b.type, part->rank, factor};
     key = pst_hash64(shape, sizeof shape, key);
   }
   a->key = pst_hash64(a->memory, a->memory_bytes, key) | 1;

@@ -19,12 +19,23 @@ typedef enum pst_engine_adapter_slot {
   PST_ENGINE_ADAPT_SLOTS,
 } pst_engine_adapter_slot;
 
-/* out += b (a x), the scale being in b. */
+/* Folds of a matrix, at most. */
+enum { PST_ENGINE_ADAPTER_FOLDS = 8 };
+
+/* out += b (a x).
+ *
+ * Beside a float matrix both are floats, and the scale is in b. Beside a quantized one both are Q8_0, whose products read the quantized input that the base reads.
+ * A packed matrix has rows by 16 and columns by 32, of which a small rank would leave most empty: its matrices are folded. Row k * rank + r of the folded a has
+ * the k-th part of row r's columns. Column k * width + c of row 16 j + i of the folded b is column c of row 16 (j * b_folds + k) + i, width being 32 / b_folds:
+ * lane i of base group j * b_folds + k. */
 typedef struct pst_engine_adapter_part {
-  size_t rank, n_in;    /* rank 0: there is none */
-  uint32_t a_type;      /* F32 or F16 */
-  const uint8_t *a;     /* [rank][PST_KERNELS_DOT_COLS(n_in)] */
-  pst_kernels_matrix b; /* of a float type; [n_out][rank] */
+  size_t rank, n_in;       /* rank 0: there is none */
+  size_t a_folds, b_folds; /* 0: floats */
+  float factor;            /* quantized: of a x */
+  const float *rows;       /* floats: a, [rank][PST_KERNELS_DOT_COLS(n_in)] */
+  pst_kernels_matrix a;    /* quantized: [a_folds * rank][n_in / a_folds] */
+  pst_kernels_matrix
+      b; /* floats: [n_out][rank]; quantized, folded: [16 * ceil(n_groups / b_folds)][32], else [n_out][rank, by 32] */
 } pst_engine_adapter_part;
 
 struct pst_engine_adapter {

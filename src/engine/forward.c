@@ -70,9 +70,10 @@ static void place_all(pst_engine_forward *f, layout *l) {
   f->convolved = place(l, n * pst_engine_delta_channels(f->model) * fl);
   f->branch = place(l, n * embd * fl);
   f->gate_up = place(l, n * 2 * ff * fl);
-  bool adapts = !both_ways(f->model);
-  f->gated = place(l, f->any_float_down || adapts ? n * ff * fl : 0);
-  f->inner = place(l, adapts ? PST_ENGINE_ADAPTED_PRODUCTS * n * PST_ENGINE_ADAPTER_MAX_RANK * fl : 0);
+  size_t adapted = both_ways(f->model) ? 0 : PST_ENGINE_ADAPTED_PRODUCTS * n;
+  f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
+  f->inner = place(l, f->any_float ? adapted * PST_ENGINE_ADAPTER_MAX_RANK * fl : 0);
+  place_input(l, &f->in_inner, adapted * PST_ENGINE_ADAPTED_BLOCKS, PST_KERNELS_BLOCK);
   f->runs = place(l, (size_t)f->max_items * sizeof *f->runs);
   f->kept = place(l, (size_t)f->max_logits * embd * fl);
   for (int i = 0; i < f->model->n_ropes; i++) f->turns[i] = place(l, n * (size_t)f->model->ropes[i].n_rot * fl);
@@ -132,6 +133,8 @@ static void describe(pst_engine_forward *f, const pst_engine_model *model, pst_e
     f->n_query = PST_MAX(f->n_query, pst_engine_query_floats(model, y));
     f->n_qkv = PST_MAX(f->n_qkv, pst_engine_query_floats(model, y) + 2 * y->k.n_rows);
     f->any_float_down |= y->down.is_float;
+    f->any_float |= y->q.is_float || y->k.is_float || y->v.is_float || y->o.is_float || y->gate.is_float ||
+                    y->up.is_float || y->down.is_float;
     f->any_dense |= y->down.n_rows != 0;
     f->any_float_expert |= e->gate.shape.is_float || e->up.shape.is_float || e->down.shape.is_float;
   }
@@ -186,7 +189,7 @@ void pst_engine_forward_free(pst_engine_forward *f) {
 void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, int n_products,
                               const pst_kernels_input *input, int n_tokens) {
   int total = 0;
-  bool adapted = pst_engine_walk_adapt_in(w, p, n_products, input);
+  pst_engine_adapting adapting = pst_engine_walk_adapt_in(w, p, n_products, input);
   for (int i = 0; i < n_products; i++) total += (int)p[i].w->n_groups;
   /* Enough chunks that threads end together; at one token a chunk is at least two groups, so that claiming stays cheap. */
   int chunk = PST_MAX(total / (w->team->n_threads * 8), n_tokens > 8 ? 1 : 2);
@@ -197,6 +200,7 @@ void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, i
       int n = (int)p[i].w->n_groups;
       if (begin < base + n) {
         int from = begin - base, to = PST_MIN(end - base, n);
+        pst_engine_walk_adapt_ahead(w, &adapting, p, i, from, to);
         w->f->k->matmul(p[i].w, input, 0, (size_t)n_tokens, (size_t)from, (size_t)to, p[i].add, p[i].out, p[i].stride,
                         w->mine->work);
         if (p[i].bias)
@@ -206,13 +210,13 @@ void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, i
             float *out = p[i].out + (size_t)t * p[i].stride + row;
             w->f->k->add(out, p[i].bias + row, rows, out);
           }
+        pst_engine_walk_adapt_out(w, &adapting, p, i, from, to);
         begin = base + to;
       }
       base += n;
     }
   }
   pst_engine_walk_next(w);
-  if (adapted) pst_engine_walk_adapt_out(w, p, n_products);
 }
 
 /* ---- stages ---- */
@@ -429,7 +433,6 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
   size_t ff = y->up.n_rows;
   pst_kernels_input *shared = &w->mine->shared_wide;
   pst_kernels_gate kind = f->model->gate;
-  bool adapted = pst_engine_walk_adapts(w, PST_ENGINE_ADAPT_DOWN); /* adapters read floats */
   if (y->down.is_float) {
     int begin, end;
     while (pst_engine_walk_claim(w, f->n_tokens, 1, &begin, &end))
@@ -440,7 +443,7 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
     pst_engine_walk_next(w);
     return shared;
   }
-  if (pst_engine_walk_alone(f) && !adapted) {
+  if (pst_engine_walk_alone(f)) {
     pst_kernels_input *own = &w->mine->wide;
     for (int t = 0; t < f->n_tokens; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
@@ -452,13 +455,7 @@ const pst_kernels_input *pst_engine_walk_gate(pst_engine_walk *w, const pst_engi
   while (pst_engine_walk_claim(w, f->n_tokens, 2, &begin, &end))
     for (int t = begin; t < end; t++) {
       const float *row = f->gate_up + (size_t)t * 2 * ff;
-      float *floats = f->gated + (size_t)t * ff;
-      if (adapted && f->items[f->item_of[t]].adapter) { /* the same bits in two steps */
-        f->k->gated(kind, row, up_of(y, row, ff), ff, floats);
-        f->k->quantize(floats, 0, shared->n_blocks, shared, (size_t)t);
-      } else {
-        f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, shared->n_blocks, shared, (size_t)t);
-      }
+      f->k->gated_quantize(kind, row, up_of(y, row, ff), 0, shared->n_blocks, shared, (size_t)t);
     }
   pst_engine_walk_next(w);
   return shared;

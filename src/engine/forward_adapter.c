@@ -1,96 +1,192 @@
 /* What LoRA adapters add to the products of a step.
  *
- * A step's tokens stand in runs of one adapter each. For every run and product that has a part, a x is computed beside the base's product (both read the same
- * input), and b (a x) is added when all threads have met: one meeting more where any run has a part, none elsewhere. An element is base + b (a x) with b (a x)
- * one chain of the kernels, so the neighbours of a token leave no trace, and a token without adapter is not touched. */
+ * A step's tokens stand in runs of one adapter each, a run in strips of a few tokens. For every strip and product that has a part, a x is computed first, by whichever
+ * thread comes; then the threads go on with the base's product, and a chunk of its rows gets b (a x) as soon as these rows are there and every a x is: there is no
+ * meeting for it. An element is base + b (a x) with b (a x) one chain of the kernels over a x, so the neighbours of a token leave no trace, and a token without
+ * adapter is not touched.
+ *
+ * Beside quantized weights a x is quantized again for b. The matrices are folded (adapter.h), and so are their inputs: the input of a as it lies in memory is
+ * already `a_folds` tokens of fewer columns, of which each has the lanes of its own part; and a token's a x is put into `b_folds` tokens, at the columns of one
+ * base group each and zeros elsewhere. */
 #include "engine/forward_impl.h"
 
-/* Tokens of a piece of work, and groups of rows of b. */
-enum { PIECE_TOKENS = 32, PIECE_GROUPS = 32 };
+#include <string.h>
 
-/* A piece of work: n tokens of one run for one product. */
-typedef struct piece {
+/* Of a strip; with eight pseudo-tokens the kernels work straight on packed records. */
+enum { STRIP_TOKENS = 8, GROUP = PST_KERNELS_GROUP, BLOCK = PST_KERNELS_BLOCK };
+/* What is asked for ahead: of each run's b, as long as they are so few that all have room in a cache. */
+enum { AHEAD_RUNS = 16, AHEAD_BYTES = 4096 };
+_Static_assert(PST_ENGINE_ADAPTER_FOLDS *BLOCK <= PST_ENGINE_ADAPTER_MAX_RANK &&
+                   PST_ENGINE_ADAPTED_BLOCKS * BLOCK >= PST_ENGINE_ADAPTER_MAX_RANK &&
+                   (int)PST_ENGINE_ADAPTED_BLOCKS >= (int)PST_ENGINE_ADAPTER_FOLDS,
+               "a token's a x, folded or not, has its blocks");
+
+/* n tokens of one run for one product. */
+typedef struct strip {
   const pst_engine_adapter_part *part;
   int product, first, n;
-  size_t group_begin, group_end; /* of b */
-  float *inner;                  /* [n][rank] */
-} piece;
+} strip;
 
-static int blocks_of(int n) { return (n + PIECE_TOKENS - 1) / PIECE_TOKENS; }
+static int strips_of(const pst_engine_adapter_run *run) { return (run->n + STRIP_TOKENS - 1) / STRIP_TOKENS; }
 
-static int groups_of(const pst_engine_adapter_part *part) {
-  return ((int)part->b.n_groups + PIECE_GROUPS - 1) / PIECE_GROUPS;
+static const pst_engine_adapter_part *part_of(const pst_engine_walk *w, const pst_engine_adapter_run *run,
+                                              pst_engine_adapter_slot slot) {
+  return pst_engine_adapter_part_of(run->adapter, w->layer, slot);
 }
 
-static const pst_engine_adapter_part *part_of(const pst_engine_walk *w, int run, pst_engine_adapter_slot slot) {
-  return pst_engine_adapter_part_of(w->f->runs[run].adapter, w->layer, slot);
+static strip strip_of(const pst_engine_adapter_part *part, int product, const pst_engine_adapter_run *run, int index) {
+  int offset = index * STRIP_TOKENS;
+  return (strip){part, product, run->first + offset, PST_MIN(STRIP_TOKENS, run->n - offset)};
 }
 
-bool pst_engine_walk_adapts(const pst_engine_walk *w, pst_engine_adapter_slot slot) {
-  for (int r = 0; r < w->f->n_runs && w->layer >= 0; r++)
-    if (part_of(w, r, slot)) return true;
-  return false;
-}
-
-/* Pieces of all runs and products: by tokens, and for b by groups too. */
-static int count_pieces(const pst_engine_walk *w, const pst_engine_product *p, int n_products, bool by_groups) {
+static int count_strips(const pst_engine_walk *w, const pst_engine_product *p, int n_products) {
   int n = 0;
   for (int r = 0; r < w->f->n_runs; r++)
-    for (int i = 0; i < n_products; i++) {
-      const pst_engine_adapter_part *part = part_of(w, r, p[i].slot);
-      if (part) n += blocks_of(w->f->runs[r].n) * (by_groups ? groups_of(part) : 1);
-    }
+    for (int i = 0; i < n_products; i++)
+      if (part_of(w, &w->f->runs[r], p[i].slot)) n += strips_of(&w->f->runs[r]);
   return n;
 }
 
-static piece piece_at(const pst_engine_walk *w, const pst_engine_product *p, int n_products, bool by_groups,
-                      int index) {
-  const pst_engine_forward *f = w->f;
-  for (int r = 0; r < f->n_runs; r++)
+static strip strip_at(const pst_engine_walk *w, const pst_engine_product *p, int n_products, int index) {
+  for (int r = 0; r < w->f->n_runs; r++)
     for (int i = 0; i < n_products; i++) {
-      const pst_engine_adapter_run *run = &f->runs[r];
-      const pst_engine_adapter_part *part = part_of(w, r, p[i].slot);
+      const pst_engine_adapter_run *run = &w->f->runs[r];
+      const pst_engine_adapter_part *part = part_of(w, run, p[i].slot);
       if (!part) continue;
-      int per_block = by_groups ? groups_of(part) : 1, n = blocks_of(run->n) * per_block;
-      if (index >= n) {
-        index -= n;
-        continue;
-      }
-      int offset = index / per_block * PIECE_TOKENS, first = run->first + offset;
-      size_t group = (size_t)(index % per_block) * PIECE_GROUPS;
-      return (piece){part,
-                     i,
-                     first,
-                     PST_MIN(PIECE_TOKENS, run->n - offset),
-                     group,
-                     PST_MIN(group + PIECE_GROUPS, part->b.n_groups),
-                     f->inner + ((size_t)i * (size_t)f->max_tokens + (size_t)first) * PST_ENGINE_ADAPTER_MAX_RANK};
+      if (index < strips_of(run)) return strip_of(part, i, run, index);
+      index -= strips_of(run);
     }
-  return (piece){0}; /* not reached: index is below count_pieces */
+  return (strip){0}; /* not reached: index is below count_strips */
 }
 
-bool pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, int n_products,
-                              const pst_kernels_input *input) {
-  if (w->f->n_runs == 0 || w->layer < 0) return false;
-  int total = count_pieces(w, p, n_products, false), begin, end;
-  if (total == 0) return false;
-  while (pst_engine_walk_claim(w, total, 1, &begin, &end)) {
-    piece c = piece_at(w, p, n_products, false, begin);
-    w->f->k->dots(c.part->a_type, c.part->a, c.part->rank, c.part->n_in, input->x + (size_t)c.first * c.part->n_in,
-                  (size_t)c.n, c.inner);
-  }
-  w->stage++; /* the products go on with a counter of their own; nobody waits */
-  return true;
+/* Blocks [from, ...) of an input, as tokens of n_blocks each. */
+static pst_kernels_input view(const pst_kernels_input *in, size_t from, size_t n_blocks) {
+  return (pst_kernels_input){.n_cols = n_blocks * BLOCK,
+                             .n_blocks = n_blocks,
+                             .q = in->q + from * BLOCK,
+                             .d = in->d + from,
+                             .s = in->s + from,
+                             .half = in->half + 2 * from};
 }
 
-void pst_engine_walk_adapt_out(pst_engine_walk *w, const pst_engine_product *p, int n_products) {
-  int total = count_pieces(w, p, n_products, true), begin, end;
-  while (pst_engine_walk_claim(w, total, 1, &begin, &end)) {
-    piece c = piece_at(w, p, n_products, true, begin);
-    const pst_engine_product *to = &p[c.product];
-    pst_kernels_input inner = {.n_cols = c.part->b.n_cols, .x = c.inner};
-    w->f->k->matmul(&c.part->b, &inner, 0, (size_t)c.n, c.group_begin, c.group_end, true,
-                    to->out + (size_t)c.first * to->stride, to->stride, w->mine->work);
+/* Where a strip's a x is: floats, or quantized for b. */
+static float *floats_of(const pst_engine_forward *f, const strip *s) {
+  return f->inner + ((size_t)s->product * (size_t)f->max_tokens + (size_t)s->first) * PST_ENGINE_ADAPTER_MAX_RANK;
+}
+
+static pst_kernels_input codes_of(const pst_engine_forward *f, const strip *s) {
+  size_t token = (size_t)s->product * (size_t)f->max_tokens + (size_t)s->first;
+  return view(&f->in_inner, token * PST_ENGINE_ADAPTED_BLOCKS, s->part->b.n_cols / BLOCK);
+}
+
+/* Where fold k of a strip's token i stands among its folded tokens: those that one product takes stand together, a few tokens' folds or a fold's tokens. */
+static bool by_folds(const strip *s) { return (size_t)s->n >= s->part->b_folds; }
+static size_t folded_at(const strip *s, size_t i, size_t k) {
+  return by_folds(s) ? k * (size_t)s->n + i : i * s->part->b_folds + k;
+}
+
+/* inner[rank] times the factor, as the folded tokens of token i. */
+static void fold_inner(const pst_engine_forward *f, const strip *s, size_t i, const float *inner) {
+  const pst_engine_adapter_part *part = s->part;
+  pst_kernels_input codes = codes_of(f, s);
+  size_t width = BLOCK / part->b_folds;
+  for (size_t k = 0; k < part->b_folds; k++) {
+    float row[PST_ENGINE_ADAPTER_MAX_RANK];
+    memset(row, 0, codes.n_cols * sizeof *row);
+    f->k->scale(inner, part->factor, part->rank, row + k * width);
+    f->k->quantize(row, 0, codes.n_blocks, &codes, folded_at(s, i, k));
   }
-  pst_engine_walk_next(w);
+}
+
+/* a x of a strip. */
+static void multiply_in(const pst_engine_walk *w, const strip *s, const pst_kernels_input *input) {
+  const pst_engine_forward *f = w->f;
+  const pst_engine_adapter_part *part = s->part;
+  size_t rank = part->rank, folds = part->a_folds, n = (size_t)s->n, n_rows = folds * rank;
+  if (!folds) {
+    f->k->dots(part->rows, rank, part->n_in, input->x + (size_t)s->first * part->n_in, n, floats_of(f, s));
+    return;
+  }
+  /* folds * folds * rank <= 8 * 16 where there are any folds */
+  float out[STRIP_TOKENS * PST_ENGINE_ADAPTER_MAX_RANK], inner[PST_ENGINE_ADAPTER_MAX_RANK];
+  pst_kernels_input folded = view(input, (size_t)s->first * input->n_blocks, input->n_blocks / folds);
+  f->k->matmul(&part->a, &folded, 0, n * folds, 0, part->a.n_groups, false, out, n_rows, w->mine->work);
+  for (size_t i = 0; i < n; i++) {
+    const float *parts = out + i * folds * n_rows;
+    memcpy(inner, parts, rank * sizeof *inner);
+    for (size_t k = 1; k < folds; k++) f->k->add(inner, parts + k * (n_rows + rank), rank, inner);
+    fold_inner(f, s, i, inner);
+  }
+}
+
+/* Rows of groups [from, to) of out += b (a x), for a strip. */
+static void multiply_out(const pst_engine_walk *w, const strip *s, const pst_engine_product *p, size_t from,
+                         size_t to) {
+  const pst_engine_forward *f = w->f;
+  const pst_engine_adapter_part *part = s->part;
+  size_t folds = part->b_folds, n = (size_t)s->n;
+  float *out = p->out + (size_t)s->first * p->stride;
+  if (folds < 2) {
+    pst_kernels_input inner = folds ? codes_of(f, s) : (pst_kernels_input){.n_cols = part->rank, .x = floats_of(f, s)};
+    f->k->matmul(&part->b, &inner, 0, n, from, to, true, out, p->stride, w->mine->work);
+    return;
+  }
+  pst_kernels_input codes = codes_of(f, s);
+  for (size_t j = from / folds; j * folds < to; j++) {
+    size_t first = PST_MAX(from, j * folds) - j * folds, end = PST_MIN(to - j * folds, folds);
+    float *group = out + j * (folds - 1) * GROUP; /* the kernels add j * GROUP */
+    if (by_folds(s)) {
+      for (size_t k = first; k < end; k++)
+        f->k->matmul(&part->b, &codes, folded_at(s, 0, k), n, j, j + 1, true, group + k * GROUP, p->stride,
+                     w->mine->work);
+      continue;
+    }
+    for (size_t i = 0; i < n; i++)
+      f->k->matmul(&part->b, &codes, folded_at(s, i, first), end - first, j, j + 1, true,
+                   group + i * p->stride + first * GROUP, GROUP, w->mine->work);
+  }
+}
+
+pst_engine_adapting pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, int n_products,
+                                             const pst_kernels_input *input) {
+  pst_engine_adapting a = {0};
+  if (w->f->n_runs == 0 || w->layer < 0) return a;
+  a.n_strips = count_strips(w, p, n_products);
+  if (a.n_strips == 0) return a;
+  int begin, end;
+  a.done = &w->f->claims[w->stage + 1];
+  while (pst_engine_walk_claim(w, a.n_strips, 1, &begin, &end)) {
+    strip s = strip_at(w, p, n_products, begin);
+    multiply_in(w, &s, input);
+    atomic_fetch_add_explicit(a.done, 1, memory_order_release);
+  }
+  w->stage += 2; /* the products have a counter of their own */
+  return a;
+}
+
+void pst_engine_walk_adapt_ahead(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
+                                 int product, int from, int to) {
+  if (a->n_strips == 0 || w->f->n_runs > AHEAD_RUNS) return;
+  for (int r = 0; r < w->f->n_runs; r++) {
+    const pst_engine_adapter_part *part = part_of(w, &w->f->runs[r], p[product].slot);
+    if (!part) continue;
+    size_t folds = PST_MAX(part->b_folds, (size_t)1), begin = (size_t)from / folds,
+           end = ((size_t)to + folds - 1) / folds, bytes = (end - begin) * part->b.group_bytes;
+    const uint8_t *at = part->b.data + begin * part->b.group_bytes;
+    for (size_t i = 0; i < PST_MIN(bytes, (size_t)AHEAD_BYTES); i += 64) __builtin_prefetch(at + i, 0, 2);
+  }
+}
+
+void pst_engine_walk_adapt_out(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
+                               int product, int from, int to) {
+  if (a->n_strips == 0) return;
+  pst_engine_team_await(w->team, a->done, a->n_strips);
+  for (int r = 0; r < w->f->n_runs; r++) {
+    const pst_engine_adapter_run *run = &w->f->runs[r];
+    const pst_engine_adapter_part *part = part_of(w, run, p[product].slot);
+    for (int i = 0; part && i < strips_of(run); i++) {
+      strip s = strip_of(part, product, run, i);
+      multiply_out(w, &s, &p[product], (size_t)from, (size_t)to);
+    }
+  }
 }

@@ -8,8 +8,8 @@
 
 /* Stages that a layer has at most: each has a claim counter of its own. Tokens up to which every thread does the element-wise stages for itself. */
 enum { PST_ENGINE_LAYER_STAGES = 40, PST_ENGINE_ALONE_TOKENS = 2 };
-/* Products over one input that take adapters, at most. */
-enum { PST_ENGINE_ADAPTED_PRODUCTS = 3 };
+/* Products over one input that take adapters, at most; blocks of a token's quantized a x for each. */
+enum { PST_ENGINE_ADAPTED_PRODUCTS = 3, PST_ENGINE_ADAPTED_BLOCKS = PST_ENGINE_ADAPTER_MAX_RANK / PST_KERNELS_BLOCK };
 
 typedef struct pst_engine_pick {
   float value;
@@ -64,13 +64,16 @@ struct pst_engine_forward {
   pst_engine_keys_place *keys;      /* [n_layers] */
   size_t n_query, n_qkv;            /* most floats of a layer's queries, and of queries, keys and values */
   bool any_float_down;              /* some layer's down matrix reads floats: `gated` is there */
+  bool any_float;                   /* some matrix that may take an adapter does: `inner` is there */
   bool any_dense, any_float_expert; /* some layer has no experts; some expert's matrix reads floats */
   /* [max_tokens] rows of n_embd, n_embd, q+k+v or 3 n_embd, q or n_embd, n_embd, 2 n_ff, n_ff: of the widest layer. A layer's own rows lie close. */
   float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated;
   float *gated_queries;     /* 2 q: a head's query, then its gate; only where the model has such */
   float *mixed, *convolved; /* of delta nets: channels, values and twice n_delta_v; channels */
   pst_engine_routes routes;
-  float *inner;                       /* of adapters: [ADAPTED_PRODUCTS][max_tokens][ADAPTER_MAX_RANK] a x */
+  /* Of adapters, a x: [ADAPTED_PRODUCTS][max_tokens] rows of ADAPTER_MAX_RANK floats (only for float matrices), of ADAPTED_BLOCKS blocks. */
+  float *inner;
+  pst_kernels_input in_inner;
   pst_engine_adapter_run *runs;       /* [max_items] of the step */
   int n_runs;                         /* 0: every token is the base's */
   float *per_layer, *per_layer_gate;  /* [max_tokens] rows of n_layers * width, of width */
@@ -131,15 +134,21 @@ typedef struct pst_engine_product {
   pst_engine_adapter_slot slot; /* what an adapter calls it; NONE: it takes none */
 } pst_engine_product;
 
-/* What adapters add to products over one input, in two halves (forward_adapter.c): a x of every run that has a part in these, which may go on beside the products
- * themselves; then, when these are there, out += b (a x). False: no run has a part, and no stage was begun. */
-bool pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, int n_products,
-                              const pst_kernels_input *input);
-void pst_engine_walk_adapt_out(pst_engine_walk *w, const pst_engine_product *p, int n_products);
-/* Whether any run has a part in this slot of the walk's layer. */
-bool pst_engine_walk_adapts(const pst_engine_walk *w, pst_engine_adapter_slot slot);
+/* What adapters add to products over one input, in two halves (forward_adapter.c). First a x of every run that has a part in these products, which nobody waits
+ * for. Then out += b (a x) for groups [from, to) of a product's rows, by the thread that has computed them, when every a x is there. */
+typedef struct pst_engine_adapting {
+  int n_strips;     /* 0: no run has a part */
+  atomic_int *done; /* of them */
+} pst_engine_adapting;
+pst_engine_adapting pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, int n_products,
+                                             const pst_kernels_input *input);
+/* Before the base's product of these rows: lets what adapt_out will read come from memory meanwhile. */
+void pst_engine_walk_adapt_ahead(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
+                                 int product, int from, int to);
+void pst_engine_walk_adapt_out(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
+                               int product, int from, int to);
 
-/* Several products over the same input, with what adapters add to them, as one stage or two. */
+/* Several products over the same input, with what adapters add to them. */
 void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, int n_products,
                               const pst_kernels_input *input, int n_tokens);
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "engine/gguf.h"
+#include "engine/pool.h"
 
 enum { MAX_TARGETS = 1 << 13, ALIGNMENT = 32 };
 
@@ -172,10 +173,43 @@ static int read_pair(const pst_engine_gguf *g, const pst_engine_gguf_tensor *a, 
                          "'%.*s': .lora_a of %llu by %llu and .lora_b of %llu by %llu make no adapter", (int)name.n,
                          name.data, (unsigned long long)a->dims[1], (unsigned long long)a->dims[0],
                          (unsigned long long)b->dims[1], (unsigned long long)b->dims[0]);
-  pst_engine_lora_target *t = NULL;
-  int code = pst_engine_lora_add(lora, name, (int)a->dims[1], (int)a->dims[0], (int)b->dims[1], &t, err);
-  if (!code) code = read_floats(a, path, t->a, err);
-  return code ? code : read_floats(b, path, t->b, err);
+  return pst_engine_lora_add(lora, name, (int)a->dims[1], (int)a->dims[0], (int)b->dims[1], NULL, err);
+}
+
+/* The numbers of a target whose tensors are there. */
+static int fill_target(const pst_engine_gguf *g, const pst_engine_lora_target *t, pst_error *err) {
+  for (int is_b = 0; is_b < 2; is_b++) {
+    char name[300];
+    snprintf(name, sizeof name, "%s.lora_%c", t->name, is_b ? 'b' : 'a');
+    int code = read_floats(pst_engine_gguf_find_tensor(g, name), pst_engine_gguf_path(g), is_b ? t->b : t->a, err);
+    if (code) return code;
+  }
+  return 0;
+}
+
+typedef struct filling {
+  const pst_engine_gguf *g;
+  const pst_engine_lora *lora;
+  atomic_size_t next;
+  atomic_bool failed;
+} filling;
+
+static void fill_some(void *arg, pst_engine_team *team, int index) {
+  filling *f = arg;
+  (void)team;
+  (void)index;
+  for (size_t i; (i = atomic_fetch_add(&f->next, 1)) < f->lora->n_targets;)
+    if (fill_target(f->g, &f->lora->targets[i], NULL)) atomic_store(&f->failed, true);
+}
+
+/* By all threads: most of the time goes into pages that are touched for the first time. */
+static int fill_all(const pst_engine_gguf *g, const pst_engine_lora *lora, pst_error *err) {
+  filling f = {.g = g, .lora = lora};
+  pst_engine_pool_run(PST_MIN(pst_cpu_count(), PST_ENGINE_MAX_THREADS), fill_some, &f);
+  int code = 0;
+  for (size_t i = 0; i < lora->n_targets && atomic_load(&f.failed) && !code; i++) /* the first that failed says why */
+    code = fill_target(g, &lora->targets[i], err);
+  return code;
 }
 
 static int read_tensors(const pst_engine_gguf *g, pst_engine_lora *lora, pst_error *err) {
@@ -195,7 +229,7 @@ static int read_tensors(const pst_engine_gguf *g, pst_engine_lora *lora, pst_err
   if (!code && (n_b != lora->n_targets || n == 0))
     code = pst_error_set(err, PST_E_BAD_INPUT, pst_engine_gguf_path(g),
                          "has %zu tensors .lora_a and %zu .lora_b, where each needs its other", lora->n_targets, n_b);
-  return code;
+  return code ? code : fill_all(g, lora, err);
 }
 
 static int read_gguf(const char *path, pst_engine_lora *ret_lora, pst_error *err) {

@@ -84,6 +84,12 @@ void pst_engine_team_meet(pst_engine_team *team) {
   add_stall(team, w.since_us);
 }
 
+void pst_engine_team_await(pst_engine_team *team, const atomic_int *count, int wanted) {
+  waiting w = {0, 0};
+  while (atomic_load_explicit(count, memory_order_acquire) < wanted) wait_turn(&w);
+  add_stall(team, w.since_us);
+}
+
 static void sleep_until_wanted(seat *s, unsigned seen) {
   for (int i = 0; atomic_load(&s->go) == seen && i < IDLE_SPINS; i++) relax();
   while (atomic_load(&s->go) == seen) {

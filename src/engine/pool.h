@@ -23,4 +23,7 @@ void pst_engine_pool_run(int n_threads, void (*fn)(void *arg, pst_engine_team *t
 /* All threads of the team meet. What was written before is seen by all after. */
 void pst_engine_team_meet(pst_engine_team *team);
 
+/* Waits until threads of the team have counted *count up to `wanted`, each with memory_order_release: what they wrote before is seen. */
+void pst_engine_team_await(pst_engine_team *team, const atomic_int *count, int wanted);
+
 #endif

@@ -284,21 +284,17 @@ static void ref_matmul(const pst_kernels_matrix *w, const pst_kernels_input *inp
 }
 
 /* Sixteen lanes over the columns, zeros behind the last, then a tree. */
-static float ref_dot(uint32_t type, const uint8_t *row, size_t n, const float *x) {
+static float ref_dot(const float *row, size_t n, const float *x) {
   float lane[PST_LANES] = {0};
-  for (size_t i = 0; i < PST_KERNELS_DOT_COLS(n); i++) {
-    float w = type == PST_TYPE_F32 ? pst_bits_to_float(pst_load_u32(row + 4 * i)) : pst_load_half(row + 2 * i);
-    lane[i % PST_LANES] = fmaf(w, i < n ? x[i] : 0.0f, lane[i % PST_LANES]);
-  }
+  for (size_t i = 0; i < PST_KERNELS_DOT_COLS(n); i++)
+    lane[i % PST_LANES] = fmaf(row[i], i < n ? x[i] : 0.0f, lane[i % PST_LANES]);
   return lanes_sum(lane);
 }
 
-static void ref_dots(uint32_t type, const void *rows, size_t n_rows, size_t n_cols, const float *x, size_t n_tokens,
-                     float *out) {
-  size_t row_bytes = PST_KERNELS_DOT_COLS(n_cols) * (type == PST_TYPE_F32 ? 4 : 2);
+static void ref_dots(const float *rows, size_t n_rows, size_t n_cols, const float *x, size_t n_tokens, float *out) {
   for (size_t t = 0; t < n_tokens; t++)
     for (size_t r = 0; r < n_rows; r++)
-      out[t * n_rows + r] = ref_dot(type, (const uint8_t *)rows + r * row_bytes, n_cols, x + t * n_cols);
+      out[t * n_rows + r] = ref_dot(rows + r * PST_KERNELS_DOT_COLS(n_cols), n_cols, x + t * n_cols);
 }
 
 /* ---- keys and values -------------------------------------------------------------------------------------------- */

@@ -30,8 +30,8 @@
                                        int32_t first, int32_t *ret_groups);                                            \
   void pst_kernels_delta_rule_##isa(float *state, size_t n_k, size_t n_v, const float *q, const float *k,              \
                                     const float *v, float decay, float beta, float *out);                              \
-  void pst_kernels_dots_##isa(uint32_t type, const void *rows, size_t n_rows, size_t n_cols, const float *x,           \
-                              size_t n_tokens, float *out);                                                            \
+  void pst_kernels_dots_##isa(const float *rows, size_t n_rows, size_t n_cols, const float *x, size_t n_tokens,        \
+                              float *out);                                                                             \
   float pst_kernels_sum_exp_##isa(const float *x, size_t n, float max);                                                \
   void pst_kernels_exp_less_##isa(const float *x, float shift, size_t n, float *out);                                  \
   void pst_kernels_panel_pack_##isa(const float *from, size_t stride, size_t n_deep, size_t n_cols, float *panel);     \

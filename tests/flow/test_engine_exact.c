@@ -16,6 +16,7 @@
 
 #include "engine/model.h"
 #include "support/golden_model.h"
+#include "support/random_adapter.h"
 #include "support/scale.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
@@ -198,47 +199,22 @@ static void run_mix(const fixture *f, pst_random *r, uint64_t mix) {
           (unsigned long long)mix, slots, chunk, threads, reuse, always, drafted, i, prompt[i], sampled[i], adapter[i]);
 }
 
-/* Adapter k: of rank 5 or 16, on all linear layers that a layer has of attention and of the feed-forward branch, or on some of these. */
-static void add_target(pst_engine_lora *lora, const char *name, int rank, const pst_kernels_matrix *m, int k) {
+/* Adapter k: of rank 5 on all linear layers, or of rank 16 on some. */
+static void make_adapter(fixture *f, int k) {
   pst_error err = PST_ERROR_INIT;
-  pst_engine_lora_target *t = NULL;
-  if (pst_engine_lora_add(lora, pst_str_from(name), rank, (int)m->n_cols, (int)m->n_rows, &t, &err))
+  pst_engine_lora lora = {0};
+  if (test_random_adapter(f->model, k == 1 ? 5 : 16, k, k, 0.2f, &lora, &err) ||
+      pst_engine_adapter_create(f->model, &lora, &f->adapters[k], &err))
     fail_msg("%s", err.message);
-  float spread = 1.5f / sqrtf((float)m->n_cols);
-  for (int e = 0; e < rank * t->n_in; e++) t->a[e] = spread * test_tiny_element(name, (uint64_t)k, (uint64_t)e);
-  for (int e = 0; e < rank * t->n_out; e++) t->b[e] = 0.2f * test_tiny_element(name, (uint64_t)k + 9, (uint64_t)e);
-}
-
-static void make_adapter(fixture *f, int k, bool dense) {
-  const pst_engine_model_info *m = pst_engine_model_get_info(f->model);
-  int rank = k == 1 ? 5 : 16;
-  pst_error err = PST_ERROR_INIT;
-  pst_engine_lora lora = {.architecture = pst_strdup(m->architecture), .alpha = (float)rank};
-  for (int i = 0; i < m->n_layers; i++) {
-    const pst_engine_layer *y = &f->model->layers[i];
-    const struct {
-      const char *name;
-      const pst_kernels_matrix *matrix;
-    } all[] = {{"attn_q", &y->q},      {"attn_k", &y->k},  {"attn_v", &y->v},     {"attn_output", &y->o},
-               {"ffn_gate", &y->gate}, {"ffn_up", &y->up}, {"ffn_down", &y->down}};
-    for (int j = 0; j < (dense ? 7 : 4); j += k) {
-      char name[64];
-      if (!all[j].matrix->n_rows) continue;
-      snprintf(name, sizeof name, "blk.%d.%s.weight", i, all[j].name);
-      add_target(&lora, name, rank, all[j].matrix, k);
-    }
-  }
-  if (pst_engine_adapter_create(f->model, &lora, &f->adapters[k], &err)) fail_msg("%s", err.message);
   pst_engine_lora_done(&lora);
 }
 
 /* Layers of attention and a dense feed-forward branch, and of the mixtures attention alone, take adapters. */
 static void make_adapters(fixture *f) {
   const char *name = pst_engine_model_get_info(f->model)->architecture;
-  bool mixture = f->model->n_experts != 0;
   bool recurrent = !strcmp(name, "lfm2") || !strncmp(name, "qwen35", 6) || !strcmp(name, "qwen3next");
   f->n_adapters = recurrent ? 1 : N_ADAPTERS;
-  for (int k = 1; k < f->n_adapters; k++) make_adapter(f, k, !mixture);
+  for (int k = 1; k < f->n_adapters; k++) make_adapter(f, k);
 }
 
 static void run_file(const char *path, int default_mixes) {

@@ -222,39 +222,34 @@ static void delta_rules(void **state) {
     }
 }
 
-/* Rows of both types by one token up to many, against the scalar table; and that against sums in double. */
+/* Rows by one token up to many, against the scalar table; and that against sums in double. */
 static void dot_products(void **state) {
   (void)state;
   for (const pst_kernels **k = check_tables(); *k; k++)
     for (int round = 0; round < 200; round++) {
       size_t n_rows = 1 + check_below(20), n_cols = 1 + check_below(round % 4 ? 70 : 600),
              n_tokens = 1 + check_below(11);
-      size_t padded = PST_KERNELS_DOT_COLS(n_cols), bytes = round % 2 ? 4 : 2;
-      uint32_t type = round % 2 ? PST_TYPE_F32 : PST_TYPE_F16;
-      float *floats = check_alloc(n_rows * padded * 4, 0), *x = check_alloc(n_tokens * n_cols * 4, 4 * check_below(16));
-      uint8_t *rows = check_alloc(n_rows * padded * bytes, bytes * check_below(16));
+      size_t padded = PST_KERNELS_DOT_COLS(n_cols);
+      float *rows = check_alloc(n_rows * padded * 4, 4 * check_below(16)),
+            *x = check_alloc(n_tokens * n_cols * 4, 4 * check_below(16));
       float *a = check_alloc(n_tokens * n_rows * 4, 4), *b = check_alloc(n_tokens * n_rows * 4, 8);
-      check_fill(floats, n_rows * padded);
+      check_fill(rows, n_rows * padded);
       check_fill(x, n_tokens * n_cols);
-      for (size_t i = 0; i < n_rows * padded; i++) {
-        if (i % padded >= n_cols) floats[i] = 0;
-        if (type == PST_TYPE_F16) floats[i] = fminf(fmaxf(floats[i], -60000.0f), 60000.0f);
-      }
-      assert_int_equal(pst_kernels_quantize_row(type, floats, n_rows * padded, NULL, rows), 0);
-      assert_int_equal(pst_kernels_dequantize_row(type, rows, n_rows * padded, floats), 0);
-      scalar()->dots(type, rows, n_rows, n_cols, x, n_tokens, a);
-      (*k)->dots(type, rows, n_rows, n_cols, x, n_tokens, b);
+      for (size_t i = 0; i < n_rows * padded; i++)
+        if (i % padded >= n_cols) rows[i] = 0;
+      scalar()->dots(rows, n_rows, n_cols, x, n_tokens, a);
+      (*k)->dots(rows, n_rows, n_cols, x, n_tokens, b);
       check_same(name_of(*k, "dots", n_rows, n_cols, n_tokens), a, b, n_tokens * n_rows);
       size_t t = check_below(n_tokens), r = check_below(n_rows);
       double sum = 0, size = 0;
       for (size_t i = 0; i < n_cols; i++) {
-        double p = (double)floats[r * padded + i] * (double)x[t * n_cols + i];
+        double p = (double)rows[r * padded + i] * (double)x[t * n_cols + i];
         sum += p;
         size += fabs(p);
       }
       if (fabs((double)a[t * n_rows + r] - sum) > 1e-5 * size + 1e-30)
         fail_msg("dots %zu x %zu: %g, not %g", n_rows, n_cols, (double)a[t * n_rows + r], sum);
-      void *all[] = {floats, x, rows, a, b};
+      void *all[] = {x, rows, a, b};
       for (size_t i = 0; i < PST_ARRAY_LEN(all); i++) check_free(all[i]);
     }
 }
