@@ -2,8 +2,8 @@
  *
  * Owns which product of which layer a target is, whether it fits, and the packing. Files are lora.c's and lora_peft.c's; forward_adapter.c computes. Both matrices of a target
  * are packed as the kernels' own, so that an adapter's products are theirs and as exact. Their form follows the base's: floats beside floats; beside quantized
- * weights eight bits, since an adapter costs the bytes it has. There a and b are first scaled by powers of two to where half-precision scales are at their best,
- * which is taken back, with the adapter's own scale, from a x. */
+ * weights four or eight bits, since an adapter costs the bytes it has. There the scales of a and b are brought by powers of two to where half precision is at its best, which is
+ * taken back, with the adapter's own scale, from a x. */
 #include "engine/adapter.h"
 
 #include <math.h>
@@ -24,9 +24,9 @@ typedef struct piece {
 typedef struct pack_job {
   const pst_engine_lora_target *target;
   pst_engine_adapter_part *part;
-  int first, n_out;         /* rows of the target's b */
-  float a_factor, b_factor; /* of its numbers */
-  size_t a_at, b_at;        /* in the block */
+  int first, n_out; /* rows of the target's b */
+  double scale;
+  size_t a_at, b_at; /* in the block */
 } pack_job;
 
 typedef struct making {
@@ -103,21 +103,6 @@ static bool split_name(const char *name, int n_layers, int *ret_layer, pst_str *
 
 /* ---- layout ---- */
 
-/* The exponent that brings the greatest magnitude of x into [512, 1024), as far as a factor may go. */
-static int exponent_of(const float *x, size_t n) {
-  uint32_t most = 0; /* of floats without their signs the greater has the greater bits */
-  float greatest;
-  int exponent;
-  for (size_t i = 0; i < n; i++) {
-    uint32_t bits;
-    memcpy(&bits, &x[i], sizeof bits);
-    most = PST_MAX(most, bits & 0x7fffffffu);
-  }
-  memcpy(&greatest, &most, sizeof greatest);
-  frexpf(greatest, &exponent);
-  return PST_MAX(PST_MIN(10 - exponent, 100), -100);
-}
-
 /* How a rank's matrices are folded: as often as whole blocks, and the lanes or columns that there are, allow. */
 static size_t folds_of_a(size_t rank, size_t n_in) {
   size_t folds = 1;
@@ -136,22 +121,23 @@ static size_t folds_of_b(size_t rank, size_t n_out) {
 
 static size_t blocks_of(size_t n) { return (n + PST_KERNELS_BLOCK - 1) / PST_KERNELS_BLOCK; }
 
-static int init_quantized(making *m, size_t n_out, double scale, pack_job *j) {
+/* Beside weights of up to six bits each four, beside others eight: what rounds an adapter is then far below what rounds its base (docs/notes/adapters.md). */
+static uint32_t type_beside(const pst_kernels_matrix *base) {
+  const pst_kernels_type_row *t = pst_kernels_type_info(base->type);
+  return 8 * t->block_bytes <= 6 * t->block_elements ? PST_TYPE_Q4_0 : PST_TYPE_Q8_0;
+}
+
+static int init_quantized(pst_engine_adapter_part *part, const pst_kernels_matrix *base, pst_error *err) {
   enum { GROUP = PST_KERNELS_GROUP };
-  pst_engine_adapter_part *part = j->part;
-  const float *b = j->target->b + (size_t)j->first * part->rank;
-  int a_exponent = exponent_of(j->target->a, part->rank * part->n_in), b_exponent = exponent_of(b, n_out * part->rank);
+  uint32_t type = type_beside(base);
+  size_t n_out = base->n_rows;
   part->a_folds = folds_of_a(part->rank, part->n_in);
   part->b_folds = folds_of_b(part->rank, n_out);
-  part->factor = (float)ldexp(scale, -a_exponent - b_exponent);
-  j->a_factor = ldexpf(1, a_exponent);
-  j->b_factor = ldexpf(1, b_exponent);
   size_t n_groups = (n_out + GROUP - 1) / GROUP, folded = (n_groups + part->b_folds - 1) / part->b_folds * GROUP;
-  int code =
-      pst_kernels_matrix_init(PST_TYPE_Q8_0, part->a_folds * part->rank, part->n_in / part->a_folds, &part->a, m->err);
+  int code = pst_kernels_matrix_init(type, part->a_folds * part->rank, part->n_in / part->a_folds, &part->a, err);
   if (code) return code;
-  return pst_kernels_matrix_init(PST_TYPE_Q8_0, part->b_folds > 1 ? folded : n_out,
-                                 blocks_of(part->rank) * PST_KERNELS_BLOCK, &part->b, m->err);
+  return pst_kernels_matrix_init(type, part->b_folds > 1 ? folded : n_out, blocks_of(part->rank) * PST_KERNELS_BLOCK,
+                                 &part->b, err);
 }
 
 static size_t a_bytes(const pst_engine_adapter_part *part) {
@@ -164,13 +150,11 @@ static int add_part(making *m, const pst_engine_lora_target *t, int layer, const
   if (part->rank)
     return pst_error_set(m->err, PST_E_BAD_INPUT, NULL, "two targets of the adapter are the same matrix: '%s'",
                          t->name);
-  double scale = pst_engine_lora_scale(m->lora, t);
   pack_job *j = &m->jobs[m->n_jobs++];
-  *j =
-      (pack_job){.target = t, .part = part, .first = p->first, .n_out = (int)p->base->n_rows, .b_factor = (float)scale};
+  *j = (pack_job){t, part, p->first, (int)p->base->n_rows, pst_engine_lora_scale(m->lora, t), 0, 0};
   part->rank = (size_t)t->rank;
   part->n_in = (size_t)t->n_in;
-  if (!p->base->is_float) return init_quantized(m, p->base->n_rows, scale, j);
+  if (!p->base->is_float) return init_quantized(part, p->base, m->err);
   return pst_kernels_matrix_init(PST_TYPE_F32, p->base->n_rows, part->rank, &part->b, m->err);
 }
 
@@ -231,56 +215,78 @@ static void place_all(making *m) {
 
 /* ---- packing ---- */
 
-/* Row `row` of the folded a, and of the folded b, into out: b's [n_cols] are zeros on entry. */
-static void fold_a(const pack_job *j, size_t row, float *out) {
-  const pst_engine_adapter_part *part = j->part;
-  size_t n = part->a.n_cols;
-  const float *from = j->target->a + row % part->rank * part->n_in + row / part->rank * n;
-  for (size_t i = 0; i < n; i++) out[i] = from[i] * j->a_factor;
-}
-
-static void fold_b(const pack_job *j, size_t row, float *out) {
+/* Row `row` of the folded matrix a or b; b's is put together in room[n_cols]. */
+static const float *folded_row(const pack_job *j, bool is_b, size_t row, float *room) {
   enum { GROUP = PST_KERNELS_GROUP };
   const pst_engine_adapter_part *part = j->part;
-  size_t width = PST_KERNELS_BLOCK / part->b_folds;
-  const float *b = j->target->b + (size_t)j->first * part->rank;
+  size_t rank = part->rank, width = PST_KERNELS_BLOCK / part->b_folds;
+  if (!is_b) return j->target->a + row % rank * part->n_in + row / rank * part->a.n_cols;
+  memset(room, 0, part->b.n_cols * sizeof *room);
   for (size_t k = 0; k < part->b_folds; k++) {
     size_t from = GROUP * (row / GROUP * part->b_folds + k) + row % GROUP;
-    for (size_t c = 0; c < part->rank && from < (size_t)j->n_out; c++)
-      out[k * width + c] = b[from * part->rank + c] * j->b_factor;
+    if (from < (size_t)j->n_out)
+      memcpy(room + k * width, j->target->b + ((size_t)j->first + from) * rank, rank * sizeof *room);
   }
+  return room;
 }
 
-/* A row as Q8_0 has it, its codes the kernels' own: no search for scales, which costs more than it wins at eight bits. */
-static void quantize_row(const pst_kernels *k, const float *row, pst_kernels_input *room, uint8_t *dst) {
+/* The exponent that brings the greatest of n scales to where a half-precision one has room on both sides. */
+static int exponent_of(const float *d, size_t n) {
+  float most = 0;
+  int exponent = 0;
+  for (size_t i = 0; i < n; i++) most = PST_MAX(most, d[i]);
+  if (most > 0) frexpf(most, &exponent);
+  return most > 0 ? 3 - exponent : 0;
+}
+
+/* A block of Q4_0 or Q8_0, its scale times 2^exponent, from what the kernels made of an input's block: d and q[32], one of them -127 or 127. Four bits are made of
+ * the eight as Q4_0 wants them: the greatest becomes -8. */
+static void put_block(uint32_t type, float d, const int8_t *q, int exponent, uint8_t *dst) {
   enum { BLOCK = PST_KERNELS_BLOCK };
-  k->quantize(row, 0, room->n_blocks, room, 0);
-  for (size_t b = 0; b < room->n_blocks; b++, dst += 2 + BLOCK) {
-    uint16_t d = pst_kernels_half_from_float(room->d[b]);
-    memcpy(dst, &d, sizeof d);
-    memcpy(dst + 2, room->q + b * BLOCK, BLOCK);
+  uint8_t codes[BLOCK];
+  int sign = -1;
+  if (type == PST_TYPE_Q4_0) {
+    for (int i = 0; i < BLOCK; i++) sign = q[i] == -127 ? 1 : sign;
+    for (int i = 0; i < BLOCK; i++) { /* the nearest to q * 8 / 127, from 0 to 15 in place of -8 to 7 */
+      unsigned up = (unsigned)(sign * q[i] * 16 + 127 + 8 * 254) / 254;
+      codes[i] = (uint8_t)PST_MIN(up, 15u);
+    }
+    d *= (float)sign * 127.0f / 8.0f;
+  } else {
+    for (int i = 0; i < BLOCK; i++) codes[i] = (uint8_t)(q[i] + 127);
+  }
+  uint16_t half = pst_kernels_half_from_float(ldexpf(d, exponent));
+  memcpy(dst, &half, sizeof half);
+  pst_kernels_block_put(type, codes, dst);
+}
+
+/* Rows of `room`, their scales times 2^exponent, as the matrix at dst. */
+static void pack_codes(const pst_kernels_matrix *w, const pst_kernels_input *room, int exponent, uint8_t *rows,
+                       uint8_t *dst) {
+  enum { GROUP = PST_KERNELS_GROUP };
+  size_t block_bytes = pst_kernels_type_info(w->type)->block_bytes;
+  for (size_t g = 0; g < w->n_groups; g++) {
+    size_t first = g * GROUP * room->n_blocks, n = PST_MIN((size_t)GROUP, w->n_rows - g * GROUP) * room->n_blocks;
+    for (size_t b = 0; b < n; b++)
+      put_block(w->type, room->d[first + b], room->q + (first + b) * PST_KERNELS_BLOCK, exponent,
+                rows + b * block_bytes);
+    pst_kernels_matrix_pack(w, rows, g, g + 1, dst);
   }
 }
 
-static int pack_folded(const making *m, const pack_job *j, bool is_b, uint8_t *dst) {
-  enum { GROUP = PST_KERNELS_GROUP };
+/* A matrix of a target, its codes those that the kernels give an input: no search for scales, which would take most of the time that loading has. */
+static int pack_folded(const pst_kernels *k, const pack_job *j, bool is_b, uint8_t *dst, int *ret_exponent) {
   const pst_kernels_matrix *w = is_b ? &j->part->b : &j->part->a;
-  size_t row_bytes = pst_kernels_row_bytes(w->type, w->n_cols);
-  float *row = pst_calloc(w->n_cols, sizeof *row);
-  uint8_t *rows = pst_malloc(GROUP * row_bytes);
-  void *memory = pst_malloc_aligned(pst_kernels_input_bytes(1, w->n_cols), 64);
-  pst_kernels_input room;
+  float *row = pst_malloc(w->n_cols * sizeof *row);
+  uint8_t *rows = pst_malloc(PST_KERNELS_GROUP * pst_kernels_row_bytes(w->type, w->n_cols));
+  void *memory = pst_malloc_aligned(pst_kernels_input_bytes(w->n_rows, w->n_cols), 64);
   int code = row && rows && memory ? 0 : PST_E_NOMEM;
-  if (!code) pst_kernels_input_init(&room, 1, w->n_cols, memory);
-  for (size_t g = 0; g < w->n_groups && !code; g++) {
-    for (size_t i = 0; i < PST_MIN((size_t)GROUP, w->n_rows - g * GROUP); i++) {
-      if (is_b)
-        fold_b(j, g * GROUP + i, row);
-      else
-        fold_a(j, g * GROUP + i, row);
-      quantize_row(m->model->kernels, row, &room, rows + i * row_bytes);
-    }
-    pst_kernels_matrix_pack(w, rows, g, g + 1, dst);
+  if (!code) {
+    pst_kernels_input room;
+    pst_kernels_input_init(&room, w->n_rows, w->n_cols, memory);
+    for (size_t r = 0; r < w->n_rows; r++) k->quantize(folded_row(j, is_b, r, row), 0, room.n_blocks, &room, r);
+    *ret_exponent = exponent_of(room.d, w->n_rows * room.n_blocks);
+    pack_codes(w, &room, *ret_exponent, rows, dst);
   }
   pst_free(memory);
   pst_free(rows);
@@ -303,7 +309,7 @@ static int pack_floats(const pack_job *j, uint8_t *dst) {
   const float *from = j->target->b + (size_t)j->first * w->n_cols;
   float *floats = pst_malloc(n * sizeof *floats);
   if (!floats) return PST_E_NOMEM;
-  for (size_t i = 0; i < n; i++) floats[i] = from[i] * j->b_factor;
+  for (size_t i = 0; i < n; i++) floats[i] = from[i] * (float)j->scale;
   pst_kernels_matrix_pack(w, floats, 0, w->n_groups, dst);
   memset(dst + end, 0, taken - end); /* the key is a hash of all */
   pst_free(floats);
@@ -316,8 +322,11 @@ static int pack(const making *m, const pack_job *j) {
     pack_rows(j, (float *)(void *)a);
     return pack_floats(j, b);
   }
-  int code = pack_folded(m, j, false, a);
-  return code ? code : pack_folded(m, j, true, b);
+  int a_exponent = 0, b_exponent = 0;
+  int code = pack_folded(m->model->kernels, j, false, a, &a_exponent);
+  if (!code) code = pack_folded(m->model->kernels, j, true, b, &b_exponent);
+  j->part->factor = (float)ldexp(j->scale, -a_exponent - b_exponent);
+  return code;
 }
 
 static void pack_some(void *arg, pst_engine_team *team, int index) {

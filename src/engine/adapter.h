@@ -24,7 +24,7 @@ enum { PST_ENGINE_ADAPTER_FOLDS = 8 };
 
 /* out += b (a x).
  *
- * Beside a float matrix both are floats, and the scale is in b. Beside a quantized one both are Q8_0, whose products read the quantized input that the base reads.
+ * Beside a float matrix both are floats, and the scale is in b. Beside a quantized one both are Q4_0 or Q8_0, whose products read the quantized input that the base reads.
  * A packed matrix has rows by 16 and columns by 32, of which a small rank would leave most empty: its matrices are folded. Row k * rank + r of the folded a has
  * the k-th part of row r's columns. Column k * width + c of row 16 j + i of the folded b is column c of row 16 (j * b_folds + k) + i, width being 32 / b_folds:
  * lane i of base group j * b_folds + k. */

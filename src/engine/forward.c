@@ -200,7 +200,6 @@ void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, i
       int n = (int)p[i].w->n_groups;
       if (begin < base + n) {
         int from = begin - base, to = PST_MIN(end - base, n);
-        pst_engine_walk_adapt_ahead(w, &adapting, p, i, from, to);
         w->f->k->matmul(p[i].w, input, 0, (size_t)n_tokens, (size_t)from, (size_t)to, p[i].add, p[i].out, p[i].stride,
                         w->mine->work);
         if (p[i].bias)

@@ -14,8 +14,6 @@
 
 /* Of a strip; with eight pseudo-tokens the kernels work straight on packed records. */
 enum { STRIP_TOKENS = 8, GROUP = PST_KERNELS_GROUP, BLOCK = PST_KERNELS_BLOCK };
-/* What is asked for ahead: of each run's b, as long as they are so few that all have room in a cache. */
-enum { AHEAD_RUNS = 16, AHEAD_BYTES = 4096 };
 _Static_assert(PST_ENGINE_ADAPTER_FOLDS *BLOCK <= PST_ENGINE_ADAPTER_MAX_RANK &&
                    PST_ENGINE_ADAPTED_BLOCKS * BLOCK >= PST_ENGINE_ADAPTER_MAX_RANK &&
                    (int)PST_ENGINE_ADAPTED_BLOCKS >= (int)PST_ENGINE_ADAPTER_FOLDS,
@@ -162,19 +160,6 @@ pst_engine_adapting pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engin
   }
   w->stage += 2; /* the products have a counter of their own */
   return a;
-}
-
-void pst_engine_walk_adapt_ahead(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
-                                 int product, int from, int to) {
-  if (a->n_strips == 0 || w->f->n_runs > AHEAD_RUNS) return;
-  for (int r = 0; r < w->f->n_runs; r++) {
-    const pst_engine_adapter_part *part = part_of(w, &w->f->runs[r], p[product].slot);
-    if (!part) continue;
-    size_t folds = PST_MAX(part->b_folds, (size_t)1), begin = (size_t)from / folds,
-           end = ((size_t)to + folds - 1) / folds, bytes = (end - begin) * part->b.group_bytes;
-    const uint8_t *at = part->b.data + begin * part->b.group_bytes;
-    for (size_t i = 0; i < PST_MIN(bytes, (size_t)AHEAD_BYTES); i += 64) __builtin_prefetch(at + i, 0, 2);
-  }
 }
 
 void pst_engine_walk_adapt_out(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,

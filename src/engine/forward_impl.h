@@ -142,9 +142,6 @@ typedef struct pst_engine_adapting {
 } pst_engine_adapting;
 pst_engine_adapting pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, int n_products,
                                              const pst_kernels_input *input);
-/* Before the base's product of these rows: lets what adapt_out will read come from memory meanwhile. */
-void pst_engine_walk_adapt_ahead(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
-                                 int product, int from, int to);
 void pst_engine_walk_adapt_out(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
                                int product, int from, int to);
 

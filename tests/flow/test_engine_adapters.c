@@ -1,5 +1,5 @@
 /* Many adapters at once: 64 resident, requests of all of them and of the base in one batch, each with the bits it has alone; and that what an adapter adds beside
- * quantized weights, where it is kept in eight bits and folded, is what it adds beside floats.
+ * quantized weights, where it is kept in four or eight bits and folded, is what it adds beside floats.
  *
  * On tiny models; in make test-full also on the model that PENSTOCK_TEST_SMOLLM2 names, with adapters of rank 16 on all linear layers. */
 #include <setjmp.h>
@@ -149,7 +149,7 @@ static void run_model(const char *path, const int *ranks, int n_ranks) {
 static void test_many(void **state) {
   (void)state;
   const int ranks[] = {1, 2, 4, 5, 8, 9, 16, 17, 24, 32, 33, 48};
-  const char *const types[] = {"Q4_1", "F32"};
+  const char *const types[] = {"Q4_1", "Q8_0", "F32"};
   for (size_t i = 0; i < PST_ARRAY_LEN(types); i++) {
     char *path = pst_strdup(test_temp_path(test_dir, types[i]));
     test_tiny_write(path, &(test_tiny){.type = types[i], .seed = 5});
@@ -202,27 +202,35 @@ static double apart(const double *x, const double *y, int n) {
   return sum;
 }
 
-/* Beside weights of eight bits an adapter gives what it gives beside the floats that these came from, as nearly as the base does. Adapters move the
+/* Beside quantized weights an adapter gives what it gives beside the same weights as floats, but for its own rounding to eight bits or four. Adapters move the
  * log-probabilities by units, so that a row or column in another's place shows. */
 static void test_values(void **state) {
   (void)state;
   const int ranks[] = {1, 2, 3, 4, 6, 8, 11, 16, 20, 32, 40, 64, 100, 256};
-  char *paths[2];
-  for (int i = 0; i < 2; i++) {
-    paths[i] = pst_strdup(test_temp_path(test_dir, i ? "eight" : "floats"));
-    test_tiny_write(paths[i], &(test_tiny){.type = i ? "Q8_0" : "F32", .seed = 6});
+  const struct {
+    const char *type;
+    double bound;
+  } types[] = {{"Q8_0", 0.05}, {"Q4_1", 0.3}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(types); i++) {
+    pst_error err = PST_ERROR_INIT;
+    char *codes = pst_strdup(test_temp_path(test_dir, "codes")),
+         *floats = pst_strdup(test_temp_path(test_dir, "floats"));
+    test_tiny_write(codes, &(test_tiny){.type = types[i].type, .seed = 6});
+    if (pst_engine_quantize(codes, floats, "F32", NULL, NULL, &err)) fail_msg("%s", err.message);
+    for (size_t r = 0; r < PST_ARRAY_LEN(ranks); r++) {
+      double with[2][MAX_EVENTS * 8], without[2][MAX_EVENTS * 8];
+      score(floats, ranks[r], with[0], without[0]);
+      int n = score(codes, ranks[r], with[1], without[1]);
+      double moved = apart(with[0], without[0], n), off = apart(with[0], with[1], n),
+             base = apart(without[0], without[1], n);
+      print_message("%s, rank %3d: moved by %.2f; off by %.4f, the base by %.4f\n", types[i].type, ranks[r], moved, off,
+                    base);
+      assert_true(moved > 0.15);
+      assert_true(off < types[i].bound * moved + 3 * base);
+    }
+    pst_free(codes);
+    pst_free(floats);
   }
-  for (size_t r = 0; r < PST_ARRAY_LEN(ranks); r++) {
-    double with[2][MAX_EVENTS * 8], without[2][MAX_EVENTS * 8];
-    int n = 0;
-    for (int i = 0; i < 2; i++) n = score(paths[i], ranks[r], with[i], without[i]);
-    double moved = apart(with[0], without[0], n), off = apart(with[0], with[1], n),
-           base = apart(without[0], without[1], n);
-    print_message("rank %3d: moved by %.2f; off by %.4f, the base by %.4f\n", ranks[r], moved, off, base);
-    assert_true(moved > 0.2);
-    assert_true(off < 0.05 * moved + 3 * base);
-  }
-  for (int i = 0; i < 2; i++) pst_free(paths[i]);
 }
 
 int main(void) {
