@@ -239,23 +239,36 @@ static int exponent_of(const float *d, size_t n) {
   return most > 0 ? 3 - exponent : 0;
 }
 
-/* A block of Q4_0 or Q8_0, its scale times 2^exponent, from what the kernels made of an input's block: d and q[32], one of them -127 or 127. Four bits are made of
- * the eight as Q4_0 wants them: the greatest becomes -8. */
-static void put_block(uint32_t type, float d, const int8_t *q, int exponent, uint8_t *dst) {
+/* Eight codes as the compiler's own vectors. */
+typedef int8_t codes8 __attribute__((vector_size(8)));
+typedef int16_t signed8 __attribute__((vector_size(16)));
+typedef uint16_t words8 __attribute__((vector_size(16)));
+
+/* The nearest to q * 8 / 127, which is 129 / 2048, times `sign`: from 0 to 15 in place of -8 to 7, to which 8 belongs too. */
+static void narrow_codes(const int8_t *q, int sign, uint8_t *codes) {
+  const uint16_t factor = (uint16_t)(sign * 129), middle = 8 * 2048 + 1024;
+  for (int i = 0; i < PST_KERNELS_BLOCK; i += 8) {
+    codes8 v;
+    memcpy(&v, q + i, sizeof v);
+    words8 w = ((words8) __builtin_convertvector(v, signed8) * factor + middle) >> 11;
+    v = __builtin_convertvector(w - (w >> 4), codes8);
+    memcpy(codes + i, &v, sizeof v);
+  }
+}
+
+/* A block of Q4_0 or Q8_0, its scale times `up`, from what the kernels made of an input's block: d and q[32], one of them -127 or 127. Four bits are made of the
+ * eight as Q4_0 wants them: the greatest becomes -8. */
+static void put_block(uint32_t type, float d, const int8_t *q, float up, uint8_t *dst) {
   enum { BLOCK = PST_KERNELS_BLOCK };
   uint8_t codes[BLOCK];
-  int sign = -1;
   if (type == PST_TYPE_Q4_0) {
-    for (int i = 0; i < BLOCK; i++) sign = q[i] == -127 ? 1 : sign;
-    for (int i = 0; i < BLOCK; i++) { /* the nearest to q * 8 / 127, from 0 to 15 in place of -8 to 7 */
-      unsigned up = (unsigned)(sign * q[i] * 16 + 127 + 8 * 254) / 254;
-      codes[i] = (uint8_t)PST_MIN(up, 15u);
-    }
+    int sign = memchr(q, (uint8_t)-127, BLOCK) ? 1 : -1;
+    narrow_codes(q, sign, codes);
     d *= (float)sign * 127.0f / 8.0f;
   } else {
     for (int i = 0; i < BLOCK; i++) codes[i] = (uint8_t)(q[i] + 127);
   }
-  uint16_t half = pst_kernels_half_from_float(ldexpf(d, exponent));
+  uint16_t half = pst_kernels_half_from_float(d * up);
   memcpy(dst, &half, sizeof half);
   pst_kernels_block_put(type, codes, dst);
 }
@@ -265,11 +278,11 @@ static void pack_codes(const pst_kernels_matrix *w, const pst_kernels_input *roo
                        uint8_t *dst) {
   enum { GROUP = PST_KERNELS_GROUP };
   size_t block_bytes = pst_kernels_type_info(w->type)->block_bytes;
+  float up = ldexpf(1, exponent);
   for (size_t g = 0; g < w->n_groups; g++) {
     size_t first = g * GROUP * room->n_blocks, n = PST_MIN((size_t)GROUP, w->n_rows - g * GROUP) * room->n_blocks;
     for (size_t b = 0; b < n; b++)
-      put_block(w->type, room->d[first + b], room->q + (first + b) * PST_KERNELS_BLOCK, exponent,
-                rows + b * block_bytes);
+      put_block(w->type, room->d[first + b], room->q + (first + b) * PST_KERNELS_BLOCK, up, rows + b * block_bytes);
     pst_kernels_matrix_pack(w, rows, g, g + 1, dst);
   }
 }
