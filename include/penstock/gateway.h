@@ -117,11 +117,12 @@ int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *exam
 
 /* ---- classifiers (gateway/classifier.c) ------------------------------------------------------------------------- */
 
+typedef struct pst_gateway pst_gateway;
+
 /* Trains a classifier on labelled records and keeps its artefact in the store, by content hash. encoder: NULL for one over n-grams alone; else an engine whose vectors
  * of the texts it reads too, as shipped and with the hash of its file (the gateway makes them: vectors in the records, and an encoder in the options, are not
  * looked at). The same records are trained on once, by one process: what came of them is noted in HOME/classifiers. ret_ms: how long training took, vectors included,
  * now or then; NULL: not wanted. Errors: those of pst_classifier_train, of the store, and of opening the encoder; PST_E_UNSUPPORTED: it is none. Blocks. */
-typedef struct pst_gateway pst_gateway;
 int pst_gateway_classifier_build(pst_gateway *gateway, const pst_gateway_engine_spec *encoder,
                                  const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
                                  char ret_hash[65], int64_t *ret_ms, pst_error *err);
