@@ -118,7 +118,8 @@ int pst_engine_lora_write_peft(const pst_engine_lora *lora, const pst_engine_mod
 
 /* ---- adapters that requests can name (engine/adapter.c) ----------------------------------------------------------- */
 
-/* An adapter made ready for a model: packed for this CPU. Immutable, counted, shared by threads; any number may be loaded, and requests of one engine may each
+/* An adapter made ready for a model: packed for this CPU, in floats beside float matrices, in four bits beside quantized ones of up to six bits a weight, in eight
+ * beside others (docs/notes/adapters.md has what that costs). Immutable, counted, shared by threads; any number may be loaded, and requests of one engine may each
  * name another. */
 typedef struct pst_engine_adapter pst_engine_adapter;
 enum { PST_ENGINE_ADAPTER_MAX_RANK = 256 };
