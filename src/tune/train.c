@@ -103,6 +103,14 @@ static int check_options(const pst_tune_options *o, pst_error *err) {
   return wrong ? pst_error_set(err, PST_E_BAD_INPUT, wrong, "the value is out of range") : 0;
 }
 
+static bool is_teacher(const pst_tune_text *x, size_t n_vocab) {
+  const pst_tune_teacher *t = x->teacher;
+  bool good = !t || (t->k >= 1 && t->k <= PST_TUNE_TEACHER_MOST);
+  for (size_t i = 0; t && good && i < (x->n - x->n_given) * (size_t)t->k; i++)
+    good = t->ids[i] >= 0 && (size_t)t->ids[i] < n_vocab && t->probabilities[i] >= 0;
+  return good;
+}
+
 static int check_texts(const trainer *t, const pst_tune_text *texts, size_t n, const char *what, size_t *longest) {
   size_t n_vocab = t->model.n_vocab;
   for (size_t i = 0; i < n; i++) {
@@ -111,8 +119,9 @@ static int check_texts(const trainer *t, const pst_tune_text *texts, size_t n, c
     snprintf(place, sizeof place, "%s %zu", what, i);
     if (x->n < 2 || x->n_given < 1 || x->n_given >= x->n || !(x->weight > 0))
       return pst_error_set(t->err, PST_E_BAD_INPUT, place, "there must be a token given, one to score, and a weight");
-    if (x->teacher && (x->teacher->k < 1 || x->teacher->k > PST_TUNE_TEACHER_MOST))
-      return pst_error_set(t->err, PST_E_BAD_INPUT, place, "a teacher says of 1 to %d tokens how likely they are",
+    if (!is_teacher(x, n_vocab))
+      return pst_error_set(t->err, PST_E_BAD_INPUT, place,
+                           "a teacher says of 1 to %d tokens of the vocabulary how likely they are",
                            (int)PST_TUNE_TEACHER_MOST);
     if (x->n > t->model.n_ctx)
       return pst_error_set(t->err, PST_E_LIMIT, place, "%zu tokens are more than the model's context of %zu", x->n,

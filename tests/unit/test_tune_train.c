@@ -295,6 +295,13 @@ static void test_teacher(void **state) {
   print_message("divergence from itself: %.1e nats\n", report.loss);
   assert_true(fabs(report.loss) < 2e-3); /* the engine's keys are float16 */
   pst_engine_lora_done(&lora);
+  int32_t *likely = pst_arena_calloc(arena, 64, sizeof *likely);
+  pst_tune_teacher wrong = {2, likely, taught[0].teacher->probabilities};
+  assert_non_null(likely);
+  taught[0].teacher = &wrong;
+  likely[3] = 288; /* one beyond the last */
+  assert_int_equal(pst_tune_train(model, taught, N_TEXTS, NULL, 0, &o, &lora, &report, &err), PST_E_BAD_INPUT);
+  assert_string_equal(err.place, "text 0");
   char *data = NULL;
   size_t n = 0;
   const char *path = test_temp_path(test_dir, "other.gguf");
