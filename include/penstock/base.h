@@ -160,6 +160,11 @@ int pst_file_read(const char *path, size_t max_bytes, char **ret_data, size_t *r
 int pst_file_write_atomic(const char *path, const void *data, size_t n, pst_error *err);
 /* The same for a content that lies in pieces. */
 int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n_parts, pst_error *err);
+/* A new empty file beside `path`, so that a rename stays within one file system, with a name of its own (pst_free): for writers that do what
+ * pst_file_write_atomic does bit by bit. It is to be closed only after it was renamed or removed, or pst_dir_sweep takes it for what a killed process left. */
+int pst_file_open_temporary(const char *path, char **ret_name, int *ret_fd, pst_error *err);
+/* Removes the temporaries that writers which were killed left in a directory; those of living ones stay. Needs no directory to be there. */
+void pst_dir_sweep(const char *path);
 /* Makes the file if need be and waits until no other process has its flock(). Closing the descriptor gives the lock back, and so does the process's end. */
 int pst_file_lock(const char *path, int *ret_fd, pst_error *err);
 int pst_dir_make(const char *path, pst_error *err); /* with parents, mode 0700 for new ones; fine if there */

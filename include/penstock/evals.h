@@ -123,6 +123,9 @@ int pst_evals_cluster(const pst_str *texts, const pst_str *own, size_t n, double
 /* Keeps the words of a workload's items, but for its examples, in the store for good, so that no training data may hold them (evals/guard.c). Every run does it for
  * the items it asks; once a state of a workload is known it costs a query. */
 int pst_evals_guard(pst_store *store, const pst_evals_workload *workload, pst_error *err);
+/* Which of a workload's examples are near-duplicates of items that judge: ret_near[n_items], false for other parts. The workload's own judging items do not count:
+ * opening it has seen to them, by the clusters that it may have named. */
+int pst_evals_guard_near(pst_store *store, const pst_evals_workload *workload, bool *ret_near, pst_error *err);
 /* Hashes of a text's words in their order, as guarded items hold them; appends to *words ([*n], pst_array_reserve). */
 int pst_evals_word_hashes(pst_str text, uint64_t **words, size_t *n, size_t *capacity);
 

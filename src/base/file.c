@@ -4,6 +4,7 @@
  * its temporary behind; for the size limit the program must ignore SIGXFSZ, so that write() returns EFBIG instead. */
 #include <penstock/base.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -94,28 +95,62 @@ static int write_all(int fd, const char *data, size_t n) {
   return 0;
 }
 
-/* A new file beside `path`, so that rename stays within one file system. Opened by its own mode rather than mkstemp's 0600,
- * so that the result has the permissions of any other new file. */
-static int open_temporary(const char *path, char **ret_name, int *ret_fd, pst_error *err) {
+enum { TAG_DIGITS = 16 };
+static const char temporary_ending[] = ".tmp";
+
+/* A writer holds its temporary until it has its name: who finds one without a holder may remove it (pst_dir_sweep), but only while holding it himself. False: that
+ * happened before it was held. A file system without locks: true. */
+static bool hold(int fd) {
+  struct stat now;
+  (void)flock(fd, LOCK_EX | LOCK_NB);
+  return fstat(fd, &now) || now.st_nlink > 0;
+}
+
+/* Opened by its own mode rather than mkstemp's 0600, so that the result has the permissions of any other new file. */
+int pst_file_open_temporary(const char *path, char **ret_name, int *ret_fd, pst_error *err) {
   for (int attempt = 0; attempt < 16; attempt++) {
     uint64_t tag;
     if (pst_random_secret(&tag, sizeof tag) != 0)
       return pst_error_set(err, PST_E_IO, path, "the kernel gives no random bytes");
     pst_buf name = PST_BUF_INIT;
-    pst_buf_printf(&name, "%s.%016llx.tmp", path, (unsigned long long)tag);
+    pst_buf_printf(&name, "%s.%0*llx%s", path, (int)TAG_DIGITS, (unsigned long long)tag, temporary_ending);
     char *text = pst_buf_take(&name);
     if (!text) return pst_error_set(err, PST_E_NOMEM, path, "no memory to write the file");
     int fd = open_retry(text, O_WRONLY | O_CREAT | O_EXCL, 0666);
-    if (fd >= 0) {
+    int reason = fd < 0 ? errno : EEXIST;
+    if (fd >= 0 && hold(fd)) {
       *ret_name = text;
       *ret_fd = fd;
       return 0;
     }
-    int reason = errno;
+    if (fd >= 0) (void)close(fd);
     pst_free(text);
     if (reason != EEXIST) return pst_error_set_errno(err, reason, path, "cannot create a file beside it");
   }
   return pst_error_set(err, PST_E_EXISTS, path, "no free name for a temporary file beside it");
+}
+
+/* NAME.<16 hexadecimal digits>.tmp */
+static bool is_temporary(const char *name) {
+  size_t n = strlen(name), ending = sizeof temporary_ending - 1;
+  if (n < ending + TAG_DIGITS + 2 || strcmp(name + n - ending, temporary_ending) != 0) return false;
+  const char *tag = name + n - ending - TAG_DIGITS;
+  return tag[-1] == '.' && strspn(tag, "0123456789abcdef") == TAG_DIGITS;
+}
+
+static void sweep(int dir_fd, const char *name) {
+  int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return;
+  if (!flock(fd, LOCK_EX | LOCK_NB)) (void)unlinkat(dir_fd, name, 0);
+  (void)close(fd);
+}
+
+void pst_dir_sweep(const char *path) {
+  DIR *dir = opendir(path);
+  if (!dir) return;
+  for (struct dirent *e; (e = readdir(dir));)
+    if (is_temporary(e->d_name)) sweep(dirfd(dir), e->d_name);
+  (void)closedir(dir);
 }
 
 /* Makes the rename itself durable. Some file systems refuse fsync on directories; the data is safe then too. */
@@ -139,7 +174,7 @@ int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n
   char *temporary = NULL;
   size_t n = 0;
   int fd = -1;
-  int rc = open_temporary(path, &temporary, &fd, err);
+  int rc = pst_file_open_temporary(path, &temporary, &fd, err);
   if (rc != 0) return rc;
   struct stat old;
   if (stat(path, &old) == 0 && S_ISREG(old.st_mode))
@@ -150,8 +185,8 @@ int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n
     n += parts[i].n;
   }
   if (reason == 0 && fsync(fd) != 0) reason = errno;
-  if (close(fd) != 0 && reason == 0) reason = errno;
   if (reason == 0 && rename(temporary, path) != 0) reason = errno;
+  (void)close(fd); /* not before it has its name: see hold() */
   if (reason != 0) {
     (void)unlink(temporary);
     rc = pst_error_set_errno(err, reason, path, "cannot write %zu bytes", n);

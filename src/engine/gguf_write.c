@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BUFFER_BYTES = 1 << 18, TEMP_TRIES = 100 };
+enum { BUFFER_BYTES = 1 << 18 };
 
 typedef struct entry {
   char *key;
@@ -81,8 +81,8 @@ int pst_engine_gguf_writer_create(const char *path, uint32_t alignment, pst_engi
 
 void pst_engine_gguf_writer_free(pst_engine_gguf_writer *w) {
   if (!w) return;
-  if (w->fd >= 0) close(w->fd);
   if (w->temp_path && !w->finished) unlink(w->temp_path);
+  if (w->fd >= 0) close(w->fd);
   for (size_t i = 0; i < w->n_entries; i++) {
     pst_free(w->entries[i].key);
     pst_free(w->entries[i].owned);
@@ -312,37 +312,12 @@ static int emit_padding(pst_engine_gguf_writer *w, uint64_t position) {
   return r;
 }
 
-/* A name nobody has, made with O_EXCL and the permissions the user's umask gives. */
-static int open_temp(pst_engine_gguf_writer *w) {
-  for (int i = 0; i < TEMP_TRIES; i++) {
-    pst_buf name = PST_BUF_INIT;
-    uint32_t tag = 0;
-    int r = pst_random_secret(&tag, sizeof tag);
-    pst_buf_printf(&name, "%s.%08x.part", w->path, tag);
-    char *path = pst_buf_take(&name);
-    if (r < 0 || !path) {
-      pst_free(path);
-      return fail(w, r < 0 ? r : PST_E_NOMEM, "cannot choose a name for the temporary file%s", "");
-    }
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd >= 0) {
-      w->fd = fd;
-      w->temp_path = path;
-      return 0;
-    }
-    int errnum = errno;
-    pst_free(path);
-    if (errnum != EEXIST) return pst_error_set_errno(&w->error, errnum, w->path, "cannot create the file");
-  }
-  return fail(w, PST_E_EXISTS, "cannot find a free name for the temporary file%s", "");
-}
-
 static int begin(pst_engine_gguf_writer *w) {
   if (w->begun) return 0;
   pst_engine_gguf_writer_put_u32(w, "general.alignment", w->alignment);
   w->begun = true;
   if (w->error.code) return w->error.code;
-  int r = open_temp(w);
+  int r = pst_file_open_temporary(w->path, &w->temp_path, &w->fd, &w->error);
   if (r < 0) return r;
   pst_buf b = PST_BUF_INIT;
   uint64_t position = 0;
@@ -411,13 +386,12 @@ int pst_engine_gguf_writer_finish(pst_engine_gguf_writer *w, pst_error *err) {
   if (w->error.code == 0 && w->current < w->n_tensors)
     fail(w, PST_E_INTERNAL, "the tensor '%s' is incomplete", w->tensors[w->current].name);
   if (w->error.code || flush(w) < 0) return report(w, err);
-  int fd = w->fd;
-  w->fd = -1;
-  if (fsync(fd) < 0) pst_error_set_errno(&w->error, errno, w->path, "cannot sync");
-  if (close(fd) < 0 && w->error.code == 0) pst_error_set_errno(&w->error, errno, w->path, "cannot close");
+  if (fsync(w->fd) < 0) pst_error_set_errno(&w->error, errno, w->path, "cannot sync");
   if (w->error.code == 0 && rename(w->temp_path, w->path) < 0)
     pst_error_set_errno(&w->error, errno, w->path, "cannot rename into place");
   if (w->error.code) return report(w, err);
+  close(w->fd);
+  w->fd = -1;
   w->finished = true;
   sync_directory(w->path);
   return 0;

@@ -39,17 +39,15 @@ static int complete_notes(pst_engine_lora *lora, const pst_gateway_adapter *a, c
   return code;
 }
 
-/* The adapter's file among the store's. */
-static int keep(pst_store *store, const pst_engine_lora *lora, char ret_hash[65], pst_error *err) {
+/* The adapter's file among the store's. On its way there it has one name, so that what a killed process left is written over by the next. */
+static int keep(pst_store *store, const char *name, const pst_engine_lora *lora, char ret_hash[65], pst_error *err) {
   pst_buf part = PST_BUF_INIT;
-  uint32_t tag = 0;
-  int code = pst_random_secret(&tag, sizeof tag);
-  pst_buf_printf(&part, "%s/adapter-%08x.part", pst_store_home(store), tag);
-  if (code || pst_buf_status(&part)) {
+  pst_buf_printf(&part, "%s/adapter-%s.part", pst_store_home(store), name);
+  if (pst_buf_status(&part)) {
     pst_buf_done(&part);
     return no_memory(err);
   }
-  code = pst_engine_lora_write_gguf(lora, part.data, err);
+  int code = pst_engine_lora_write_gguf(lora, part.data, err);
   if (!code) code = pst_store_file_adopt(store, part.data, ret_hash, err);
   if (code) (void)unlink(part.data);
   pst_buf_done(&part);
@@ -86,7 +84,7 @@ int pst_gateway_adapter_add(pst_store *store, const pst_gateway_adapter *a, pst_
   if (code) return code;
   code = pst_engine_adapter_read(base.path, a->path, &lora, err);
   if (!code) code = complete_notes(&lora, a, base.sha256, err);
-  if (!code) code = keep(store, &lora, row.file, err);
+  if (!code) code = keep(store, a->name, &lora, row.file, err);
   if (!code) {
     describe(&lora, a, &base, &row);
     code = pst_store_adapter_put(store, &row, err);

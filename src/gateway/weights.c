@@ -1,12 +1,11 @@
 /* From an engine's spec to a file: which model is meant, whether it is the one the plan was made for, and its re-quantized copies.
  *
  * A re-quantized copy is named by what it is made of, so that any plan, process or restart finds it again: HOME/quantized/SHA256-TYPE.gguf. It is
- * written beside that name and renamed when whole; a flock()ed file keeps two processes from making the same copy twice. */
+ * made whole or not at all; a flock()ed file keeps two processes from making the same copy twice. */
 #include "gateway/engines.h"
 
 #include <penstock/models.h>
 
-#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -34,24 +33,12 @@ static int find_shipped(const char *home, const pst_gateway_engine_spec *spec, p
 }
 
 static int make_copy(const char *shipped, const char *path, const char *type, pst_progress *progress, pst_error *err) {
-  pst_buf part = PST_BUF_INIT;
-  int n_fallback = 0, code = 0;
-  pst_buf_printf(&part, "%s.part", path);
-  if (pst_buf_status(&part)) {
-    code = no_memory(err);
-    goto done;
-  }
+  int n_fallback = 0;
   int64_t start = pst_clock_us();
-  if ((code = pst_engine_quantize(shipped, part.data, type, progress, &n_fallback, err))) goto done;
-  if (rename(part.data, path)) {
-    code = pst_error_set_errno(err, errno, path, "the re-quantized file cannot be put in place");
-    goto done;
-  }
-  pst_log(PST_LOG_INFO, "event=quantized type=%s file=\"%s\" fallbacks=%d seconds=%.1f", type, path, n_fallback,
-          (double)(pst_clock_us() - start) / 1e6);
-done:
-  if (code && part.data) (void)unlink(part.data);
-  pst_buf_done(&part);
+  int code = pst_engine_quantize(shipped, path, type, progress, &n_fallback, err); /* whole or not at all */
+  if (!code)
+    pst_log(PST_LOG_INFO, "event=quantized type=%s file=\"%s\" fallbacks=%d seconds=%.1f", type, path, n_fallback,
+            (double)(pst_clock_us() - start) / 1e6);
   return code;
 }
 

@@ -105,6 +105,31 @@ static void test_sizeless_files_are_read(void **state) {
   assert_null(data);
 }
 
+/* What a killed writer left goes; what a living one holds stays, and so does everything that only looks alike. */
+static void test_leavings_are_swept(void **state) {
+  (void)state;
+  char *dir = fresh_dir("sweep"), *path = pst_path_join(dir, "f"), *name = NULL;
+  char dead[400], other[400];
+  int fd = -1;
+  (void)snprintf(dead, sizeof dead, "%s/f.0123456789abcdef.tmp", dir);
+  (void)snprintf(other, sizeof other, "%s/f.0123456789abcdeg.tmp", dir);
+  assert_int_equal(pst_file_write_atomic(dead, "x", 1, NULL), 0);
+  assert_int_equal(pst_file_write_atomic(other, "x", 1, NULL), 0);
+  assert_int_equal(pst_file_open_temporary(path, &name, &fd, NULL), 0);
+  pst_dir_sweep(dir);
+  assert_false(pst_file_exists(dead));
+  assert_true(pst_file_exists(other));
+  assert_true(pst_file_exists(name));
+  assert_int_equal(rename(name, path), 0);
+  (void)close(fd);
+  pst_dir_sweep(dir);
+  assert_int_equal(n_entries(dir), 2);
+  pst_dir_sweep("/no/such/folder");
+  pst_free(name);
+  pst_free(path);
+  pst_free(dir);
+}
+
 static void test_failures_name_the_path(void **state) {
   (void)state;
   char *dir = fresh_dir("failures"), *missing = pst_path_join(dir, "no/such"), *data = NULL;
@@ -289,6 +314,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_what_is_written_is_read),
       cmocka_unit_test(test_sizeless_files_are_read),
+      cmocka_unit_test(test_leavings_are_swept),
       cmocka_unit_test(test_failures_name_the_path),
       cmocka_unit_test(test_a_write_cut_short_leaves_the_old_file),
       cmocka_unit_test(test_a_read_only_directory_is_denied),

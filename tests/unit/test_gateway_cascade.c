@@ -320,7 +320,7 @@ static void weights_are_requantized_once(void **state) {
   if (pst_gateway_prepare(t.gateway, plan, NULL, &err)) fail_msg("%s: %s", err.place, err.message);
   const char *dir = test_temp_path(home, "quantized");
   assert_int_equal(count_files(dir, "-Q8_0.gguf"), 1);
-  assert_int_equal(count_files(dir, ".part"), 0);
+  assert_int_equal(count_files(dir, ".tmp"), 0);
   pst_engine *engine;
   assert_int_equal(pst_gateway_engine_acquire(t.gateway, plan, 0, &engine, &err), 0);
   const pst_engine_model_info *info = pst_engine_model_get_info(pst_engine_get_model(engine));
