@@ -29,6 +29,19 @@ typedef struct pst_flywheel_options {
  * store. Kinds: "fine_tune" (flywheel/finetune.c). */
 int pst_flywheel_work(pst_store *store, const pst_flywheel_options *options, bool *ret_worked, pst_error *err);
 
+/* ---- what tuning would be made of (flywheel/outlook.c) ----------------------------------------------------------- */
+
+typedef struct pst_flywheel_outlook_source {
+  pst_gateway *gateway;
+  pst_store *store;
+  const pst_evals_workload *workload;
+  int threads; /* to train with; 0: pst_cpu_count() */
+} pst_flywheel_outlook_source;
+
+/* pst_optimizer_options.outlook; user: a pst_flywheel_outlook_source. Examples and records that may be trained on, lengths as a tuned plan would serve, speed of training
+ * (measured where nobody has yet), recorded traffic. That a model cannot be tuned is an answer and no error. Errors: those of the store, PST_E_NOMEM. */
+int pst_flywheel_outlook(void *user, const char *model, pst_buf *out, pst_error *err);
+
 /* ---- a turn (flywheel/turn.c) ----------------------------------------------------------------------------------- */
 
 /* Data, adapter, plan, gate: a workload's records become examples, the examples an adapter, the adapter a candidate of the optimizer, and a plan that holds on

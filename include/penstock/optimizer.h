@@ -36,8 +36,13 @@ typedef struct pst_optimizer_options {
   int threads;      /* most threads a plan may take; 0: pst_cpu_count() */
   int64_t
       replay_run; /* > 0: nothing is measured, everything comes from this run's log; seed, budget and models are the run's own */
-  bool fresh;                    /* do not take up an unfinished run */
-  bool quiet;                    /* no progress line */
+  bool fresh; /* do not take up an unfinished run */
+  int64_t
+      finished_since_ms; /* > 0: a run of the same question that was begun since then and has ended is not made again: its log gives the result */
+  bool quiet;            /* no progress line */
+  /* Asked once, at the end, what tuning a model would be made of: pst_flywheel_outlook's answer, which goes into the log. NULL: no advice is given. */
+  int (*outlook)(void *user, const char *model, pst_buf *out, pst_error *err);
+  void *outlook_user;
   bool (*cancelled)(void *user); /* NULL: never */
   void *user;
 } pst_optimizer_options;
@@ -64,6 +69,18 @@ typedef struct pst_optimizer_result {
 int pst_optimizer_run(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_optimizer_options *options, pst_optimizer_result *ret_result, pst_error *err);
 void pst_optimizer_result_done(pst_optimizer_result *result);
+
+/* ---- the cost model's closed formula (optimizer/speed.c) --------------------------------------------------------- */
+
+/* What a request costs in machine time where the batch is always full, microseconds: prompt tokens, those of them from the prefix cache, steps of the answer. It
+ * knows neither bursts nor a latency objective; pst_optimizer_run replays. Pure. */
+double pst_optimizer_request_us(const pst_engine_step_model *model, const pst_engine_options *options,
+                                double prompt_tokens, double cached_tokens, double steps);
+/* The step model of a base with an adapter of so many numbers. Pure. */
+pst_engine_step_model pst_optimizer_with_adapter(const pst_engine_step_model *base, const char *weights,
+                                                 int64_t n_params, int64_t step_bytes, int64_t adapter_params);
+/* Nano-dollars per hour of this machine: as the workload says, else the store, else assumed. */
+int64_t pst_optimizer_machine_price(pst_store *store, const pst_evals_workload *workload);
 
 /* ---- explain (optimizer/explain.c, optimizer/analyze.c) --------------------------------------------------------- */
 

@@ -44,6 +44,24 @@ typedef struct pst_tune_text {
   const pst_tune_teacher *teacher; /* SFT: NULL: the text alone is learned */
 } pst_tune_text;
 
+/* Asks an adapter as it stands for answers to the first n of a held-out sample; bit i of *ret_right: item i was answered right. Blocks; on the caller's thread. */
+typedef struct pst_tune_scorer {
+  int (*score)(void *user, const pst_engine_lora *adapter, size_t n, uint64_t *ret_right, pst_error *err);
+  void *user;
+  size_t n; /* items of the sample, at most PST_TUNE_MAX_SCORED */
+} pst_tune_scorer;
+#define PST_TUNE_MAX_SCORED 64
+
+/* Looks that a report has room for: the first of them. */
+#define PST_TUNE_MAX_EVALUATIONS 32
+
+/* A look at held-out texts in the course of training. */
+typedef struct pst_tune_evaluation {
+  int64_t step;
+  double loss;
+  int32_t n_asked, n_right; /* of the sample; n_asked 0: only the loss was measured */
+} pst_tune_evaluation;
+
 /* How training goes, told after every step. */
 typedef struct pst_tune_progress {
   int64_t step, n_steps;
@@ -51,6 +69,7 @@ typedef struct pst_tune_progress {
       loss; /* of the step: SFT: mean negative log-likelihood of its scored tokens, nats; else the mean over examples */
   double margin, accuracy;  /* of the step's rewards (pst_tune_report); NAN in SFT */
   double held_out_loss;     /* the last measured; NAN: none yet */
+  double score;             /* share of the held-out sample answered right, the last measured; NAN: none yet */
   double tokens_per_second; /* read by the model, since the start */
   double seconds_left;
   double learning_rate;
@@ -74,17 +93,22 @@ typedef struct pst_tune_options {
   int max_epochs;                             /* each text is seen at most so often */
   /* Where training starts: an adapter of this rank, this alpha and exactly these roles; NULL: the base as it is. Read before the function returns. */
   const pst_engine_lora *start;
-  int64_t steps;       /* exactly so many, or as many as max_epochs gives; 0: as many as `seconds` allow */
-  double seconds;      /* time for it, checkpoints and held-out losses included; 0: any */
-  int patience;        /* held-out losses in a row without a new lowest that end training; 0: none do */
-  int evaluations;     /* held-out losses in the course of training, at least 1 */
+  int64_t steps;          /* exactly so many, or as many as max_epochs gives; 0: as many as `seconds` allow */
+  double seconds;         /* time for it, checkpoints and held-out losses included; 0: any */
+  int patience;           /* held-out losses in a row without a new lowest that end training; 0: none do */
+  int evaluations;        /* held-out losses in the course of training, at least 1 */
+  pst_tune_scorer scorer; /* score NULL: the loss alone says which adapter is taken */
+  double
+      score_share; /* of `seconds`, the most that answers to the sample may take; without a limit of time every evaluation asks */
   bool share_prefixes; /* beginnings that texts of a step share are computed once */
   bool in_order;       /* texts in the order given, else in one drawn anew for each epoch */
   uint64_t seed;
-  int threads;               /* 0: pst_cpu_count() */
-  int max_tokens;            /* tokens that go through the model at once; a longer text is refused */
-  const char *checkpoint;    /* file to go on from and to save in, removed at the end; NULL: none */
-  double checkpoint_seconds; /* between two */
+  int threads;    /* 0: pst_cpu_count() */
+  int max_tokens; /* tokens that go through the model at once; a longer text is refused */
+  const char *
+      checkpoint; /* file to go on from and to save in; NULL: none. At the end it holds the end, from which the same call gives the same adapter at once: the
+                           * caller removes it when the adapter is safe */
+  double checkpoint_seconds;                                          /* between two */
   void (*on_progress)(void *user, const pst_tune_progress *progress); /* NULL: silent; on the caller's thread */
   bool (*cancelled)(void *user);                                      /* asked between steps; NULL: never */
   void *user;
@@ -103,9 +127,18 @@ typedef struct pst_tune_report {
   double tokens_per_second;
   size_t memory_bytes; /* weights, work space, optimizer */
   bool stopped_early;
+  double score_seconds;     /* of `seconds`, for answers to the held-out sample */
+  pst_tune_evaluation best; /* of the adapter taken; step -1: none was evaluated */
+  pst_tune_evaluation evaluations[PST_TUNE_MAX_EVALUATIONS];
+  size_t n_evaluations;
 } pst_tune_report;
 
-/* Trains an adapter on `texts`; `held_out` (n_held_out 0: none) is never trained on, and decides which step's adapter is taken. The result is written into
+/* Members of an open JSON object: "evaluations" ([{"step", "held_out_loss", "asked", "right"}]; the last two where answers were asked for), "score_seconds" and,
+ * where the adapter taken was asked, "score" ({"asked", "right"}). */
+void pst_tune_report_put_evaluations(const pst_tune_report *report, pst_json_writer *w);
+
+/* Trains an adapter on `texts`; `held_out` (n_held_out 0: none) is never trained on, and decides which step's adapter is taken: the one that answers more of the
+ * scorer's sample right, by more than one standard error of the paired difference; else, or where either was not asked, the one of the lower loss. The result is written into
  * *ret_lora, the caller's (pst_engine_lora_done). Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option, a text or the adapter to start from, by name), PST_E_NO_DATA (no
  * text), PST_E_LIMIT (a text longer than max_tokens), PST_E_CORRUPT (the checkpoint), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM, those of files. */
 int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
@@ -135,22 +168,41 @@ typedef struct pst_tune_workload_options {
   const char *
       teacher; /* SFT: a larger model of the same vocabulary, as it is called here, whose thoughts are learned from; NULL: none */
   const char *from; /* an adapter of the model, by name, to start from; NULL: none. Its rank, alpha and roles count */
+  bool
+      leave_checkpoint; /* the caller removes it, once it has kept what came; until then the same call gives the same at once */
   pst_tune_options training; /* `checkpoint` is chosen here: a file in HOME/tune; `start` by `from` */
 } pst_tune_workload_options;
 
 typedef struct pst_tune_workload_result {
   pst_tune_report report;
   size_t n_texts, n_held_out, n_left_out; /* examples, in DPO pairs; left out: longer than the model's context */
+  size_t n_near;                          /* examples left out as near-duplicates of items that judge */
   double prompt_tokens, answer_tokens;    /* means */
   pst_store_adapter adapter;
   char plan_hash[65]; /* of a plan that serves the adapter with the prompt it was trained with; kept in the store */
-  char *plan_json;    /* canonical; pst_free */
+  char *plan_json;    /* canonical */
+  char *checkpoint;   /* where it was left; NULL: it was not */
 } pst_tune_workload_result;
+void pst_tune_workload_result_done(pst_tune_workload_result *result);
 
 /* Trains an adapter on the examples of a workload (no other part is read), or on preferences, each rendered as the gateway would serve it, and keeps it by name with a
  * plan that uses it. Errors: PST_E_NOT_FOUND (model, prompt, adapter), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT, those of pst_tune_train and of the store. Blocks. */
 int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err);
+
+/* What training on a workload's examples would be made of. */
+typedef struct pst_tune_outlook {
+  size_t n_texts;                      /* held-out ones included */
+  double prompt_tokens, answer_tokens; /* means, as served by the tuned plan */
+  int64_t adapter_params;
+  double tokens_per_second; /* read in training, on this machine with so many threads */
+  bool probed;              /* by one step made for it; else it is what the last run of this model here had */
+} pst_tune_outlook;
+
+/* Looks ahead without training, but for one step on a few texts where nobody has trained this model with so many threads in this home yet (seconds, and the memory of
+ * training). Of the options model, layout, prompt, max_texts, and training's rank and threads count. Errors as pst_tune_workload. Blocks. */
+int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                           const pst_tune_workload_options *options, pst_tune_outlook *ret_outlook, pst_error *err);
 
 #ifdef __cplusplus
 }

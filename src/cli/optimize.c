@@ -1,5 +1,5 @@
 /* penstock optimize: search the plans of a workload, verify the best, keep and print it. */
-#include <penstock/optimizer.h>
+#include <penstock/flywheel.h>
 
 #include <stdlib.h>
 #include <string.h>
@@ -67,6 +67,7 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   int code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code && !replay) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
+  pst_flywheel_outlook_source source = {b.gateway, b.store, b.workload, (int)pst_cli_int(a, "threads")};
   pst_optimizer_options o = {.models = list.models,
                              .n_models = list.n,
                              .encoders = list.encoders,
@@ -78,6 +79,8 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
                              .replay_run = replay,
                              .fresh = pst_cli_flag(a, "fresh"),
                              .quiet = pst_cli_flag(a, "quiet"),
+                             .outlook = pst_flywheel_outlook,
+                             .outlook_user = &source,
                              .cancelled = pst_cli_interrupted};
   if (!code) code = pst_optimizer_run(b.gateway, b.store, b.workload, &o, &result, err);
   bool found = !code && result.verdict == PST_OPTIMIZER_FOUND, promote = found && !replay && pst_cli_flag(a, "promote");
@@ -119,7 +122,8 @@ const pst_cli_command pst_cli_optimize = {
     "optimize",
     "WORKLOAD",
     "find the plan that serves a workload best",
-    "WORKLOAD is a folder. Exit: 0 a plan passed on held-back items, 1 none did, 3 there is not enough data, or the run did\n"
+    "WORKLOAD is a folder. At the end it says what tuning should be worth: what a request would cost, when training is paid back, the command for it, or what\n"
+    "is missing. Exit: 0 a plan passed on held-back items, 1 none did, 3 there is not enough data, or the run did\n"
     "not come to its end; the same command goes on with what was measured.",
     1,
     1,

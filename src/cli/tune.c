@@ -15,12 +15,8 @@ typedef struct watch {
 
 static void on_progress(void *user, const pst_tune_progress *p) {
   watch *w = user;
-  char held_out[48] = "", rewards[64] = "";
-  if (p->accuracy == p->accuracy)
-    snprintf(rewards, sizeof rewards, ", rewards %.0f%% right, margin %.2f", 100 * p->accuracy, p->margin);
-  if (p->held_out_loss == p->held_out_loss) snprintf(held_out, sizeof held_out, ", held out %.3f", p->held_out_loss);
-  pst_progress_note(&w->bar, "step %lld of %lld, loss %.3f%s%s, %.0f tokens/s", (long long)p->step,
-                    (long long)p->n_steps, p->loss, rewards, held_out, p->tokens_per_second);
+  char text[160];
+  pst_progress_note(&w->bar, "%s", pst_cli_tuning_note(p, text, sizeof text));
   if (!w->timed) w->bar.total = p->n_steps;
   pst_progress_update(&w->bar, w->timed ? (pst_clock_us() - w->start_us) / 1000000 : p->step);
 }
@@ -70,9 +66,10 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
   const struct {
     const char *key;
     int64_t value;
-  } counts[] = {{"steps", r->report.n_steps},      {"best_step", r->report.best_step},
-                {"tokens", r->report.n_tokens},    {"scored_tokens", r->report.n_scored},
-                {"examples", (int64_t)r->n_texts}, {"held_out", (int64_t)r->n_held_out}};
+  } counts[] = {{"steps", r->report.n_steps},         {"best_step", r->report.best_step},
+                {"tokens", r->report.n_tokens},       {"scored_tokens", r->report.n_scored},
+                {"examples", (int64_t)r->n_texts},    {"held_out", (int64_t)r->n_held_out},
+                {"near_to_items", (int64_t)r->n_near}};
   pst_json_begin_object(&w);
   pst_json_member_cstr(&w, "objective", pst_tune_objective_name(objective));
   pst_json_key(&w, "adapter");
@@ -104,6 +101,7 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
     pst_json_member_double(&w, "reward_margin", r->report.margin);
     pst_json_member_double(&w, "reward_accuracy", r->report.accuracy);
   }
+  pst_tune_report_put_evaluations(&r->report, &w);
   pst_json_member_double(&w, "seconds", r->report.seconds);
   pst_json_member_double(&w, "tokens_per_second", r->report.tokens_per_second);
   pst_json_end_object(&w);
@@ -134,6 +132,10 @@ static void print_result(const pst_flywheel_tune_result *result, const char *mod
   if (p->accuracy == p->accuracy)
     printf("rewards of %s: %.0f%% right, margin %.2f\n", r->n_held_out ? "held-out examples" : "the last step",
            100 * p->accuracy, p->margin);
+  if (p->best.n_asked)
+    printf("of %d of them %d are answered right by it; asking took %.0f s\n", p->best.n_asked, p->best.n_right,
+           p->score_seconds);
+  if (r->n_near) printf("%zu examples are near to items that judge models, and were left out\n", r->n_near);
   if (r->n_left_out) printf("%zu examples were too long and left out\n", r->n_left_out);
   printf("adapter %s (%s:%s in calls), %.1f MB\n", r->adapter.name, model, r->adapter.name,
          (double)r->adapter.bytes / 1e6);
@@ -168,7 +170,7 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
     code = print_json(&r, objective);
   else if (!code)
     print_result(&r, o.tune.model, a->words[0]);
-  if (!code) pst_free(r.tuned.plan_json);
+  if (!code) pst_tune_workload_result_done(&r.tuned);
   if (code == PST_E_NO_DATA) {
     char line[1024];
     fprintf(stderr, "penstock: %s\n", pst_error_format(err, line, sizeof line));
@@ -220,9 +222,11 @@ const pst_cli_command pst_cli_tune = {
     "tune",
     "WORKLOAD",
     "train an adapter on a workload's examples or feedback",
-    "WORKLOAD is a folder; only its items of the part \"examples\" are read. Each is rendered as it will be served. With --objective dpo or kto the\n"
-    "workload's records are read instead, for what was said of their answers, and the adapter learns to prefer: best with --from an adapter that\n"
-    "knows the task. Interrupted, the same command goes on where it was. Exit: 3 there are too few examples.",
+    "WORKLOAD is a folder; only its items of the part \"examples\" are read. Each is rendered as it will be served; near-duplicates of items that\n"
+    "judge models are left out. A sample of the held-out ones is answered now and then, in at most a twentieth of the time: the adapter kept is the one\n"
+    "with clearly more right answers, else the one of the lowest held-out loss. With --objective dpo or kto the workload's records are read\n"
+    "instead, for what was said of their answers, and the adapter learns to prefer: best with --from an adapter that knows the task.\n"
+    "Interrupted, the same command goes on where it was. Exit: 3 there are too few examples.",
     1,
     1,
     options,

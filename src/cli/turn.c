@@ -31,8 +31,8 @@ static void on_tuning(void *user, const pst_tune_progress *p) {
     v->start_us = pst_clock_us();
     pst_progress_begin_timed(&v->bar, "tuning", v->seconds, v->quiet);
   }
-  pst_progress_note(&v->bar, "step %lld of %lld, loss %.3f, %.0f tokens/s", (long long)p->step, (long long)p->n_steps,
-                    p->loss, p->tokens_per_second);
+  char text[160];
+  pst_progress_note(&v->bar, "%s", pst_cli_tuning_note(p, text, sizeof text));
   pst_progress_update(&v->bar, (pst_clock_us() - v->start_us) / 1000000);
 }
 
@@ -53,6 +53,18 @@ static void print_quality(const char *title, const pst_json *of) {
   putchar('\n');
 }
 
+static void print_expected(const pst_json *r) {
+  double then = number(r, "expected.request_nusd"), ratio = number(r, "expected.cost_ratio");
+  if (!(then > 0)) return;
+  printf("  expected $%.3g per 1,000 requests of %.0f + %.0f tokens", 1000 * then / 1e9,
+         number(r, "expected.prompt_tokens"), number(r, "expected.answer_tokens"));
+  if (ratio > 0)
+    printf(", %.3g%% of what they cost with %.0f + %.0f", 100 * ratio, number(r, "expected.prompt_tokens_now"),
+           number(r, "expected.answer_tokens_now"));
+  if (number(r, "expected.payback_days") > 0) printf("; paid back in %.3g days", number(r, "expected.payback_days"));
+  putchar('\n');
+}
+
 static void print_report(const pst_json *r) {
   printf("turn %.0f of %.*s\n", number(r, "run"), (int)pst_json_str(pst_json_path(r, "workload")).n,
          pst_json_str(pst_json_path(r, "workload")).data);
@@ -61,18 +73,20 @@ static void print_report(const pst_json *r) {
            number(r, "data.records"), number(r, "data.kept"), number(r, "data.near_to_items"), number(r, "data.added"));
   else
     puts("  data     no records that may be trained on; the workload's own examples");
-  if (number(r, "expected.cost_ratio") > 0)
-    printf("  expected prompts of %.0f tokens in the place of %.0f, a request at %.3g%% of its cost\n",
-           number(r, "expected.prompt_tokens"), number(r, "expected.prompt_tokens_now"),
-           100 * number(r, "expected.cost_ratio"));
+  print_expected(r);
   printf("  adapter  %.*s: %.0f examples, %.0f steps in %.1f minutes, held-out loss %.3f to %.3f\n",
          (int)pst_json_str(pst_json_path(r, "adapter.name")).n, pst_json_str(pst_json_path(r, "adapter.name")).data,
          number(r, "adapter.examples"), number(r, "adapter.steps"), number(r, "adapter.seconds") / 60,
          number(r, "adapter.loss_before"), number(r, "adapter.loss"));
+  if (number(r, "adapter.score.asked") > 0)
+    printf("           %.0f of %.0f held-out examples answered right by it\n", number(r, "adapter.score.right"),
+           number(r, "adapter.score.asked"));
   print_quality("before", pst_json_path(r, "before"));
   print_quality("plan", pst_json_path(r, "plan"));
   double now = number(r, "before.estimate.request_nusd"), then = number(r, "plan.estimate.request_nusd");
-  if (now > 0 && then > 0) printf("  came     a request at %.3g%% of its cost\n", 100 * then / now);
+  if (then > 0) printf("  came     $%.3g per 1,000 requests", 1000 * then / 1e9);
+  if (now > 0 && then > 0) printf(", %.3g%% of what they cost", 100 * then / now);
+  if (then > 0) putchar('\n');
   printf("  gate     %s: %.*s\n",
          pst_json_bool(pst_json_path(r, "gate.promoted"), false) ? "promoted" : "the plan in force stays",
          (int)pst_json_str(pst_json_path(r, "gate.why")).n, pst_json_str(pst_json_path(r, "gate.why")).data);
@@ -93,9 +107,27 @@ static int print_result(const pst_cli_args *a, const pst_flywheel_turn_result *r
   return 0;
 }
 
+/* The plan's page with the turn on it: the evidence, and the turn's report as a member of it. */
 static int write_page(const pst_cli_args *a, const pst_flywheel_turn_result *r, pst_error *err) {
   const char *path = pst_cli_text(a, "report");
-  return path ? pst_cli_write_report(path, r->plan.evidence, err) : 0;
+  pst_json_doc *doc = NULL;
+  pst_buf text = PST_BUF_INIT;
+  if (!path) return 0;
+  int code = pst_json_parse(r->plan.evidence, strlen(r->plan.evidence), "evidence", &doc, err);
+  pst_json_writer w = pst_json_writer_on(&text, false);
+  pst_json_begin_object(&w);
+  for (pst_json_iter it = pst_json_iterate(code ? NULL : pst_json_root(doc)); pst_json_next(&it);) {
+    pst_json_key_str(&w, it.key);
+    pst_json_put_value(&w, it.value);
+  }
+  pst_json_key(&w, "turn");
+  pst_json_put_raw(&w, pst_str_from(r->report));
+  pst_json_end_object(&w);
+  if (!code && pst_buf_status(&text)) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the page");
+  if (!code) code = pst_cli_write_report(path, text.data, err);
+  pst_json_free(doc);
+  pst_buf_done(&text);
+  return code;
 }
 
 static int run_turn(const pst_cli_args *a, pst_error *err) {
@@ -142,7 +174,8 @@ static const pst_cli_option options[] = {
     {"tune-minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
     {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false, "time to search and verify a plan"},
     {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},
-    {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write the plan's page"},
+    {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
+     "write a page: what the turn changed, what it bought, what it cost; and the plan's evidence"},
     {"no-promote", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "measure only: the plan in force stays"},
     {"fresh", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "do not go on with an unfinished turn"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides draws and orders"},
@@ -156,7 +189,7 @@ const pst_cli_command pst_cli_turn = {
     "WORKLOAD",
     "records to examples to an adapter to a better plan, which must prove itself",
     "Curates the workload's records, tunes an adapter, searches plans with it among the candidates, and puts the best in force if it holds on held-back items\n"
-    "against the plan that is. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, 3 there is not\n"
+    "against the plan that is: not worse by more than the goal's margin, and better by the goal's objective. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, 3 there is not\n"
     "enough data.",
     1,
     1,

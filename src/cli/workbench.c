@@ -49,6 +49,18 @@ void pst_cli_workbench_close(pst_cli_workbench *b) {
   memset(b, 0, sizeof *b);
 }
 
+const char *pst_cli_tuning_note(const pst_tune_progress *p, char *text, size_t n) {
+  char held_out[80] = "";
+  int used = 0;
+  if (p->held_out_loss == p->held_out_loss)
+    used = snprintf(held_out, sizeof held_out, ", held out %.3f", p->held_out_loss);
+  if (p->score == p->score)
+    (void)snprintf(held_out + used, sizeof held_out - (size_t)used, " and %.0f%% right", 100 * p->score);
+  (void)snprintf(text, n, "step %lld of %lld, loss %.3f%s, %.0f tokens/s", (long long)p->step, (long long)p->n_steps,
+                 p->loss, held_out, p->tokens_per_second);
+  return text;
+}
+
 int pst_cli_write_report(const char *path, const char *evidence, pst_error *err) {
   pst_buf page = PST_BUF_INIT;
   int code = pst_optimizer_report(evidence, &page, err);

@@ -6,6 +6,7 @@
 #include <penstock/gateway.h>
 #include <penstock/models.h>
 #include <penstock/store.h>
+#include <penstock/tune.h>
 
 #include "cli/cli.h"
 
@@ -22,6 +23,8 @@ void pst_cli_workbench_close(pst_cli_workbench *bench);
 /* The first SIGINT or SIGTERM asks for an end, the second ends the program. */
 void pst_cli_catch_interrupts(void);
 bool pst_cli_interrupted(void *user);
+/* "step 3 of 100, loss 1.234, held out 1.345 and 40% right, 190 tokens/s" */
+const char *pst_cli_tuning_note(const pst_tune_progress *p, char *text, size_t n);
 /* Writes a search's page. */
 int pst_cli_write_report(const char *path, const char *evidence, pst_error *err);
 

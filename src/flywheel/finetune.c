@@ -232,8 +232,8 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
     pst_flywheel_job_event(f->job, "info", text, NULL);
     code = train(f, checkpoint, &lora, &report, err);
   }
-  if (code == PST_E_CANCELLED && f->job->cancelled) (void)unlink(checkpoint);
   if (!code) code = add_adapter(f, &lora, name, err);
+  if (checkpoint && (!code || (code == PST_E_CANCELLED && f->job->cancelled))) (void)unlink(checkpoint);
   if (!code) {
     pst_str model = pst_json_str(pst_json_get(f->job->params, "model"));
     pst_json_writer w = pst_json_writer_on(result, false);

@@ -8,6 +8,8 @@
 #include "flywheel/turn.h"
 
 enum { TUNE_S = 1200, PLAN_S = 360 };
+/* Training that is killed does what it did since its last checkpoint again: at most this share of its time. */
+#define CHECKPOINT_SHARE 0.05
 
 /* ---- steps ---- */
 
@@ -55,10 +57,15 @@ static int step(pst_flywheel_turn_state *t, const char *key, const char *title,
 static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   const pst_flywheel_turn_options *o = t->options;
   pst_tune_workload_options w = {
-      .model = t->model, .held_out_share = 0.1, .max_held_out = 128, .training = pst_tune_options_default()};
+      .model = t->model,
+      .held_out_share = 0.1,
+      .max_held_out = 128,
+      .leave_checkpoint = true, /* until the turn has ended: what is between here and there may be killed, too */
+      .training = pst_tune_options_default()};
   pst_tune_workload_result r;
   w.training.seconds = t->tune_s;
-  w.training.max_epochs = 8;
+  w.training.max_epochs = PST_FLYWHEEL_TURN_EPOCHS;
+  w.training.checkpoint_seconds = PST_MIN(w.training.checkpoint_seconds, CHECKPOINT_SHARE * t->tune_s);
   w.training.seed = o->seed;
   w.training.threads = o->threads;
   w.training.on_progress = o->on_tuning;
@@ -80,13 +87,15 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_json_member_double(&j, "tokens_per_second", r.report.tokens_per_second);
   pst_json_member_double(&j, "loss_before", r.report.held_out_before);
   pst_json_member_double(&j, "loss", r.report.held_out_loss);
+  pst_tune_report_put_evaluations(&r.report, &j);
   pst_json_member_double(&j, "prompt_tokens", r.prompt_tokens);
   pst_json_member_double(&j, "answer_tokens", r.answer_tokens);
+  pst_json_member_cstr(&j, "checkpoint", r.checkpoint);
   pst_json_end_object(&j);
-  pst_free(r.plan_json);
   if (t->data_set[0])
     code = pst_store_data_set_used(t->store, pst_str_from(t->data_set), PST_STR("adapter"),
                                    pst_str_from(r.adapter.name), pst_clock_unix_ms(), err);
+  pst_tune_workload_result_done(&r);
   return code;
 }
 
@@ -102,6 +111,7 @@ static int plan(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
                              .budget_s = t->plan_s,
                              .max_items = o->max_items,
                              .threads = o->threads,
+                             .finished_since_ms = t->created_ms,
                              .quiet = o->quiet,
                              .cancelled = o->cancelled,
                              .user = o->user};
@@ -141,14 +151,30 @@ static const char *refusal(const pst_flywheel_turn_state *t, const pst_json *pla
   return t->options->keep_plan ? "it was asked to stay" : NULL;
 }
 
+/* The plan in force is the one that was compared, or already the one that holds: a turn may lie for days between its plan and its gate, and be killed in it. */
+static int find_changed(const pst_flywheel_turn_state *t, const pst_json *planned, bool *ret_changed, pst_error *err) {
+  const pst_json *reference = pst_json_get(pst_json_get(planned, "evidence"), "reference");
+  char compared[65] = "", chosen[65], now[65] = "";
+  if (pst_json_bool(pst_json_get(reference, "in_force"), false))
+    (void)text_at(reference, "hash", compared, sizeof compared);
+  (void)text_at(planned, "hash", chosen, sizeof chosen);
+  int code = pst_store_plan_assigned(t->store, pst_str_from(pst_evals_workload_info(t->workload)->name),
+                                     PST_STORE_PLAN_IN_FORCE, NULL, now, err);
+  if (code && code != PST_E_NOT_FOUND) return code;
+  *ret_changed = strcmp(now, compared) != 0 && strcmp(now, chosen) != 0;
+  return 0;
+}
+
 static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   const pst_json *planned = pst_json_root(t->planned);
   const char *why = refusal(t, planned), *workload = pst_evals_workload_info(t->workload)->name;
   char hash[65], words[64];
+  bool changed = false;
   (void)text_at(planned, "hash", hash, sizeof hash);
   (void)snprintf(words, sizeof words, "turn %" PRId64, t->run_id);
-  int code = 0;
-  if (!why)
+  int code = why ? 0 : find_changed(t, planned, &changed, err);
+  if (changed) why = "another plan was put in force since this one was compared with the one before it";
+  if (!code && !why)
     code = pst_store_plan_assign(t->store, pst_str_from(workload), PST_STORE_PLAN_IN_FORCE, pst_str_from(hash),
                                  pst_str_from(words), pst_clock_unix_ms(), err);
   pst_json_writer j = pst_json_writer_on(out, false);
@@ -161,6 +187,11 @@ static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
 }
 
 /* ---- the turn ---- */
+
+static int on_created(void *user, const pst_store_run *run) {
+  *(int64_t *)user = run->created_ms;
+  return 0;
+}
 
 /* What makes two turns the same: an unfinished one is taken up only for the same question. */
 static int begin(pst_flywheel_turn_state *t, pst_error *err) {
@@ -180,11 +211,23 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   if (!code && !o->fresh) code = pst_store_run_find(t->store, kind, name, text, PST_STORE_RUN_ACTIVE, &t->run_id, NULL);
   if (code == PST_E_NOT_FOUND || (!code && o->fresh))
     code = pst_store_run_create(t->store, kind, name, text, pst_clock_unix_ms(), &t->run_id, err);
+  if (!code) code = pst_store_run_get(t->store, t->run_id, on_created, &t->created_ms, err);
   pst_buf_done(&params);
   return code;
 }
 
+/* What writers that were killed left in the places where a turn writes. */
+static void sweep(const pst_flywheel_turn_state *t) {
+  static const char *const places[] = {"", "files", "tune", "turns", "quantized", "packed"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(places); i++) {
+    char *dir = pst_path_join(pst_store_home(t->store), places[i]);
+    if (dir) pst_dir_sweep(dir);
+    pst_free(dir);
+  }
+}
+
 static int go(pst_flywheel_turn_state *t, pst_error *err) {
+  sweep(t);
   int code = begin(t, err);
   if (!code) code = step(t, "data", "data: records become examples", pst_flywheel_turn_data, &t->data, err);
   if (!code) code = pst_flywheel_turn_open(t, err);
@@ -200,7 +243,8 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
   const pst_json *planned = pst_json_root(t->planned);
   pst_buf report = PST_BUF_INIT, plan_json = PST_BUF_INIT, evidence = PST_BUF_INIT;
   pst_json_writer j = pst_json_writer_on(&plan_json, false), e = pst_json_writer_on(&evidence, false);
-  char verdict[32];
+  char verdict[32], checkpoint[4096];
+  if (*text_at(pst_json_root(t->adapter), "checkpoint", checkpoint, sizeof checkpoint)) (void)remove(checkpoint);
   pst_json_put_value(&j, pst_json_get(planned, "plan"));
   pst_json_put_value(&e, pst_json_get(planned, "evidence"));
   pst_flywheel_turn_report(t, &report);

@@ -6,6 +6,8 @@
 #include <penstock/data.h>
 #include <penstock/flywheel.h>
 
+enum { PST_FLYWHEEL_TURN_EPOCHS = 8 }; /* most times that an example is seen */
+
 typedef struct pst_flywheel_turn_state {
   pst_gateway *gateway;
   pst_store *store;
@@ -14,7 +16,7 @@ typedef struct pst_flywheel_turn_state {
   double tune_s, plan_s;              /* time for the adapter, for the plan */
   const pst_evals_workload *workload; /* the caller's, or `own` */
   pst_evals_workload *own;            /* with the records' examples; NULL: there are none */
-  int64_t run_id;
+  int64_t run_id, created_ms;
   char data_set[65]; /* empty: none */
   pst_json_doc *data, *expected, *adapter, *planned, *gated;
 } pst_flywheel_turn_state;
@@ -24,7 +26,7 @@ typedef struct pst_flywheel_turn_state {
 int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
 /* Opens the folder that the step left, if it left one, in the workload's place. */
 int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);
-/* Step "expected": by how much prompts should shrink, and a request's cost with them. */
+/* Step "expected": what a request to the tuned plan should cost by the machine's cost model, and when training is paid back. */
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
 void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out);
 

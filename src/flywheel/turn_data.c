@@ -131,6 +131,7 @@ static int write_folder(const gathering *g, const char *folder, pst_error *err) 
   pst_buf items = PST_BUF_INIT;
   for (size_t i = 0; i < g->n; i++) put_item(&items, info, &g->lines[i]);
   int code = pst_dir_make(folder, err);
+  pst_dir_sweep(folder);
   if (!code) code = copy_file(info->folder, folder, "workload.json", NULL, err);
   if (!code) code = copy_file(info->folder, folder, "trace.jsonl", NULL, err);
   if (!code) code = copy_file(info->folder, folder, "items.jsonl", &items, err); /* last: with it the folder is whole */

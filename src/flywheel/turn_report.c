@@ -7,72 +7,113 @@
 #include "flywheel/model.h"
 #include "flywheel/turn.h"
 
-/* Cost of reading a prompt's token beside that of a generated one. Assumed: a step reads tens of tokens for little more than one. */
-#define PROMPT_TOKEN_SHARE 0.15
-/* Tokens that a layout puts around a message. Assumed. */
-#define FRAME_TOKENS 6
-enum { SAMPLE = 64 };
+/* Time for timing the engine: the less of both. */
+#define CALIBRATE_MS 1000.0
+#define CALIBRATE_SHARE 0.05 /* of the time for a plan */
 
 static double number_at(const pst_json *v, const char *path) { return pst_json_double(pst_json_path(v, path), NAN); }
 
-/* Mean tokens of a message and of an answer, of a sample of the examples. */
-static int sample(const pst_flywheel_turn_state *t, double *ret_message, double *ret_answer, pst_error *err) {
+/* The engine that would serve the adapter, timed. */
+static int calibrate(const pst_flywheel_turn_state *t, pst_flywheel_model *m, pst_engine_options *ret_options,
+                     pst_engine_step_model *ret_steps, pst_error *err) {
+  pst_engine *engine = NULL;
+  pst_engine_options o = pst_engine_options_default();
+  o.threads = t->options->threads;
+  int code = pst_flywheel_model_open(t->store, pst_str_from(t->model), t->options->threads, m, err);
+  if (!code) code = pst_engine_create(m->model, &o, &engine, err);
+  double ms = fmin(CALIBRATE_MS, 1000 * CALIBRATE_SHARE * t->plan_s);
+  if (!code) code = pst_engine_calibrate(engine, (int)ms, ret_steps, err);
+  if (!code) *ret_options = *pst_engine_get_options(engine);
+  pst_engine_free(engine);
+  return code;
+}
+
+/* A plan of the model to be tuned, or of an adapter of it. */
+static bool is_of_model(const pst_flywheel_turn_state *t, const pst_json *evidence) {
+  pst_str name = pst_json_str(pst_json_path(evidence, "plan.choice.model"));
+  size_t n = strlen(t->model);
+  return name.n >= n && !memcmp(name.data, t->model, n) && (name.n == n || name.data[n] == ':');
+}
+
+/* Members for the plan in force, as its evidence has it. Returns how much more than by the formula its requests cost (bursts, a latency objective), where the formula can
+ * be had for it: 1 where not. */
+static double put_now(const pst_flywheel_turn_state *t, const pst_json *e, const pst_engine_step_model *m,
+                      const pst_engine_options *o, double nusd_per_us, pst_json_writer *w) {
+  double prompt = number_at(e, "plan.estimate.prompt_tokens"), cached = number_at(e, "plan.estimate.cached_tokens");
+  double made = number_at(e, "plan.estimate.completion_tokens"), now = number_at(e, "plan.estimate.request_nusd");
+  pst_json_member_double(w, "prompt_tokens_now", prompt);
+  pst_json_member_double(w, "answer_tokens_now", made);
+  pst_json_member_double(w, "request_nusd_now", now);
+  double formula = nusd_per_us * pst_optimizer_request_us(m, o, prompt, cached, made);
+  return is_of_model(t, e) && formula > 0 && now > 0 ? now / formula : 1;
+}
+
+/* What training costs, and when that is paid back. */
+static void put_payback(const pst_flywheel_turn_state *t, const pst_json *look, double nusd_per_us, double saved_nusd,
+                        pst_json_writer *w) {
   const pst_evals_info *info = pst_evals_workload_info(t->workload);
-  pst_flywheel_model m = {0};
-  pst_engine_tokens tokens = {0};
-  size_t n = 0, message = 0, answer = 0;
-  int code = pst_flywheel_model_open(t->store, pst_str_from(t->model), t->options->threads, &m, err);
-  for (size_t i = 0; i < info->n_items && n < SAMPLE && !code; i++) {
-    if (info->items[i].part != PST_EVALS_EXAMPLES) continue;
-    tokens.n = 0;
-    code = pst_engine_tokenize(m.model, info->items[i].input, false, false, &tokens, err);
-    message += tokens.n;
-    tokens.n = 0;
-    if (!code) code = pst_engine_tokenize(m.model, info->items[i].expected, false, false, &tokens, err);
-    answer += tokens.n + 1;
-    n++;
+  double tokens = number_at(look, "examples") * (number_at(look, "prompt_tokens") + number_at(look, "answer_tokens"));
+  double speed = number_at(look, "tokens_per_second");
+  double train_s = fmin(PST_FLYWHEEL_TURN_EPOCHS * tokens / speed, t->tune_s);
+  double cost = (train_s + t->plan_s) * 1e6 * nusd_per_us, days = number_at(look, "served.days");
+  double monthly = info->monthly_requests > 0 ? (double)info->monthly_requests
+                                              : 30 * number_at(look, "served.requests") / fmax(days, 1);
+  pst_json_member_double(w, "tokens_per_second", speed);
+  pst_json_member_double(w, "train_s", train_s);
+  pst_json_member_double(w, "train_nusd", cost);
+  pst_json_member_double(w, "monthly_requests", monthly);
+  if (saved_nusd > 0 && monthly > 0) pst_json_member_double(w, "payback_days", 30 * cost / (saved_nusd * monthly));
+}
+
+static int put_expected(const pst_flywheel_turn_state *t, const pst_json *look, const pst_json *evidence,
+                        pst_json_writer *w, pst_error *err) {
+  pst_flywheel_model model = {0};
+  pst_engine_options o;
+  pst_engine_step_model base, tuned;
+  double prompt = number_at(look, "prompt_tokens"), answer = number_at(look, "answer_tokens"), more = 1, now = NAN;
+  double nusd_per_us = (double)pst_optimizer_machine_price(t->store, t->workload) / 3.6e9;
+  int code = calibrate(t, &model, &o, &base, err);
+  if (!code) {
+    const pst_engine_model_info *info = pst_engine_model_get_info(model.model);
+    tuned = pst_optimizer_with_adapter(&base, info->weights, info->n_params, info->step_bytes,
+                                       pst_json_int(pst_json_get(look, "adapter_params"), 0));
+    if (evidence) {
+      more = put_now(t, evidence, &base, &o, nusd_per_us, w);
+      now = number_at(evidence, "plan.estimate.request_nusd");
+    }
+    double then = more * nusd_per_us * pst_optimizer_request_us(&tuned, &o, prompt, 0, answer);
+    pst_json_member_double(w, "prompt_tokens", prompt);
+    pst_json_member_double(w, "answer_tokens", answer);
+    pst_json_member_double(w, "request_nusd", then);
+    if (now > 0) pst_json_member_double(w, "cost_ratio", then / now);
+    put_payback(t, look, nusd_per_us, now - then, w);
   }
-  pst_engine_tokens_done(&tokens);
-  pst_flywheel_model_close(&m);
-  if (!code && !n)
-    code = pst_error_set(err, PST_E_NO_DATA, info->name,
-                         "no item has the part \"examples\": there is nothing to learn from");
-  if (code) return code;
-  *ret_message = (double)message / (double)n;
-  *ret_answer = (double)answer / (double)n;
-  return 0;
+  pst_flywheel_model_close(&model);
+  return code;
 }
 
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
-  const pst_evals_info *info = pst_evals_workload_info(t->workload);
-  double message = 0, answer = 0;
+  pst_flywheel_outlook_source source = {t->gateway, t->store, t->workload, t->options->threads};
+  const char *name = pst_evals_workload_info(t->workload)->name;
   char hash[65], *evidence = NULL;
-  pst_json_doc *doc = NULL;
-  int code = sample(t, &message, &answer, err);
-  if (code) return code;
+  pst_buf text = PST_BUF_INIT;
+  pst_json_doc *look = NULL, *doc = NULL;
+  int code = pst_flywheel_outlook(&source, t->model, &text, err);
+  if (!code) code = pst_json_parse(text.data, text.n, "outlook", &look, err);
+  bool known = !pst_store_plan_assigned(t->store, pst_str_from(name), PST_STORE_PLAN_IN_FORCE, NULL, hash, NULL) &&
+               !pst_optimizer_evidence_find(t->store, hash, &evidence, NULL) &&
+               !pst_json_parse(evidence, strlen(evidence), "evidence", &doc, NULL);
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_member_double(&w, "prompt_tokens", message + FRAME_TOKENS);
-  pst_json_member_double(&w, "answer_tokens", answer);
-  bool known =
-      !pst_store_plan_assigned(t->store, pst_str_from(info->name), PST_STORE_PLAN_IN_FORCE, NULL, hash, NULL) &&
-      !pst_optimizer_evidence_find(t->store, hash, &evidence, NULL) &&
-      !pst_json_parse(evidence, strlen(evidence), "evidence", &doc, NULL);
-  if (known) {
-    const pst_json *e = pst_json_root(doc);
-    double prompt = number_at(e, "plan.estimate.prompt_tokens"), cached = number_at(e, "plan.estimate.cached_tokens");
-    double made = number_at(e, "plan.estimate.completion_tokens");
-    pst_json_member_double(&w, "prompt_tokens_now", prompt);
-    pst_json_member_double(&w, "answer_tokens_now", made);
-    pst_json_member_double(&w, "request_nusd_now", number_at(e, "plan.estimate.request_nusd"));
-    pst_json_member_double(&w, "cost_ratio",
-                           (PROMPT_TOKEN_SHARE * (message + FRAME_TOKENS) + answer) /
-                               (PROMPT_TOKEN_SHARE * (prompt - cached) + made));
-  }
+  /* Without it training has something to say against it, and does so in a moment. */
+  if (!code && pst_json_path(pst_json_root(look), "prompt_tokens"))
+    code = put_expected(t, pst_json_root(look), known ? pst_json_root(doc) : NULL, &w, err);
   pst_json_end_object(&w);
+  pst_json_free(look);
   pst_json_free(doc);
   pst_free(evidence);
-  return 0;
+  pst_buf_done(&text);
+  return code;
 }
 
 static void put_doc(pst_json_writer *w, const char *key, const pst_json_doc *doc) {

@@ -280,6 +280,7 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
       pst_json_member_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
       pst_json_member_bool(w, "floor_missed_by_interval", t->comparison.a.high < s->goal.quality_floor);
       pst_json_member_bool(w, "ceiling_holds", t->ceiling_holds);
+      pst_json_member_bool(w, "better", t->better);
     }
     pst_json_member_bool(w, "passed", t->passed);
     pst_json_end_object(w);
@@ -307,7 +308,7 @@ static void put_fields(pst_json_writer *w, const pst_optimizer_outcome *o) {
     const pst_optimizer_axis *axis = &space->axes[f->axis];
     pst_json_begin_object(w);
     pst_json_member_cstr(w, "field", axis->name);
-    pst_json_member_cstr(w, "reference", axis->values[o->reference_choice.v[f->axis]]);
+    pst_json_member_cstr(w, "reference", axis->values[o->state->reference_choice.v[f->axis]]);
     pst_json_member_cstr(w, "plan", axis->values[o->choice.v[f->axis]]);
     pst_json_member_cstr(w, "quality_from",
                          f->class_index < 0                 ? "impossible"
@@ -453,12 +454,12 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_member_cstr(w, "hash", s->reference_hash);
   pst_json_member_bool(w, "in_force", o->reference_in_force);
   pst_json_member_bool(w, "in_space", !outside);
-  if (!outside) put_choice(w, s->space, &o->reference_choice);
-  if (!outside) put_estimate(w, "estimate", &o->reference_estimate);
+  if (!outside) put_choice(w, s->space, &s->reference_choice);
+  if (!outside) put_estimate(w, "estimate", &s->reference_estimate);
   const pst_optimizer_answers *r = s->verify[s->reference].n ? &s->verify[s->reference] : &s->search[s->reference];
   put_answers(w, "search", &s->search[s->reference]);
   put_answers(w, "verify", &s->verify[s->reference]);
-  if (!outside && r->n) put_cost(w, &o->reference_estimate, pst_evals_wilson(r->k, r->n, C(confidence)));
+  if (!outside && r->n) put_cost(w, &s->reference_estimate, pst_evals_wilson(r->k, r->n, C(confidence)));
   pst_json_end_object(w);
 }
 
@@ -479,6 +480,10 @@ int pst_optimizer_evidence_write(const pst_optimizer_outcome *o, pst_buf *out, p
   put_plan(&w, o);
   put_trials(&w, o);
   put_fields(&w, o);
+  if (o->tuning) {
+    pst_json_key(&w, "tuning");
+    pst_json_put_raw(&w, pst_str_from(o->tuning));
+  }
   put_measured(&w, o->state);
   put_steps(&w, o->state);
   put_spent(&w, o);

@@ -19,13 +19,13 @@ typedef struct pst_optimizer_outcome {
   const pst_optimizer_verification *verification;
   int chosen;                  /* class; n_classes: the reference plan, outside the space */
   pst_optimizer_choice choice; /* of the plan taken */
-  pst_optimizer_choice reference_choice;
-  pst_optimizer_estimate estimate, reference_estimate;
+  pst_optimizer_estimate estimate;
   const pst_optimizer_field *fields;
   size_t n_fields;
   char plan_hash[65];
   int64_t run_id, created_ms;
   bool reference_in_force;
+  const char *tuning;                                /* JSON, or NULL: no advice */
   double calibration_s, search_s, verify_s, total_s; /* spent, by the log */
   int threads;
 } pst_optimizer_outcome;

@@ -369,8 +369,11 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
                      ? ", by the whole interval"
                      : " by the point estimate, not by the whole interval");
   put_cost(out, f);
-  pst_buf_printf(out, " per 1,000 accepted: %s\n",
-                 pst_json_bool(pst_json_path(f, "passed"), false) ? "taken" : "not taken");
+  bool passed = pst_json_bool(pst_json_path(f, "passed"), false);
+  bool better =
+      pst_json_bool(pst_json_path(f, "better"), true); /* evidence from before it was asked for says nothing */
+  pst_buf_printf(out, " per 1,000 accepted: %s%s\n", passed ? "taken" : "not taken",
+                 better ? "" : ", it is no better than the reference by the objective");
 }
 
 /* What was learned, against what prompts alone reach. */
@@ -388,6 +391,51 @@ static void put_prompted(pst_buf *out, const pst_json *e) {
   double ratio = bound(p, "nusd_per_1000_accepted", 0) / bound(pst_json_path(e, "plan"), "nusd_per_1000_accepted", 0);
   pst_buf_puts(out, " per 1,000 accepted");
   if (isfinite(ratio)) pst_buf_printf(out, ", %.3g times the cost of the plan taken", ratio);
+  pst_buf_putc(out, '\n');
+}
+
+static void put_tuning_cost(pst_buf *out, const pst_json *t) {
+  pst_buf_puts(out, "  a tuned request ");
+  put_usd(out, number(t, "request_nusd"));
+  pst_buf_printf(out, " expected (%.0f + %.0f tokens), against ", number(t, "prompt_tokens"),
+                 number(t, "answer_tokens"));
+  put_usd(out, number(t, "request_nusd_now"));
+  pst_buf_printf(out, ": %.3g%% of it, however often it is right\n", 100 * number(t, "cost_ratio"));
+  pst_buf_printf(out, "  training        %.0f min at %.0f tokens/s (%s), ", number(t, "train_s") / 60,
+                 number(t, "tokens_per_second"),
+                 pst_json_bool(pst_json_path(t, "probed"), false) ? "one step, timed" : "as the last time");
+  put_usd(out, number(t, "train_nusd"));
+  pst_buf_puts(out, " with planning anew");
+  if (number(t, "payback_days") > 0) pst_buf_printf(out, "; paid back in %.3g days", number(t, "payback_days"));
+  pst_buf_printf(out, " at %.0f requests a month (", number(t, "monthly_requests"));
+  put_str(out, t, "monthly_from");
+  pst_buf_puts(out, ")\n");
+}
+
+/* Whether to tune next, or what is missing for it. */
+static void put_tuning(pst_buf *out, const pst_json *e) {
+  const pst_json *t = pst_json_path(e, "tuning");
+  if (!t) return;
+  pst_buf_puts(out, "\nTuning ");
+  put_str(out, t, "model");
+  if (is(t, "verdict", "impossible")) {
+    pst_buf_puts(out, ": it cannot be: ");
+    put_str(out, t, "why_not");
+    pst_buf_putc(out, '\n');
+    return;
+  }
+  pst_buf_printf(out, " on %.0f examples and %.0f records: ", number(t, "examples"), number(t, "records"));
+  if (is(t, "verdict", "proposed")) pst_buf_puts(out, "proposed\n");
+  if (is(t, "verdict", "no_gain")) pst_buf_puts(out, "no gain is expected, the plan is as cheap already\n");
+  if (is(t, "verdict", "tuned_already"))
+    pst_buf_puts(out, "the plan is tuned; a further turn learns from what came since\n");
+  if (is(t, "verdict", "too_few_examples"))
+    pst_buf_printf(out, "too few, %.0f are wanted: items of the part examples, or records with leave to train\n",
+                   number(t, "examples_wanted"));
+  if (number(t, "request_nusd") > 0) put_tuning_cost(out, t);
+  if (!pst_json_path(t, "command")) return;
+  pst_buf_puts(out, "  ");
+  put_str(out, t, "command");
   pst_buf_putc(out, '\n');
 }
 
@@ -436,6 +484,7 @@ int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
     put_trial(out, e, it.value, rank++);
   put_prompted(out, e);
   put_front(out, e);
+  put_tuning(out, e);
   pst_json_free(doc);
   return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the summary") : 0;
 }

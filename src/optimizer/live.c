@@ -555,7 +555,21 @@ int pst_optimizer_live_answers(pst_optimizer_live *l, char ret_hash[65], pst_err
   return code;
 }
 
+static int outlook(void *state, const char *model, pst_buf *out, pst_error *err) {
+  pst_optimizer_live *l = state;
+  return l->outlook(l->outlook_user, model, out, err);
+}
+
 pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *l) {
-  return (pst_optimizer_world){l,       describe,  profiles, calibrate,    measure,
-                               lengths, count_use, note,     is_cancelled, classifier};
+  return (pst_optimizer_world){l,
+                               describe,
+                               profiles,
+                               calibrate,
+                               measure,
+                               lengths,
+                               count_use,
+                               note,
+                               is_cancelled,
+                               classifier,
+                               l->outlook ? outlook : NULL};
 }

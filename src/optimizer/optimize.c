@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "optimizer/advise.h"
 #include "optimizer/constants.h"
 #include "optimizer/evidence.h"
 #include "optimizer/verify.h"
@@ -20,7 +21,6 @@ typedef struct planning {
   pst_optimizer_speed speed;
   pst_optimizer_state state;
   pst_optimizer_verification verification;
-  pst_optimizer_choice reference_choice;
   pst_optimizer_field fields[PST_OPTIMIZER_N_AXES];
   size_t n_fields;
   char *reference_plan, reference_hash[65];
@@ -141,13 +141,13 @@ static int find_classifiers(planning *p, pst_error *err) {
 
 /* The first model as shipped, F16 keys and values, first prompt, nothing else. */
 static void default_reference(planning *p) {
-  memset(&p->reference_choice, 0, sizeof p->reference_choice);
-  p->reference_choice = pst_optimizer_measuring(&p->state, &p->reference_choice);
+  memset(&p->state.reference_choice, 0, sizeof p->state.reference_choice);
+  p->state.reference_choice = pst_optimizer_measuring(&p->state, &p->state.reference_choice);
   for (int l = 0; l < p->space.axes[PST_OPTIMIZER_LAYOUT].n; l++) {
-    p->reference_choice.v[PST_OPTIMIZER_LAYOUT] = (uint8_t)l;
-    if (pst_optimizer_class_find(&p->space, &p->reference_choice) >= 0) break;
+    p->state.reference_choice.v[PST_OPTIMIZER_LAYOUT] = (uint8_t)l;
+    if (pst_optimizer_class_find(&p->space, &p->state.reference_choice) >= 0) break;
   }
-  p->state.reference = pst_optimizer_class_find(&p->space, &p->reference_choice);
+  p->state.reference = pst_optimizer_class_find(&p->space, &p->state.reference_choice);
 }
 
 static int set_plan_document(const char *json, pst_gateway_plan **ret_plan, char **ret_json, char ret_hash[65],
@@ -172,7 +172,7 @@ static int find_reference(planning *p, pst_error *err) {
     code = set_plan_document(p->in->reference_plan, &plan, &p->reference_plan, p->reference_hash, err);
     pst_optimizer_choice c;
     if (!code && pst_optimizer_plan_match(&p->space, plan, &c)) {
-      p->reference_choice = c;
+      p->state.reference_choice = c;
       p->state.reference = pst_optimizer_class_find(&p->space, &c);
     } else if (!code) {
       p->state.reference = (int)p->space.n_classes;
@@ -180,7 +180,7 @@ static int find_reference(planning *p, pst_error *err) {
     pst_gateway_plan_unref(plan);
   } else {
     pst_buf json = PST_BUF_INIT;
-    code = pst_optimizer_plan_write(&p->space, &p->reference_choice, &json);
+    code = pst_optimizer_plan_write(&p->space, &p->state.reference_choice, &json);
     if (code) pst_error_set(err, code, NULL, "no memory for a plan");
     if (!code) code = set_plan_document(json.data, NULL, &p->reference_plan, p->reference_hash, err);
     pst_buf_done(&json);
@@ -307,12 +307,29 @@ static int prepare(planning *p, pst_error *err) {
 
 /* ---- search to verdict ---- */
 
+/* What finalists have to beat: the reference as it stands, and with the exact fields that serve it best. Where those gain nothing it stays as it is. */
+static int replay_reference(pst_optimizer_state *s, pst_error *err) {
+  int r = s->reference;
+  if ((size_t)r >= s->space->n_classes) return 0;
+  int code = pst_optimizer_choose_exact(s, r, err);
+  if (!code) code = pst_optimizer_replay_class(s, r, &s->reference_choice, &s->reference_estimate, err);
+  if (code) return code;
+  double q = pst_optimizer_logistic(s->beliefs[r].mean);
+  double gain = pst_optimizer_utility(s, &s->estimates[r], q) - pst_optimizer_utility(s, &s->reference_estimate, q);
+  if (!(gain > 1e-6 * s->scale)) {
+    s->best_exact[r] = s->reference_choice;
+    s->estimates[r] = s->reference_estimate;
+  }
+  return 0;
+}
+
 static int order_finalists(planning *p, int *classes, size_t n, pst_error *err) {
   pst_optimizer_state *s = &p->state;
   double worth[PST_OPTIMIZER_MAX_FINALISTS];
   int code = 0;
   note(p, "replay the trace for each finalist");
   for (size_t i = 0; i < n && !code; i++) code = pst_optimizer_choose_exact(s, classes[i], err);
+  if (!code) code = replay_reference(s, err);
   for (size_t i = 0; i < n && !code; i++)
     worth[i] = pst_optimizer_expected_utility(s, &s->estimates[classes[i]], s->beliefs[classes[i]]);
   for (size_t i = 1; i < n && !code; i++)
@@ -348,7 +365,7 @@ static int search_and_verify(planning *p, pst_error *err) {
 static int explain_lossy(planning *p, int chosen, pst_optimizer_field *f, pst_error *err) {
   pst_optimizer_state *s = &p->state;
   pst_optimizer_choice c = s->best_exact[chosen];
-  c.v[f->axis] = p->reference_choice.v[f->axis];
+  c.v[f->axis] = s->reference_choice.v[f->axis];
   f->class_index = pst_optimizer_class_find(&p->space, &c);
   if (f->class_index < 0 && f->axis == PST_OPTIMIZER_EXAMPLES) { /* no labels of examples without examples */
     const pst_optimizer_axis *x = &p->space.axes[PST_OPTIMIZER_CONSTRAINT];
@@ -388,7 +405,7 @@ static int explain_alone(planning *p, int chosen, pst_error *err) {
   pst_optimizer_pair(&s->search[chosen], &s->search[s->reference], s->goal.margin, &pair);
   f->n = (int)pair.n;
   f->difference = pair.difference;
-  return pst_optimizer_replay_class(s, s->reference, &p->reference_choice, &f->without, err);
+  return pst_optimizer_replay_class(s, s->reference, &s->reference_choice, &f->without, err);
 }
 
 static int explain_fields(planning *p, int chosen, pst_error *err) {
@@ -397,10 +414,10 @@ static int explain_fields(planning *p, int chosen, pst_error *err) {
   int code = 0;
   note(p, "what each field bought");
   if ((size_t)s->reference >= p->space.n_classes) return 0; /* it has fields of its own kind */
-  if (pst_optimizer_is_alone(&p->space, plan) || pst_optimizer_is_alone(&p->space, &p->reference_choice))
+  if (pst_optimizer_is_alone(&p->space, plan) || pst_optimizer_is_alone(&p->space, &s->reference_choice))
     return explain_alone(p, chosen, err);
   for (int a = 0; a < PST_OPTIMIZER_N_AXES && !code; a++) {
-    if (plan->v[a] == p->reference_choice.v[a]) continue;
+    if (plan->v[a] == s->reference_choice.v[a]) continue;
     pst_optimizer_field *f = &p->fields[p->n_fields++];
     f->axis = a;
     f->class_index = chosen;
@@ -409,10 +426,29 @@ static int explain_fields(planning *p, int chosen, pst_error *err) {
       continue;
     }
     pst_optimizer_choice c = *plan;
-    c.v[a] = p->reference_choice.v[a];
+    c.v[a] = s->reference_choice.v[a];
     code = pst_optimizer_replay_class(s, chosen, &c, &f->without, err);
   }
   return code;
+}
+
+/* ---- what tuning should be worth ---- */
+
+static int look_ahead(planning *p, const void *arg, pst_buf *out, pst_error *err) {
+  const pst_optimizer_target *t = arg;
+  return p->world->outlook(p->world->state, t->name, out, err);
+}
+
+/* Nothing where nobody was asked, which a replay learns from its log. */
+static int advise(planning *p, int chosen, const pst_optimizer_estimate *estimate, pst_buf *out, pst_error *err) {
+  int model = pst_optimizer_advise_model(&p->space);
+  const pst_json *v = NULL;
+  bool asked =
+      p->journal->replay ? pst_optimizer_journal_find(p->journal, "outlook") != NULL : p->world->outlook != NULL;
+  if (model < 0 || !asked) return 0;
+  note(p, "what tuning should be worth");
+  int code = ask(p, "outlook", look_ahead, &p->space.targets[model], &v, err);
+  return code ? code : pst_optimizer_advise(&p->state, model, v, chosen, estimate, out, err);
 }
 
 static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char **ret_plan, char **ret_evidence,
@@ -420,27 +456,26 @@ static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char *
   pst_optimizer_state *s = &p->state;
   const pst_optimizer_verification *v = &p->verification;
   int chosen = v->taken >= 0 ? v->trials[v->taken].class_index : s->reference, code = 0;
-  pst_buf json = PST_BUF_INIT, evidence = PST_BUF_INIT;
+  pst_buf json = PST_BUF_INIT, evidence = PST_BUF_INIT, tuning = PST_BUF_INIT;
   char *plan = NULL;
   pst_optimizer_outcome o = {.state = s,
                              .verification = v,
                              .chosen = chosen,
-                             .reference_choice = p->reference_choice,
                              .created_ms = p->in->created_ms,
                              .run_id = p->journal->run_id,
                              .reference_in_force = p->in->reference_plan != NULL,
                              .threads = p->in->threads};
-  bool inside = (size_t)s->reference < p->space.n_classes;
-  if (inside) code = pst_optimizer_replay_class(s, s->reference, &p->reference_choice, &o.reference_estimate, err);
-  if (v->taken >= 0) {
+  bool stays = v->taken < 0 || (chosen == s->reference &&
+                                !memcmp(s->best_exact[chosen].v, s->reference_choice.v, sizeof s->reference_choice.v));
+  if (!stays) {
     o.choice = s->best_exact[chosen];
     o.estimate = s->estimates[chosen];
-    if (!code) code = explain_fields(p, chosen, err);
+    code = explain_fields(p, chosen, err);
     if (!code && pst_optimizer_plan_write(&p->space, &o.choice, &json))
       code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a plan");
   } else {
-    o.choice = p->reference_choice;
-    o.estimate = o.reference_estimate;
+    o.choice = s->reference_choice;
+    o.estimate = s->reference_estimate;
     pst_buf_puts(&json, p->reference_plan);
   }
   if (!code) code = set_plan_document(pst_buf_text(&json), NULL, &plan, o.plan_hash, err);
@@ -449,6 +484,8 @@ static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char *
   o.calibration_s = p->calibrated_s;
   o.search_s = p->searched_s - p->calibrated_s;
   o.verify_s = p->verified_s - p->searched_s;
+  if (!code) code = advise(p, chosen, &o.estimate, &tuning, err);
+  o.tuning = tuning.n ? tuning.data : NULL;
   o.total_s = elapsed_s(p);
   if (!code) code = pst_optimizer_evidence_write(&o, &evidence, err);
   if (!code) {
@@ -461,6 +498,7 @@ static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char *
   pst_free(plan);
   pst_buf_done(&json);
   pst_buf_done(&evidence);
+  pst_buf_done(&tuning);
   return code;
 }
 

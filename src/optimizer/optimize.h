@@ -41,6 +41,8 @@ typedef struct pst_optimizer_live {
   const char *answers;         /* hash; empty: none */
   pst_engine_step_model steps; /* of the engine calibrated last; fixed_us 0: none yet */
   pst_progress progress;
+  int (*outlook)(void *user, const char *model, pst_buf *out, pst_error *err); /* NULL: nobody is asked */
+  void *outlook_user;
   bool (*cancelled)(void *user);
   void *user;
 } pst_optimizer_live;

@@ -24,6 +24,7 @@ typedef struct run {
   char *reference_plan;
   pst_buf params;
   int64_t run_id;
+  bool replay;    /* from the log alone */
   char taken[65]; /* plan of the run to replay; empty: it did not end */
   pst_error *err;
 } run;
@@ -134,9 +135,9 @@ static int collect_targets(run *r, const pst_optimizer_options *o, pst_error *er
   return r->info->allow_remote ? pst_gateway_models_each(r->gateway, add_remote, r, err) : 0;
 }
 
-static int64_t machine_price(const run *r) {
-  int64_t price = r->info->machine_nusd_per_hour;
-  if (price <= 0 && pst_store_machine_price_get(r->store, &price, NULL)) price = 0;
+int64_t pst_optimizer_machine_price(pst_store *store, const pst_evals_workload *workload) {
+  int64_t price = pst_evals_workload_info(workload)->machine_nusd_per_hour;
+  if (price <= 0 && pst_store_machine_price_get(store, &price, NULL)) price = 0;
   return price > 0 ? price : (int64_t)C(default_price_nusd);
 }
 
@@ -261,12 +262,33 @@ static int on_run(void *user, const pst_store_run *stored) {
 
 /* ---- beginning and end ---- */
 
+static int on_created(void *user, const pst_store_run *stored) {
+  *(int64_t *)user = stored->created_ms;
+  return 0;
+}
+
+/* A run of these params that is to be taken up, or that has ended and is not to be made again; PST_E_NOT_FOUND. */
+static int find_run(run *r, const pst_optimizer_options *o, pst_error *err) {
+  pst_str kind = PST_STR("optimize"), name = pst_str_from(r->info->name), params = pst_buf_str(&r->params);
+  int64_t id = 0, created_ms = 0;
+  int code = o->fresh ? PST_E_NOT_FOUND
+                      : pst_store_run_find(r->store, kind, name, params, PST_STORE_RUN_ACTIVE, &r->run_id, err);
+  if (code != PST_E_NOT_FOUND || o->finished_since_ms <= 0) return code;
+  code = pst_store_run_find(r->store, kind, name, params, PST_STORE_RUN_DONE, &id, err);
+  if (!code) code = pst_store_run_get(r->store, id, on_created, &created_ms, err);
+  if (code) return code;
+  if (created_ms < o->finished_since_ms) return PST_E_NOT_FOUND;
+  r->run_id = id;
+  r->replay = true;
+  return 0;
+}
+
 static int begin_new(run *r, const pst_optimizer_options *o, pst_error *err) {
   r->in.seed = o->seed;
   r->in.budget_s = o->budget_s > 0 ? o->budget_s : C(budget_s);
   r->in.max_items = o->max_items;
   r->in.threads = o->threads > 0 ? o->threads : pst_cpu_count();
-  r->in.price_nusd_per_hour = machine_price(r);
+  r->in.price_nusd_per_hour = pst_optimizer_machine_price(r->store, r->workload);
   int code = collect_targets(r, o, err);
   pst_str name = pst_str_from(r->info->name);
   if (!code) {
@@ -275,9 +297,7 @@ static int begin_new(run *r, const pst_optimizer_options *o, pst_error *err) {
   }
   if (!code) code = write_params(r, err);
   if (code) return code;
-  int found = o->fresh ? PST_E_NOT_FOUND
-                       : pst_store_run_find(r->store, PST_STR("optimize"), name, pst_buf_str(&r->params),
-                                            PST_STORE_RUN_ACTIVE, &r->run_id, err);
+  int found = find_run(r, o, err);
   if (found == PST_E_NOT_FOUND)
     return pst_store_run_create(r->store, PST_STR("optimize"), name, pst_buf_str(&r->params), pst_clock_unix_ms(),
                                 &r->run_id, err);
@@ -311,10 +331,12 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
                              .info = r->info,
                              .journal = &journal,
                              .threads = r->in.threads,
+                             .outlook = o->outlook,
+                             .outlook_user = o->outlook_user,
                              .cancelled = o->cancelled,
                              .user = o->user};
   int code = pst_store_run_get(r->store, r->run_id, on_run, r, err);
-  if (!code) code = pst_optimizer_journal_open(&journal, r->store, r->run_id, o->replay_run > 0, err);
+  if (!code) code = pst_optimizer_journal_open(&journal, r->store, r->run_id, r->replay, err);
   if (!code) code = pst_optimizer_live_examples(&live, r->examples_index, err);
   if (!code) code = pst_optimizer_live_answers(&live, r->answers, err);
   live.answers = r->answers;
@@ -326,13 +348,13 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
   r->in.examples_index = r->examples_index;
   r->in.answers = r->answers;
   r->in.reference_plan = r->reference_plan;
-  pst_progress_begin_timed(&live.progress, "optimize", (int64_t)r->in.budget_s, o->quiet || o->replay_run > 0);
+  pst_progress_begin_timed(&live.progress, "optimize", (int64_t)r->in.budget_s, o->quiet || r->replay);
   pst_optimizer_world world = pst_optimizer_live_world(&live);
   if (!code)
     code = pst_optimizer_plan_search(&r->in, &world, &journal, &res->verdict, &res->plan_json, &res->evidence,
                                      res->plan_hash, err);
   pst_progress_end(&live.progress);
-  if (!code && o->replay_run <= 0) code = keep(r, res, err);
+  if (!code && !r->replay) code = keep(r, res, err);
   pst_optimizer_journal_close(&journal);
   res->run_id = r->run_id;
   res->same_plan = !code && !strcmp(r->taken, res->plan_hash);
@@ -347,6 +369,7 @@ int pst_optimizer_run(pst_gateway *gateway, pst_store *store, const pst_evals_wo
            .info = pst_evals_workload_info(workload),
            .arena = pst_arena_create(),
            .run_id = o->replay_run,
+           .replay = o->replay_run > 0,
            .err = err};
   pst_optimizer_result res = {0};
   int code = r.arena ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a run");

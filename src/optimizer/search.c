@@ -174,10 +174,12 @@ int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, 
 static pst_optimizer_lengths lengths_of(const pst_optimizer_state *s, size_t i) {
   pst_optimizer_lengths l = {0};
   const pst_optimizer_answers *a = &s->search[i];
-  if (a->n > 0) {
-    double share = fmax(pst_optimizer_model_share(s->space, &s->space->classes[i]), 1.0 / a->n);
-    l.completion = a->completion / a->n / share; /* of an answer of the model */
-    l.steps = a->steps / a->n / share;
+  /* All finalists are asked the same held-back items: a difference there is one of the plans, and not of the items. */
+  const pst_optimizer_answers *said = s->verify[i].n ? &s->verify[i] : a;
+  if (said->n > 0) {
+    double share = fmax(pst_optimizer_model_share(s->space, &s->space->classes[i]), 1.0 / said->n);
+    l.completion = said->completion / said->n / share; /* of an answer of the model */
+    l.steps = said->steps / said->n / share;
   }
   for (int k = PST_ENGINE_SPEC_LOOKUP; k <= PST_ENGINE_SPEC_ANSWERS; k++) {
     if (!(a->looked_steps[k] > 0)) continue;

@@ -37,8 +37,10 @@ typedef struct pst_optimizer_state {
   uint64_t seed;
   size_t *search_items, *verify_items; /* in the order they are asked, by seed */
   size_t n_search, n_verify;
-  int reference;              /* class; n_classes: outside the space */
-  const char *reference_plan; /* its document */
+  int reference;                             /* class; n_classes: outside the space */
+  pst_optimizer_choice reference_choice;     /* the plan it is compared with as it stands; inside the space */
+  pst_optimizer_estimate reference_estimate; /* of that choice, by replay, once there are finalists */
+  const char *reference_plan;                /* its document */
   char reference_hash[65];
   pst_optimizer_answers *search, *verify; /* n_classes + 1 */
   pst_optimizer_belief *beliefs;          /* n_classes */

@@ -153,13 +153,19 @@ void pst_optimizer_speed_complete(pst_optimizer_speed *sp) {
 }
 
 /* An adapter's numbers are read once a step beside the base's, and multiplied once a token; two bytes each beside quantized weights. */
-static pst_engine_step_model with_adapter(const pst_engine_step_model *base, const pst_optimizer_target *t) {
+pst_engine_step_model pst_optimizer_with_adapter(const pst_engine_step_model *base, const char *weights,
+                                                 int64_t n_params, int64_t step_bytes, int64_t adapter_params) {
   pst_engine_step_model m = *base;
-  bool is_float = !strcmp(t->weights, "F32") || !strcmp(t->weights, "F16") || !strcmp(t->weights, "BF16");
-  double bytes = (double)t->adapter_params * (is_float ? 4 : 2);
-  if (t->step_bytes > 0) m.fixed_us *= 1 + bytes / (double)t->step_bytes;
-  if (t->n_params > 0) m.token_us *= 1 + (double)t->adapter_params / (double)t->n_params;
+  bool is_float = !strcmp(weights, "F32") || !strcmp(weights, "F16") || !strcmp(weights, "BF16");
+  double bytes = (double)adapter_params * (is_float ? 4 : 2);
+  if (step_bytes > 0) m.fixed_us *= 1 + bytes / (double)step_bytes;
+  if (n_params > 0) m.token_us *= 1 + (double)adapter_params / (double)n_params;
   return m;
+}
+
+static pst_engine_step_model with_adapter(const pst_engine_step_model *base, const pst_optimizer_target *t,
+                                          int64_t adapter_params) {
+  return pst_optimizer_with_adapter(base, t->weights, t->n_params, t->step_bytes, adapter_params);
 }
 
 void pst_optimizer_speed_adapters(pst_optimizer_speed *sp) {
@@ -175,7 +181,7 @@ void pst_optimizer_speed_adapters(pst_optimizer_speed *sp) {
       for (int k = 0; k < x[PST_OPTIMIZER_KV].n; k++)
         for (int n = 0; n < x[PST_OPTIMIZER_THREADS].n; n++)
           sp->models[model_slot(sp->space, m, w, k, n)] =
-              with_adapter(&sp->models[model_slot(sp->space, base, w, k, n)], t);
+              with_adapter(&sp->models[model_slot(sp->space, base, w, k, n)], t, t->adapter_params);
   }
 }
 
@@ -245,6 +251,18 @@ static void thin_out(const pst_optimizer_speed *sp, const pst_optimizer_choice *
 
 /* ---- the formula ---- */
 
+static double context_of(double fresh, double cached, double prompt, double steps) {
+  return (fresh * (cached + fresh / 2) + steps * prompt) / 1000;
+}
+
+double pst_optimizer_request_us(const pst_engine_step_model *m, const pst_engine_options *o, double prompt,
+                                double cached, double out) {
+  double fresh = prompt - cached, context = context_of(fresh, cached, prompt, out), slots = o->slots;
+  double own_us = (fresh + out) * m->token_us + out * m->head_us + context * m->context_us;
+  double steps = fmax(slots * fresh / o->chunk + 1, out); /* of a whole batch */
+  return own_us + (steps + out) * m->fixed_us / slots;
+}
+
 pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *sp, const pst_optimizer_choice *c,
                                                    const pst_optimizer_lengths *l) {
   pst_optimizer_estimate e = {0};
@@ -263,14 +281,13 @@ pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *sp, cons
   pst_engine_options o = pst_optimizer_engine_options(sp->space, c);
   e.cached_tokens = fmin(floor(p->shared / (double)PAGE) * PAGE, e.prompt_tokens - 1);
   double fresh = e.prompt_tokens - e.cached_tokens, out = steps_of(sp, c, l); /* answers count by their steps */
-  double context = (fresh * (e.cached_tokens + fresh / 2) + out * e.prompt_tokens) / 1000;
+  double context = context_of(fresh, e.cached_tokens, e.prompt_tokens, out);
   double own_us = (fresh + out) * m->token_us + out * m->head_us + context * m->context_us;
-  double slots = o.slots, steps = fmax(slots * fresh / o.chunk + 1, out); /* of a whole batch */
-  double batch_us = slots * own_us + (steps + out) * m->fixed_us;
+  double slots = o.slots, request_us = pst_optimizer_request_us(m, &o, e.prompt_tokens, e.cached_tokens, out);
   bool bounded = sp->space->workload->goal.latency_p95_ms > 0;
   e.idle_ttft_ms = (fresh * m->token_us + ceil(fresh / o.chunk) * m->fixed_us + context * m->context_us) / 1000;
   e.idle_total_ms = (own_us + (ceil(fresh / o.chunk) + out - 1) * m->fixed_us) / 1000;
-  e.capacity = slots / batch_us * 1e6 * (bounded ? C(load_headroom) : 1);
+  e.capacity = 1e6 / request_us * (bounded ? C(load_headroom) : 1);
   e.tokens_per_second = 1e6 / (m->fixed_us + m->token_us * slots);
   thin_out(sp, c, &e);
   if (bounded && e.idle_total_ms > sp->space->workload->goal.latency_p95_ms) e.capacity = 0;
@@ -418,5 +435,14 @@ int pst_optimizer_speed_replay(pst_optimizer_speed *sp, const pst_optimizer_choi
     *ret = e;
   }
   ghosts_done(&g);
+  return code;
+}
+
+int pst_optimizer_speed_tuned(pst_optimizer_speed *sp, const pst_optimizer_choice *c, int64_t adapter_params,
+                              const pst_optimizer_lengths *l, pst_optimizer_estimate *ret, pst_error *err) {
+  pst_engine_step_model *slot = pst_optimizer_speed_slot(sp, c), base = *slot;
+  *slot = with_adapter(&base, &sp->space->targets[c->v[PST_OPTIMIZER_MODEL]], adapter_params);
+  int code = pst_optimizer_speed_replay(sp, c, l, ret, err);
+  *slot = base;
   return code;
 }

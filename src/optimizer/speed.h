@@ -67,4 +67,8 @@ pst_optimizer_estimate pst_optimizer_speed_formula(pst_optimizer_speed *speed, c
 int pst_optimizer_speed_replay(pst_optimizer_speed *speed, const pst_optimizer_choice *choice,
                                const pst_optimizer_lengths *lengths, pst_optimizer_estimate *ret_estimate,
                                pst_error *err);
+/* The same with an adapter of so many numbers on top of the choice's model. */
+int pst_optimizer_speed_tuned(pst_optimizer_speed *speed, const pst_optimizer_choice *choice, int64_t adapter_params,
+                              const pst_optimizer_lengths *lengths, pst_optimizer_estimate *ret_estimate,
+                              pst_error *err);
 #endif

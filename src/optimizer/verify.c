@@ -2,6 +2,7 @@
  * would spoil the interval. A second look at the same part is no longer a first one, so those before are counted. */
 #include "optimizer/verify.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "optimizer/constants.h"
@@ -61,7 +62,77 @@ static int count_use(pst_optimizer_state *s, int64_t *ret_uses, pst_error *err) 
   return code;
 }
 
-static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t) {
+static double per_accepted(double nusd, double q) { return q > 0 ? nusd / q : INFINITY; }
+
+static bool is_cheap_enough(const pst_optimizer_state *s, double request_nusd, double q) {
+  return s->goal.cost_ceiling_nusd <= 0 || 1000 * per_accepted(request_nusd, q) <= (double)s->goal.cost_ceiling_nusd;
+}
+
+/* The objective at quality q, lower is better. */
+static double objective_at(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q) {
+  if (!strcmp(s->goal.objective, "latency")) return e->replayed ? e->total_p95_ms : e->idle_total_ms;
+  return per_accepted(e->request_nusd, q);
+}
+
+/* Where the goal does not hold, anything is better. */
+static double objective_of_reference(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q) {
+  bool holds = e->capacity > 0 && q >= s->goal.quality_floor && is_cheap_enough(s, e->request_nusd, q);
+  return holds ? objective_at(s, e, q) : INFINITY;
+}
+
+static double measured_request_nusd(const pst_optimizer_state *s, const pst_optimizer_answers *a) {
+  return (a->wall_us / 3.6e9 * (double)s->speed->price_nusd_per_hour + (double)a->cost_nusd) / a->n;
+}
+
+/* Against a reference outside the space, of which nothing is estimated: both as they were measured on these items, one after the other in the same way. */
+static bool is_cheaper_measured(const pst_optimizer_state *s, const pst_optimizer_trial *t, double q) {
+  const pst_optimizer_answers *own = &s->verify[t->class_index], *other = &s->verify[s->reference];
+  double nusd = measured_request_nusd(s, other), reference = t->comparison.b.estimate;
+  if (reference < s->goal.quality_floor || !is_cheap_enough(s, nusd, reference)) return true;
+  if (!strcmp(s->goal.objective, "latency")) return own->busy_ms / own->n < other->busy_ms / other->n;
+  return per_accepted(measured_request_nusd(s, own), q) < per_accepted(nusd, reference);
+}
+
+/* Not to be worse is not enough to take a plan's place: what changes nothing (an adapter that learned nothing, say) would wander in. The reference counts at its
+ * best, with whatever exact fields serve it best (`alike`: with the finalist's): those are no merit of the finalist. q: the finalist's quality. */
+static bool is_cheaper(const pst_optimizer_state *s, const pst_optimizer_trial *t, const pst_optimizer_estimate *alike,
+                       double q) {
+  int r = s->reference;
+  if ((size_t)r == s->space->n_classes) return is_cheaper_measured(s, t, q);
+  double reference = t->comparison.b.estimate, own = objective_at(s, &s->estimates[t->class_index], fmin(q, 1));
+  return own < objective_of_reference(s, &s->reference_estimate, reference) &&
+         own < objective_of_reference(s, &s->estimates[r], reference) &&
+         own < objective_of_reference(s, alike, reference);
+}
+
+/* A difference counts as far as the whole interval shows it: of many plans that are right equally often, one is always ahead by chance. */
+static double shown(const pst_evals_interval *difference) {
+  return difference->low > 0 ? difference->low : difference->high < 0 ? difference->high : 0;
+}
+
+static void find_better(const pst_optimizer_state *s, pst_optimizer_trial *t, const pst_optimizer_estimate *alike) {
+  const pst_evals_interval *difference = &t->comparison.difference;
+  bool quality = !strcmp(s->goal.objective, "quality");
+  double reference = t->comparison.b.estimate;
+  t->better = quality ? shown(difference) > 0 : is_cheaper(s, t, alike, reference + shown(difference));
+  t->may_be_better =
+      t->better || (quality ? difference->high > 0 : is_cheaper(s, t, alike, reference + difference->high));
+}
+
+/* The reference with a finalist's exact fields. */
+static int estimate_alike(pst_optimizer_state *s, int class_index, pst_optimizer_estimate *ret, pst_error *err) {
+  int r = s->reference;
+  *ret = s->reference_estimate;
+  if ((size_t)r == s->space->n_classes) return 0;
+  pst_optimizer_choice c = s->reference_choice;
+  if (!pst_optimizer_has_engine(s->space, &c) || !pst_optimizer_has_engine(s->space, &s->best_exact[class_index]))
+    return 0;
+  memcpy(c.v + PST_OPTIMIZER_N_LOSSY, s->best_exact[class_index].v + PST_OPTIMIZER_N_LOSSY,
+         PST_OPTIMIZER_N_AXES - PST_OPTIMIZER_N_LOSSY);
+  return pst_optimizer_replay_class(s, r, &c, ret, err);
+}
+
+static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t, const pst_optimizer_estimate *alike) {
   pst_optimizer_pair(&s->verify[t->class_index], &s->verify[s->reference], s->goal.margin, &t->comparison);
   const pst_optimizer_estimate *e = &s->estimates[t->class_index];
   double q = t->comparison.a.estimate;
@@ -73,14 +144,17 @@ static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t) {
     t->comparison.non_inferior = PST_EVALS_YES;
   }
   t->floor_holds = q >= s->goal.quality_floor;
-  t->ceiling_holds =
-      s->goal.cost_ceiling_nusd <= 0 || (q > 0 && 1000 * e->request_nusd / q <= (double)s->goal.cost_ceiling_nusd);
-  t->passed = t->floor_holds && t->ceiling_holds && t->comparison.non_inferior == PST_EVALS_YES;
+  t->ceiling_holds = is_cheap_enough(s, e->request_nusd, q);
+  if (t->same_answers)
+    t->better = t->may_be_better = true;
+  else
+    find_better(s, t, alike);
+  t->passed = t->floor_holds && t->ceiling_holds && t->better && t->comparison.non_inferior == PST_EVALS_YES;
 }
 
-/* More items might let it pass: neither its difference nor its distance to the floor is settled against it. */
+/* More items might let it pass: neither its difference nor its distance to the floor is settled against it, and it is, or may be, better. */
 static bool undecided(const pst_optimizer_state *s, const pst_optimizer_trial *t) {
-  return t->ceiling_holds && t->comparison.a.high >= s->goal.quality_floor &&
+  return t->ceiling_holds && t->comparison.a.high >= s->goal.quality_floor && t->may_be_better &&
          t->comparison.non_inferior != PST_EVALS_NO;
 }
 
@@ -124,6 +198,14 @@ static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verificat
   return 0;
 }
 
+/* With the lengths of the answers that it gave to the held-back items, as finalists will be. */
+static int estimate_reference(pst_optimizer_state *s, pst_error *err) {
+  int r = s->reference;
+  if ((size_t)r == s->space->n_classes) return 0;
+  int code = pst_optimizer_replay_class(s, r, &s->reference_choice, &s->reference_estimate, err);
+  return code ? code : pst_optimizer_replay_class(s, r, &s->best_exact[r], &s->estimates[r], err);
+}
+
 int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_finalists,
                          pst_optimizer_verification *ret, pst_error *err) {
   pst_optimizer_verification v;
@@ -138,6 +220,7 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
     code = count_use(s, &v.uses, err);
     if (!code && s->world->note) s->world->note(s->world->state, "verify: the reference plan on held-back items");
     if (!code) code = pst_optimizer_measure(s, s->reference, true, v.n_items, err);
+    if (!code) code = estimate_reference(s, err);
   }
   for (size_t i = 0; i < v.n_trials && !code; i++) {
     v.trials[i].why_not = v.taken >= 0 ? "an earlier one passed"
@@ -147,8 +230,12 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
     if (v.trials[i].why_not) continue;
     if (s->world->note) s->world->note(s->world->state, i ? "verify: the next finalist" : "verify: the first finalist");
     code = pst_optimizer_measure(s, v.trials[i].class_index, true, v.n_items, err);
+    int c = v.trials[i].class_index;
+    if (!code) code = pst_optimizer_replay_class(s, c, &s->best_exact[c], &s->estimates[c], err);
+    pst_optimizer_estimate alike;
+    if (!code) code = estimate_alike(s, c, &alike, err);
     if (code) break;
-    judge(s, &v.trials[i]);
+    judge(s, &v.trials[i], &alike);
     inconclusive |= undecided(s, &v.trials[i]);
     if (v.trials[i].passed) v.taken = (int)i;
   }

@@ -14,6 +14,9 @@ typedef struct pst_optimizer_trial {
   pst_evals_comparison comparison; /* a: finalist, b: reference */
   bool floor_holds;                /* by the point estimate */
   bool ceiling_holds;              /* cost per accepted answer, with the quality found here */
+  bool
+      better; /* by the objective than the reference, however that is served, with the quality found here; true of the reference's own answers */
+  bool may_be_better; /* more items might show it */
   bool passed;
 } pst_optimizer_trial;
 

@@ -31,6 +31,9 @@ typedef struct pst_optimizer_world {
    * "seconds", "accuracy", "log_loss", "calibration_error", "item_us", "curve": [[threshold, answered, accuracy] ...]}; {"none": why} where there is nothing to
    * learn from. encoder: the model whose vectors of the texts it reads beside n-grams; NULL: n-grams alone. The function NULL: the world has no classifiers. */
   int (*classifier)(void *state, const pst_optimizer_model *encoder, pst_buf *out, pst_error *err);
+  /* What tuning a local model would be made of: {"examples", "records", "prompt_tokens", "answer_tokens", "adapter_params", "tokens_per_second", "probed",
+   * "served": {"requests", "days"}}, or {"why_not": text, "examples", "records"} where it cannot be. NULL: nobody knows. */
+  int (*outlook)(void *state, const char *model, pst_buf *out, pst_error *err);
 } pst_optimizer_world;
 
 /* The log's key of a classifier. encoder_sha256: of the file of its encoder, or NULL. Returns ret_key. */

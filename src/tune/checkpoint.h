@@ -2,7 +2,7 @@
 #ifndef PST_TUNE_CHECKPOINT_H
 #define PST_TUNE_CHECKPOINT_H
 
-#include <penstock/base.h>
+#include <penstock/tune.h>
 
 /* Where training stands, beside the numbers. */
 typedef struct pst_tune_state {
@@ -12,8 +12,16 @@ typedef struct pst_tune_state {
   double best_loss, held_out_before, held_out_loss;
   double loss_sum, seconds; /* of the last tenth of the steps; of all sessions */
   int64_t n_loss;
-  int64_t n_worse;         /* held-out losses since the best */
   double margin, accuracy; /* of rewards: of the lowest held-out loss, else of the last step; NAN: none */
+  int64_t n_worse;         /* evaluations since the best */
+  /* Answers to the held-out sample. */
+  int64_t n_sample;                 /* of it, asked each time; 0: none are */
+  double score_seconds, score_cost; /* all of them, the last */
+  uint64_t best_right;              /* of the best adapter, one bit an item */
+  bool best_asked;
+  pst_tune_evaluation best, last; /* step -1: none yet */
+  pst_tune_evaluation evaluations[PST_TUNE_MAX_EVALUATIONS];
+  int64_t n_evaluations;
 } pst_tune_state;
 
 typedef struct pst_tune_numbers {

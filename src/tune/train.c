@@ -13,6 +13,8 @@
 #include "tune/preference.h"
 
 enum { MIN_SHARED = 8, REPLAN_STEPS = 8, REFERENCES_AT_ONCE = 32 };
+/* Of the held-out sample: asked to learn what answers take, asked at least, times that what may be spent on it should be enough for. */
+enum { PROBE_ITEMS = 4, LEAST_SAMPLE = 8, LEAST_SCORES = 4 };
 
 /* Texts that are gone through together. */
 typedef struct selection {
@@ -50,6 +52,8 @@ typedef struct trainer {
   double seconds_before; /* of earlier sessions */
   int64_t start_us, saved_us;
   int64_t session_tokens;
+  double score_shown; /* the last measured; NAN: none yet */
+  const char *architecture;
   pst_error *err;
 } trainer;
 
@@ -69,6 +73,7 @@ pst_tune_options pst_tune_options_default(void) {
                             .max_epochs = 3,
                             .patience = 3,
                             .evaluations = 10,
+                            .score_share = 0.05,
                             .seed = 1,
                             .max_tokens = 768,
                             .checkpoint_seconds = 60};
@@ -98,6 +103,8 @@ static int check_options(const pst_tune_options *o, pst_error *err) {
                       : !(o->seconds >= 0)                                ? "seconds"
                       : o->patience < 0                                   ? "patience"
                       : o->evaluations < 1                                ? "evaluations"
+                      : o->scorer.n > PST_TUNE_MAX_SCORED                 ? "scorer"
+                      : !(o->score_share >= 0 && o->score_share < 1)      ? "score_share"
                       : o->max_tokens < 1                                 ? "max_tokens"
                                                                           : NULL;
   return wrong ? pst_error_set(err, PST_E_BAD_INPUT, wrong, "the value is out of range") : 0;
@@ -168,7 +175,8 @@ static void make_key(trainer *t) {
                             o->final_share, o->weight_decay, o->beta1,          o->beta2,         o->epsilon,
                             o->clip,        o->batch_texts,  o->max_epochs,     (double)o->steps, o->seconds,
                             o->patience,    o->evaluations,  o->share_prefixes, o->in_order,      o->max_tokens,
-                            o->objective,   o->beta,         o->smoothing,      o->teacher_share};
+                            o->objective,   o->beta,         o->smoothing,      o->teacher_share, o->score_share,
+                            (double)(o->scorer.score ? o->scorer.n : 0)};
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);
@@ -292,7 +300,9 @@ static int open_trainer(trainer *t, const pst_engine_model *model) {
                               .held_out_before = NAN,
                               .held_out_loss = NAN,
                               .margin = NAN,
-                              .accuracy = NAN};
+                              .accuracy = NAN,
+                              .best = {.step = -1},
+                              .last = {.step = -1}};
   return code;
 }
 
@@ -478,6 +488,68 @@ static int held_out_loss(trainer *t, double *ret_loss) {
   return run_chosen(t, false, ret_loss);
 }
 
+/* ---- the held-out sample's own grade ---- */
+
+static int put_adapter(const trainer *t, const float *params, pst_engine_lora *lora);
+
+/* The first n of the sample, asked of the numbers as they stand. */
+static int ask_sample(trainer *t, size_t n, uint64_t *ret_right) {
+  pst_engine_lora lora = {0};
+  int64_t begin = pst_clock_us();
+  int code = put_adapter(t, t->net->params, &lora);
+  if (!code) code = t->o->scorer.score(t->o->scorer.user, &lora, n, ret_right, t->err);
+  pst_engine_lora_done(&lora);
+  t->state.score_cost = (double)(pst_clock_us() - begin) / 1e6;
+  t->state.score_seconds += t->state.score_cost;
+  return code;
+}
+
+static double score_allowance(const trainer *t) { return t->o->score_share * t->o->seconds; }
+
+/* How much of the sample is asked each time: so much that a few times fit what they may take in all, by a probe; nothing where that is too little to say anything.
+ * Where no time is set, so that steps decide, all of it. */
+static int plan_sample(trainer *t) {
+  const pst_tune_options *o = t->o;
+  pst_tune_state *s = &t->state;
+  uint64_t ignored;
+  size_t probe = PST_MIN(o->scorer.n, (size_t)PROBE_ITEMS);
+  if (!o->scorer.score || !o->scorer.n || !t->n_held_out) return 0;
+  s->n_sample = (int64_t)o->scorer.n;
+  if (o->steps || o->seconds == 0) return 0;
+  int code = ask_sample(t, probe, &ignored);
+  if (code) return code;
+  double fit = score_allowance(t) / LEAST_SCORES / (s->score_cost / (double)probe);
+  s->n_sample = fit < LEAST_SAMPLE ? 0 : PST_MIN((int64_t)fit, s->n_sample);
+  s->score_cost *= (double)s->n_sample / (double)probe; /* as far as is known */
+  return 0;
+}
+
+/* The end is always looked at where one look fits; before it, as many as the time gone by has earned. */
+static bool may_ask(const trainer *t) {
+  const pst_tune_state *s = &t->state;
+  if (!s->n_sample) return false;
+  if (t->o->steps || t->o->seconds == 0) return true;
+  double share = s->step >= s->n_steps ? 1 : (double)s->step / (double)s->n_steps;
+  double earned = s->step >= s->n_steps ? score_allowance(t) : share * (score_allowance(t) - s->score_cost);
+  return s->score_seconds + s->score_cost <= earned;
+}
+
+static int count_bits(uint64_t bits) {
+  int n = 0;
+  for (; bits; bits &= bits - 1) n++;
+  return n;
+}
+
+/* By answers, where both gave some: a difference within one standard error of the paired one (McNemar's: the square root of those that differ) says nothing. Else
+ * by the loss, which is of more texts and moves evenly, but goes on falling or begins to rise without a word about answers. */
+static bool is_better(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right) {
+  if (e->n_asked && s->best_asked) {
+    int wins = count_bits(right & ~s->best_right), losses = count_bits(s->best_right & ~right);
+    if ((wins - losses) * (wins - losses) > wins + losses) return wins > losses;
+  }
+  return e->loss < s->best_loss;
+}
+
 /* ---- how long ---- */
 
 /* Rewards of what was chosen last, for the report. */
@@ -500,6 +572,7 @@ static int plan_steps(trainer *t) {
     t->state.best_step = 0;
     note_rewards(t);
   }
+  if (!code) code = plan_sample(t);
   t->state.n_steps = o->steps ? o->steps : most;
   if (code || o->steps || o->seconds == 0) return code;
   int64_t begin = pst_clock_us();
@@ -508,6 +581,7 @@ static int plan_steps(trainer *t) {
   memset(t->net->grads, 0, t->lora.n * sizeof *t->net->grads);
   t->session_tokens = t->state.n_tokens = 0;
   double left = o->seconds - seconds_spent(t) - per_evaluation * o->evaluations;
+  if (t->state.n_sample) left -= score_allowance(t) - t->state.score_seconds;
   t->state.n_steps = (int64_t)PST_MIN(PST_MAX(left / per_step, 1), (double)most);
   return code;
 }
@@ -539,9 +613,23 @@ static int save(trainer *t) {
 
 static int evaluate(trainer *t) {
   pst_tune_state *s = &t->state;
+  uint64_t right = 0;
   int code = held_out_loss(t, &s->held_out_loss);
+  s->last = (pst_tune_evaluation){.step = s->step, .loss = s->held_out_loss};
+  if (!code && may_ask(t)) {
+    code = ask_sample(t, (size_t)s->n_sample, &right);
+    s->last.n_asked = (int32_t)s->n_sample;
+    s->last.n_right = count_bits(right);
+    t->score_shown = (double)s->last.n_right / (double)s->n_sample;
+  }
   if (code) return code;
-  if (s->held_out_loss < s->best_loss) {
+  pst_log(PST_LOG_INFO, "event=tune_evaluation step=%lld loss=%.4f asked=%d right=%d", (long long)s->step,
+          s->held_out_loss, s->last.n_asked, s->last.n_right);
+  if (s->n_evaluations < (int64_t)PST_ARRAY_LEN(s->evaluations)) s->evaluations[s->n_evaluations++] = s->last;
+  if (is_better(s, &s->last, right)) {
+    s->best = s->last;
+    s->best_right = right;
+    s->best_asked = s->last.n_asked > 0;
     s->best_loss = s->held_out_loss;
     s->best_step = s->step;
     s->n_worse = 0;
@@ -566,6 +654,7 @@ static void report_progress(const trainer *t, double loss, const pst_tune_reward
                          .margin = pst_tune_rewards_margin(rewards),
                          .accuracy = pst_tune_rewards_accuracy(rewards),
                          .held_out_loss = s->held_out_loss,
+                         .score = t->score_shown,
                          .tokens_per_second = (double)t->session_tokens / session_seconds,
                          .seconds_left = left,
                          .learning_rate = rate};
@@ -616,9 +705,9 @@ static int run_steps(trainer *t) {
 
 /* ---- the result ---- */
 
-static int put_adapter(const trainer *t, const float *params, const char *architecture, pst_engine_lora *lora) {
+static int put_adapter(const trainer *t, const float *params, pst_engine_lora *lora) {
   lora->alpha = (float)t->o->alpha;
-  lora->architecture = pst_strdup(architecture);
+  lora->architecture = pst_strdup(t->architecture);
   if (!lora->architecture) return pst_error_set(t->err, PST_E_NOMEM, NULL, "no memory for the adapter");
   for (size_t i = 0; i < t->model.n_layers; i++)
     for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
@@ -639,19 +728,25 @@ static int put_adapter(const trainer *t, const float *params, const char *archit
 
 static pst_tune_report report_of(const trainer *t, double session_seconds) {
   const pst_tune_state *s = &t->state;
-  return (pst_tune_report){.n_steps = s->step,
-                           .best_step = t->n_held_out ? s->best_step : s->step,
-                           .n_tokens = s->n_tokens,
-                           .n_scored = s->n_scored,
-                           .loss = s->n_loss ? s->loss_sum / (double)s->n_loss : NAN,
-                           .held_out_before = s->held_out_before,
-                           .held_out_loss = t->n_held_out ? s->best_loss : NAN,
-                           .margin = s->margin,
-                           .accuracy = s->accuracy,
-                           .seconds = seconds_spent(t),
-                           .tokens_per_second = (double)t->session_tokens / session_seconds,
-                           .memory_bytes = t->model.bytes + t->net->bytes + 3 * t->lora.n * sizeof(float),
-                           .stopped_early = s->step < s->n_steps};
+  pst_tune_report r = {.n_steps = s->step,
+                       .best_step = t->n_held_out ? s->best_step : s->step,
+                       .n_tokens = s->n_tokens,
+                       .n_scored = s->n_scored,
+                       .loss = s->n_loss ? s->loss_sum / (double)s->n_loss : NAN,
+                       .held_out_before = s->held_out_before,
+                       .held_out_loss = t->n_held_out ? s->best_loss : NAN,
+                       .margin = s->margin,
+                       .accuracy = s->accuracy,
+                       .seconds = seconds_spent(t),
+                       .tokens_per_second = t->session_tokens ? (double)t->session_tokens / session_seconds
+                                                              : (double)s->n_tokens / seconds_spent(t),
+                       .memory_bytes = t->model.bytes + t->net->bytes + 3 * t->lora.n * sizeof(float),
+                       .stopped_early = s->step < s->n_steps,
+                       .score_seconds = s->score_seconds,
+                       .best = s->best,
+                       .n_evaluations = (size_t)s->n_evaluations};
+  memcpy(r.evaluations, s->evaluations, sizeof r.evaluations);
+  return r;
 }
 
 int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
@@ -661,6 +756,8 @@ int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, si
       .o = options, .texts = texts, .held_out = held_out, .n_texts = n_texts, .n_held_out = n_held_out, .err = err};
   pst_engine_lora lora = {0};
   bool found = false;
+  t.architecture = pst_engine_model_get_info(model)->architecture;
+  t.score_shown = NAN;
   t.start_us = t.saved_us = pst_clock_us();
   int code = check_options(options, err);
   if (code) return code;
@@ -678,12 +775,11 @@ int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, si
   if (!code && !found && t.references) code = save(&t);
   int64_t began_us = pst_clock_us();
   if (!code) code = run_steps(&t);
-  const char *architecture = pst_engine_model_get_info(model)->architecture;
-  if (!code) code = put_adapter(&t, n_held_out ? t.best : t.net->params, architecture, &lora);
+  if (!code && t.session_tokens) code = save(&t); /* so that what follows may be killed, too */
+  if (!code) code = put_adapter(&t, n_held_out ? t.best : t.net->params, &lora);
   if (!code) {
     *ret_report = report_of(&t, PST_MAX((double)(pst_clock_us() - began_us) / 1e6, 1e-6));
     *ret_lora = lora;
-    if (options->checkpoint) (void)remove(options->checkpoint);
   } else {
     pst_engine_lora_done(&lora);
   }

@@ -2,7 +2,7 @@
  *
  * Texts are rendered by the gateway's own function for the plan that will be served, ends of answers included, so what is trained on is what is served. Its plainest form is the
  * message alone: instructions, label lists and examples are what training moves into the weights. Held-out texts are whole clusters of near-duplicates. */
-#include <penstock/tune.h>
+#include "tune/score.h"
 
 #include <string.h>
 
@@ -14,6 +14,7 @@ typedef struct maker {
   pst_gateway *gateway;
   pst_store *store;
   const pst_tune_workload_options *o;
+  const pst_evals_workload *workload;
   const pst_evals_info *info;
   const pst_evals_prompt *prompt; /* NULL: nothing but the message */
   const char *layout;
@@ -24,10 +25,12 @@ typedef struct maker {
   pst_engine_tokens scratch;
   int32_t *ids; /* of all texts, one behind the other */
   size_t n_ids, ids_capacity;
-  pst_tune_text *texts; /* training's, then held-out ones */
-  size_t *starts;       /* where a text's tokens begin */
-  size_t unit;          /* texts of an example: 2 in DPO */
-  size_t n_texts, n_held_out, n_left_out;
+  pst_tune_text *texts;         /* training's, then held-out ones */
+  const pst_evals_item **items; /* of each text; NULL: it is of no item */
+  size_t *starts;               /* where a text's tokens begin */
+  size_t unit;                  /* texts of an example: 2 in DPO */
+  size_t n_texts, n_held_out, n_left_out, n_near;
+  bool *near;    /* [n_items]: near to an item that judges */
   char data[65]; /* SHA-256 over the texts */
   pst_error *err;
 } maker;
@@ -36,12 +39,10 @@ static int no_memory(const maker *m) { return pst_error_set(m->err, PST_E_NOMEM,
 
 /* ---- the plan ---- */
 
-static void write_root(const maker *m, const char *adapter, pst_json_writer *w) {
+/* How the adapter is asked, as members of a plan's node. */
+static void put_way(const maker *m, pst_json_writer *w) {
   static const pst_evals_prompt bare = {.name = {"terse", 5}};
   const pst_evals_prompt *p = m->prompt ? m->prompt : &bare;
-  pst_json_begin_object(w);
-  pst_json_member_str(w, "op", PST_STR("local"));
-  pst_json_member_str(w, "engine", PST_STR("e1"));
   pst_json_key(w, "prompt");
   pst_json_begin_object(w);
   pst_json_member_str(w, "name", p->name);
@@ -51,6 +52,13 @@ static void write_root(const maker *m, const char *adapter, pst_json_writer *w) 
   pst_json_member_str(w, "answer_key", p->answer_key);
   pst_json_end_object(w);
   pst_json_member_str(w, "layout", pst_str_from(m->layout));
+}
+
+static void write_root(const maker *m, const char *adapter, pst_json_writer *w) {
+  pst_json_begin_object(w);
+  pst_json_member_str(w, "op", PST_STR("local"));
+  pst_json_member_str(w, "engine", PST_STR("e1"));
+  put_way(m, w);
   if (m->info->n_labels) pst_json_member_str(w, "constraint", PST_STR("labels"));
   if (adapter) pst_json_member_str(w, "adapter", pst_str_from(adapter));
   pst_json_key(w, "sampling");
@@ -153,8 +161,9 @@ static int add_examples(maker *m, bool held_out, double share, size_t most) {
   for (size_t i = 0; i < m->info->n_items && n < most && !code; i++) {
     const pst_evals_item *item = &m->info->items[i];
     bool added = false;
-    if (item->part != PST_EVALS_EXAMPLES || (lot_of(m, item) < share) != held_out) continue;
+    if (item->part != PST_EVALS_EXAMPLES || m->near[i] || (lot_of(m, item) < share) != held_out) continue;
     code = add_text(m, item->input, item->expected, false, &added);
+    if (added) m->items[m->n_texts - 1] = item;
     n += added;
     m->n_left_out += !added;
   }
@@ -217,8 +226,8 @@ static int weigh_kinds(maker *m) {
 static int too_few(const maker *m, size_t n) {
   if (m->o->training.objective == PST_TUNE_SFT)
     return pst_error_set(m->err, PST_E_NO_DATA, m->info->folder,
-                         "%zu examples are too few to learn from: at least %d items must have the part \"examples\"", n,
-                         (int)MIN_TEXTS);
+                         "%zu examples are too few to learn from: at least %d items must have the part \"examples\"%s", n,
+                         (int)MIN_TEXTS, m->n_near ? " and be no near-duplicates of items that judge models" : "");
   return pst_error_set(
       m->err, PST_E_NO_DATA, m->info->folder, "%zu %s are too few to learn from: at least %d are needed", n,
       m->unit == 2 ? "pairs of a wanted and an unwanted answer" : "answers that were judged", (int)MIN_TEXTS);
@@ -227,17 +236,24 @@ static int too_few(const maker *m, size_t n) {
 static int make_texts(maker *m) {
   bool examples = m->o->training.objective == PST_TUNE_SFT;
   size_t n = 0, most = m->o->max_texts ? m->o->max_texts : SIZE_MAX;
-  for (size_t i = 0; i < m->info->n_items; i++) n += m->info->items[i].part == PST_EVALS_EXAMPLES;
+  m->near = pst_calloc(m->info->n_items + 1, sizeof *m->near);
+  int code = m->near ? pst_evals_guard_near(m->store, m->workload, m->near, m->err) : no_memory(m);
+  if (code) return code;
+  for (size_t i = 0; i < m->info->n_items; i++) {
+    n += m->info->items[i].part == PST_EVALS_EXAMPLES && !m->near[i];
+    m->n_near += m->near[i];
+  }
   double share = n ? PST_MIN(m->o->held_out_share, (double)m->o->max_held_out / (double)n) : 0;
   n = (examples ? n : 0) + 2 * m->o->n_preferences;
   m->unit = m->o->training.objective == PST_TUNE_DPO ? 2 : 1;
   m->texts = pst_calloc(n + 1, sizeof *m->texts);
   m->starts = pst_calloc(n + 1, sizeof *m->starts);
-  if (!m->texts || !m->starts) return no_memory(m);
-  int code = examples ? add_examples(m, false, share, most) : 0;
+  m->items = pst_calloc(n + 1, sizeof *m->items);
+  if (!m->texts || !m->starts || !m->items) return no_memory(m);
+  if (examples) code = add_examples(m, false, share, most);
   if (!code) code = add_preferences(m, false, most - PST_MIN(most, m->n_texts));
   size_t n_learned = m->n_texts;
-  if (!code) code = examples ? add_examples(m, true, share, SIZE_MAX) : 0;
+  if (!code && examples) code = add_examples(m, true, share, SIZE_MAX);
   if (!code) code = add_preferences(m, true, m->o->max_held_out);
   if (code) return code;
   m->n_held_out = m->n_texts - n_learned;
@@ -299,18 +315,56 @@ static int read_start(maker *m, pst_tune_options *training) {
   return 0;
 }
 
+/* ---- a sample of the held-out ones, to be answered while training ---- */
+
+/* Held-out items in an order drawn by seed, so that any number of the first is a sample. */
+static size_t draw_sample(const maker *m, pst_tune_sampled *ret) {
+  enum { MOST = 4096 };
+  size_t n = 0, order[MOST];
+  pst_random r = {m->o->training.seed, 0x73616d70u, 0};
+  for (size_t i = m->n_texts - m->n_held_out; i < m->n_texts && n < MOST; i++)
+    if (m->items[i]) order[n++] = i;
+  for (size_t i = n; i > 1; i--) {
+    size_t k = (size_t)pst_random_below(&r, i), swap = order[i - 1];
+    order[i - 1] = order[k];
+    order[k] = swap;
+  }
+  n = PST_MIN(n, (size_t)PST_TUNE_MAX_SCORED);
+  for (size_t i = 0; i < n; i++)
+    ret[i] = (pst_tune_sampled){m->texts[order[i]].tokens, m->texts[order[i]].n_given, m->items[order[i]]};
+  return n;
+}
+
+/* Trains with the sample's answers beside the loss. The engine is the one that will serve the adapter. */
+static int train(maker *m, const pst_tune_options *options, pst_engine_lora *lora, pst_tune_report *report) {
+  pst_tune_options o = *options;
+  pst_tune_sampled sampled[PST_TUNE_MAX_SCORED];
+  pst_tune_sample s = {.workload = m->workload, .plain = !strcmp(m->layout, "plain"), .items = sampled};
+  size_t n = m->n_texts - m->n_held_out;
+  s.n = draw_sample(m, sampled);
+  o.scorer = (pst_tune_scorer){pst_tune_sample_score, &s, s.n};
+  int code = pst_gateway_engine_acquire(m->gateway, m->plan, 0, &s.engine, m->err);
+  if (code) return code;
+  if (m->info->n_labels)
+    code = pst_engine_choices_create(m->model, m->info->labels, m->info->n_labels, s.plain, &s.choices, m->err);
+  if (!code) code = pst_tune_train(m->model, m->texts, n, m->texts + n, m->n_held_out, &o, lora, report, m->err);
+  pst_engine_choices_unref(s.choices);
+  pst_gateway_engine_release(m->gateway, s.engine);
+  return code;
+}
+
 /* ---- training and what becomes of it ---- */
 
 /* HOME/tune/<hash>: a run with other texts or options has another file. */
 static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out, size_t n) {
   pst_buf text = PST_BUF_INIT;
   char hash[65];
-  pst_buf_printf(&text, "%s %g %g %s %g %s %s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %llu",
+  pst_buf_printf(&text, "%s %g %g %s %g %s %s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %g %llu",
                  pst_tune_objective_name(t->objective), t->beta, t->smoothing, m->o->teacher ? m->o->teacher : "",
                  t->teacher_share, m->o->from ? m->o->from : "", m->data, m->o->model, m->layout, m->info->name,
                  t->rank, t->alpha, t->roles, t->learning_rate, t->warmup_share, t->final_share, t->clip,
                  t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds, t->patience, t->evaluations,
-                 (int)t->share_prefixes, (unsigned long long)t->seed);
+                 (int)t->share_prefixes, t->score_share, (unsigned long long)t->seed);
   if (pst_buf_status(&text)) return no_memory(m);
   pst_sha256_hex(text.data, text.n, hash);
   pst_buf_done(&text);
@@ -348,7 +402,14 @@ static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_resul
     return pst_error_set(m->err, PST_E_LIMIT, "home", "the path of the data directory is too long");
   pst_gateway_adapter adapter = {
       .name = name, .path = path, .model = m->o->model, .workload = m->info->name, .data = m->data, .run = run};
-  int code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_PROMPT, m->layout, m->err);
+  pst_buf way = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&way, false);
+  pst_json_begin_object(&w);
+  put_way(m, &w);
+  pst_json_end_object(&w);
+  int code =
+      pst_buf_status(&way) ? no_memory(m) : pst_engine_lora_set_note(lora, PST_ENGINE_LORA_PROMPT, way.data, m->err);
+  pst_buf_done(&way);
   if (!code) code = pst_engine_lora_write_gguf(lora, path, m->err);
   for (int i = 1; !code && i <= MOST_OF_A_NAME;
        i++) { /* other steps, objectives or teachers make another adapter of them */
@@ -380,13 +441,126 @@ static void describe(const maker *m, pst_tune_workload_result *r) {
   r->n_texts = (m->n_texts - m->n_held_out) / m->unit;
   r->n_held_out = m->n_held_out / m->unit;
   r->n_left_out = m->n_left_out;
+  r->n_near = m->n_near;
   r->prompt_tokens = given / (double)m->n_texts;
   r->answer_tokens = (all - given) / (double)m->n_texts;
 }
 
+/* ---- how fast training is here ---- */
+
+static int speed_name(const maker *m, pst_buf *out) {
+  int threads = m->o->training.threads;
+  pst_buf_printf(out, "tuning speed of %s, %d threads", m->o->model, threads > 0 ? threads : pst_cpu_count());
+  return pst_buf_status(out) ? no_memory(m) : 0;
+}
+
+/* Tokens a second of the last run; kept for those who want to know what a run would take. */
+static int keep_speed(const maker *m, double tokens_per_second) {
+  pst_buf name = PST_BUF_INIT;
+  char value[32];
+  int code = speed_name(m, &name);
+  int n = snprintf(value, sizeof value, "%.6g", tokens_per_second);
+  if (!code) code = pst_store_setting_set(m->store, pst_buf_str(&name), (pst_str){value, (size_t)n}, m->err);
+  pst_buf_done(&name);
+  return code;
+}
+
+static int find_speed(const maker *m, double *ret_tokens_per_second) {
+  pst_buf name = PST_BUF_INIT;
+  char *value = NULL;
+  double found = 0;
+  int code = speed_name(m, &name);
+  if (!code) {
+    code = pst_store_setting_get(m->store, pst_buf_str(&name), &value, m->err);
+    if (!code && pst_parse_double(pst_str_from(value), &found)) found = 0;
+    if (code == PST_E_NOT_FOUND) code = 0;
+  }
+  pst_free(value);
+  pst_buf_done(&name);
+  if (!code) *ret_tokens_per_second = found;
+  return code;
+}
+
+/* One step on a few texts. */
+static int probe_speed(maker *m, double *ret_tokens_per_second) {
+  enum { PROBE_TEXTS = 4 };
+  pst_tune_options o = m->o->training;
+  pst_tune_report report;
+  pst_engine_lora lora = {0};
+  o.checkpoint = NULL;
+  o.steps = 1;
+  o.batch_texts = PROBE_TEXTS;
+  int code =
+      pst_tune_train(m->model, m->texts, PST_MIN(m->n_texts, (size_t)PROBE_TEXTS), NULL, 0, &o, &lora, &report, m->err);
+  pst_engine_lora_done(&lora);
+  if (code) return code;
+  *ret_tokens_per_second = report.tokens_per_second;
+  return keep_speed(m, report.tokens_per_second);
+}
+
+/* Numbers of an adapter on all linear layers. */
+static int count_params(const maker *m, int64_t *ret_n) {
+  pst_engine_decoder d;
+  int64_t n = 0;
+  int code = pst_engine_decoder_get(m->model, &d, m->err);
+  if (code) return code;
+  for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+    size_t rows, cols;
+    pst_engine_decoder_shape(m->model, (pst_engine_role)r, &rows, &cols);
+    n += (int64_t)(rows + cols) * m->o->training.rank;
+  }
+  *ret_n = n * d.info->n_layers;
+  return 0;
+}
+
+static maker maker_of(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                      const pst_tune_workload_options *options, pst_error *err) {
+  return (maker){.gateway = gateway,
+                 .store = store,
+                 .o = options,
+                 .workload = workload,
+                 .info = pst_evals_workload_info(workload),
+                 .err = err};
+}
+
+static void maker_done(maker *m) {
+  pst_engine_lora_done(&m->start);
+  pst_engine_tokens_done(&m->scratch);
+  pst_arena_free(m->thoughts);
+  pst_engine_model_unref(m->model);
+  pst_gateway_plan_unref(m->plan);
+  pst_free(m->ids);
+  pst_free(m->texts);
+  pst_free(m->starts);
+  pst_free(m->items);
+  pst_free(m->near);
+}
+
+int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                           const pst_tune_workload_options *options, pst_tune_outlook *ret, pst_error *err) {
+  maker m = maker_of(gateway, store, workload, options, err);
+  pst_tune_workload_result r = {.plan_json = NULL};
+  pst_tune_outlook look = {.n_texts = 0};
+  int code = open_model(&m);
+  if (!code) code = count_params(&m, &look.adapter_params);
+  if (!code) code = make_texts(&m);
+  if (!code) code = find_speed(&m, &look.tokens_per_second);
+  look.probed = !code && !(look.tokens_per_second > 0);
+  if (look.probed) code = probe_speed(&m, &look.tokens_per_second);
+  if (!code) {
+    describe(&m, &r);
+    look.n_texts = m.n_texts;
+    look.prompt_tokens = r.prompt_tokens;
+    look.answer_tokens = r.answer_tokens;
+    *ret = look;
+  }
+  maker_done(&m);
+  return code;
+}
+
 int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err) {
-  maker m = {.gateway = gateway, .store = store, .o = options, .info = pst_evals_workload_info(workload), .err = err};
+  maker m = maker_of(gateway, store, workload, options, err);
   pst_tune_workload_result r = {.plan_json = NULL};
   pst_tune_options training = options->training;
   pst_engine_lora lora = {0};
@@ -400,23 +574,26 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   if (!code) code = ask_teacher(&m);
   if (!code) code = checkpoint_path(&m, &training, checkpoint, sizeof checkpoint);
   training.checkpoint = checkpoint;
-  size_t n = m.n_texts - m.n_held_out;
-  if (!code) code = pst_tune_train(m.model, m.texts, n, m.texts + n, m.n_held_out, &training, &lora, &r.report, err);
+  if (!code) code = train(&m, &training, &lora, &r.report);
   if (!code) describe(&m, &r);
   if (!code) code = keep_adapter(&m, &lora, &r);
   if (!code) code = keep_plan(&m, &r);
+  if (!code) code = keep_speed(&m, r.report.tokens_per_second);
+  if (!code && !options->leave_checkpoint)
+    (void)remove(checkpoint);
+  else if (!code && !(r.checkpoint = pst_strdup(checkpoint)))
+    code = no_memory(&m);
   if (code)
-    pst_free(r.plan_json);
+    pst_tune_workload_result_done(&r);
   else
     *ret_result = r;
   pst_engine_lora_done(&lora);
-  pst_engine_lora_done(&m.start);
-  pst_engine_tokens_done(&m.scratch);
-  pst_arena_free(m.thoughts);
-  pst_engine_model_unref(m.model);
-  pst_gateway_plan_unref(m.plan);
-  pst_free(m.ids);
-  pst_free(m.texts);
-  pst_free(m.starts);
+  maker_done(&m);
   return code;
+}
+
+void pst_tune_workload_result_done(pst_tune_workload_result *result) {
+  pst_free(result->plan_json);
+  pst_free(result->checkpoint);
+  *result = (pst_tune_workload_result){.plan_json = NULL};
 }

@@ -37,6 +37,9 @@ def test_an_adapter_and_its_plan(cli, folder, tiny, tmp_path, home):
     assert result["steps"] == 12 and result["held_out"] > 0
     assert result["examples"] + result["held_out"] == sum(i["part"] == "examples" for i in items) < len(items)
     assert result["held_out_loss"] < result["held_out_loss_before"]
+    looks = result["evaluations"]
+    assert looks[-1]["step"] == 12 and all(8 <= e["asked"] <= result["held_out"] and 0 <= e["right"] <= e["asked"] for e in looks)
+    assert {"step": result["best_step"], "held_out_loss": result["held_out_loss"], **result["score"]} in looks
     root = result["plan"]["root"]
     assert root["adapter"] == result["file"] and (home / "files" / result["file"]).is_file()
     assert root["constraint"] == "labels" and root["layout"] == "plain" and not root["prompt"].get("instruction")

@@ -32,9 +32,13 @@ typedef struct fake {
   bool slow_reference; /* the first prompt is long */
   bool
       long_answers; /* which drafts from past answers give in a third of the steps, those from the text in two thirds */
-  double classifier; /* accuracy of the one that can be trained; 0: none can */
-  double encoded;    /* the same of one that reads vectors too; 0: there is no encoder */
-  double adapter;    /* share right of the adapter that is there; 0: none is */
+  double classifier;     /* accuracy of the one that can be trained; 0: none can */
+  double encoded;        /* the same of one that reads vectors too; 0: there is no encoder */
+  double adapter;        /* share right of the adapter that is there; 0: none is */
+  bool idle_adapter;     /* one is there that changes nothing: it answers as its base does, word for word */
+  const char *reference; /* document of the plan in force, or NULL */
+  const char *outlook;   /* what tuning would be made of, or NULL */
+  bool few_plans;        /* no examples to show, so that a search takes a moment */
 } fake;
 
 static pst_evals_item items[N_ITEMS];
@@ -123,7 +127,7 @@ static int calibrate(void *state, const pst_optimizer_space *s, const pst_optimi
 /* The truth of this world: retrieved examples help, up to 8; labels help; the second model is a little better. */
 static double model_truth(const fake *f, const pst_gateway_plan *p) {
   const pst_gateway_node *n = p->root.op == PST_GATEWAY_OP_CASCADE ? &p->root.inputs[1] : &p->root;
-  if (n->adapter) return f->adapter;
+  if (n->adapter && !f->idle_adapter) return f->adapter;
   double q = 0.1 + (n->n_examples ? n->examples_fixed ? 0.1 : 0.35 + 0.05 * log2(n->n_examples) : 0);
   if (n->constraint != PST_GATEWAY_FREE) q += 0.15;
   if (!strcmp(p->engines[0].model, "large")) q += 0.05;
@@ -165,6 +169,16 @@ static int train_classifier(void *state, const pst_optimizer_model *encoder, pst
   return called(state, 1500000, err);
 }
 
+/* The same for two plans that differ by an adapter alone. */
+static uint64_t who_answers(const pst_gateway_plan *p) {
+  const pst_gateway_node *n = &p->root;
+  char text[300];
+  snprintf(text, sizeof text, "%s %s %d %s %d %d %d %d", p->engines[0].model,
+           p->engines[0].weights ? p->engines[0].weights : "", (int)p->engines[0].options.kv, n->prompt_name,
+           (int)n->layout, n->n_examples, n->examples_fixed, (int)n->constraint);
+  return pst_hash64(text, strlen(text), 0);
+}
+
 static int measure(void *state, pst_str plan_json, bool verify, const size_t *asked, size_t n, pst_buf *out,
                    pst_error *err) {
   fake *f = state;
@@ -173,7 +187,8 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *as
   if (code) return code;
   double q = truth(f, plan) -
              (verify && (plan->root.n_examples || plan->root.op != PST_GATEWAY_OP_LOCAL) ? f->verify_penalty : 0);
-  uint64_t who = pst_hash64(plan->hash, 64, 0);
+  if (f->idle_adapter && plan->root.adapter && !verify) q += 0.3; /* by luck, on the items of the search */
+  uint64_t who = f->idle_adapter ? who_answers(plan) : pst_hash64(plan->hash, 64, 0);
   pst_buf_puts(out, "{\"right\":\"");
   for (size_t i = 0; i < n; i++) pst_buf_putc(out, pst_random_unit(who, 1, asked[i]) < q ? '1' : '0');
   pst_buf_printf(out,
@@ -207,9 +222,25 @@ static int count_use(void *state, pst_buf *out, pst_error *err) {
   return called(state, 0, err);
 }
 
+static int outlook(void *state, const char *model, pst_buf *out, pst_error *err) {
+  const fake *f = state;
+  assert_string_equal(model, "small"); /* all have as many parameters here: the first */
+  pst_buf_puts(out, f->outlook);
+  return called(state, 2000000, err);
+}
+
 static pst_optimizer_world world_of(fake *f) {
-  return (pst_optimizer_world){f,       describe,  profiles, calibrate, measure,
-                               lengths, count_use, NULL,     NULL,      f->classifier > 0 ? train_classifier : NULL};
+  return (pst_optimizer_world){f,
+                               describe,
+                               profiles,
+                               calibrate,
+                               measure,
+                               lengths,
+                               count_use,
+                               NULL,
+                               NULL,
+                               f->classifier > 0 ? train_classifier : NULL,
+                               f->outlook ? outlook : NULL};
 }
 
 /* ---- a run ---- */
@@ -233,6 +264,8 @@ static const pst_optimizer_target targets[] = {{.name = "small"}, {.name = "larg
     .trained_with = "{\"layout\":\"plain\",\"prompt\":{\"name\":\"bare\",\"answer_key\":\"Label\"}}" \
   }
 static const pst_optimizer_target adapted[] = {{.name = "small"}, {.name = "large"}, TUNED};
+static const pst_optimizer_target idle[] = {
+    {.name = "small"}, {.name = "small:idle", .base = "small", .adapter = ADAPTER, .adapter_params = 50}};
 
 static const pst_optimizer_model encoder = {"vectors", ENCODER_HASH};
 
@@ -240,11 +273,16 @@ static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const ps
   outcome o = {0};
   pst_optimizer_world world = world_of(f);
   pst_optimizer_input in = {.workload = w,
-                            .targets = f->adapter > 0 ? adapted : targets,
-                            .n_targets = f->adapter > 0 ? PST_ARRAY_LEN(adapted) : PST_ARRAY_LEN(targets),
                             .encoders = &encoder,
                             .n_encoders = f->encoded > 0,
-                            .examples_index = INDEX_HASH,
+                            .targets = f->idle_adapter  ? idle
+                                       : f->adapter > 0 ? adapted
+                                                        : targets,
+                            .n_targets = f->idle_adapter  ? PST_ARRAY_LEN(idle)
+                                         : f->adapter > 0 ? PST_ARRAY_LEN(adapted)
+                                                          : PST_ARRAY_LEN(targets),
+                            .reference_plan = f->reference,
+                            .examples_index = f->few_plans ? NULL : INDEX_HASH,
                             .answers = f->long_answers ? ANSWERS_HASH : NULL,
                             .seed = seed,
                             .budget_s = 180,
@@ -751,6 +789,31 @@ static void test_a_good_adapter_is_taken(void **state) {
   outcome_done(&o);
 }
 
+/* One that changes nothing is never worse than the plan in force, and never better: whatever search items make believe, it does not take the plan's place. */
+static void test_an_idle_adapter_is_not_taken(void **state) {
+  (void)state;
+  static const char *const objectives[] = {"cost", "quality", "latency"};
+  pst_evals_info w = make_workload();
+  w.goal.quality_floor = 0.1; /* which no luck makes the plan in force miss */
+  for (size_t o = 0; o < PST_ARRAY_LEN(objectives); o++) {
+    pst_optimizer_journal first = {0}, second = {0};
+    w.goal.objective = objectives[o];
+    fake f = {.ceiling = 0.9, .few_plans = true};
+    outcome a = search(&f, &first, 2, &w);
+    assert_int_equal(a.code, 0);
+    f.reference = a.plan;
+    f.idle_adapter = true;
+    outcome b = search(&f, &second, 12, &w);
+    assert_int_equal(b.code, 0);
+    assert_non_null(strstr(b.evidence, "\"model\":\"small:idle\"")); /* it was asked */
+    if (strstr(b.plan, ADAPTER)) fail_msg("%s: %s in the place of %s", objectives[o], b.plan, a.plan);
+    pst_optimizer_journal_close(&first);
+    pst_optimizer_journal_close(&second);
+    outcome_done(&a);
+    outcome_done(&b);
+  }
+}
+
 static void test_an_adapter_costs_its_bytes(void **state) {
   (void)state;
   pst_evals_info w = make_workload();
@@ -772,6 +835,93 @@ static void test_an_adapter_costs_its_bytes(void **state) {
   assert_true(m->context_us == 100 && m->head_us == 400);
   pst_optimizer_speed_done(&speed);
   pst_optimizer_space_done(&s);
+}
+
+/* ---- advice ---- */
+
+#define OUTLOOK(examples)                                                                                        \
+  "{\"examples\":" examples ",\"records\":150,\"prompt_tokens\":20.5,\"answer_tokens\":4,\"adapter_params\":50," \
+  "\"tokens_per_second\":200,\"probed\":true,\"served\":{\"requests\":6000,\"days\":3}}"
+
+static pst_json_doc *advised(fake *f, pst_buf *ret_text) {
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j, again;
+  pst_json_doc *doc = NULL;
+  f->few_plans = true;
+  w.goal.quality_floor = 0.2;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  outcome a = search(f, &j, 3, &w);
+  assert_int_equal(a.code, 0);
+  assert_int_equal(pst_json_parse(a.evidence, strlen(a.evidence), NULL, &doc, NULL), 0);
+  assert_int_equal(pst_optimizer_summary(a.evidence, ret_text, NULL), 0);
+  assert_null(strstr(pst_buf_text(ret_text), "nan"));
+  /* A replay gives the same advice without asking. */
+  assert_int_equal(pst_optimizer_journal_open(&again, NULL, 7, false, NULL), 0);
+  copy_rows(&j, &again);
+  again.replay = true;
+  fake nobody = {.forbidden = true, .adapter = f->adapter, .ceiling = f->ceiling, .few_plans = true};
+  outcome b = search(&nobody, &again, 3, &w);
+  assert_int_equal(b.code, 0);
+  assert_string_equal(a.evidence, b.evidence);
+  pst_optimizer_journal_close(&again);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&a);
+  outcome_done(&b);
+  return doc;
+}
+
+static double advice(const pst_json_doc *doc, const char *key) {
+  return pst_json_double(pst_json_get(pst_json_get(pst_json_root(doc), "tuning"), key), NAN);
+}
+
+static void test_tuning_is_proposed(void **state) {
+  (void)state;
+  pst_buf text = PST_BUF_INIT;
+  fake f = {.ceiling = 0.9, .outlook = OUTLOOK("60")};
+  pst_json_doc *doc = advised(&f, &text);
+  const pst_json *tuning = pst_json_get(pst_json_root(doc), "tuning");
+  assert_true(pst_str_is(pst_json_str(pst_json_get(tuning, "verdict")), "proposed"));
+  assert_non_null(strstr(text.data, "penstock turn . --tune-model small"));
+  /* Prompts here have 60 tokens and more; 20 and an adapter of a twentieth of the model are cheaper. The rest by hand: */
+  double now = advice(doc, "request_nusd_now"), then = advice(doc, "request_nusd");
+  assert_true(then > 0 && then < now && fabs(advice(doc, "cost_ratio") - then / now) < 1e-9);
+  assert_true(fabs(now - pst_json_double(pst_json_path(pst_json_root(doc), "plan.estimate.request_nusd"), 0)) <
+              1e-3 * now);
+  assert_true(fabs(advice(doc, "train_s") - 210 * 24.5 * 8 / 200) < 1e-6);
+  assert_true(fabs(advice(doc, "train_nusd") - (210 * 24.5 * 8 / 200 + 180) / 3600 * 1e8) < 1);
+  assert_true(fabs(advice(doc, "monthly_requests") - 60000) < 1e-6); /* 6,000 in 3 days */
+  assert_true(fabs(advice(doc, "payback_days") - 30 * advice(doc, "train_nusd") / (60000 * (now - then))) < 1e-6);
+  pst_buf_done(&text);
+  pst_json_free(doc);
+}
+
+static void test_tuning_is_not_proposed(void **state) {
+  (void)state;
+  const struct {
+    fake f;
+    const char *verdict, *text;
+  } cases[] = {
+      {{.ceiling = 0.9, .outlook = OUTLOOK("40")}, "too_few_examples", "too few, 200 are wanted"},
+      {{.ceiling = 0.9, .outlook = "{\"examples\":900,\"records\":0,\"why_not\":\"odd is not tuned here\"}"},
+       "impossible",
+       "it cannot be: odd is not tuned here"},
+      {{.ceiling = 0.65, .adapter = 0.93, .outlook = OUTLOOK("400")}, "tuned_already", "the plan is tuned"},
+      {{.ceiling = 0.9,
+        .outlook = "{\"examples\":900,\"records\":0,\"prompt_tokens\":4000,\"answer_tokens\":40,"
+                   "\"adapter_params\":50,\"tokens_per_second\":200}"},
+       "no_gain",
+       "no gain is expected"},
+  };
+  for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++) {
+    pst_buf text = PST_BUF_INIT;
+    fake f = cases[i].f;
+    pst_json_doc *doc = advised(&f, &text);
+    pst_str verdict = pst_json_str(pst_json_path(pst_json_root(doc), "tuning.verdict"));
+    if (!pst_str_is(verdict, cases[i].verdict)) fail_msg("%s: %.*s", cases[i].verdict, (int)verdict.n, verdict.data);
+    assert_non_null(strstr(text.data, cases[i].text));
+    pst_buf_done(&text);
+    pst_json_free(doc);
+  }
 }
 
 static void test_replay_without_the_measurement_fails(void **state) {
@@ -955,7 +1105,10 @@ int main(void) {
       cmocka_unit_test(test_adapters_are_models_of_their_own),
       cmocka_unit_test(test_an_adapter_costs_its_bytes),
       cmocka_unit_test(test_a_good_adapter_is_taken),
+      cmocka_unit_test(test_an_idle_adapter_is_not_taken),
       cmocka_unit_test(test_a_cascade_costs_what_is_left),
+      cmocka_unit_test(test_tuning_is_proposed),
+      cmocka_unit_test(test_tuning_is_not_proposed),
       cmocka_unit_test(test_finds_and_replays),
       cmocka_unit_test(test_drafts_from_past_answers_are_chosen),
       cmocka_unit_test(test_a_good_classifier_is_all_that_is_needed),

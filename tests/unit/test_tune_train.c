@@ -131,12 +131,23 @@ static void test_stopped_and_resumed(void **state) {
     pst_error err = PST_ERROR_INIT;
     code = train(&o, 4, &got, &report, &err);
     assert_true(code == 0 || code == PST_E_CANCELLED);
-    assert_int_equal(pst_file_exists(checkpoint), code != 0);
+    assert_true(pst_file_exists(checkpoint));
     o.threads = 1 + n_sessions % 2;
     n_sessions++;
   } while (code && n_sessions < 50);
   assert_in_range(n_sessions, 8, 12);
   assert_int_equal(report.n_steps, STEPS);
+  assert_same(&want, &got);
+  pst_engine_lora_done(&got);
+  /* The end is in the checkpoint, too: who was killed before the adapter was safe asks again, and nothing is trained. */
+  pst_error err = PST_ERROR_INIT;
+  pst_tune_report again;
+  asked = 0;
+  assert_int_equal(train(&o, 4, &got, &again, &err), 0);
+  assert_int_equal(asked, 0);
+  assert_int_equal(again.n_tokens, report.n_tokens);
+  assert_int_equal(again.best_step, report.best_step);
+  assert_true(again.tokens_per_second > 0);
   assert_same(&want, &got);
   pst_engine_lora_done(&want);
   pst_engine_lora_done(&got);
@@ -219,6 +230,117 @@ static void test_early_stop(void **state) {
   pst_engine_lora_done(&lora);
   pst_engine_lora_done(&other);
   make_texts();
+}
+
+/* ---- the sample's answers ---- */
+
+typedef struct script {
+  uint64_t right[16]; /* by call */
+  size_t n_calls, n_asked[16];
+  useconds_t item_us;
+} script;
+
+static int scripted(void *user, const pst_engine_lora *adapter, size_t n, uint64_t *ret_right, pst_error *err) {
+  script *s = user;
+  (void)err;
+  assert_int_equal(adapter->n_targets, 3 * PST_ENGINE_ROLE_COUNT);
+  (void)usleep((useconds_t)n * s->item_us);
+  s->n_asked[s->n_calls] = n;
+  *ret_right = s->right[s->n_calls++];
+  return 0;
+}
+
+/* Losses fall to the end here; answers say otherwise. 30 steps are looked at after 7, 14, 21, 28 and 30. */
+static void test_answers_decide(void **state) {
+  (void)state;
+  const struct {
+    uint64_t right[5];
+    int64_t best_step;
+  } cases[] = {
+      {{0, 0xffff, 0xff, 0xff, 0xff}, 14},          /* eight fewer are no chance */
+      {{0, 0xffff, 0xffff, 0xffff, 0xffff}, STEPS}, /* as many: the loss */
+      {{0, 0xffff, 0x7fff, 0x7fff, 0x7fff}, STEPS}, /* one fewer: the loss */
+      {{0, 0xff, 0xff00, 0xff00, 0xff00}, STEPS},   /* others, but as many: the loss */
+      {{0, 0xff, 0x1f, 0x3ff, 0x3}, 28},            /* up again */
+      {{0xffff, 0xff, 0xf, 0x3, 0x1}, 7},
+  };
+  for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++) {
+    script s = {.n_calls = 0};
+    pst_engine_lora lora;
+    pst_tune_report report;
+    pst_tune_options o = options_of(NULL);
+    memcpy(s.right, cases[i].right, sizeof cases[i].right);
+    o.scorer = (pst_tune_scorer){scripted, &s, 20};
+    must_train(&o, &lora, &report);
+    assert_int_equal(s.n_calls, 5);
+    assert_int_equal(s.n_asked[4], 20);
+    assert_int_equal(report.n_evaluations, 5);
+    assert_int_equal(report.best_step, cases[i].best_step);
+    assert_int_equal(report.best.step, cases[i].best_step);
+    assert_true(report.evaluations[4].loss < report.evaluations[0].loss);
+    for (size_t k = 0; k < 5; k++)
+      if (report.evaluations[k].step == report.best.step)
+        assert_true(report.held_out_loss == report.evaluations[k].loss &&
+                    report.best.n_right == report.evaluations[k].n_right && report.best.n_asked == 20);
+    pst_engine_lora_done(&lora);
+  }
+}
+
+/* What was answered is in the checkpoint: stopped between two looks, the same adapter is taken. */
+static void test_answers_are_kept(void **state) {
+  (void)state;
+  const char *checkpoint = test_temp_path(test_dir, "answers");
+  const uint64_t right[] = {0, 0xffff, 0xff, 0xff, 0xff};
+  script whole = {.n_calls = 0}, broken = {.n_calls = 0};
+  pst_engine_lora want, got = {0};
+  pst_tune_report report;
+  pst_tune_options o = options_of(NULL);
+  memcpy(whole.right, right, sizeof right);
+  memcpy(broken.right, right, sizeof right);
+  o.scorer = (pst_tune_scorer){scripted, &whole, 20};
+  must_train(&o, &want, &report);
+  o.checkpoint = checkpoint;
+  o.cancelled = at_every_fourth;
+  o.scorer.user = &broken;
+  int code = PST_E_CANCELLED;
+  for (int i = 0; i < 50 && code; i++) {
+    pst_error err = PST_ERROR_INIT;
+    code = train(&o, 4, &got, &report, &err);
+  }
+  assert_int_equal(code, 0);
+  assert_int_equal(broken.n_calls, 5);
+  assert_int_equal(report.best_step, 14);
+  assert_same(&want, &got);
+  pst_engine_lora_done(&want);
+  pst_engine_lora_done(&got);
+}
+
+/* Where time is the measure answers take their share of it and no more, the last look among them; where a share is too little, none are asked for. */
+static void test_answers_take_their_share(void **state) {
+  (void)state;
+  script s = {.item_us = 2000};
+  pst_engine_lora lora;
+  pst_tune_report report;
+  pst_tune_options o = options_of(NULL);
+  o.steps = 0;
+  o.max_epochs = 1000000;
+  o.seconds = 1;
+  o.score_share = 0.2; /* of a second: a hundred answers */
+  o.scorer = (pst_tune_scorer){scripted, &s, PST_TUNE_MAX_SCORED};
+  must_train(&o, &lora, &report);
+  pst_engine_lora_done(&lora);
+  assert_true(report.score_seconds <= 0.25);
+  assert_int_equal(s.n_asked[0], 4);
+  assert_in_range(s.n_asked[1], 8, 25);
+  assert_in_range(s.n_calls, 2, 8);
+  assert_true(report.evaluations[report.n_evaluations - 1].n_asked > 0);
+  s = (script){.item_us = 2000};
+  o.score_share = 0.01;
+  o.seconds = 0.5;
+  must_train(&o, &lora, &report);
+  pst_engine_lora_done(&lora);
+  assert_int_equal(s.n_calls, 1);
+  assert_int_equal(report.best.n_asked, 0);
 }
 
 static void test_time(void **state) {
@@ -330,10 +452,17 @@ static void test_schedule(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_learns),     cmocka_unit_test(test_stopped_and_resumed),
-                                     cmocka_unit_test(test_killed),     cmocka_unit_test(test_damaged_checkpoint),
-                                     cmocka_unit_test(test_early_stop), cmocka_unit_test(test_time),
-                                     cmocka_unit_test(test_refused),    cmocka_unit_test(test_schedule),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_learns),
+                                     cmocka_unit_test(test_stopped_and_resumed),
+                                     cmocka_unit_test(test_killed),
+                                     cmocka_unit_test(test_damaged_checkpoint),
+                                     cmocka_unit_test(test_early_stop),
+                                     cmocka_unit_test(test_time),
+                                     cmocka_unit_test(test_answers_decide),
+                                     cmocka_unit_test(test_answers_are_kept),
+                                     cmocka_unit_test(test_answers_take_their_share),
+                                     cmocka_unit_test(test_refused),
+                                     cmocka_unit_test(test_schedule),
                                      cmocka_unit_test(test_teacher)};
   return cmocka_run_group_tests(tests, set_up, test_dir_close);
 }
