@@ -395,12 +395,14 @@ static void put_prompted(pst_buf *out, const pst_json *e) {
 }
 
 static void put_tuning_cost(pst_buf *out, const pst_json *t) {
+  double ratio = number(t, "cost_ratio");
   pst_buf_puts(out, "  a tuned request ");
   put_usd(out, number(t, "request_nusd"));
   pst_buf_printf(out, " expected (%.0f + %.0f tokens), against ", number(t, "prompt_tokens"),
                  number(t, "answer_tokens"));
   put_usd(out, number(t, "request_nusd_now"));
-  pst_buf_printf(out, ": %.3g%% of it, however often it is right\n", 100 * number(t, "cost_ratio"));
+  pst_buf_printf(out, ": %.3g%s, however often it is right\n", ratio < 1 ? 100 * ratio : ratio,
+                 ratio < 1 ? "% of it" : " times it");
   pst_buf_printf(out, "  training        %.0f min at %.0f tokens/s (%s), ", number(t, "train_s") / 60,
                  number(t, "tokens_per_second"),
                  pst_json_bool(pst_json_path(t, "probed"), false) ? "one step, timed" : "as the last time");
@@ -426,7 +428,7 @@ static void put_tuning(pst_buf *out, const pst_json *e) {
   }
   pst_buf_printf(out, " on %.0f examples and %.0f records: ", number(t, "examples"), number(t, "records"));
   if (is(t, "verdict", "proposed")) pst_buf_puts(out, "proposed\n");
-  if (is(t, "verdict", "no_gain")) pst_buf_puts(out, "no gain is expected, the plan is as cheap already\n");
+  if (is(t, "verdict", "no_gain")) pst_buf_puts(out, "no gain is expected, the plan costs no more\n");
   if (is(t, "verdict", "tuned_already"))
     pst_buf_puts(out, "the plan is tuned; a further turn learns from what came since\n");
   if (is(t, "verdict", "too_few_examples"))
