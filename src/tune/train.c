@@ -171,12 +171,19 @@ static void hash_texts(pst_sha256 *s, const pst_tune_text *texts, size_t n) {
 /* What a checkpoint is of: texts, what of the options changes numbers, the start, and the model by a row of every layer. */
 static void make_key(trainer *t) {
   const pst_tune_options *o = t->o;
-  const double numbers[] = {o->rank,        o->alpha,        o->roles,          o->learning_rate, o->warmup_share,
-                            o->final_share, o->weight_decay, o->beta1,          o->beta2,         o->epsilon,
-                            o->clip,        o->batch_texts,  o->max_epochs,     (double)o->steps, o->seconds,
-                            o->patience,    o->evaluations,  o->share_prefixes, o->in_order,      o->max_tokens,
-                            o->objective,   o->beta,         o->smoothing,      o->teacher_share, o->score_share,
-                            (double)(o->scorer.score ? o->scorer.n : 0)};
+  const double numbers[] = {o->rank,         o->alpha,
+                            o->roles,        o->learning_rate,
+                            o->warmup_share, o->final_share,
+                            o->weight_decay, o->beta1,
+                            o->beta2,        o->epsilon,
+                            o->clip,         o->batch_texts,
+                            o->max_epochs,   (double)o->steps,
+                            o->seconds,      o->patience,
+                            o->evaluations,  o->share_prefixes,
+                            o->in_order,     o->max_tokens,
+                            o->objective,    o->beta,
+                            o->smoothing,    o->teacher_share,
+                            o->score_share,  (double)(o->scorer.score ? o->scorer.n : 0)};
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);

@@ -226,8 +226,8 @@ static int weigh_kinds(maker *m) {
 static int too_few(const maker *m, size_t n) {
   if (m->o->training.objective == PST_TUNE_SFT)
     return pst_error_set(m->err, PST_E_NO_DATA, m->info->folder,
-                         "%zu examples are too few to learn from: at least %d items must have the part \"examples\"%s", n,
-                         (int)MIN_TEXTS, m->n_near ? " and be no near-duplicates of items that judge models" : "");
+                         "%zu examples are too few to learn from: at least %d items must have the part \"examples\"%s",
+                         n, (int)MIN_TEXTS, m->n_near ? " and be no near-duplicates of items that judge models" : "");
   return pst_error_set(
       m->err, PST_E_NO_DATA, m->info->folder, "%zu %s are too few to learn from: at least %d are needed", n,
       m->unit == 2 ? "pairs of a wanted and an unwanted answer" : "answers that were judged", (int)MIN_TEXTS);

@@ -1,6 +1,7 @@
 /* Learning by preference: losses and their derivatives, answers to other prompts, and the course of DPO and KTO on a tiny model: rewards part, the same adapter however
  * often training was stopped, and from an adapter as from the base. */
 #include <math.h>
+#include <stdio.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -208,6 +209,7 @@ static void stopped_and_resumed(void **state) {
     assert_in_range(n_sessions, 3, 12);
     assert_same(&want, &got);
     assert_memory_equal(&whole.margin, &report.margin, sizeof report.margin);
+    assert_int_equal(remove(checkpoint), 0); /* the caller's, once it has what came */
     pst_engine_lora_done(&want);
     pst_engine_lora_done(&got);
   }
