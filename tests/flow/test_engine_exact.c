@@ -298,7 +298,7 @@ static void test_gemma3_long(void **state) {
 
 static void test_llama_mixes(void **state) {
   (void)state;
-  run_model("PENSTOCK_TEST_SMOLLM2", test_scale(100, 4, 1000));
+  run_model("PENSTOCK_TEST_SMOLLM2", test_scale(60, 4, 1000));
 }
 
 static void test_gemma3_mixes(void **state) {
