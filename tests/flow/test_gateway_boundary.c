@@ -13,15 +13,10 @@
 
 #include "engine/model.h"
 #include "gateway/prompt.h"
+#include "support/ok.h"
 #include "support/temp.h"
 
 static pst_error err;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 
 typedef struct fixture {
   pst_engine_model *model;

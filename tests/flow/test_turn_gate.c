@@ -17,6 +17,7 @@
 #include <sqlite3.h>
 
 #include "support/gateway.h"
+#include "support/ok.h"
 #include "support/scale.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
@@ -25,12 +26,6 @@ enum { N_EXAMPLES = 96, N_SEARCH = 40, N_VERIFY = 120, N_ITEMS = N_EXAMPLES + N_
 
 static char model[300], model_hash[65];
 static pst_error err = PST_ERROR_INIT;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 
 /* ---- a workload ---- */
 

@@ -148,24 +148,39 @@ static double compare(const setting *s, const pst_json *rows, const double *grad
 OPEN(f32, float)
 OPEN(f64, double)
 
+/* A loss and its derivatives in double and in float, held against PyTorch's; the nets are closed. */
+typedef struct outcome {
+  const char *what;
+  double want, in_double, in_float; /* losses */
+  double loss_bound, apart_bound;   /* in float; in double 1e-6 and 1e-5 */
+} outcome;
+
+static void expect(setting *s, const pst_json *golden, const outcome *o, pst_tune_net_f64 *exact,
+                   pst_tune_net_f32 *net) {
+  const pst_json *rows = pst_json_get(golden, "derivatives");
+  pst_str name = pst_json_str(pst_json_get(golden, "name"));
+  double apart = close_f64(s, rows, exact), apart_float = close_f32(s, rows, net);
+  double off = fabs(o->in_double / o->want - 1), off_float = fabs(o->in_float / o->want - 1);
+  print_message("%s%-12.*s loss %.1e (float %.1e), derivatives %.1e (float %.1e) apart\n", o->what, (int)name.n,
+                name.data, off, off_float, apart, apart_float);
+  assert_true(off < 1e-6);
+  assert_true(apart < 1e-5);
+  assert_true(off_float < o->loss_bound);
+  assert_true(apart_float < o->apart_bound);
+}
+
 static void check_model(const pst_json *golden, const char *path) {
   setting s = {0};
   set_up(&s, golden, path);
   const pst_json *rows = pst_json_get(golden, "derivatives");
   assert_int_equal(pst_json_size(rows), s.model.n_layers * PST_ENGINE_ROLE_COUNT * 2);
-  double loss = pst_json_double(pst_json_get(golden, "loss"), NAN), in_double, in_float;
+  outcome o = {
+      .what = "", .want = pst_json_double(pst_json_get(golden, "loss"), NAN), .loss_bound = 1e-5, .apart_bound = 2e-4};
   pst_tune_net_f64 *exact = open_f64(&s, true, rows);
-  pst_tune_net_run_f64(exact, &s.batch, 1, &in_double);
+  pst_tune_net_run_f64(exact, &s.batch, 1, &o.in_double);
   pst_tune_net_f32 *net = open_f32(&s, true, rows);
-  pst_tune_net_run_f32(net, &s.batch, 1, &in_float);
-  double apart = close_f64(&s, rows, exact), apart_float = close_f32(&s, rows, net);
-  print_message("%-12.*s loss %.1e (float %.1e), derivatives %.1e (float %.1e) apart\n",
-                (int)pst_json_str(pst_json_get(golden, "name")).n, pst_json_str(pst_json_get(golden, "name")).data,
-                fabs(in_double / loss - 1), fabs(in_float / loss - 1), apart, apart_float);
-  assert_true(fabs(in_double / loss - 1) < 1e-6);
-  assert_true(apart < 1e-5);
-  assert_true(fabs(in_float / loss - 1) < 1e-5);
-  assert_true(apart_float < 2e-4);
+  pst_tune_net_run_f32(net, &s.batch, 1, &o.in_float);
+  expect(&s, golden, &o, exact, net);
   tear_down(&s);
 }
 
@@ -258,15 +273,9 @@ static void check_preferences(const pst_json *golden, const char *path) {
     pst_tune_net_run_weighed_f64(exact, &p.s.batch, 1 / (double)n, pst_tune_weigh, &w);
     pst_tune_net_f32 *net = open_f32(&p.s, true, rows);
     pst_tune_net_run_weighed_f32(net, &p.s.batch, 1 / (double)n, pst_tune_weigh, &v);
-    double apart = close_f64(&p.s, rows, exact), apart_float = close_f32(&p.s, rows, net);
-    print_message("%s %-12.*s point %.2f, loss %.1e (float %.1e), derivatives %.1e (float %.1e) apart\n",
-                  pst_tune_objective_name(p.w.objective), (int)pst_json_str(pst_json_get(golden, "name")).n,
-                  pst_json_str(pst_json_get(golden, "name")).data, w.point, fabs(w.loss / (double)n / want - 1),
-                  fabs(v.loss / (double)n / want - 1), apart, apart_float);
-    assert_true(fabs(w.loss / (double)n / want - 1) < 1e-6);
-    assert_true(apart < 1e-5);
-    assert_true(fabs(v.loss / (double)n / want - 1) < 1e-4);
-    assert_true(apart_float < 5e-4);
+    char what[32];
+    (void)snprintf(what, sizeof what, "%s at %.2f ", pst_tune_objective_name(p.w.objective), w.point);
+    expect(&p.s, golden, &(outcome){what, want, w.loss / (double)n, v.loss / (double)n, 1e-4, 5e-4}, exact, net);
     assert_int_equal(w.rewards.n, n);
     assert_int_equal(w.rewards.n_wanted + w.rewards.n_unwanted, p.n);
   }
@@ -281,7 +290,10 @@ static void check_distilled(const pst_json *golden, const char *path) {
   float probabilities[MAX_TOKENS];
   set_up(&s, golden, path);
   const pst_json *rows = pst_json_get(golden, "derivatives"), *likely = pst_json_get(golden, "ids");
-  double want = pst_json_double(pst_json_get(golden, "loss"), NAN), in_double, in_float;
+  outcome o = {.what = "distilled ",
+               .want = pst_json_double(pst_json_get(golden, "loss"), NAN),
+               .loss_bound = 1e-4,
+               .apart_bound = 2e-4};
   pst_tune_teacher teacher = {(int)pst_json_int(pst_json_get(golden, "k"), 0), ids, probabilities};
   pst_tune_text text = {.tokens = tokens,
                         .n = (size_t)pst_json_int(pst_json_get(golden, "n"), 0),
@@ -299,18 +311,11 @@ static void check_distilled(const pst_json *golden, const char *path) {
   batch_of(&s.batch, &text, 1, false);
   pst_tune_net_f64 *exact = open_f64(&s, true, rows);
   exact->teacher_share = pst_json_double(pst_json_get(golden, "share"), NAN);
-  pst_tune_net_run_f64(exact, &s.batch, 1, &in_double);
+  pst_tune_net_run_f64(exact, &s.batch, 1, &o.in_double);
   pst_tune_net_f32 *net = open_f32(&s, true, rows);
   net->teacher_share = exact->teacher_share;
-  pst_tune_net_run_f32(net, &s.batch, 1, &in_float);
-  double apart = close_f64(&s, rows, exact), apart_float = close_f32(&s, rows, net);
-  print_message("distilled %-12.*s loss %.1e (float %.1e), derivatives %.1e (float %.1e) apart\n",
-                (int)pst_json_str(pst_json_get(golden, "name")).n, pst_json_str(pst_json_get(golden, "name")).data,
-                fabs(in_double / want - 1), fabs(in_float / want - 1), apart, apart_float);
-  assert_true(fabs(in_double / want - 1) < 1e-6);
-  assert_true(apart < 1e-5);
-  assert_true(fabs(in_float / want - 1) < 1e-4);
-  assert_true(apart_float < 2e-4);
+  pst_tune_net_run_f32(net, &s.batch, 1, &o.in_float);
+  expect(&s, golden, &o, exact, net);
   tear_down(&s);
 }
 

@@ -281,3 +281,16 @@ void test_tiny_write(const char *path, const test_tiny *options) {
   if (pst_engine_gguf_writer_finish(m.w, &err)) abort();
   pst_engine_gguf_writer_free(m.w);
 }
+
+void test_gguf_copy_tensors(pst_engine_gguf_writer *writer, const pst_engine_gguf *gguf) {
+  pst_error err = PST_ERROR_INIT;
+  size_t n = pst_engine_gguf_n_tensors(gguf);
+  for (size_t i = 0; i < n; i++) {
+    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(gguf, i);
+    pst_engine_gguf_writer_add_tensor(writer, t->name, t->type, t->n_dims, t->dims);
+  }
+  for (size_t i = 0; i < n; i++) {
+    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(gguf, i);
+    if (pst_engine_gguf_writer_write(writer, t->data, t->bytes, &err)) abort();
+  }
+}

@@ -26,6 +26,8 @@ void test_tiny_write(const char *path, const test_tiny *options);
 /* Element i of a tensor by its name: 64 random bits, and a number in [-1, 1) from their upper 24. tools/golden_architectures.py makes the same. */
 uint64_t test_tiny_bits(const char *name, uint64_t seed, uint64_t i);
 float test_tiny_element(const char *name, uint64_t seed, uint64_t i);
+/* All tensors of a file, declared and written; what is left is to finish. Aborts on failure. */
+void test_gguf_copy_tensors(pst_engine_gguf_writer *writer, const pst_engine_gguf *gguf);
 /* The keys of these models' tokenizer and its ChatML template. */
 void test_tiny_put_tokenizer(pst_engine_gguf_writer *writer);
 

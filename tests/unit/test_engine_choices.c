@@ -11,16 +11,11 @@
 
 #include "engine/choices.h"
 #include "engine/model.h"
+#include "support/ok.h"
 #include "support/temp.h"
 #include "support/vocab.h"
 
 static pst_error err;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 
 static const char *const labels[] = {"late_delivery", "late", "Refund", "x", "42", "{\"a\": 1}", "\xC3\x89t\xC3\xA9"};
 

@@ -15,6 +15,7 @@
 
 #include "engine/gguf.h"
 #include "support/temp.h"
+#include "support/tiny_model.h"
 #include "support/vocab.h"
 
 /* ---- files by hand ------------------------------------------------------------------------------------------------ */
@@ -212,14 +213,7 @@ static void test_copy_with_overrides(void **state) {
   pst_engine_gguf_writer_copy_values(w, g);
   pst_engine_gguf_writer_put_u32(w, "test.u32", 8);
   pst_engine_gguf_writer_put_u32(w, "test.new", 9);
-  for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
-    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
-    pst_engine_gguf_writer_add_tensor(w, t->name, t->type, t->n_dims, t->dims);
-  }
-  for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
-    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
-    assert_int_equal(pst_engine_gguf_writer_write(w, t->data, t->bytes, &err), 0);
-  }
+  test_gguf_copy_tensors(w, g);
   assert_false(pst_file_exists(copy)); /* nothing under its name before finish */
   assert_int_equal(pst_engine_gguf_writer_finish(w, &err), 0);
   pst_engine_gguf_writer_free(w);

@@ -13,6 +13,7 @@
 
 #include "engine/gguf.h"
 #include "engine/safetensors.h"
+#include "support/lora.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
 
@@ -46,16 +47,7 @@ static pst_engine_lora example(bool everywhere) {
 static void assert_same(const pst_engine_lora *x, const pst_engine_lora *y) {
   assert_string_equal(x->architecture, y->architecture);
   assert_true(x->alpha == y->alpha);
-  assert_int_equal(x->n_targets, y->n_targets);
-  for (size_t i = 0; i < x->n_targets; i++) {
-    const pst_engine_lora_target *a = &x->targets[i], *b = &y->targets[i];
-    assert_string_equal(a->name, b->name);
-    assert_int_equal(a->rank, b->rank);
-    assert_int_equal(a->n_in, b->n_in);
-    assert_int_equal(a->n_out, b->n_out);
-    assert_memory_equal(a->a, b->a, (size_t)(a->rank * a->n_in) * sizeof *a->a);
-    assert_memory_equal(a->b, b->b, (size_t)(a->rank * a->n_out) * sizeof *a->b);
-  }
+  test_lora_assert_same(x, y);
   for (size_t k = 0; k < PST_ENGINE_LORA_NOTES; k++)
     if (x->notes[k])
       assert_string_equal(x->notes[k], y->notes[k]);

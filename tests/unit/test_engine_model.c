@@ -240,14 +240,7 @@ static void write_renamed(const char *in, const char *out) {
   assert_int_equal(pst_engine_gguf_writer_create(out, 32, &w, &err), 0);
   pst_engine_gguf_writer_copy_values(w, g);
   pst_engine_gguf_writer_put_strs(w, "tokenizer.ggml.tokens", texts, tokens->n);
-  for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
-    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
-    pst_engine_gguf_writer_add_tensor(w, t->name, t->type, t->n_dims, t->dims);
-  }
-  for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
-    const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
-    assert_int_equal(pst_engine_gguf_writer_write(w, t->data, t->bytes, &err), 0);
-  }
+  test_gguf_copy_tensors(w, g);
   assert_int_equal(pst_engine_gguf_writer_finish(w, &err), 0);
   pst_engine_gguf_writer_free(w);
   pst_engine_gguf_close(g);

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "support/gateway.h"
+#include "support/ok.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
 
@@ -24,12 +25,6 @@ static pst_evals_workload *workload;
 static char model_path[512];
 static char ids[N_RECORDS][80];
 static int n_ids;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 
 /* Texts that share few words. */
 static void text_of(int i, const char *kind, char out[96]) {

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "support/gateway.h"
+#include "support/ok.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
 
@@ -25,12 +26,6 @@
 
 static test_gateway shared;
 static pst_error err;
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 
 static int open_shared(void **state) {
   (void)state;

@@ -12,6 +12,7 @@
 
 #include "gateway/bm25.h"
 #include "gateway/prompt.h"
+#include "support/ok.h"
 #include "support/temp.h"
 
 static pst_error err;
@@ -37,11 +38,6 @@ static int tear_down(void **state) {
   return 0;
 }
 
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 #define EXAMPLE(id, input, answer)                                                \
   {                                                                               \
     {id, sizeof id - 1}, {input, sizeof input - 1}, { answer, sizeof answer - 1 } \

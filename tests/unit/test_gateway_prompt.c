@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "gateway/prompt.h"
+#include "support/ok.h"
 #include "support/temp.h"
 
 static pst_error err;
@@ -20,11 +21,6 @@ typedef struct fixture {
   pst_gateway_index *index;
 } fixture;
 
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 #define EXAMPLE(id, input, answer)                                                \
   {                                                                               \
     {id, sizeof id - 1}, {input, sizeof input - 1}, { answer, sizeof answer - 1 } \

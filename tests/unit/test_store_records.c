@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "support/ok.h"
 #include "support/temp.h"
 
 static const pst_str NONE = {NULL, 0};
@@ -40,12 +41,6 @@ static int tear_down(void **state) {
 }
 
 static pst_store *store_of(void **state) { return ((fixture *)*state)->store; }
-
-#define OK(call)                                                                \
-  do {                                                                          \
-    int code_ = (call);                                                         \
-    if (code_) fail_msg("%s: %d %s: %s", #call, code_, err.place, err.message); \
-  } while (0)
 
 static int count(void *user) { return ++*(int *)user, 0; }
 

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "support/golden_model.h"
+#include "support/lora.h"
 #include "support/temp.h"
 #include "tune/preference.h"
 
@@ -134,15 +135,6 @@ static void must_train(const pst_tune_options *o, pst_engine_lora *lora, pst_tun
   if (train(o, lora, report, &err)) fail_msg("%s: %s", err.place, err.message);
 }
 
-static void assert_same(const pst_engine_lora *a, const pst_engine_lora *b) {
-  assert_int_equal(a->n_targets, b->n_targets);
-  for (size_t i = 0; i < a->n_targets; i++) {
-    const pst_engine_lora_target *x = &a->targets[i], *y = &b->targets[i];
-    assert_memory_equal(x->a, y->a, (size_t)x->rank * (size_t)x->n_in * sizeof(float));
-    assert_memory_equal(x->b, y->b, (size_t)x->rank * (size_t)x->n_out * sizeof(float));
-  }
-}
-
 static int n_told;
 static double first_loss, last_margin, last_accuracy;
 static void on_progress(void *user, const pst_tune_progress *p) {
@@ -173,7 +165,7 @@ static void rewards_part(void **state) {
     o.threads = 1;
     o.max_tokens = 40; /* examples by ones */
     must_train(&o, &other, &again);
-    assert_same(&lora, &other);
+    test_lora_assert_same(&lora, &other);
     pst_engine_lora_done(&other);
     o.share_prefixes = true; /* other roundings, the same course */
     must_train(&o, &other, &again);
@@ -207,7 +199,7 @@ static void stopped_and_resumed(void **state) {
       assert_true(code == 0 || code == PST_E_CANCELLED);
     } while (code && ++n_sessions < 50);
     assert_in_range(n_sessions, 3, 12);
-    assert_same(&want, &got);
+    test_lora_assert_same(&want, &got);
     assert_memory_equal(&whole.margin, &report.margin, sizeof report.margin);
     assert_int_equal(remove(checkpoint), 0); /* the caller's, once it has what came */
     pst_engine_lora_done(&want);

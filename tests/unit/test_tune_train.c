@@ -14,6 +14,7 @@
 #include <penstock/tune.h>
 
 #include "support/golden_model.h"
+#include "support/lora.h"
 #include "support/temp.h"
 #include "tune/adam.h"
 #include "tune/distill.h"
@@ -73,16 +74,6 @@ static void must_train(const pst_tune_options *o, pst_engine_lora *lora, pst_tun
   if (train(o, 4, lora, report, &err)) fail_msg("%s: %s", err.place, err.message);
 }
 
-static void assert_same(const pst_engine_lora *a, const pst_engine_lora *b) {
-  assert_int_equal(a->n_targets, b->n_targets);
-  for (size_t i = 0; i < a->n_targets; i++) {
-    const pst_engine_lora_target *x = &a->targets[i], *y = &b->targets[i];
-    assert_string_equal(x->name, y->name);
-    assert_memory_equal(x->a, y->a, (size_t)x->rank * (size_t)x->n_in * sizeof(float));
-    assert_memory_equal(x->b, y->b, (size_t)x->rank * (size_t)x->n_out * sizeof(float));
-  }
-}
-
 static void test_learns(void **state) {
   (void)state;
   pst_engine_lora lora, other;
@@ -98,11 +89,11 @@ static void test_learns(void **state) {
   assert_true(report.n_scored == (int64_t)(STEPS * 5 * 10) || report.n_scored > STEPS * 5 * 8);
   o.threads = 1;
   must_train(&o, &other, &again);
-  assert_same(&lora, &other);
+  test_lora_assert_same(&lora, &other);
   pst_engine_lora_done(&other);
   o.max_tokens = 30; /* texts by ones */
   must_train(&o, &other, &again);
-  assert_same(&lora, &other);
+  test_lora_assert_same(&lora, &other);
   pst_engine_lora_done(&other);
   o.seed++;
   must_train(&o, &other, &again);
@@ -137,7 +128,7 @@ static void test_stopped_and_resumed(void **state) {
   } while (code && n_sessions < 50);
   assert_in_range(n_sessions, 8, 12);
   assert_int_equal(report.n_steps, STEPS);
-  assert_same(&want, &got);
+  test_lora_assert_same(&want, &got);
   pst_engine_lora_done(&got);
   /* The end is in the checkpoint, too: who was killed before the adapter was safe asks again, and nothing is trained. */
   pst_error err = PST_ERROR_INIT;
@@ -148,7 +139,7 @@ static void test_stopped_and_resumed(void **state) {
   assert_int_equal(again.n_tokens, report.n_tokens);
   assert_int_equal(again.best_step, report.best_step);
   assert_true(again.tokens_per_second > 0);
-  assert_same(&want, &got);
+  test_lora_assert_same(&want, &got);
   pst_engine_lora_done(&want);
   pst_engine_lora_done(&got);
 }
@@ -177,7 +168,7 @@ static void test_killed(void **state) {
     assert_int_equal(waitpid(child, &status, 0), child);
   }
   must_train(&o, &got, &report);
-  assert_same(&want, &got);
+  test_lora_assert_same(&want, &got);
   pst_engine_lora_done(&want);
   pst_engine_lora_done(&got);
 }
@@ -226,7 +217,7 @@ static void test_early_stop(void **state) {
   assert_false(longer.stopped_early);
   assert_int_equal(longer.n_steps, STEPS);
   assert_int_equal(longer.best_step, report.best_step);
-  assert_same(&lora, &other);
+  test_lora_assert_same(&lora, &other);
   pst_engine_lora_done(&lora);
   pst_engine_lora_done(&other);
   make_texts();
@@ -310,7 +301,7 @@ static void test_answers_are_kept(void **state) {
   assert_int_equal(code, 0);
   assert_int_equal(broken.n_calls, 5);
   assert_int_equal(report.best_step, 14);
-  assert_same(&want, &got);
+  test_lora_assert_same(&want, &got);
   pst_engine_lora_done(&want);
   pst_engine_lora_done(&got);
 }
