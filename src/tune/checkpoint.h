@@ -12,7 +12,7 @@ typedef struct pst_tune_state {
   double best_loss, held_out_before, held_out_loss;
   double loss_sum, seconds; /* of the last tenth of the steps; of all sessions */
   int64_t n_loss;
-  double margin, accuracy; /* of rewards: of the lowest held-out loss, else of the last step; NAN: none */
+  double margin, accuracy; /* of rewards: of the best adapter, else of the last step; NAN: none */
   int64_t n_worse;         /* evaluations since the best */
   /* Answers to the held-out sample. */
   int64_t n_sample;                 /* of it, asked each time; 0: none are */
