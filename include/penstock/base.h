@@ -163,6 +163,8 @@ int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n
 /* A new empty file beside `path`, so that a rename stays within one file system, with a name of its own (pst_free): for writers that do what
  * pst_file_write_atomic does bit by bit. It is to be closed only after it was renamed or removed, or pst_dir_sweep takes it for what a killed process left. */
 int pst_file_open_temporary(const char *path, char **ret_name, int *ret_fd, pst_error *err);
+/* Makes a rename into a directory durable. Some file systems refuse that; the data is safe then too. */
+void pst_file_sync_parent(const char *path);
 /* Removes the temporaries that writers which were killed left in a directory; those of living ones stay. Needs no directory to be there. */
 void pst_dir_sweep(const char *path);
 /* Makes the file if need be and waits until no other process has its flock(). Closing the descriptor gives the lock back, and so does the process's end. */

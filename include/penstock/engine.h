@@ -229,6 +229,8 @@ typedef struct pst_engine_tokens {
   size_t n, capacity;
 } pst_engine_tokens;
 void pst_engine_tokens_done(pst_engine_tokens *t);
+/* n more. PST_E_NOMEM. */
+int pst_engine_tokens_append(pst_engine_tokens *t, const int32_t *ids, size_t n, pst_error *err);
 
 /* Text to tokens, appended. `special`: the text is trusted, control tokens in it are recognised. `add_bos`: the model's own BOS rule applies. */
 int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool special, bool add_bos,

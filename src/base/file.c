@@ -99,10 +99,10 @@ enum { TAG_DIGITS = 16 };
 static const char temporary_ending[] = ".tmp";
 
 /* A writer holds its temporary until it has its name: who finds one without a holder may remove it (pst_dir_sweep), but only while holding it himself. False: that
- * happened before it was held. A file system without locks: true. */
+ * happens or has happened before it was held. A file system without locks: true. */
 static bool hold(int fd) {
   struct stat now;
-  (void)flock(fd, LOCK_EX | LOCK_NB);
+  if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) return false;
   return fstat(fd, &now) || now.st_nlink > 0;
 }
 
@@ -153,8 +153,7 @@ void pst_dir_sweep(const char *path) {
   (void)closedir(dir);
 }
 
-/* Makes the rename itself durable. Some file systems refuse fsync on directories; the data is safe then too. */
-static void sync_parent(const char *path) {
+void pst_file_sync_parent(const char *path) {
   const char *slash = strrchr(path, '/');
   char *parent = slash ? pst_strndup(path, slash == path ? 1 : (size_t)(slash - path)) : pst_strdup(".");
   if (!parent) return;
@@ -191,7 +190,7 @@ int pst_file_write_parts_atomic(const char *path, const pst_str *parts, size_t n
     (void)unlink(temporary);
     rc = pst_error_set_errno(err, reason, path, "cannot write %zu bytes", n);
   } else {
-    sync_parent(path);
+    pst_file_sync_parent(path);
   }
   pst_free(temporary);
   return rc;

@@ -6,14 +6,6 @@
 
 #include "engine/model.h"
 
-static int append(const int32_t *ids, size_t n, pst_engine_tokens *tokens, pst_error *err) {
-  if (pst_array_reserve((void **)&tokens->ids, &tokens->capacity, tokens->n + n, sizeof *ids))
-    return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the answer");
-  if (n) memcpy(tokens->ids + tokens->n, ids, n * sizeof *ids);
-  tokens->n += n;
-  return 0;
-}
-
 static size_t find_end(const pst_engine_model *model, const pst_engine_tokens *tokens, size_t from) {
   while (from < tokens->n && !pst_engine_token_ends(model, tokens->ids[from])) from++;
   return from;
@@ -58,7 +50,7 @@ static int append_text(const pst_engine_model *model, const pst_chat_message *an
                          "this model's template writes a past answer in another way than one to come, so that only "
                          "answers of plain text can be learned");
   int code = pst_engine_tokenize(model, answer->content, false, false, tokens, err);
-  return !code && end >= 0 ? append(&end, 1, tokens, err) : code;
+  return !code && end >= 0 ? pst_engine_tokens_append(tokens, &end, 1, err) : code;
 }
 
 int pst_engine_render_answered(const pst_engine_model *model, const pst_chat *chat, pst_engine_tokens *tokens,
@@ -77,7 +69,8 @@ int pst_engine_render_answered(const pst_engine_model *model, const pst_chat *ch
     const pst_chat_message *answer = &chat->messages[asked.n_messages];
     bool goes_on = end < all.n && !memcmp(all.ids, tokens->ids, n * sizeof *all.ids) &&
                    is_text_of(model, answer, all.ids + n, end - n);
-    code = goes_on ? append(all.ids + n, end + 1 - n, tokens, err) : append_text(model, answer, tokens, err);
+    code = goes_on ? pst_engine_tokens_append(tokens, all.ids + n, end + 1 - n, err)
+                   : append_text(model, answer, tokens, err);
     if (!code) *ret_n_given = n;
   }
   pst_engine_tokens_done(&all);

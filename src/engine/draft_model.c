@@ -225,9 +225,9 @@ static int choose_depth(pst_engine_draft_model *d, const pst_engine_step_curve *
   if (d->always) return PST_ENGINE_MAX_DRAFT;
   double round = d->round_us > 0 ? d->round_us : d->bytes_ratio * pst_engine_curve_us(curve, 1);
   int depth = pst_engine_speculation_depth(curve, rows, n, (double)chance, round, PST_ENGINE_MAX_DRAFT);
-  if (depth > 0 || ++d->n_idle < RETRY_STEPS) return depth;
+  if (depth == 0 && ++d->n_idle < RETRY_STEPS) return 0;
   d->n_idle = 0;
-  return 1;
+  return PST_MAX(depth, 1);
 }
 
 int64_t pst_engine_draft_model_guess(pst_engine_draft_model *d, pst_engine_sched *sched,
@@ -235,9 +235,14 @@ int64_t pst_engine_draft_model_guess(pst_engine_draft_model *d, pst_engine_sched
                                      const int *room, int n) {
   int64_t start = pst_clock_us();
   int n_who = 0, wanted = 0;
-  for (int i = 0; i < n; i++) wanted += sessions[i]->speculation == PST_ENGINE_SPEC_MODEL && room[i] > 0;
+  const pst_engine_acceptance *acceptance = NULL; /* one for all of them */
+  for (int i = 0; i < n; i++) {
+    if (sessions[i]->speculation != PST_ENGINE_SPEC_MODEL || room[i] == 0) continue;
+    acceptance = sessions[i]->acceptance;
+    wanted++;
+  }
   if (wanted == 0) return 0;
-  float chance = pst_engine_drafter_model_chance(sessions[0]->acceptance), promise = 0, reached = 1;
+  float chance = pst_engine_drafter_model_chance(acceptance), promise = 0, reached = 1;
   int depth = choose_depth(d, curve, rows, wanted, chance);
   for (int i = 0; i < depth; i++) promise += reached *= chance;
   for (int i = 0; i < n && depth > 0; i++) {

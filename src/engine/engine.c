@@ -120,6 +120,8 @@ int pst_engine_create(pst_engine_model *model, const pst_engine_options *options
   if (!e) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
   e->options = options ? *options : pst_engine_options_default();
   int code = check_options(model, &e->options, err);
+  if (!code && model->info.n_dims && e->options.draft)
+    code = pst_error_set(err, PST_E_UNSUPPORTED, "draft", "the model is an encoder: it writes no text to guess at");
   if (code) {
     pst_free(e);
     return code;

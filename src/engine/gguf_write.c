@@ -367,20 +367,6 @@ int pst_engine_gguf_writer_write(pst_engine_gguf_writer *w, const void *data, si
   return report(w, err);
 }
 
-/* The new name is only as safe as its directory. A directory that cannot be synced (some network file systems) is no failure. */
-static void sync_directory(const char *path) {
-  char *dir = pst_strdup(path);
-  if (!dir) return;
-  char *slash = strrchr(dir, '/');
-  if (slash) slash[slash == dir ? 1 : 0] = 0;
-  int fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd >= 0) {
-    fsync(fd);
-    close(fd);
-  }
-  pst_free(dir);
-}
-
 int pst_engine_gguf_writer_finish(pst_engine_gguf_writer *w, pst_error *err) {
   if (w->error.code == 0) begin(w);
   if (w->error.code == 0 && w->current < w->n_tensors)
@@ -393,7 +379,7 @@ int pst_engine_gguf_writer_finish(pst_engine_gguf_writer *w, pst_error *err) {
   close(w->fd);
   w->fd = -1;
   w->finished = true;
-  sync_directory(w->path);
+  pst_file_sync_parent(w->path);
   return 0;
 }
 

@@ -52,6 +52,13 @@ static void count(scoring *s, int more) {
   pthread_mutex_unlock(&s->lock);
 }
 
+static size_t count_open(scoring *s) {
+  pthread_mutex_lock(&s->lock);
+  size_t n = s->n_open;
+  pthread_mutex_unlock(&s->lock);
+  return n;
+}
+
 /* Where the queue is full of ours there is room when one of them is through. */
 static int submit(pst_engine *engine, scored *s, pst_error *err) {
   const pst_engine_score_job *job = s->all->job;
@@ -67,8 +74,8 @@ static int submit(pst_engine *engine, scored *s, pst_error *err) {
   uint64_t id;
   count(s->all, 1);
   int code = pst_engine_submit(engine, &q, &id, err);
-  for (size_t most = IN_FLIGHT; code == PST_E_BUSY && most > 1; most--) {
-    wait_for(s->all, most - 1); /* this one counts as open */
+  for (size_t n; code == PST_E_BUSY && (n = count_open(s->all)) > 1;) { /* this one counts as open */
+    wait_for(s->all, n - 1);
     code = pst_engine_submit(engine, &q, &id, err);
   }
   if (code) count(s->all, -1);

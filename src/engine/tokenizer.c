@@ -461,6 +461,14 @@ void pst_engine_tokens_done(pst_engine_tokens *tokens) {
   *tokens = (pst_engine_tokens){0};
 }
 
+int pst_engine_tokens_append(pst_engine_tokens *tokens, const int32_t *ids, size_t n, pst_error *err) {
+  if (pst_array_reserve((void **)&tokens->ids, &tokens->capacity, tokens->n + n, sizeof *ids))
+    return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for %zu tokens", tokens->n + n);
+  if (n) memcpy(tokens->ids + tokens->n, ids, n * sizeof *ids);
+  tokens->n += n;
+  return 0;
+}
+
 int pst_engine_tokenizer_put(tokenizer_encoder *e, int32_t id) {
   if (e->out->n == e->out->capacity &&
       pst_array_reserve((void **)&e->out->ids, &e->out->capacity, e->out->n + 1, sizeof *e->out->ids) < 0)

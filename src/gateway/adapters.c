@@ -39,18 +39,22 @@ static int complete_notes(pst_engine_lora *lora, const pst_gateway_adapter *a, c
   return code;
 }
 
-/* The adapter's file among the store's. On its way there it has one name, so that what a killed process left is written over by the next. */
+/* The adapter's file among the store's. On its way there it has one name, so that what a killed process left is written over by the next; one process at a
+ * time. */
 static int keep(pst_store *store, const char *name, const pst_engine_lora *lora, char ret_hash[65], pst_error *err) {
-  pst_buf part = PST_BUF_INIT;
+  pst_buf part = PST_BUF_INIT, lock = PST_BUF_INIT;
+  int fd = -1;
   pst_buf_printf(&part, "%s/adapter-%s.part", pst_store_home(store), name);
-  if (pst_buf_status(&part)) {
-    pst_buf_done(&part);
-    return no_memory(err);
+  pst_buf_printf(&lock, "%s/adapters.lock", pst_store_home(store));
+  int code = pst_buf_status(&part) || pst_buf_status(&lock) ? no_memory(err) : pst_file_lock(lock.data, &fd, err);
+  if (!code) {
+    code = pst_engine_lora_write_gguf(lora, part.data, err);
+    if (!code) code = pst_store_file_adopt(store, part.data, ret_hash, err);
+    if (code) (void)unlink(part.data);
+    (void)close(fd);
   }
-  int code = pst_engine_lora_write_gguf(lora, part.data, err);
-  if (!code) code = pst_store_file_adopt(store, part.data, ret_hash, err);
-  if (code) (void)unlink(part.data);
   pst_buf_done(&part);
+  pst_buf_done(&lock);
   return code;
 }
 

@@ -160,10 +160,7 @@ static int read_answer(reader *r, pst_str text, pst_error *err) {
   pst_buf_puts(&r->spelled, r->leading_space ? "\n" : "");
   int code = pst_buf_status(&r->spelled);
   if (!code) code = pst_engine_tokenize(r->model, pst_buf_str(&r->spelled), false, false, &r->tokens, err);
-  if (!code && !r->leading_space && r->end >= 0) {
-    code = pst_array_reserve((void **)&r->tokens.ids, &r->tokens.capacity, r->tokens.n + 1, sizeof *r->tokens.ids);
-    if (!code) r->tokens.ids[r->tokens.n++] = r->end;
-  }
+  if (!code && !r->leading_space && r->end >= 0) code = pst_engine_tokens_append(&r->tokens, &r->end, 1, err);
   if (code == PST_E_NOMEM) pst_error_set(err, code, r->path, "no memory for past answers");
   if (!code) r->lengths[r->n_read++] = r->tokens.n - before;
   return code;

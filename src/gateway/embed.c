@@ -28,11 +28,7 @@ int pst_gateway_embed_check_model(const pst_gateway_live *live, const pst_engine
 static int add_input(const pst_engine_model *model, const pst_wire_prompt *input, pst_engine_tokens *tokens,
                      pst_error *err) {
   if (!input->tokens) return pst_engine_embed_tokenize(model, input->text, tokens, err);
-  if (pst_array_reserve((void **)&tokens->ids, &tokens->capacity, tokens->n + input->n_tokens, sizeof *tokens->ids))
-    return no_memory(err);
-  memcpy(tokens->ids + tokens->n, input->tokens, input->n_tokens * sizeof *tokens->ids);
-  tokens->n += input->n_tokens;
-  return 0;
+  return pst_engine_tokens_append(tokens, input->tokens, input->n_tokens, err);
 }
 
 int pst_gateway_embed_prompt(pst_gateway_live *live, pst_error *err) {

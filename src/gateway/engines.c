@@ -9,6 +9,7 @@
 
 #include <penstock/models.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -20,7 +21,9 @@ enum { MAX_KEPT_CHOICES = 256, MAX_KEPT_CORPORA = 4, MAX_KEPT_ADAPTERS = 128 };
 typedef enum slot_phase { SLOT_LOADING, SLOT_READY, SLOT_FAILED } slot_phase;
 
 typedef struct file_key {
-  uint64_t device, inode, mtime_ns, bytes;
+  uint64_t device, inode;
+  uint64_t changed; /* when, in ns; of a folder a number made of its files' keys */
+  uint64_t bytes;
 } file_key;
 
 typedef struct kept_choices {
@@ -227,21 +230,39 @@ static int64_t engine_bytes(const pst_engine_model *model, const pst_engine_opti
 
 /* ---- loading ------------------------------------------------------------------------------------------------------------ */
 
-/* A checkpoint's weights stand for its folder. */
+static file_key key_of_stat(const struct stat *st) {
+  return (file_key){(uint64_t)st->st_dev, (uint64_t)st->st_ino,
+                    (uint64_t)st->st_mtim.tv_sec * 1000000000u + (uint64_t)st->st_mtim.tv_nsec, (uint64_t)st->st_size};
+}
+
+static bool is_weights(const char *name) {
+  static const char ending[] = ".safetensors";
+  size_t n = strlen(name), k = sizeof ending - 1;
+  return n > k && !strcmp(name + n - k, ending);
+}
+
+/* A checkpoint's weights, in however many files, stand for its folder: sums, which are the same in any order. */
+static int folder_key_of(const char *path, const struct stat *st, file_key *ret_key, pst_error *err) {
+  file_key sum = {.device = (uint64_t)st->st_dev, .inode = (uint64_t)st->st_ino};
+  DIR *dir = opendir(path);
+  if (!dir) return pst_error_set_errno(err, errno, path, "the model's folder cannot be examined");
+  for (struct dirent *e; (e = readdir(dir));) {
+    struct stat file;
+    if (!is_weights(e->d_name) || fstatat(dirfd(dir), e->d_name, &file, 0)) continue;
+    const file_key one = key_of_stat(&file);
+    sum.changed += pst_hash64(&one, sizeof one, 0);
+    sum.bytes += one.bytes;
+  }
+  (void)closedir(dir);
+  *ret_key = sum;
+  return 0;
+}
+
 static int file_key_of(const char *path, file_key *ret_key, pst_error *err) {
   struct stat st;
-  bool folder = pst_dir_exists(path);
-  char *file = folder ? pst_path_join(path, "model.safetensors") : pst_strdup(path);
-  if (file && folder && !pst_file_exists(file)) {
-    pst_free(file);
-    file = pst_path_join(path, "model.safetensors.index.json");
-  }
-  if (!file) return pst_error_set(err, PST_E_NOMEM, path, "out of memory for an engine");
-  int code = stat(file, &st) ? pst_error_set_errno(err, errno, file, "the model file cannot be examined") : 0;
-  pst_free(file);
-  if (code) return code;
-  *ret_key = (file_key){(uint64_t)st.st_dev, (uint64_t)st.st_ino,
-                        (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec, (uint64_t)st.st_size};
+  if (stat(path, &st)) return pst_error_set_errno(err, errno, path, "the model file cannot be examined");
+  if (S_ISDIR(st.st_mode)) return folder_key_of(path, &st, ret_key, err);
+  *ret_key = key_of_stat(&st);
   return 0;
 }
 

@@ -42,13 +42,8 @@ static int cut_answer(const pst_engine_model *model, const pst_engine_tokens *as
                       pst_engine_tokens *alone, pst_error *err) {
   const pst_engine_model_info *info = pst_engine_model_get_info(model);
   int32_t first = info->bos >= 0 ? info->bos : info->eos;
-  size_t n = asked->n - n_given;
-  if (pst_array_reserve((void **)&alone->ids, &alone->capacity, n + 1, sizeof *alone->ids))
-    return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for an answer");
-  if (first >= 0) alone->ids[alone->n++] = first;
-  memcpy(alone->ids + alone->n, asked->ids + n_given, n * sizeof *alone->ids);
-  alone->n += n;
-  return 0;
+  int code = first >= 0 ? pst_engine_tokens_append(alone, &first, 1, err) : 0;
+  return code ? code : pst_engine_tokens_append(alone, asked->ids + n_given, asked->n - n_given, err);
 }
 
 static int read_item(reading *r, const pst_engine_model *model, size_t n_ctx, size_t i, pst_error *err) {

@@ -41,14 +41,6 @@ int pst_gateway_local_load(pst_gateway_live *live, const pst_gateway_engine_spec
 
 /* ---- the prompt ------------------------------------------------------------------------------------------------------------ */
 
-static int copy_tokens(const int32_t *ids, size_t n, pst_engine_tokens *tokens, pst_error *err) {
-  if (pst_array_reserve((void **)&tokens->ids, &tokens->capacity, n, sizeof *ids))
-    return pst_error_set(err, PST_E_NOMEM, NULL, "out of memory for a prompt");
-  for (size_t i = 0; i < n; i++) tokens->ids[i] = ids[i];
-  tokens->n = n;
-  return 0;
-}
-
 static int make_prompt(pst_gateway_live *live, pst_error *err) {
   const pst_engine_model *model = live->slot->model;
   pst_engine_tokens *tokens = &live->prompt_tokens;
@@ -60,7 +52,7 @@ static int make_prompt(pst_gateway_live *live, pst_error *err) {
   if (live->chat)
     code = pst_engine_render_chat(model, live->chat, tokens, NULL, err);
   else if (live->tokens)
-    code = copy_tokens(live->tokens, live->n_tokens, tokens, err);
+    code = pst_engine_tokens_append(tokens, live->tokens, live->n_tokens, err);
   else
     code = pst_engine_tokenize(model, live->text, false, true, tokens, err);
   live->chat = NULL; /* the caller's, as a rule */
