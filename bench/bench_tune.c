@@ -1,6 +1,6 @@
 /* Speed of LoRA training: tokens a second of whole steps on random texts, beside what the machine's float products reach in the same run.
  *
- *   bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N]
+ *   bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N] [--int8 1]
  *
  * A text has --length tokens, up to --spread more or fewer, of which the last --answer are scored; all begin with the same --shared ones (0: none; then every beginning is computed for
  * itself). The peak is of products of the model's own shapes: kernels' and OpenBLAS's, the greater counts. Shares of it are of CPU time, which other programs on
@@ -21,7 +21,7 @@ extern char *openblas_get_corename(void);
 
 typedef struct setting {
   const char *model;
-  long rank, texts, length, spread, answer, shared, threads, steps;
+  long rank, texts, length, spread, answer, shared, threads, steps, int8;
 } setting;
 
 static int read_arguments(int argc, char **argv, setting *s) {
@@ -30,7 +30,7 @@ static int read_arguments(int argc, char **argv, setting *s) {
     long *to;
   } options[] = {{"--rank", &s->rank},       {"--texts", &s->texts},   {"--length", &s->length},
                  {"--spread", &s->spread},   {"--answer", &s->answer}, {"--shared", &s->shared},
-                 {"--threads", &s->threads}, {"--steps", &s->steps}};
+                 {"--threads", &s->threads}, {"--steps", &s->steps},   {"--int8", &s->int8}};
   for (int i = 1; i < argc; i++) {
     size_t k = 0;
     while (k < PST_ARRAY_LEN(options) && strcmp(options[k].name, argv[i]) != 0) k++;
@@ -129,7 +129,7 @@ static double operations_of(const pst_engine_model_info *info, const setting *s)
 }
 
 int main(int argc, char **argv) {
-  setting s = {NULL, 16, 16, 64, 0, 38, 0, 0, 8};
+  setting s = {NULL, 16, 16, 64, 0, 38, 0, 0, 8, 0};
   pst_error err = PST_ERROR_INIT;
   pst_engine_model *model = NULL;
   pst_engine_lora lora = {0};
@@ -168,6 +168,7 @@ int main(int argc, char **argv) {
   o.batch_texts = (int)s.texts;
   o.steps = s.steps;
   o.threads = (int)s.threads;
+  o.precision = s.int8 ? PST_TUNE_INT8 : PST_TUNE_FLOAT;
   o.share_prefixes = s.shared > 0;
   course c = {0, 0};
   o.on_progress = on_progress;

@@ -27,6 +27,13 @@ typedef enum pst_tune_objective {
 const char *pst_tune_objective_name(pst_tune_objective objective); /* "dpo" */
 bool pst_tune_objective_from(pst_str name, pst_tune_objective *ret_objective);
 
+/* How the frozen weights are multiplied. FLOAT: float32, exactly. INT8: as inference does it, weights and what they are multiplied with in 8 bits by blocks of 32, in
+ * both passes; the adapter's own numbers, what is derived by them, norms, attention and losses are float32 all the same. Several times as fast where the machine has
+ * integer dot products, and in less memory. */
+typedef enum pst_tune_precision { PST_TUNE_FLOAT, PST_TUNE_INT8, PST_TUNE_PRECISION_COUNT } pst_tune_precision;
+const char *pst_tune_precision_name(pst_tune_precision precision); /* "int8" */
+bool pst_tune_precision_from(pst_str name, pst_tune_precision *ret_precision);
+
 /* What a teacher of the same vocabulary thinks comes next at each scored token of a text: its k likeliest tokens. Caller's. */
 enum { PST_TUNE_TEACHER_MOST = 32 };
 typedef struct pst_tune_teacher {
@@ -77,6 +84,7 @@ typedef struct pst_tune_progress {
 
 typedef struct pst_tune_options {
   pst_tune_objective objective;
+  pst_tune_precision precision;
   double beta; /* DPO, KTO: how dear it is to leave the starting model */
   /* SFT with teachers: a scored token's loss is (1 - share) times its negative log-likelihood plus share times KL(teacher || model) over the teacher's likeliest tokens and all
    * others as one outcome (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). 0 to 1. */

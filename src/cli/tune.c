@@ -146,12 +146,17 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
   pst_cli_workbench b = {NULL, NULL, NULL, NULL};
   pst_flywheel_tune_result r;
   pst_tune_objective objective;
+  pst_tune_precision precision;
+  if (!pst_tune_precision_from(pst_str_from(pst_cli_text(a, "precision")), &precision))
+    return pst_error_set(err, PST_E_BAD_INPUT, "precision", "\"%.40s\" is neither int8 nor float",
+                         pst_cli_text(a, "precision"));
   if (!pst_tune_objective_from(pst_str_from(pst_cli_text(a, "objective")), &objective))
     return pst_error_set(err, PST_E_BAD_INPUT, "objective", "\"%.40s\" is none of sft, dpo and kto",
                          pst_cli_text(a, "objective"));
   pst_flywheel_tune_options o = {.tune = options_of(a, objective),
                                  .min_score = pst_cli_number(a, "min-score"),
                                  .teacher = pst_cli_text(a, "teacher")};
+  o.tune.training.precision = precision;
   watch w = {.start_us = pst_clock_us(), .timed = o.tune.training.steps == 0};
   int code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (code) return code;
@@ -203,6 +208,8 @@ static const pst_cli_option options[] = {
      "the adapter's scale is alpha / rank (default: twice the rank)"},
     {"rate", 0, PST_CLI_NUMBER, "N", NULL, 1e-7, 1, false, "highest learning rate (default: 0.001; dpo, kto: 0.0001)"},
     {"batch", 0, PST_CLI_INT, "N", "16", 1, 65536, false, "examples in an optimizer step"},
+    {"precision", 0, PST_CLI_TEXT, "NAME", "int8", 0, 0, false,
+     "of products with the frozen weights: int8, as they are served, or float, which takes about twice as long"},
     {"prompt", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
      "train with this prompt of the workload (default: nothing but the message)"},
     {"layout", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false,

@@ -105,7 +105,7 @@ static int load_float(const char *path, const char *adapter, int n_threads, pst_
   if (!code && adapter && strcmp(lora.architecture, info->architecture) != 0)
     code = pst_error_set(err, PST_E_BAD_INPUT, adapter, "is for models of architecture '%s', not '%s'",
                          lora.architecture, info->architecture);
-  if (!code && !(code = pst_tune_model_load(source, NULL, ret_model, err)) && adapter &&
+  if (!code && !(code = pst_tune_model_load(source, PST_TUNE_FLOAT, ret_model, err)) && adapter &&
       (code = merge(ret_model, &lora, adapter, err)))
     pst_tune_model_done(ret_model);
   pst_engine_lora_done(&lora);

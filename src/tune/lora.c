@@ -4,12 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-pst_tune_members pst_tune_group_members(pst_tune_group group) {
-  static const pst_tune_members members[PST_TUNE_GROUP_COUNT] = {
-      {PST_ENGINE_ROLE_Q, 3}, {PST_ENGINE_ROLE_O, 1}, {PST_ENGINE_ROLE_GATE, 2}, {PST_ENGINE_ROLE_DOWN, 1}};
-  return members[group];
-}
-
 static void place_layer(const pst_tune_model *model, pst_tune_lora *lora, const bool *roles, size_t layer) {
   pst_tune_lora_layer *y = &lora->layers[layer];
   for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) {

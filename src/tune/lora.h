@@ -7,20 +7,6 @@
 
 #include "tune/model.h"
 
-typedef enum pst_tune_group {
-  PST_TUNE_GROUP_QKV,
-  PST_TUNE_GROUP_O,
-  PST_TUNE_GROUP_GATE_UP,
-  PST_TUNE_GROUP_DOWN,
-  PST_TUNE_GROUP_COUNT
-} pst_tune_group;
-
-/* Roles [first, first + n) are the group's. */
-typedef struct pst_tune_members {
-  int first, n;
-} pst_tune_members;
-pst_tune_members pst_tune_group_members(pst_tune_group group);
-
 enum { PST_TUNE_NO_ADAPTER = -1 };
 
 typedef struct pst_tune_lora_layer {

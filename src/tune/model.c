@@ -1,14 +1,60 @@
-/* The frozen side of training: weights as float32 in one block (model.h).
+/* The frozen side of training: weights in one block (model.h), as float32 or in 8 bits.
  *
- * Rows are dequantized once. A step reads every weight about twice for each batch of some hundred tokens, so dequantizing again and again would cost
- * little, but packing panels from plain rows costs less, and small models fit. */
+ * In float32 rows are dequantized once. A step reads every weight about twice for each batch of some hundred tokens, so dequantizing again and again would cost
+ * little, but packing panels from plain rows costs less, and small models fit. In 8 bits each matrix is there twice, as the kernels of inference read it: as it
+ * is for the forward pass, and transposed for the backward pass, which sums over a group's outputs. */
 #include "tune/model.h"
 
+#include <stdatomic.h>
 #include <string.h>
+
+#include "tune/team.h"
+
+pst_tune_members pst_tune_group_members(pst_tune_group group) {
+  static const pst_tune_members members[PST_TUNE_GROUP_COUNT] = {
+      {PST_ENGINE_ROLE_Q, 3}, {PST_ENGINE_ROLE_O, 1}, {PST_ENGINE_ROLE_GATE, 2}, {PST_ENGINE_ROLE_DOWN, 1}};
+  return members[group];
+}
+
+static const char *const precisions[PST_TUNE_PRECISION_COUNT] = {"float", "int8"};
+
+const char *pst_tune_precision_name(pst_tune_precision precision) { return precisions[precision]; }
+
+bool pst_tune_precision_from(pst_str name, pst_tune_precision *ret_precision) {
+  for (int i = 0; i < PST_TUNE_PRECISION_COUNT; i++) {
+    if (!pst_str_is(name, precisions[i])) continue;
+    *ret_precision = (pst_tune_precision)i;
+    return true;
+  }
+  return false;
+}
+
+static size_t outputs_of(const pst_tune_layer *y, pst_tune_group group) {
+  pst_tune_members of = pst_tune_group_members(group);
+  size_t n = 0;
+  for (int r = of.first; r < of.first + of.n; r++) n += y->linear[r].n_out;
+  return n;
+}
+
+static size_t inputs_of(const pst_tune_layer *y, pst_tune_group group) {
+  return y->linear[pst_tune_group_members(group).first].n_in;
+}
+
+/* What can be had in 8 bits. */
+static bool packs_group(const pst_tune_layer *y, pst_tune_group group) {
+  return inputs_of(y, group) % PST_KERNELS_BLOCK == 0 && outputs_of(y, group) % PST_KERNELS_BLOCK == 0;
+}
+
+static bool packs_head(const pst_tune_model *m) {
+  return m->n_embd % PST_KERNELS_BLOCK == 0 && m->n_vocab % PST_KERNELS_BLOCK == 0;
+}
+
+/* ---- as float32 ---- */
 
 typedef struct copier {
   const pst_engine_model *source;
   pst_tune_model *m;
+  bool packed; /* what can be had in 8 bits is left out */
   float *next; /* NULL: only measured */
   size_t n_floats;
 } copier;
@@ -27,6 +73,15 @@ static const float *copy(copier *c, const float *row, size_t n) {
 }
 
 /* Matrices that read the same input lie one behind the other (rows are multiples of 32 floats), so that they can be taken as one. */
+static void copy_group(copier *c, size_t layer, pst_tune_layer *y, pst_tune_members of) {
+  for (int r = of.first; r < of.first + of.n; r++) {
+    pst_tune_linear *l = &y->linear[r];
+    float *w = take(c, l->n_out * l->n_in);
+    if (w) pst_engine_decoder_rows(c->source, (int)layer, (pst_engine_role)r, 0, l->n_out, w);
+    l->w = w;
+  }
+}
+
 static void copy_layer(copier *c, size_t i, pst_tune_layer *y) {
   const pst_tune_model *m = c->m;
   pst_engine_decoder_layer from;
@@ -39,33 +94,142 @@ static void copy_layer(copier *c, size_t i, pst_tune_layer *y) {
                         .k_norm = copy(c, from.k_norm, m->head_dim),
                         .window = (size_t)from.window,
                         .turn = from.turn};
-  for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
-    pst_tune_linear *l = &y->linear[r];
-    pst_engine_decoder_shape(c->source, (pst_engine_role)r, &l->n_out, &l->n_in);
-    float *w = take(c, l->n_out * l->n_in);
-    if (w) pst_engine_decoder_rows(c->source, (int)i, (pst_engine_role)r, 0, l->n_out, w);
-    l->w = w;
-  }
+  for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++)
+    pst_engine_decoder_shape(c->source, (pst_engine_role)r, &y->linear[r].n_out, &y->linear[r].n_in);
+  for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++)
+    if (!c->packed || !packs_group(y, (pst_tune_group)g))
+      copy_group(c, i, y, pst_tune_group_members((pst_tune_group)g));
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) y->linear[r].bias = copy(c, from.bias[r], y->linear[r].n_out);
 }
 
-static void copy_all(copier *c, const pst_engine_decoder *d, pst_progress *progress) {
+static void copy_all(copier *c, const pst_engine_decoder *d) {
   pst_tune_model *m = c->m;
-  float *embedding = take(c, m->n_vocab * m->n_embd), *head = d->tied ? embedding : take(c, m->n_vocab * m->n_embd);
+  float *embedding = take(c, m->n_vocab * m->n_embd), *head = embedding;
   if (embedding) pst_engine_decoder_embedding(c->source, 0, m->n_vocab, embedding);
-  if (head && !d->tied) pst_engine_decoder_head(c->source, 0, m->n_vocab, head);
+  if (!d->tied) {
+    head = c->packed && packs_head(m) ? NULL : take(c, m->n_vocab * m->n_embd);
+    if (head) pst_engine_decoder_head(c->source, 0, m->n_vocab, head);
+  }
   m->embedding = embedding;
   m->head = head;
   m->output_norm = copy(c, d->output_norm, m->n_embd);
   for (int t = 0; t < m->n_turns; t++)
     m->turns[t].factors = copy(c, d->turns[t].factors, (size_t)d->turns[t].n_rot / 2);
-  for (size_t i = 0; i < m->n_layers; i++) {
-    copy_layer(c, i, &m->layers[i]);
-    if (progress && c->next) pst_progress_update(progress, (int64_t)(c->n_floats * sizeof(float)));
-  }
+  for (size_t i = 0; i < m->n_layers; i++) copy_layer(c, i, &m->layers[i]);
 }
 
-int pst_tune_model_load(const pst_engine_model *source, pst_progress *progress, pst_tune_model *ret_model,
+/* ---- in 8 bits ---- */
+
+typedef struct packer {
+  const pst_engine_model *source;
+  pst_tune_model *m;
+  pst_tune_team *team;
+  uint8_t *next; /* NULL: only measured */
+  size_t used;
+  float *matrix; /* a group's matrices, or the head */
+} packer;
+
+/* A matrix whose element (i, j) is w[i * row + j * col], on its way into `to`. */
+typedef struct packing {
+  const pst_kernels_matrix *matrix;
+  const float *w;
+  size_t row, col;
+  uint8_t *to;
+  _Atomic bool failed;
+} packing;
+
+static size_t packing_scratch(size_t n_cols) { return PST_KERNELS_GROUP * n_cols * (sizeof(float) + 2); }
+
+static void pack_piece(void *arg, size_t piece, void *scratch) {
+  packing *p = arg;
+  size_t n_cols = p->matrix->n_cols, row_bytes = pst_kernels_row_bytes(PST_TYPE_Q8_0, n_cols),
+         first = piece * PST_KERNELS_GROUP, n = PST_MIN((size_t)PST_KERNELS_GROUP, p->matrix->n_rows - first);
+  float *rows = scratch;
+  uint8_t *quantized = (uint8_t *)(rows + PST_KERNELS_GROUP * n_cols);
+  for (size_t j = 0; j < n_cols; j++)
+    for (size_t i = 0; i < n; i++) rows[i * n_cols + j] = p->w[(first + i) * p->row + j * p->col];
+  for (size_t i = 0; i < n; i++)
+    if (pst_kernels_quantize_row(PST_TYPE_Q8_0, rows + i * n_cols, n_cols, NULL, quantized + i * row_bytes))
+      p->failed = true;
+  if (!p->failed) pst_kernels_matrix_pack(p->matrix, quantized, piece, piece + 1, p->to);
+}
+
+/* PST_E_LIMIT: a weight is beyond half-precision scales. */
+static int pack(packer *p, size_t n_rows, size_t n_cols, const float *w, size_t row, size_t col,
+                pst_kernels_matrix *ret) {
+  int code = pst_kernels_matrix_init(PST_TYPE_Q8_0, n_rows, n_cols, ret, NULL);
+  if (code) return code;
+  packing x = {ret, w, row, col, p->next ? p->next + p->used : NULL, false};
+  p->used += (pst_kernels_matrix_bytes(ret) + 63) & ~(size_t)63;
+  if (x.to) pst_tune_team_run(p->team, ret->n_groups, pack_piece, &x);
+  ret->data = x.to;
+  return x.failed ? PST_E_LIMIT : 0;
+}
+
+static int pack_group(packer *p, size_t layer, pst_tune_group group) {
+  pst_tune_layer *y = &p->m->layers[layer];
+  pst_tune_members of = pst_tune_group_members(group);
+  size_t n_in = inputs_of(y, group), at = 0;
+  int code = 0;
+  if (!packs_group(y, group)) return 0;
+  for (int r = of.first; r < of.first + of.n && !code; r++) {
+    pst_tune_linear *l = &y->linear[r];
+    float *w = p->matrix + at * n_in;
+    if (p->next) pst_engine_decoder_rows(p->source, (int)layer, (pst_engine_role)r, 0, l->n_out, w);
+    code = pack(p, l->n_out, n_in, w, n_in, 1, &l->packed);
+    at += l->n_out;
+  }
+  return code ? code : pack(p, n_in, at, p->matrix, 1, n_in, &y->back[group]);
+}
+
+static int pack_head(packer *p) {
+  pst_tune_model *m = p->m;
+  size_t n = m->n_embd;
+  const float *w = m->head ? m->head : p->matrix;
+  if (!packs_head(m)) return 0;
+  if (p->next && !m->head) pst_engine_decoder_head(p->source, 0, m->n_vocab, p->matrix);
+  int code = pack(p, m->n_vocab, n, w, n, 1, &m->packed_head);
+  return code ? code : pack(p, n, m->n_vocab, w, 1, n, &m->back_head);
+}
+
+static int pack_all(packer *p) {
+  int code = pack_head(p);
+  for (size_t i = 0; i < p->m->n_layers && !code; i++)
+    for (int g = 0; g < PST_TUNE_GROUP_COUNT && !code; g++) code = pack_group(p, i, (pst_tune_group)g);
+  return code;
+}
+
+/* Room for the greatest matrix as floats, and threads with room for a group of the kernels' rows. */
+static int make_room(packer *p, pst_error *err) {
+  const pst_tune_model *m = p->m;
+  size_t most = m->head ? 0 : m->n_vocab * m->n_embd, longest = PST_MAX(m->n_vocab, m->n_embd);
+  for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) {
+    size_t n_in = inputs_of(m->layers, (pst_tune_group)g), n_out = outputs_of(m->layers, (pst_tune_group)g);
+    most = PST_MAX(most, n_in * n_out);
+    longest = PST_MAX(longest, PST_MAX(n_in, n_out));
+  }
+  if (!(p->matrix = pst_malloc(most * sizeof *p->matrix))) return PST_E_NOMEM;
+  return pst_tune_team_create(pst_cpu_count(), packing_scratch(longest), &p->team, err);
+}
+
+static int pack_model(const pst_engine_model *source, pst_tune_model *m, const char *path, pst_error *err) {
+  packer p = {.source = source, .m = m};
+  int code = make_room(&p, err);
+  if (!code) code = pack_all(&p);
+  if (!code && !(p.next = m->packed_memory = pst_malloc_aligned(PST_MAX(p.used, 64), 64))) code = PST_E_NOMEM;
+  m->bytes += p.used;
+  p.used = 0;
+  if (!code) code = pack_all(&p);
+  if (code == PST_E_NOMEM) pst_error_set(err, code, path, "no memory for the weights in 8 bits");
+  if (code == PST_E_LIMIT) pst_error_set(err, code, path, "a weight is too great for 8 bits: train in float");
+  pst_tune_team_free(p.team);
+  pst_free(p.matrix);
+  return code;
+}
+
+/* ---- the model ---- */
+
+int pst_tune_model_load(const pst_engine_model *source, pst_tune_precision precision, pst_tune_model *ret_model,
                         pst_error *err) {
   pst_engine_decoder d;
   int code = pst_engine_decoder_get(source, &d, err);
@@ -87,23 +251,26 @@ int pst_tune_model_load(const pst_engine_model *source, pst_progress *progress, 
                       .turns = {d.turns[0], d.turns[1]}};
   m.layers = pst_calloc(m.n_layers, sizeof *m.layers);
   if (!m.layers) return pst_error_set(err, PST_E_NOMEM, s->path, "no memory for the layer table");
-  copier c = {source, &m, NULL, 0};
-  copy_all(&c, &d, NULL);
+  copier c = {source, &m, precision == PST_TUNE_INT8, NULL, 0};
+  copy_all(&c, &d);
   m.bytes = c.n_floats * sizeof(float);
-  if (progress) progress->total = (int64_t)m.bytes;
   m.memory = c.next = pst_malloc_aligned(m.bytes, 64);
   if (!m.memory) {
     pst_free(m.layers);
     return pst_error_set(err, PST_E_NOMEM, s->path, "no memory for %.0f MB of weights", (double)m.bytes / 1e6);
   }
   c.n_floats = 0;
-  copy_all(&c, &d, progress);
-  *ret_model = m;
-  return 0;
+  copy_all(&c, &d);
+  if (c.packed && (code = pack_model(source, &m, s->path, err)))
+    pst_tune_model_done(&m);
+  else
+    *ret_model = m;
+  return code;
 }
 
 void pst_tune_model_done(pst_tune_model *model) {
   pst_free(model->layers);
   pst_free(model->memory);
+  pst_free(model->packed_memory);
   memset(model, 0, sizeof *model);
 }

@@ -3,4 +3,5 @@
 
 #define REAL double
 #define FN(name) pst_tune_##name##_f64
+#define IN_FLOAT 0
 #include "tune/net.inc"

@@ -58,7 +58,8 @@ typedef struct trainer {
 } trainer;
 
 pst_tune_options pst_tune_options_default(void) {
-  return (pst_tune_options){.beta = 0.1,
+  return (pst_tune_options){.precision = PST_TUNE_INT8,
+                            .beta = 0.1,
                             .teacher_share = 0.5,
                             .rank = 16,
                             .alpha = 32,
@@ -82,31 +83,32 @@ pst_tune_options pst_tune_options_default(void) {
 /* ---- what is asked for ---- */
 
 static int check_options(const pst_tune_options *o, pst_error *err) {
-  const char *wrong = (unsigned)o->objective >= PST_TUNE_OBJECTIVE_COUNT  ? "objective"
-                      : !(o->beta > 0)                                    ? "beta"
-                      : !(o->teacher_share >= 0 && o->teacher_share <= 1) ? "teacher_share"
-                      : !(o->smoothing >= 0 && o->smoothing < 0.5)        ? "smoothing"
-                      : o->rank < 1 || o->rank > 256                      ? "rank"
-                      : !(o->alpha > 0)                                   ? "alpha"
-                      : !(o->roles & ((1u << PST_ENGINE_ROLE_COUNT) - 1)) ? "roles"
-                      : !(o->learning_rate > 0 && o->learning_rate <= 1)  ? "learning_rate"
-                      : !(o->warmup_share >= 0 && o->warmup_share < 1)    ? "warmup_share"
-                      : !(o->final_share >= 0 && o->final_share <= 1)     ? "final_share"
-                      : !(o->beta1 >= 0 && o->beta1 < 1)                  ? "beta1"
-                      : !(o->beta2 >= 0 && o->beta2 < 1)                  ? "beta2"
-                      : !(o->epsilon > 0)                                 ? "epsilon"
-                      : !(o->weight_decay >= 0)                           ? "weight_decay"
-                      : !(o->clip >= 0)                                   ? "clip"
-                      : o->batch_texts < 1 || o->batch_texts > 65536      ? "batch_texts"
-                      : o->max_epochs < 1                                 ? "max_epochs"
-                      : o->steps < 0                                      ? "steps"
-                      : !(o->seconds >= 0)                                ? "seconds"
-                      : o->patience < 0                                   ? "patience"
-                      : o->evaluations < 1                                ? "evaluations"
-                      : o->scorer.n > PST_TUNE_MAX_SCORED                 ? "scorer"
-                      : !(o->score_share >= 0 && o->score_share < 1)      ? "score_share"
-                      : o->max_tokens < 1                                 ? "max_tokens"
-                                                                          : NULL;
+  const char *wrong = (unsigned)o->objective >= PST_TUNE_OBJECTIVE_COUNT   ? "objective"
+                      : (unsigned)o->precision >= PST_TUNE_PRECISION_COUNT ? "precision"
+                      : !(o->beta > 0)                                     ? "beta"
+                      : !(o->teacher_share >= 0 && o->teacher_share <= 1)  ? "teacher_share"
+                      : !(o->smoothing >= 0 && o->smoothing < 0.5)         ? "smoothing"
+                      : o->rank < 1 || o->rank > 256                       ? "rank"
+                      : !(o->alpha > 0)                                    ? "alpha"
+                      : !(o->roles & ((1u << PST_ENGINE_ROLE_COUNT) - 1))  ? "roles"
+                      : !(o->learning_rate > 0 && o->learning_rate <= 1)   ? "learning_rate"
+                      : !(o->warmup_share >= 0 && o->warmup_share < 1)     ? "warmup_share"
+                      : !(o->final_share >= 0 && o->final_share <= 1)      ? "final_share"
+                      : !(o->beta1 >= 0 && o->beta1 < 1)                   ? "beta1"
+                      : !(o->beta2 >= 0 && o->beta2 < 1)                   ? "beta2"
+                      : !(o->epsilon > 0)                                  ? "epsilon"
+                      : !(o->weight_decay >= 0)                            ? "weight_decay"
+                      : !(o->clip >= 0)                                    ? "clip"
+                      : o->batch_texts < 1 || o->batch_texts > 65536       ? "batch_texts"
+                      : o->max_epochs < 1                                  ? "max_epochs"
+                      : o->steps < 0                                       ? "steps"
+                      : !(o->seconds >= 0)                                 ? "seconds"
+                      : o->patience < 0                                    ? "patience"
+                      : o->evaluations < 1                                 ? "evaluations"
+                      : o->scorer.n > PST_TUNE_MAX_SCORED                  ? "scorer"
+                      : !(o->score_share >= 0 && o->score_share < 1)       ? "score_share"
+                      : o->max_tokens < 1                                  ? "max_tokens"
+                                                                           : NULL;
   return wrong ? pst_error_set(err, PST_E_BAD_INPUT, wrong, "the value is out of range") : 0;
 }
 
@@ -183,7 +185,8 @@ static void make_key(trainer *t) {
                             o->in_order,     o->max_tokens,
                             o->objective,    o->beta,
                             o->smoothing,    o->teacher_share,
-                            o->score_share,  (double)(o->scorer.score ? o->scorer.n : 0)};
+                            o->score_share,  (double)(o->scorer.score ? o->scorer.n : 0),
+                            o->precision};
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);
@@ -192,8 +195,10 @@ static void make_key(trainer *t) {
   pst_sha256_update(&s, t->net->params, t->lora.n * sizeof *t->net->params);
   hash_texts(&s, t->texts, t->n_texts);
   hash_texts(&s, t->held_out, t->n_held_out);
-  for (size_t i = 0; i < t->model.n_layers; i++)
-    pst_sha256_update(&s, t->model.layers[i].linear[PST_ENGINE_ROLE_DOWN].w, t->model.n_ff * sizeof(float));
+  for (size_t i = 0; i < t->model.n_layers; i++) {
+    const pst_tune_linear *l = &t->model.layers[i].linear[PST_ENGINE_ROLE_DOWN];
+    pst_sha256_update(&s, l->w ? (const void *)l->w : l->packed.data, l->w ? l->n_in * sizeof(float) : l->n_in);
+  }
   pst_sha256_done(&s, sum);
   pst_hex(sum, sizeof sum, t->key);
 }
@@ -265,7 +270,7 @@ static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longe
   size_t longest = 2, most = 0;
   int threads = o->threads > 0 ? o->threads : pst_cpu_count();
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) roles[r] = o->roles >> r & 1;
-  int code = pst_tune_model_load(model, NULL, &t->model, t->err);
+  int code = pst_tune_model_load(model, o->precision, &t->model, t->err);
   if (!code) code = check_texts(t, t->texts, t->n_texts, "text", &longest);
   if (!code) code = check_texts(t, t->held_out, t->n_held_out, "held-out text", &longest);
   if (!code) code = check_pairs(t, t->texts, t->n_texts, "texts", &most);

@@ -359,12 +359,12 @@ static int train(maker *m, const pst_tune_options *options, pst_engine_lora *lor
 static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out, size_t n) {
   pst_buf text = PST_BUF_INIT;
   char hash[65];
-  pst_buf_printf(&text, "%s %g %g %s %g %s %s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %g %llu",
-                 pst_tune_objective_name(t->objective), t->beta, t->smoothing, m->o->teacher ? m->o->teacher : "",
-                 t->teacher_share, m->o->from ? m->o->from : "", m->data, m->o->model, m->layout, m->info->name,
-                 t->rank, t->alpha, t->roles, t->learning_rate, t->warmup_share, t->final_share, t->clip,
-                 t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds, t->patience, t->evaluations,
-                 (int)t->share_prefixes, t->score_share, (unsigned long long)t->seed);
+  pst_buf_printf(&text, "%s %s %g %g %s %g %s %s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %g %llu",
+                 pst_tune_objective_name(t->objective), pst_tune_precision_name(t->precision), t->beta, t->smoothing,
+                 m->o->teacher ? m->o->teacher : "", t->teacher_share, m->o->from ? m->o->from : "", m->data,
+                 m->o->model, m->layout, m->info->name, t->rank, t->alpha, t->roles, t->learning_rate, t->warmup_share,
+                 t->final_share, t->clip, t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds, t->patience,
+                 t->evaluations, (int)t->share_prefixes, t->score_share, (unsigned long long)t->seed);
   if (pst_buf_status(&text)) return no_memory(m);
   pst_sha256_hex(text.data, text.n, hash);
   pst_buf_done(&text);

@@ -47,7 +47,7 @@ static void set_up(setting *s, const pst_json *golden, const char *path) {
   pst_json_free(doc);
   pst_engine_model *model = NULL;
   must(pst_engine_model_open(path, 1, &model, &err), &err);
-  must(pst_tune_model_load(model, NULL, &s->model, &err), &err);
+  must(pst_tune_model_load(model, PST_TUNE_FLOAT, &s->model, &err), &err);
   pst_engine_model_unref(model);
   bool roles[PST_ENGINE_ROLE_COUNT];
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) roles[r] = true;

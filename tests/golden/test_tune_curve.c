@@ -40,6 +40,7 @@ static double number(const pst_json *golden, const char *key) {
 
 static pst_tune_options options_of(const pst_json *golden) {
   pst_tune_options o = pst_tune_options_default();
+  o.precision = PST_TUNE_FLOAT;
   o.rank = (int)number(golden, "rank");
   o.alpha = number(golden, "alpha");
   o.learning_rate = number(golden, "learning_rate");

@@ -23,7 +23,7 @@ typedef struct setting {
 } setting;
 
 /* Texts 0 to 2 begin alike, 3 is text 0 again and 4 a beginning of it. */
-static void open_setting(setting *s, const char *name) {
+static void open_setting_in(setting *s, const char *name, pst_tune_precision precision) {
   pst_error err = PST_ERROR_INIT;
   pst_json_doc *doc = test_golden_read(name);
   const char *path = test_temp_path(test_dir, "model.gguf");
@@ -33,7 +33,7 @@ static void open_setting(setting *s, const char *name) {
   if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s", err.message);
   bool roles[PST_ENGINE_ROLE_COUNT];
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) roles[r] = r != PST_ENGINE_ROLE_K; /* one layer goes without */
-  if (pst_tune_model_load(model, NULL, &s->model, &err)) fail_msg("%s", err.message);
+  if (pst_tune_model_load(model, precision, &s->model, &err)) fail_msg("%s", err.message);
   if (pst_tune_lora_init(&s->model, RANK, 12, roles, &s->lora, &err)) fail_msg("%s", err.message);
   pst_engine_model_unref(model);
   for (int t = 0; t < N_TEXTS; t++) {
@@ -45,6 +45,8 @@ static void open_setting(setting *s, const char *name) {
                                   .weight = t == 1 ? 0.5f : 1.0f};
   }
 }
+
+static void open_setting(setting *s, const char *name) { open_setting_in(s, name, PST_TUNE_FLOAT); }
 
 static void close_setting(setting *s) {
   pst_tune_lora_done(&s->lora);
@@ -151,6 +153,37 @@ static void test_tree(void **state) {
   }
 }
 
+/* In 8 bits: the same bits whatever stands beside and however many threads, and near what float gives. */
+static void test_int8(void **state) {
+  (void)state;
+  for (size_t m = 0; m < PST_ARRAY_LEN(names); m++) {
+    setting s, exact;
+    double loss, other;
+    open_setting(&exact, names[m]);
+    open_setting_in(&s, names[m], PST_TUNE_INT8);
+    assert_non_null(s.model.layers[0].linear[PST_ENGINE_ROLE_DOWN].packed.data);
+    assert_non_null(s.model.packed_head.data);
+    pst_tune_batch whole = batch_of(&s, 0, N_TEXTS), parts[2] = {batch_of(&s, 0, 2), batch_of(&s, 2, 3)};
+    float *want = derive_f32(&s, 1, &whole, 1, &loss), *again = derive_f32(&s, 3, parts, 2, &other);
+    assert_memory_equal(want, again, s.lora.n * sizeof *want);
+    float *in_float = derive_f32(&exact, 2, &whole, 1, &other);
+    print_message("%s: loss %.5f, in float %.5f; derivatives apart %.4f\n", names[m], loss, other,
+                  apart_f32(in_float, want, s.lora.n));
+    assert_true(fabs(loss / other - 1) < 0.01);
+    assert_true(apart_f32(in_float, want, s.lora.n) < 0.15);
+    pst_error err = PST_ERROR_INIT;
+    pst_tune_net_f64 *net = NULL;
+    assert_int_equal(pst_tune_net_create_f64(&s.model, &s.lora, NULL, 1, 1, 1, &net, &err), PST_E_UNSUPPORTED);
+    pst_free(want);
+    pst_free(again);
+    pst_free(in_float);
+    pst_tune_batch_done(&whole);
+    for (int i = 0; i < 2; i++) pst_tune_batch_done(&parts[i]);
+    close_setting(&s);
+    close_setting(&exact);
+  }
+}
+
 static void test_unknown_architecture(void **state) {
   (void)state;
   pst_error err = PST_ERROR_INIT;
@@ -161,13 +194,13 @@ static void test_unknown_architecture(void **state) {
   pst_json_free(doc);
   pst_engine_model *source = NULL;
   assert_int_equal(pst_engine_model_open(path, 1, &source, &err), 0);
-  assert_int_equal(pst_tune_model_load(source, NULL, &model, &err), PST_E_UNSUPPORTED);
+  assert_int_equal(pst_tune_model_load(source, PST_TUNE_FLOAT, &model, &err), PST_E_UNSUPPORTED);
   assert_non_null(strstr(err.message, "gemma2"));
   pst_engine_model_unref(source);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_bits), cmocka_unit_test(test_tree),
-                                     cmocka_unit_test(test_unknown_architecture)};
+                                     cmocka_unit_test(test_int8), cmocka_unit_test(test_unknown_architecture)};
   return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }
