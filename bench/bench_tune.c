@@ -1,10 +1,11 @@
 /* Speed of LoRA training: tokens a second of whole steps on random texts, beside what the machine's float products reach in the same run.
  *
- *   bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N] [--int8 1]
+ *   bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N] [--int8 0|1]
  *
  * A text has --length tokens, up to --spread more or fewer, of which the last --answer are scored; all begin with the same --shared ones (0: none; then every beginning is computed for
  * itself). The peak is of products of the model's own shapes: kernels' and OpenBLAS's, the greater counts. Shares of it are of CPU time, which other programs on
- * the machine disturb less; tokens a second are given by the clock and by CPU time over threads. */
+ * the machine disturb less; tokens a second are given by the clock and by CPU time over threads. Products with frozen weights are in 8 bits unless --int8 0 asks for
+ * float; the share of the float peak is then above what float could reach. */
 #include <penstock/tune.h>
 
 #include <cblas.h>
@@ -129,7 +130,7 @@ static double operations_of(const pst_engine_model_info *info, const setting *s)
 }
 
 int main(int argc, char **argv) {
-  setting s = {NULL, 16, 16, 64, 0, 38, 0, 0, 8, 0};
+  setting s = {NULL, 16, 16, 64, 0, 38, 0, 0, 8, 1};
   pst_error err = PST_ERROR_INIT;
   pst_engine_model *model = NULL;
   pst_engine_lora lora = {0};
@@ -141,7 +142,8 @@ int main(int argc, char **argv) {
   }
   if (wrong) {
     fputs(
-        "usage: bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N]\n",
+        "usage: bench_tune MODEL.gguf [--rank N] [--texts N] [--length N] [--spread N] [--answer N] [--shared N] [--threads N] [--steps N] "
+        "[--int8 0|1]\n",
         stderr);
     return 2;
   }
@@ -186,7 +188,8 @@ int main(int argc, char **argv) {
   double gflops = operations_of(info, &s) * (double)report.n_tokens / (cpu / (double)s.threads) / 1e9;
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  printf("threads %ld, kernels %s, OpenBLAS %s\n", s.threads, pst_kernels_get()->name, openblas_get_corename());
+  printf("threads %ld, kernels %s, frozen weights in %s, OpenBLAS %s\n", s.threads, pst_kernels_get()->name,
+         pst_tune_precision_name(o.precision), openblas_get_corename());
   printf("peak of products: ours %.0f before and %.0f after, OpenBLAS %.0f GFLOP/s\n", before, after, blas);
   printf("training: %.0f tokens/s by the clock, %.0f by CPU time; of the texts %.0f and %.0f\n",
          report.tokens_per_second, (double)report.n_tokens / (cpu / (double)s.threads), text_tokens / seconds,

@@ -1,6 +1,6 @@
 /* Penstock tune: a LoRA adapter trained on texts, over a model of the engine, on this machine.
  *
- * Training has a float forward and backward of its own over the engine's layer table (src/tune/ops.inc). The same texts, options and seed give the same
+ * Training has a forward and backward of its own over the engine's layer table (src/tune/ops.inc). The same texts, options and seed give the same
  * adapter, bit for bit, on any number of threads, and however often training was interrupted and taken up again.
  *
  * Threads: training blocks its caller and uses threads of its own. */
