@@ -63,6 +63,7 @@ static int requantized(const char *home, const pst_models_file *file, const char
   if (!pst_file_exists(path.data)) {
     if ((code = pst_dir_make(dir.data, err))) goto done;
     if ((code = pst_file_lock(lock.data, &fd, err))) goto done;
+    pst_dir_sweep(dir.data); /* what a killed copy left */
     if (!pst_file_exists(path.data)) code = make_copy(file->path, path.data, type, progress, err);
   }
   if (!code && !(*ret_path = pst_buf_take(&path))) code = no_memory(err);
