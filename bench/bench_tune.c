@@ -45,7 +45,7 @@ static int read_arguments(int argc, char **argv, setting *s) {
   return s->model && s->answer >= 1 && s->length - s->spread > s->answer + s->shared && s->steps >= 2 ? 0 : 1;
 }
 
-static double cpu_seconds(clockid_t clock) {
+static double seconds_of(clockid_t clock) {
   struct timespec t;
   clock_gettime(clock, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -71,7 +71,7 @@ static void *run_product(void *arg) {
   float *a = random_floats(r->m * r->k), *b = random_floats(r->n * r->k), *c = random_floats(r->m * r->n);
   if (!work || !a || !b || !c) abort();
   for (int i = 0; i < 12; i++) {
-    double begin = cpu_seconds(CLOCK_THREAD_CPUTIME_ID);
+    double begin = seconds_of(CLOCK_THREAD_CPUTIME_ID);
     if (r->blas)
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)r->m, (int)r->n, (int)r->k, 1, a, (int)r->k, b,
                   (int)r->k, 0, c, (int)r->n);
@@ -79,7 +79,7 @@ static void *run_product(void *arg) {
       pst_kernels_product(pst_kernels_get(), r->m, r->n, r->k, (pst_kernels_floats){a, r->k, 1},
                           (pst_kernels_floats){b, 1, r->k}, c, r->n, false, work);
     double gflops =
-        2.0 * (double)r->m * (double)r->n * (double)r->k / (cpu_seconds(CLOCK_THREAD_CPUTIME_ID) - begin) / 1e9;
+        2.0 * (double)r->m * (double)r->n * (double)r->k / (seconds_of(CLOCK_THREAD_CPUTIME_ID) - begin) / 1e9;
     r->best_gflops = PST_MAX(r->best_gflops, gflops);
   }
   pst_free(work);
@@ -107,15 +107,19 @@ static double peak_of(bool blas, long threads, size_t m, size_t n, size_t k) {
 
 /* ---- training ---- */
 
-/* CPU seconds of the process when the first and the last step were done. */
+/* Seconds of the process's CPU time and of the clock when the first and the last step were done. */
 typedef struct course {
-  double first, last;
+  double first, last, first_clock, last_clock;
 } course;
 
 static void on_progress(void *user, const pst_tune_progress *p) {
   course *c = user;
-  c->last = cpu_seconds(CLOCK_PROCESS_CPUTIME_ID);
-  if (p->step == 1) c->first = c->last;
+  c->last = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
+  c->last_clock = seconds_of(CLOCK_MONOTONIC);
+  if (p->step == 1) {
+    c->first = c->last;
+    c->first_clock = c->last_clock;
+  }
 }
 
 /* Operations of a token that is read and a share of one that is scored, forward and backward: 2 for a weight and direction; of the adapters 2 forward and 4
@@ -172,7 +176,7 @@ int main(int argc, char **argv) {
   o.threads = (int)s.threads;
   o.precision = s.int8 ? PST_TUNE_INT8 : PST_TUNE_FLOAT;
   o.share_prefixes = s.shared > 0;
-  course c = {0, 0};
+  course c = {0, 0, 0, 0};
   o.on_progress = on_progress;
   o.user = &c;
   openblas_set_num_threads(1);
@@ -183,8 +187,9 @@ int main(int argc, char **argv) {
     return 1;
   }
   double after = peak_of(false, s.threads, m, ff, embd), peak = PST_MAX(PST_MAX(before, after), blas);
-  double seconds = (double)report.n_tokens / report.tokens_per_second;
-  double cpu = (c.last - c.first) * (double)s.steps / (double)(s.steps - 1); /* the first step meets cold memory */
+  /* The first step meets cold memory. */
+  double all = (double)s.steps / (double)(s.steps - 1), seconds = (c.last_clock - c.first_clock) * all,
+         cpu = (c.last - c.first) * all;
   double gflops = operations_of(info, &s) * (double)report.n_tokens / (cpu / (double)s.threads) / 1e9;
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
@@ -192,7 +197,7 @@ int main(int argc, char **argv) {
          pst_tune_precision_name(o.precision), openblas_get_corename());
   printf("peak of products: ours %.0f before and %.0f after, OpenBLAS %.0f GFLOP/s\n", before, after, blas);
   printf("training: %.0f tokens/s by the clock, %.0f by CPU time; of the texts %.0f and %.0f\n",
-         report.tokens_per_second, (double)report.n_tokens / (cpu / (double)s.threads), text_tokens / seconds,
+         (double)report.n_tokens / seconds, (double)report.n_tokens / (cpu / (double)s.threads), text_tokens / seconds,
          text_tokens / (cpu / (double)s.threads));
   printf("%.0f GFLOP/s by CPU time, %.0f%% of the peak\n", gflops, 100 * gflops / peak);
   printf("memory: %.2f GB of its own, %.2f GB resident at most\n", (double)report.memory_bytes / 1e9,
