@@ -68,7 +68,7 @@ size_t pst_kernels_row_bytes(uint32_t type, uint64_t n_elements);
 /* One row of n elements of `type` to float32, by the format's own formula. Returns 0, PST_E_UNSUPPORTED (no such weight type) or
  * PST_E_BAD_INPUT (n is not a multiple of the block). */
 int pst_kernels_dequantize_row(uint32_t type, const void *src, size_t n, float *ret_out);
-/* float32 to one row of `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K IQ4_NL), with a search for the scales that lowers the
+/* float32 to one row of `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS), with a search for the scales that lowers the
  * squared error. `importance`: weight of each element's squared error, positive, [n]; NULL: all alike. Errors as above, and PST_E_LIMIT
  * when a value is too large for the type's half-precision scales. Inputs must be finite. The same floats give the same bytes. Source:
  * kernels/quantize.c. */

@@ -60,7 +60,7 @@ typedef struct pst_tune_divergence {
 } pst_tune_divergence;
 
 /* The types that a matrix may get. */
-enum { PST_TUNE_CALIBRATE_TYPES = 9 };
+enum { PST_TUNE_CALIBRATE_TYPES = 11 };
 extern const uint32_t pst_tune_calibrate_types[PST_TUNE_CALIBRATE_TYPES]; /* numbers in GGUF (pst_kernels_type) */
 
 typedef struct pst_tune_calibrate_report {

@@ -59,7 +59,7 @@ const pst_cli_command pst_cli_quantize = {
     "quantize",
     "IN OUT TYPE",
     "write a model file with its matrices in another type",
-    "IN is a pulled model's name or a GGUF file. TYPE: F32 F16 BF16 Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 IQ4_NL. Norms and biases are copied.\n"
+    "IN is a pulled model's name or a GGUF file. TYPE: F32 F16 BF16 Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K. Norms and biases are copied.\n"
     "OUT appears only when it is whole.",
     3,
     3,

@@ -22,10 +22,11 @@ typedef struct target_row {
 } target_row;
 
 static const target_row targets[] = {
-    {PST_TYPE_F32, 0, PST_TYPE_F32},    {PST_TYPE_F16, 1, PST_TYPE_F16},    {PST_TYPE_BF16, 32, PST_TYPE_BF16},
-    {PST_TYPE_Q4_0, 2, PST_TYPE_F16},   {PST_TYPE_Q4_1, 3, PST_TYPE_F16},   {PST_TYPE_Q5_0, 8, PST_TYPE_F16},
-    {PST_TYPE_Q5_1, 9, PST_TYPE_F16},   {PST_TYPE_Q8_0, 7, PST_TYPE_F16},   {PST_TYPE_Q4_K, 14, PST_TYPE_Q5_0},
-    {PST_TYPE_Q5_K, 16, PST_TYPE_Q5_1}, {PST_TYPE_Q6_K, 18, PST_TYPE_Q8_0}, {PST_TYPE_IQ4_NL, 25, PST_TYPE_F16},
+    {PST_TYPE_F32, 0, PST_TYPE_F32},      {PST_TYPE_F16, 1, PST_TYPE_F16},        {PST_TYPE_BF16, 32, PST_TYPE_BF16},
+    {PST_TYPE_Q4_0, 2, PST_TYPE_F16},     {PST_TYPE_Q4_1, 3, PST_TYPE_F16},       {PST_TYPE_Q5_0, 8, PST_TYPE_F16},
+    {PST_TYPE_Q5_1, 9, PST_TYPE_F16},     {PST_TYPE_Q8_0, 7, PST_TYPE_F16},       {PST_TYPE_Q4_K, 14, PST_TYPE_Q5_0},
+    {PST_TYPE_Q5_K, 16, PST_TYPE_Q5_1},   {PST_TYPE_Q6_K, 18, PST_TYPE_Q8_0},     {PST_TYPE_IQ4_NL, 25, PST_TYPE_F16},
+    {PST_TYPE_Q3_K, 11, PST_TYPE_IQ4_NL}, {PST_TYPE_IQ4_XS, 30, PST_TYPE_IQ4_NL},
 };
 
 static const target_row *find_target(uint32_t type) {

@@ -45,6 +45,19 @@ static void put_q6_k(const uint8_t *codes, uint8_t *block) {
   }
 }
 
+/* Two bits in crumbs as Q2_K has them, the third at bit j of sub-block j. */
+static void put_q3_k(const uint8_t *codes, uint8_t *block) {
+  memset(block, 0, 96);
+  for (int j = 0; j < K_SUBS; j++) {
+    uint8_t *low = block + 32 + (j / 4) * 32;
+    const uint8_t *c = codes + (size_t)j * 32;
+    for (int i = 0; i < 32; i++) {
+      low[i] = (uint8_t)(low[i] | (c[i] & 3u) << (2 * (j & 3)));
+      block[i] = (uint8_t)(block[i] | (unsigned)(c[i] >> 2) << j);
+    }
+  }
+}
+
 void pst_kernels_block_put(uint32_t type, const uint8_t *codes, void *block) {
   uint8_t *dst = block;
   switch (type) {
@@ -56,15 +69,22 @@ void pst_kernels_block_put(uint32_t type, const uint8_t *codes, void *block) {
   case PST_TYPE_Q8_0:
     for (int i = 0; i < PST_BLOCK; i++) dst[2 + i] = (uint8_t)(int8_t)((int)codes[i] - 127);
     break;
+  case PST_TYPE_Q3_K: put_q3_k(codes, dst); break;
   case PST_TYPE_Q4_K: put_k(codes, dst + 16, NULL); break;
   case PST_TYPE_Q5_K: put_k(codes, dst + 48, dst + 16); break;
   case PST_TYPE_Q6_K: put_q6_k(codes, dst); break;
+  case PST_TYPE_IQ4_XS:
+    for (int j = 0; j < K_SUBS; j++) put_nibbles(codes + (size_t)j * 32, dst + 8 + (size_t)j * 16);
+    break;
   default: break;
   }
 }
 
+/* Where a block's (super-)scale stands. */
+static size_t scale_place(uint32_t type) { return type == PST_TYPE_Q6_K ? 208 : type == PST_TYPE_Q3_K ? 108 : 0; }
+
 int pst_kernels_block_stretch(uint32_t type, float factor, void *block) {
-  uint8_t *at = (uint8_t *)block + (type == PST_TYPE_Q6_K ? 208 : 0);
+  uint8_t *at = (uint8_t *)block + scale_place(type);
   bool two = type == PST_TYPE_Q4_1 || type == PST_TYPE_Q5_1 || type == PST_TYPE_Q4_K || type == PST_TYPE_Q5_K;
   uint16_t h[2] = {0, 0};
   for (int i = 0; i < (two ? 2 : 1); i++) {
@@ -83,13 +103,14 @@ static void fill(pst_kernels_grid *g, size_t at, size_t n, float scale, float mi
 }
 
 static void grid_k(uint32_t type, const uint8_t *block, pst_kernels_grid *g) {
-  float d = pst_half_widen(pst_load_u16(block + (type == PST_TYPE_Q6_K ? 208 : 0)));
-  float dmin = type == PST_TYPE_Q6_K ? 0 : pst_half_widen(pst_load_u16(block + 2));
+  bool has_min = type == PST_TYPE_Q4_K || type == PST_TYPE_Q5_K;
+  float d = pst_half_widen(pst_load_u16(block + scale_place(type)));
+  float dmin = has_min ? pst_half_widen(pst_load_u16(block + 2)) : 0;
   for (size_t j = 0; j < K_SUBS; j++) {
     uint8_t sc[2], mn[2];
     pst_kernels_decode_scales(type, block, j, sc, mn);
     for (size_t h = 0; h < 2; h++) {
-      float scale = type == PST_TYPE_Q6_K ? (float)(int8_t)sc[h] : (float)sc[h];
+      float scale = has_min ? (float)sc[h] : (float)(int8_t)sc[h];
       fill(g, j * 32 + h * 16, 16, d * scale, -(dmin * (float)mn[h]));
     }
   }
@@ -105,6 +126,12 @@ int pst_kernels_block_grid(uint32_t type, const void *block, pst_kernels_grid *r
     ret_grid->levels = pst_kernels_iq4_values;
     fill(ret_grid, 0, PST_BLOCK, pst_half_widen(pst_load_u16(src)), 0);
     return 0;
+  case PST_TYPE_IQ4_XS:
+    ret_grid->low = 0;
+    ret_grid->high = 15;
+    ret_grid->levels = pst_kernels_iq4_values;
+    grid_k(type, src, ret_grid);
+    return 0;
   case PST_TYPE_Q4_0:
   case PST_TYPE_Q5_0:
   case PST_TYPE_Q8_0:
@@ -118,11 +145,12 @@ int pst_kernels_block_grid(uint32_t type, const void *block, pst_kernels_grid *r
     ret_grid->high = type == PST_TYPE_Q4_1 ? 15 : 31;
     fill(ret_grid, 0, PST_BLOCK, pst_half_widen(pst_load_u16(src)), pst_half_widen(pst_load_u16(src + 2)));
     return 0;
+  case PST_TYPE_Q3_K:
   case PST_TYPE_Q4_K:
   case PST_TYPE_Q5_K:
   case PST_TYPE_Q6_K:
-    ret_grid->low = type == PST_TYPE_Q6_K ? -32 : 0;
-    ret_grid->high = type == PST_TYPE_Q4_K ? 15 : 31;
+    ret_grid->low = type == PST_TYPE_Q3_K ? -4 : type == PST_TYPE_Q6_K ? -32 : 0;
+    ret_grid->high = type == PST_TYPE_Q3_K ? 3 : type == PST_TYPE_Q4_K ? 15 : 31;
     grid_k(type, src, ret_grid);
     return 0;
   default: return PST_E_UNSUPPORTED;

@@ -232,43 +232,64 @@ static int quantize_affine(uint32_t type, const float *x, const float *w, uint8_
   return 0;
 }
 
-/* ---- IQ4_NL: x = scale * one of sixteen levels ------------------------------------------------------------------------ */
+/* ---- x = scale * one of sixteen levels: IQ4_NL, and the sub-blocks of IQ4_XS ------------------------------------------ */
 
-/* The code of the level nearest to each x * inverse, and the moments of weight level^2, weight level x. */
-static void measure_levels(const float *x, const float *w, float inverse, uint8_t *codes, moments *m) {
+/* The code of the level nearest to each x * inverse. */
+static void put_level_codes(const float *x, float inverse, uint8_t *codes) {
   const int8_t *levels = pst_kernels_iq4_values;
-  m->qq = m->qx = 0;
   memset(codes, 0, PST_BLOCK);
   for (int k = 0; k < 15; k++) {
     float middle = 0.5f * (float)(levels[k] + levels[k + 1]);
     for (int i = 0; i < PST_BLOCK; i++) codes[i] = (uint8_t)(codes[i] + (x[i] * inverse > middle));
   }
+}
+
+/* The moments of weight level^2, weight level x, under that rounding. */
+static void measure_levels(const float *x, const float *w, float inverse, moments *m) {
+  uint8_t codes[PST_BLOCK];
+  put_level_codes(x, inverse, codes);
+  m->qq = m->qx = 0;
   for (int i = 0; i < PST_BLOCK; i++) {
-    float level = (float)levels[codes[i]], wl = w[i] * level;
+    float level = (float)pst_kernels_iq4_values[codes[i]], wl = w[i] * level;
     m->qq += wl * level;
     m->qx += wl * x[i];
   }
 }
 
-static int quantize_levels(const float *x, const float *w, uint8_t *dst) {
-  float amax = largest(x, PST_BLOCK), best = 0, best_gain = -1;
+static float error_of_levels(const float *x, const float *w, float scale) {
   uint8_t codes[PST_BLOCK];
-  bool overflow = false;
+  float sum = 0;
+  put_level_codes(x, inverse_of(scale), codes);
+  for (int i = 0; i < PST_BLOCK; i++) {
+    float r = x[i] - scale * (float)pst_kernels_iq4_values[codes[i]];
+    sum += w[i] * r * r;
+  }
+  return sum;
+}
+
+static float fit_levels(const float *x, const float *w) {
+  float amax = largest(x, PST_BLOCK), best = 0, best_gain = -1;
   moments m;
   for (int start = 0; amax >= TOO_SMALL && start < 24; start++) {
     float inverse = (float)(start & 1 ? -(94 + 3 * start) : 94 + 3 * start) / amax;
     for (int round = 0; round < LLOYD_ROUNDS; round++) {
-      measure_levels(x, w, inverse, codes, &m);
+      measure_levels(x, w, inverse, &m);
       if (!(m.qq > 0) || m.qx * m.qx <= best_gain * m.qq) break;
       best_gain = m.qx * m.qx / m.qq;
       best = m.qx / m.qq;
       inverse = inverse_of(best);
     }
   }
-  float d = as_half(best, &overflow);
+  return best;
+}
+
+static int quantize_levels(const float *x, const float *w, uint8_t *dst) {
+  uint8_t codes[PST_BLOCK];
+  bool overflow = false;
+  float d = as_half(fit_levels(x, w), &overflow);
   if (overflow) return PST_E_LIMIT;
   pst_store_u16(dst, pst_half_narrow(d));
-  measure_levels(x, w, inverse_of(d), codes, &m);
+  put_level_codes(x, inverse_of(d), codes);
   pst_kernels_block_put(PST_TYPE_IQ4_NL, codes, dst);
   return 0;
 }
@@ -380,23 +401,54 @@ static int quantize_k_affine(uint32_t type, const float *x, const float *w, uint
   return 0;
 }
 
-/* ---- Q6_K: sixteen sub-blocks of 16 with an eight-bit scale each ----------------------------------------------------- */
+/* ---- Q3_K, Q6_K, IQ4_XS: sub-blocks with a whole signed scale each ----------------------------------------------------- */
 
-enum { Q6_SUBS = 16, Q6_SUB = 16 };
+enum { MAX_SUBS = 16 };
 
-typedef struct k_symmetric {
+typedef struct signed_format {
+  uint32_t type;
+  int n_subs, sub;     /* sub-blocks, elements of each */
+  int sc_low, sc_high; /* of a sub-block's scale, sc_low the farther from 0 */
+  int low, high;       /* of codes; IQ4_XS, whose codes stand for levels: not read */
+} signed_format;
+
+static const signed_format signed_formats[] = {
+    {PST_TYPE_Q3_K, 16, 16, -32, 31, -4, 3},
+    {PST_TYPE_Q6_K, 16, 16, -128, 127, -32, 31},
+    {PST_TYPE_IQ4_XS, 8, 32, -32, 31, 0, 15},
+};
+
+typedef struct k_signed {
   float d; /* half */
-  int sc[Q6_SUBS];
+  int sc[MAX_SUBS];
   float error;
-} k_symmetric;
+} k_signed;
 
-static void q6_choose_scales(const float *x, const float *w, const float *want, k_symmetric *k) {
+static float fit_sub(const signed_format *f, const float *x, const float *w) {
+  return f->type == PST_TYPE_IQ4_XS ? fit_levels(x, w) : fit_symmetric(x, w, (size_t)f->sub, f->low, f->high);
+}
+
+static float sub_error(const signed_format *f, const float *x, const float *w, float scale) {
+  return f->type == PST_TYPE_IQ4_XS ? error_of_levels(x, w, scale)
+                                    : error_of(x, w, (size_t)f->sub, scale, 0, f->low, f->high);
+}
+
+static void measure_sub(const signed_format *f, const float *x, const float *w, float scale, moments *m) {
+  if (f->type == PST_TYPE_IQ4_XS)
+    measure_levels(x, w, inverse_of(scale), m);
+  else
+    measure(x, w, (size_t)f->sub, inverse_of(scale), 0, f->low, f->high, m);
+}
+
+/* For a given super-scale: each sub-block's scale, from the wanted value and its neighbours. */
+static void signed_choose_scales(const signed_format *f, const float *x, const float *w, const float *want,
+                                 k_signed *k) {
   k->error = 0;
-  for (int j = 0; j < Q6_SUBS; j++) {
-    int sc0 = fabsf(k->d) > 0 ? clamp_int((int)lrintf(want[j] / k->d), -128, 127) : 0;
+  for (int j = 0; j < f->n_subs; j++) {
+    int sc0 = fabsf(k->d) > 0 ? clamp_int((int)lrintf(want[j] / k->d), f->sc_low, f->sc_high) : 0;
     float best = INFINITY;
-    for (int sc = PST_MAX(sc0 - 1, -128); sc <= PST_MIN(sc0 + 1, 127); sc++) {
-      float e = error_of(x + j * Q6_SUB, w + j * Q6_SUB, Q6_SUB, k->d * (float)sc, 0, -32, 31);
+    for (int sc = PST_MAX(sc0 - 1, f->sc_low); sc <= PST_MIN(sc0 + 1, f->sc_high); sc++) {
+      float e = sub_error(f, x + j * f->sub, w + j * f->sub, k->d * (float)sc);
       if (e >= best) continue;
       best = e;
       k->sc[j] = sc;
@@ -405,45 +457,83 @@ static void q6_choose_scales(const float *x, const float *w, const float *want, 
   }
 }
 
-static float q6_fit_super(const float *x, const float *w, const k_symmetric *k) {
+/* Least squares for d under the codes and scales that are there. */
+static float signed_fit_super(const signed_format *f, const float *x, const float *w, const k_signed *k) {
   double aa = 0, ax = 0;
-  for (int j = 0; j < Q6_SUBS; j++) {
+  for (int j = 0; j < f->n_subs; j++) {
     moments m;
-    measure(x + j * Q6_SUB, w + j * Q6_SUB, Q6_SUB, inverse_of(k->d * (float)k->sc[j]), 0, -32, 31, &m);
+    measure_sub(f, x + j * f->sub, w + j * f->sub, k->d * (float)k->sc[j], &m);
     aa += (double)(k->sc[j] * k->sc[j]) * (double)m.qq;
     ax += (double)k->sc[j] * (double)m.qx;
   }
   return aa > 0 ? (float)(ax / aa) : 0;
 }
 
-static void q6_store(const float *x, const k_symmetric *k, uint8_t *dst) {
-  uint8_t codes[K_BLOCK];
-  for (int j = 0; j < Q6_SUBS; j++)
-    put_codes(x + j * Q6_SUB, Q6_SUB, k->d * (float)k->sc[j], 0, -32, 31, codes + j * Q6_SUB);
-  for (int j = 0; j < Q6_SUBS; j++) dst[192 + j] = (uint8_t)(int8_t)k->sc[j];
-  pst_store_u16(dst + 208, pst_half_narrow(k->d));
-  pst_kernels_block_put(PST_TYPE_Q6_K, codes, dst);
+/* Six-bit scales, biased by 32: Q3_K keeps the low four bits of scales 0..7 and 8..15 in the nibbles of eight bytes, the high two of every fourth in one of
+ * four bytes. */
+static void q3_put_scales(const int *sc, uint8_t *s) {
+  memset(s, 0, 12);
+  for (int j = 0; j < 16; j++) {
+    unsigned v = (unsigned)(sc[j] + 32);
+    s[j % 8] = (uint8_t)(s[j % 8] | (v & 15u) << (j < 8 ? 0 : 4));
+    s[8 + j % 4] = (uint8_t)(s[8 + j % 4] | (v >> 4) << (2 * (j / 4)));
+  }
 }
 
-static int quantize_q6_k(const float *x, const float *w, uint8_t *dst) {
-  float want[Q6_SUBS], top = 0;
+/* IQ4_XS: the high two bits of all eight in a half-word, the low four in nibbles. */
+static void iq4_put_scales(const int *sc, uint8_t *dst) {
+  unsigned high = 0;
+  memset(dst + 2, 0, 4);
+  for (int j = 0; j < 8; j++) {
+    unsigned v = (unsigned)(sc[j] + 32);
+    dst[2 + j / 2] = (uint8_t)(dst[2 + j / 2] | (v & 15u) << (4 * (j & 1)));
+    high |= (v >> 4) << (2 * j);
+  }
+  pst_store_u16(dst, (uint16_t)high);
+}
+
+static void signed_store(const signed_format *f, const float *x, const k_signed *k, uint8_t *dst) {
+  uint8_t codes[K_BLOCK];
+  size_t d_at = f->type == PST_TYPE_Q6_K ? 208 : f->type == PST_TYPE_Q3_K ? 108 : 0;
+  for (int j = 0; j < f->n_subs; j++) {
+    float scale = k->d * (float)k->sc[j];
+    if (f->type == PST_TYPE_IQ4_XS)
+      put_level_codes(x + j * f->sub, inverse_of(scale), codes + j * f->sub);
+    else
+      put_codes(x + j * f->sub, (size_t)f->sub, scale, 0, f->low, f->high, codes + j * f->sub);
+  }
+  switch (f->type) {
+  case PST_TYPE_Q3_K: q3_put_scales(k->sc, dst + 96); break;
+  case PST_TYPE_IQ4_XS: iq4_put_scales(k->sc, dst + 2); break;
+  default:
+    for (int j = 0; j < f->n_subs; j++) dst[192 + j] = (uint8_t)(int8_t)k->sc[j];
+    break;
+  }
+  pst_store_u16(dst + d_at, pst_half_narrow(k->d));
+  pst_kernels_block_put(f->type, codes, dst);
+}
+
+static int quantize_k_signed(uint32_t type, const float *x, const float *w, uint8_t *dst) {
+  const signed_format *f = signed_formats;
+  float want[MAX_SUBS], top = 0;
   bool overflow = false;
-  for (int j = 0; j < Q6_SUBS; j++) {
-    want[j] = fit_symmetric(x + j * Q6_SUB, w + j * Q6_SUB, Q6_SUB, -32, 31);
+  while (f->type != type) f++;
+  for (int j = 0; j < f->n_subs; j++) {
+    want[j] = fit_sub(f, x + j * f->sub, w + j * f->sub);
     if (fabsf(want[j]) > fabsf(top)) top = want[j];
   }
-  k_symmetric k = {.d = as_super(top / -128, &overflow)};
+  k_signed k = {.d = as_super(top / (float)f->sc_low, &overflow)};
   if (overflow) return PST_E_LIMIT;
-  q6_choose_scales(x, w, want, &k);
+  signed_choose_scales(f, x, w, want, &k);
   for (int round = 0; round < SUPER_ROUNDS && k.error > 0; round++) {
-    k_symmetric next = k;
-    next.d = as_half(q6_fit_super(x, w, &k), &overflow);
+    k_signed next = k;
+    next.d = as_half(signed_fit_super(f, x, w, &k), &overflow);
     if (overflow) break;
-    q6_choose_scales(x, w, want, &next);
+    signed_choose_scales(f, x, w, want, &next);
     if (next.error >= k.error) break;
     k = next;
   }
-  q6_store(x, &k, dst);
+  signed_store(f, x, &k, dst);
   return 0;
 }
 
@@ -471,7 +561,9 @@ static int quantize_block(uint32_t type, const float *x, const float *w, uint8_t
   case PST_TYPE_Q5_1: return quantize_affine(type, x, w, dst);
   case PST_TYPE_Q4_K:
   case PST_TYPE_Q5_K: return quantize_k_affine(type, x, w, dst);
-  case PST_TYPE_Q6_K: return quantize_q6_k(x, w, dst);
+  case PST_TYPE_Q3_K:
+  case PST_TYPE_Q6_K:
+  case PST_TYPE_IQ4_XS: return quantize_k_signed(type, x, w, dst);
   case PST_TYPE_IQ4_NL: return quantize_levels(x, w, dst);
   default: return PST_E_UNSUPPORTED;
   }

@@ -16,8 +16,8 @@
 #include "tune/gram.h"
 
 const uint32_t pst_tune_calibrate_types[PST_TUNE_CALIBRATE_TYPES] = {
-    PST_TYPE_IQ4_NL, PST_TYPE_Q4_0, PST_TYPE_Q4_K, PST_TYPE_Q4_1, PST_TYPE_Q5_0,
-    PST_TYPE_Q5_K,   PST_TYPE_Q5_1, PST_TYPE_Q6_K, PST_TYPE_Q8_0,
+    PST_TYPE_Q3_K, PST_TYPE_IQ4_XS, PST_TYPE_IQ4_NL, PST_TYPE_Q4_0, PST_TYPE_Q4_K, PST_TYPE_Q4_1,
+    PST_TYPE_Q5_0, PST_TYPE_Q5_K,   PST_TYPE_Q5_1,   PST_TYPE_Q6_K, PST_TYPE_Q8_0,
 };
 
 /* Errors of types are told from every so manieth row. */

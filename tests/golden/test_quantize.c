@@ -14,8 +14,9 @@
 #include <penstock/kernels.h>
 
 enum { N = 65536 };
-static const uint32_t types[] = {PST_TYPE_Q8_0, PST_TYPE_Q4_0, PST_TYPE_Q4_1, PST_TYPE_Q5_0,
-                                 PST_TYPE_Q5_1, PST_TYPE_Q4_K, PST_TYPE_Q5_K, PST_TYPE_Q6_K};
+static const uint32_t types[] = {PST_TYPE_Q8_0, PST_TYPE_Q4_0,   PST_TYPE_Q4_1,  PST_TYPE_Q5_0,
+                                 PST_TYPE_Q5_1, PST_TYPE_Q4_K,   PST_TYPE_Q5_K,  PST_TYPE_Q6_K,
+                                 PST_TYPE_Q3_K, PST_TYPE_IQ4_NL, PST_TYPE_IQ4_XS};
 
 /* ---- the rows (the same in golden_quantize.py) -------------------------------------------------------------------- */
 
@@ -152,6 +153,7 @@ static void what_does_not_fit_is_refused(void **state) {
   assert_int_equal(pst_kernels_quantize_row(PST_TYPE_Q4_0, x, 256, NULL, out), 0);
   assert_int_equal(pst_kernels_quantize_row(PST_TYPE_Q4_0, x, 48, NULL, out), PST_E_BAD_INPUT);
   assert_int_equal(pst_kernels_quantize_row(PST_TYPE_Q6_K, x, 224, NULL, out), PST_E_BAD_INPUT);
+  assert_int_equal(pst_kernels_quantize_row(PST_TYPE_IQ4_XS, x, 96, NULL, out), PST_E_BAD_INPUT);
   assert_int_equal(pst_kernels_quantize_row(PST_TYPE_Q2_K, x, 256, NULL, out), PST_E_UNSUPPORTED);
   assert_int_equal(pst_kernels_quantize_row(99, x, 256, NULL, out), PST_E_UNSUPPORTED);
 }

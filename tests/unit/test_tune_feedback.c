@@ -12,8 +12,9 @@
 
 #include "tune/feedback.h"
 
-static const uint32_t types[] = {PST_TYPE_Q4_0, PST_TYPE_Q4_1, PST_TYPE_Q5_0, PST_TYPE_Q5_1,  PST_TYPE_Q8_0,
-                                 PST_TYPE_Q4_K, PST_TYPE_Q5_K, PST_TYPE_Q6_K, PST_TYPE_IQ4_NL};
+static const uint32_t types[] = {PST_TYPE_Q4_0,   PST_TYPE_Q4_1, PST_TYPE_Q5_0,  PST_TYPE_Q5_1,
+                                 PST_TYPE_Q8_0,   PST_TYPE_Q4_K, PST_TYPE_Q5_K,  PST_TYPE_Q6_K,
+                                 PST_TYPE_IQ4_NL, PST_TYPE_Q3_K, PST_TYPE_IQ4_XS};
 
 typedef struct problem {
   size_t n_rows, n, n_tokens;
@@ -121,7 +122,7 @@ static void factor_gives_the_least(void **state) {
 
 static void feedback_lowers_the_error(void **state) {
   (void)state;
-  static const double at_most[] = {0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6};
+  static const double at_most[] = {0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6};
   problem p = make(40, 256, 300, 24, 0.2, 5);
   factor(&p);
   for (size_t t = 0; t < PST_ARRAY_LEN(types); t++) {
