@@ -12,8 +12,10 @@
 
 /* Doubles of work space for pst_tune_feedback_make. */
 size_t pst_tune_feedback_work(size_t n);
+/* Floats of a Gram matrix's place, [n][n] and a row more for the diagonal that feedback takes. */
+static inline size_t pst_tune_gram_floats(size_t n) { return n * (n + 1); }
 /* In place of a Gram matrix [n][n]: right of the diagonal U_jk / U_jj, on it U_jj^-2, what a squared error of column j costs once the others have made up for
- * it; zeros on the left. damping: share of the diagonal's mean that is added to it, above 0; more is taken (tenfold, at most six times) while the matrix has no factor. A matrix
+ * it. On the left stays the Gram matrix; its damped diagonal goes to the row behind, [n]. damping: share of the diagonal's mean that is added to it, above 0; more is taken (tenfold, at most six times) while the matrix has no factor. A matrix
  * of zeros counts as the identity. work: pst_tune_feedback_work(n) doubles. PST_E_BAD_INPUT: a number that is not finite, or no factor. Pure: any thread. */
 int pst_tune_feedback_make(float *gram, size_t n, double damping, double *work);
 
@@ -22,7 +24,7 @@ typedef struct pst_tune_rounding {
   uint32_t type; /* a quantized one that pst_kernels_quantize_row writes; n_cols is a multiple of its block */
   size_t n_rows, n_cols;
   const float *w;        /* [n_rows][n_cols] */
-  const float *feedback; /* [n_cols][n_cols] of pst_tune_feedback_make; NULL: columns are rounded each for itself */
+  const float *feedback; /* [n_cols + 1][n_cols] of pst_tune_feedback_make; NULL: columns are rounded each for itself */
   size_t row_step;       /* 0, 1: all rows; else only every so manieth, for an estimate of the error */
   uint8_t *out;          /* the rounded rows, one behind the other */
   double error;          /* result: sum of all rows' damped (w - q) H (w - q)^T; without feedback of (w - q)^2 */

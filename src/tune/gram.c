@@ -4,6 +4,8 @@
  * costs little beside the products, and leaves the forward pass without hooks. */
 #include "tune/gram.h"
 
+#include "tune/feedback.h"
+
 #include <string.h>
 
 static size_t place_all(const pst_tune_model *m, pst_tune_grams *g, float *at) {
@@ -13,7 +15,7 @@ static size_t place_all(const pst_tune_model *m, pst_tune_grams *g, float *at) {
       size_t n = i < m->n_layers ? g->width[k] : m->n_embd;
       if (at && i < m->n_layers) g->layers[i][k] = at + used;
       if (at && i == m->n_layers) g->head = at + used;
-      used += (n * n + 15) & ~(size_t)15;
+      used += (pst_tune_gram_floats(n) + 15) & ~(size_t)15;
     }
   return used;
 }

@@ -28,7 +28,7 @@ static problem make(size_t n_rows, size_t n, size_t n_tokens, size_t rank, doubl
   p.w = pst_malloc(n_rows * n * sizeof *p.w);
   p.x = pst_calloc(n_tokens * n, sizeof *p.x);
   p.gram = pst_calloc(n * n, sizeof *p.gram);
-  p.feedback = pst_malloc(n * n * sizeof *p.feedback);
+  p.feedback = pst_malloc(pst_tune_gram_floats(n) * sizeof *p.feedback);
   assert_true(mix && p.w && p.x && p.gram && p.feedback);
   for (size_t i = 0; i < n_rows * n; i++)
     p.w[i] = (float)(pst_random_unit(seed, 0, i) + pst_random_unit(seed, 1, i) - 1);
@@ -115,14 +115,15 @@ static void factor_gives_the_least(void **state) {
     }
     assert_true(fabs(cost - (double)p.feedback[j * p.n + j]) <= 1e-4 * cost);
     assert_true(j + 1 == p.n || other > cost);
-    for (size_t k = 0; k < j; k++) assert_true(!(fabsf(p.feedback[j * p.n + k]) > 0));
+    assert_memory_equal(p.feedback + j * p.n, p.gram + j * p.n,
+                        j * sizeof *p.gram); /* what it was made of stays beside it */
   }
   drop(&p);
 }
 
 static void feedback_lowers_the_error(void **state) {
   (void)state;
-  static const double at_most[] = {0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6};
+  static const double at_most = 0.07; /* feedback alone: 0.12 */
   problem p = make(40, 256, 300, 24, 0.2, 5);
   factor(&p);
   for (size_t t = 0; t < PST_ARRAY_LEN(types); t++) {
@@ -130,7 +131,7 @@ static void feedback_lowers_the_error(void **state) {
     uint8_t *plain = rounded(&p, types[t], NULL, 1, NULL), *fed = rounded(&p, types[t], p.feedback, 1, &told);
     double before = output_error(&p, types[t], plain, damping_of(&p)),
            after = output_error(&p, types[t], fed, damping_of(&p));
-    if (after > at_most[t] * before)
+    if (after > at_most * before)
       fail_msg("%s: %g, plain rounding %g", pst_kernels_type_info(types[t])->name, after, before);
     assert_true(fabs(told - after) <= 1e-3 * after); /* the errors told are those by definition */
     pst_free(plain);
@@ -207,8 +208,8 @@ static int make_from(float *gram, size_t n) {
 
 static void degenerate_matrices(void **state) {
   (void)state;
-  float zeros[4] = {0}, one[1] = {3}, alike[4] = {2, 2, 2, 2}, nan[4] = {1, NAN, NAN, 1}, infinite[1] = {INFINITY},
-        negative[4] = {-1, 0, 0, 1}, impossible[4] = {1, 1e6f, 1e6f, 1};
+  float zeros[6] = {0}, one[2] = {3}, alike[6] = {2, 2, 2, 2}, nan[6] = {1, NAN, NAN, 1}, infinite[2] = {INFINITY},
+        negative[6] = {-1, 0, 0, 1}, impossible[6] = {1, 1e6f, 1e6f, 1};
   assert_int_equal(make_from(zeros, 2), 0);
   assert_true(zeros[0] > 0.999f && zeros[3] > 0.999f && !(fabsf(zeros[1]) > 0));
   assert_int_equal(make_from(one, 1), 0);
