@@ -55,7 +55,7 @@ const pst_engine_model_info *pst_engine_model_get_info(const pst_engine_model *m
 int pst_engine_inspect(const char *path, int n_ctx, pst_buf *out, pst_error *err);
 /* Reads every weight: PST_E_CORRUPT names the first tensor with one that is not finite (a damaged scale). progress: as for quantize. */
 int pst_engine_check_weights(const char *path, pst_progress *progress, pst_error *err);
-/* Re-quantizes a GGUF file's matrices to `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K IQ4_NL, letter case ignored), everything else copied;
+/* Re-quantizes a GGUF file's matrices to `type` (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS, letter case ignored), everything else copied;
  * whole file or nothing. Rows that the type's block does not divide fall back as the field does (Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0; those of 32
  * to F16); such tensors are counted in *ret_n_fallback (NULL: not wanted). `progress`: begun and ended by the caller, counts bytes read; its total is
  * set here; NULL: silent. Replaces a file at out_path; refuses in_path itself. Errors: those of opening; PST_E_UNSUPPORTED (type), PST_E_BAD_INPUT
