@@ -103,14 +103,21 @@ typedef struct trial {
   double cost;
 } trial;
 
+/* A block whose scales are about to be stretched. */
+typedef struct stretched {
+  float now[PST_KERNELS_MAX_BLOCK], moved[PST_KERNELS_MAX_BLOCK], through[PST_KERNELS_MAX_BLOCK];
+  uint8_t block[PST_KERNELS_MAX_BLOCK * 2];
+  pst_kernels_grid grid;
+} stretched;
+
 typedef struct space {
   void *product;  /* PST_KERNELS_WORK_BYTES */
   float *w;       /* [CHUNK][n_cols]: as they are now */
   float *error;   /* [CHUNK][block], negative: what the rest is given */
   uint8_t *codes; /* [CHUNK][n_cols] */
   trial trials[2];
-  pst_kernels_grid grid, other;
-  float through[PST_KERNELS_MAX_BLOCK]; /* scratch of a block */
+  stretched other;
+  pst_kernels_grid grid;
 } space;
 
 size_t pst_tune_rounding_scratch(size_t n_cols) {
@@ -212,34 +219,31 @@ static void through_gram(const float *gram, size_t n_cols, const float *x, size_
     for (size_t i = 0; i < n; i++) y[i] += x[k] * gram[k * n_cols + i];
 }
 
-/* Stretches the block's scales; what that saves. */
+/* Stretches the block's scales to where the error is least for its codes; what that saves. */
 static double stretch_block(const work *w, space *s, const float *gram, const uint8_t *codes, uint8_t *block, float *r,
                             float *g) {
   size_t n = w->info->block_elements, n_cols = w->r->n_cols;
-  float *q = s->trials[0].error, *moved = s->trials[1].error, *through = s->through;
-  uint8_t *other = s->trials[0].block;
+  stretched *x = &s->other;
   double slope = 0, bend = 0, saved = 0;
-  for (size_t i = 0; i < n; i++) q[i] = value_of(&s->grid, i, codes[i]);
-  through_gram(gram, n_cols, q, n, through);
+  for (size_t i = 0; i < n; i++) x->now[i] = value_of(&s->grid, i, codes[i]);
+  through_gram(gram, n_cols, x->now, n, x->through);
   for (size_t i = 0; i < n; i++) {
-    slope += (double)g[i] * (double)q[i];
-    bend += (double)through[i] * (double)q[i];
+    slope += (double)g[i] * (double)x->now[i];
+    bend += (double)x->through[i] * (double)x->now[i];
   }
-  memcpy(other, block, w->info->block_bytes);
-  if (!(bend > 0) || pst_kernels_block_stretch(w->r->type, (float)(1 + slope / bend), other) ||
-      !memcmp(other, block, w->info->block_bytes))
+  memcpy(x->block, block, w->info->block_bytes);
+  if (!(bend > 0) || pst_kernels_block_stretch(w->r->type, (float)(1 + slope / bend), x->block) ||
+      !memcmp(x->block, block, w->info->block_bytes) || pst_kernels_block_grid(w->r->type, x->block, &x->grid))
     return 0;
-  pst_kernels_grid *grid = &s->other;
-  (void)pst_kernels_block_grid(w->r->type, other, grid);
-  for (size_t i = 0; i < n; i++) moved[i] = value_of(grid, i, codes[i]) - q[i];
-  through_gram(gram, n_cols, moved, n, through);
-  for (size_t i = 0; i < n; i++) saved += (double)moved[i] * (2 * (double)g[i] - (double)through[i]);
+  for (size_t i = 0; i < n; i++) x->moved[i] = value_of(&x->grid, i, codes[i]) - x->now[i];
+  through_gram(gram, n_cols, x->moved, n, x->through);
+  for (size_t i = 0; i < n; i++) saved += (double)x->moved[i] * (2 * (double)g[i] - (double)x->through[i]);
   if (!(saved > 0)) return 0;
-  memcpy(block, other, w->info->block_bytes);
-  s->grid = *grid;
+  memcpy(block, x->block, w->info->block_bytes);
+  s->grid = x->grid;
   for (size_t i = 0; i < n; i++) {
-    r[i] -= moved[i];
-    g[i] -= through[i];
+    r[i] -= x->moved[i];
+    g[i] -= x->through[i];
   }
   return saved;
 }

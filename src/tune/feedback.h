@@ -32,8 +32,8 @@ typedef struct pst_tune_rounding {
 
 /* Bytes of a thread's scratch for matrices with rows of up to n_cols. */
 size_t pst_tune_rounding_scratch(size_t n_cols);
-/* Rounds rows; the same bytes and error on any number of threads. PST_E_LIMIT: a weight is too large for the type; PST_E_BAD_INPUT: one is not finite;
- * PST_E_UNSUPPORTED: the type; PST_E_NOMEM. */
+/* Rounds rows: with feedback, then in sweeps that lower the error further (feedback.c). The same bytes and error on any number of threads. PST_E_LIMIT: a
+ * weight is too large for the type; PST_E_BAD_INPUT: one is not finite; PST_E_UNSUPPORTED: the type; PST_E_NOMEM. */
 int pst_tune_round(pst_tune_team *team, pst_tune_rounding *rounding);
 
 #endif

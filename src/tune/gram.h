@@ -7,7 +7,7 @@
 typedef struct pst_tune_grams {
   size_t n_layers, n_embd;
   size_t n_tokens;                        /* seen so far */
-  float *(*layers)[PST_TUNE_GROUP_COUNT]; /* [n_layers]: [n][n], n of width */
+  float *(*layers)[PST_TUNE_GROUP_COUNT]; /* [n_layers]: [n][n], n of width, in a place of pst_tune_gram_floats(n) */
   float *head;                            /* [n_embd][n_embd] */
   size_t width[PST_TUNE_GROUP_COUNT];     /* of a group's input */
   size_t bytes;

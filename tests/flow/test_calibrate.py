@@ -52,6 +52,7 @@ def test_a_file_that_runs(calibrate, penstock, place, tmp_path):
     assert report["held_out"]["n_answers"] < report["held_out"]["n_all"]
     shown = json.loads(subprocess.run([penstock, "inspect", path, "--json"], capture_output=True, text=True, check=True).stdout)
     assert shown["runs"]
+    assert sum(t["bytes"] for t in shown["types"]) == report["bytes"] and shown["n_params"] == report["elements"]  # norms and head are counted
     told = subprocess.run([penstock, "run", path, "where is my parcel", "-n", "4", "--home", tmp_path / "home"], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
 
