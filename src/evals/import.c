@@ -213,7 +213,7 @@ static int find_kind(importer *m) {
 /* ---- the sample and the parts ---- */
 
 /* Streams of the seed. */
-enum { STREAM_SAMPLE = 1, STREAM_PARTS = 2 };
+enum { STREAM_SAMPLE = 1, STREAM_PARTS = 2, STREAM_DRAWS = 3 };
 
 static void shuffle(uint32_t *order, size_t n, uint64_t seed, uint64_t stream) {
   pst_random r = {seed, stream, 0};
@@ -310,14 +310,34 @@ static pst_evals_part neediest(const double shares[PST_EVALS_PART_COUNT], const 
   return (pst_evals_part)best;
 }
 
+/* A part for a cluster, drawn by what the parts lack of its label, so that all of them are samples of one distribution; PST_EVALS_PART_COUNT: none has room for it. */
+static pst_evals_part draw_part(const double shares[PST_EVALS_PART_COUNT], const uint32_t *of_label, uint32_t n_label,
+                                uint32_t size, pst_random *random) {
+  double lacks[PST_EVALS_PART_COUNT], sum = 0, at;
+  int part = PST_EVALS_PART_COUNT;
+  for (int p = 0; p < PST_EVALS_PART_COUNT; p++) {
+    double lack = shares[p] * n_label - of_label[p];
+    lacks[p] = 2 * lack >= size ? lack : 0;
+    sum += lacks[p];
+  }
+  at = pst_random_next_unit(random) * sum;
+  for (int p = 0; p < PST_EVALS_PART_COUNT && at >= 0; p++) {
+    if (lacks[p] > 0) part = p;
+    at -= lacks[p];
+  }
+  return (pst_evals_part)part;
+}
+
 static int draw_parts(importer *m, const double shares[PST_EVALS_PART_COUNT]) {
   uint32_t *order = pst_calloc(m->n + 1, sizeof *order);
   cluster *list = pst_calloc(m->n + 1, sizeof *list);
   uint32_t(*of_label)[PST_EVALS_PART_COUNT] = pst_calloc(m->n_labels + 1, sizeof *of_label);
+  uint32_t *n_label = pst_calloc(m->n_labels + 1, sizeof *n_label);
   pst_evals_part *parts = pst_calloc(m->n + 1, sizeof *parts);
   uint32_t of_all[PST_EVALS_PART_COUNT] = {0};
+  pst_random random = {m->options->seed, STREAM_DRAWS, 0};
   size_t n = 0;
-  int code = order && list && of_label && parts ? 0 : no_memory(m);
+  int code = order && list && of_label && n_label && parts ? 0 : no_memory(m);
   if (code) goto done;
   for (size_t i = 0; i < m->n; i++) {
     cluster *c = &list[m->entries[i].cluster];
@@ -327,9 +347,11 @@ static int draw_parts(importer *m, const double shares[PST_EVALS_PART_COUNT]) {
   for (size_t i = 0; i < n; i++) order[i] = (uint32_t)i;
   shuffle(order, n, m->options->seed, STREAM_PARTS);
   for (size_t i = 0; i < n; i++) list[order[i]].drawn = (uint32_t)i;
-  qsort(list, n, sizeof *list, compare_clusters); /* great ones first: small ones even out what they leave */
+  qsort(list, n, sizeof *list, compare_clusters); /* great ones first, while there is room for them */
+  for (size_t i = 0; i < n; i++) n_label[list[i].label] += list[i].size;
   for (size_t i = 0; i < n; i++) {
-    pst_evals_part part = neediest(shares, of_label[list[i].label], of_all, list[i].size);
+    pst_evals_part part = draw_part(shares, of_label[list[i].label], n_label[list[i].label], list[i].size, &random);
+    if (part == PST_EVALS_PART_COUNT) part = neediest(shares, of_label[list[i].label], of_all, list[i].size);
     parts[list[i].first] = part;
     of_label[list[i].label][part] += list[i].size;
     of_all[part] += list[i].size;
@@ -346,6 +368,7 @@ done:
   pst_free(order);
   pst_free(list);
   pst_free(of_label);
+  pst_free(n_label);
   pst_free(parts);
   return code;
 }
