@@ -111,9 +111,11 @@ int pst_gateway_plan_write(const pst_gateway_plan *plan, pst_buf *out, pst_error
 typedef struct pst_gateway_example {
   pst_str id, input, answer;
 } pst_gateway_example;
-/* Writes an index of labelled examples into the store, by content hash: the same examples give the same file and the same ranking everywhere. */
-int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *examples, size_t n, char ret_hash[65],
-                               pst_error *err);
+/* Writes an index of labelled examples into the store, by content hash: the same examples give the same file and the same ranking everywhere. data_set: that they come of, full hash,
+ * so that the index goes when records of the set are erased (plans that name it then answer without examples); NULL or empty: none. Errors: PST_E_BAD_INPUT (none, an id twice),
+ * PST_E_NOT_FOUND (the set is unknown or withdrawn), those of the store. */
+int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *examples, size_t n, const char *data_set,
+                               char ret_hash[65], pst_error *err);
 
 /* ---- classifiers (gateway/classifier.c) ------------------------------------------------------------------------- */
 

@@ -299,7 +299,7 @@ int pst_store_records_count(pst_store *store, int (*fn)(void *user, const pst_st
 
 typedef enum pst_store_data_state {
   PST_STORE_DATA_WHOLE,
-  PST_STORE_DATA_WITHDRAWN /* records of it were erased; its file is gone */
+  PST_STORE_DATA_WITHDRAWN /* records of it were erased, or its making was broken off; its file is gone */
 } pst_store_data_state;
 typedef struct pst_store_data_set {
   pst_str hash; /* of its file (pst_store_file_path) */
@@ -312,10 +312,10 @@ typedef struct pst_store_data_set {
   pst_store_data_state state;
   pst_str replaced_by; /* with WITHDRAWN: absent when nothing was left */
 } pst_store_data_set;
-/* Registers a kept file as made of records: record_ids[i] gave line i (by_line), or simply took part. Registering it again adds nothing. PST_E_NOT_FOUND
- * when one of the records is gone meanwhile. */
-int pst_store_data_set_put(pst_store *store, const pst_store_data_set *set, bool by_line, const int64_t *record_ids,
-                           size_t n_records, pst_error *err);
+/* Keeps a text made of records as a file, and who they are: record_ids[i] gave line i (by_line), or simply took part. set->hash, state and replaced_by are not read. The row comes before
+ * the file, so that whatever happens an erasure finds it. Putting what is there again changes nothing. PST_E_NOT_FOUND when one of the records is gone meanwhile. */
+int pst_store_data_set_put(pst_store *store, const pst_store_data_set *set, pst_str text, bool by_line,
+                           const int64_t *record_ids, size_t n_records, char ret_hash[65], pst_error *err);
 /* By full hash or a unique prefix of at least 8 digits; calls fn once. PST_E_NOT_FOUND. */
 int pst_store_data_set_get(pst_store *store, pst_str hash, int (*fn)(void *user, const pst_store_data_set *set),
                            void *user, pst_error *err);
@@ -328,8 +328,19 @@ int pst_store_data_set_records(pst_store *store, pst_str hash, int (*fn)(void *u
 /* The sets that hold a record. */
 int pst_store_data_set_of_record(pst_store *store, int64_t record_id, int (*fn)(void *user, pst_str hash), void *user,
                                  pst_error *err);
-/* Notes that something (kind "adapter", name its hash) was made of a data set. PST_E_NOT_FOUND for an unknown set. */
+/* Notes that something (kind "adapter", with its name) was made of a data set; again: as the set is now. PST_E_NOT_FOUND for an unknown set. */
 int pst_store_data_set_used(pst_store *store, pst_str hash, pst_str kind, pst_str name, int64_t now_ms, pst_error *err);
+/* Kinds of products that hold a set's texts: when the set is withdrawn, they are removed with it unless they were made of a whole set as well. The folder's name is its path from
+ * the store's home, that of an index its hash. */
+#define PST_STORE_PRODUCT_FOLDER "folder"
+#define PST_STORE_PRODUCT_EXAMPLES "examples"
+/* Keeps a file made of a data set, as pst_store_file_put does, and notes it before it is there. PST_E_NOT_FOUND: the set is unknown or withdrawn. */
+int pst_store_data_set_product(pst_store *store, pst_str set, pst_str kind, const void *data, size_t n,
+                               char ret_hash[65], pst_error *err);
+/* The set that a folder was made of, by what pst_store_data_set_used noted; empty: none. */
+int pst_store_data_set_of_folder(pst_store *store, const char *folder, char ret_hash[65], pst_error *err);
+/* Whether records of a set, or of that which a product was made of, were erased. False where the store cannot be read. */
+bool pst_store_data_withdrawn(pst_store *store, pst_str hash);
 /* Those noted, and adapters that name the set as their data. hash data NULL: of all sets. stale: records of the set were erased since. */
 int pst_store_data_set_uses(pst_store *store, pst_str hash,
                             int (*fn)(void *user, pst_str hash, pst_str kind, pst_str name, bool stale), void *user,
@@ -523,6 +534,8 @@ int pst_store_price_each(pst_store *store,
 int pst_store_price_cost(pst_store_price price, int64_t prompt_tokens, int64_t cached_tokens, int64_t completion_tokens,
                          int64_t *ret_nusd) PST_MUST_CHECK;
 
+/* Begins scopes of answers to what users asked: the erasure of any record forgets them. */
+#define PST_STORE_SCOPE_TEACHER "teacher/"
 /* Answers kept for reuse by exact key. scope parts users that must not see each other's ("eval", or API key and plan); key: what the
  * answer depends on, usually a hash; meta: JSON or absent. Putting again replaces. Queued. */
 int pst_store_answer_put(pst_store *store, pst_str scope, pst_str key, pst_str answer, pst_str meta, int64_t now_ms,

@@ -428,7 +428,10 @@ static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, con
     printf("data set %.12s: %" PRId64 " lines gone%s%.12s\n", e->sets[i].hash, e->sets[i].n_lines,
            e->sets[i].replaced_by[0] ? "; now " : "; withdrawn", e->sets[i].replaced_by);
   for (size_t i = 0; i < e->n_uses; i++)
-    printf("%s %s was made of it: make it again, or remove it\n", e->uses[i].kind, e->uses[i].name);
+    printf("%s %s was made of it: %s\n", e->uses[i].kind, e->uses[i].name,
+           !strcmp(e->uses[i].kind, PST_STORE_PRODUCT_FOLDER) || !strcmp(e->uses[i].kind, PST_STORE_PRODUCT_EXAMPLES)
+               ? "gone with it, run the turn again"
+               : "make it again, or remove it");
   if (e->in_log) puts("another process reads the store: bytes are overwritten when it is done ('penstock data prune')");
 }
 

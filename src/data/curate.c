@@ -233,21 +233,21 @@ static int keep_set(pst_data_curation *c, int64_t start_us) {
   int64_t n = c->done.n_by_reason[PST_DATA_KEPT];
   int64_t *ids = pst_calloc((size_t)n + 1, sizeof *ids);
   int code = ids ? write_lines(c, &lines, ids) : pst_data_no_memory(c);
-  if (!code && n) code = pst_store_file_put(c->store, lines.data, lines.n, c->done.hash, c->err);
+  if (!code && n) pst_sha256_hex(lines.data, lines.n, c->done.hash); /* the report says it */
   c->done.wall_ms = (pst_clock_us() - start_us) / 1000;
   if (!code && n) {
     write_params(c->options, &params);
     pst_data_report_write(c, false, &report);
-    pst_store_data_set set = {.hash = {c->done.hash, 64},
-                              .kind = pst_str_from(pst_data_kind_name(c->options->kind)),
+    pst_store_data_set set = {.kind = pst_str_from(pst_data_kind_name(c->options->kind)),
                               .workload = c->options->workload,
                               .n_lines = n,
                               .params = pst_buf_str(&params),
                               .report = pst_buf_str(&report),
                               .created_ms = pst_clock_unix_ms()};
-    code = pst_buf_status(&params) || pst_buf_status(&report)
-               ? pst_data_no_memory(c)
-               : pst_store_data_set_put(c->store, &set, true, ids, (size_t)n, c->err);
+    code =
+        pst_buf_status(&params) || pst_buf_status(&report)
+            ? pst_data_no_memory(c)
+            : pst_store_data_set_put(c->store, &set, pst_buf_str(&lines), true, ids, (size_t)n, c->done.hash, c->err);
   }
   pst_free(ids);
   pst_buf_done(&lines);

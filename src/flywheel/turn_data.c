@@ -149,6 +149,9 @@ static int make_folder(gathering *g, const char *set, char **ret_folder, pst_err
   int code = folder ? pst_data_set_each_line(g->t->store, pst_str_from(set), gather, g, err) : no_memory(err);
   if (code == PST_E_NOMEM) code = no_memory(err);
   if (!code) code = drop_near(g, err);
+  if (!code && g->n) /* before there is a folder, so that whatever happens a deletion finds it */
+    code = pst_store_data_set_used(g->t->store, pst_str_from(set), PST_STR(PST_STORE_PRODUCT_FOLDER),
+                                   pst_str_from(name), pst_clock_unix_ms(), err);
   if (!code && g->n) code = write_folder(g, folder, err);
   if (code)
     pst_free(folder);

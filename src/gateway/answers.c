@@ -20,7 +20,8 @@ _Static_assert(TEXT_BYTES_MAX <= PST_ENGINE_CORPUS_TOKENS, "every file fits a co
 
 static int by_text(const void *a, const void *b) { return pst_str_compare(*(const pst_str *)a, *(const pst_str *)b); }
 
-int pst_gateway_answers_build(pst_store *store, const pst_str *answers, size_t n, char ret_hash[65], pst_error *err) {
+/* The file's text, appended. */
+static int write_answers(const pst_str *answers, size_t n, pst_buf *out, pst_error *err) {
   size_t bytes = n * MORE_TOKENS;
   if (n == 0) return pst_error_set(err, PST_E_BAD_INPUT, "answers", "a file of past answers needs at least one");
   for (size_t i = 0; i < n; i++) bytes += answers[i].n;
@@ -31,17 +32,21 @@ int pst_gateway_answers_build(pst_store *store, const pst_str *answers, size_t n
   if (!sorted) return pst_error_set(err, PST_E_NOMEM, "answers", "no memory for %zu answers", n);
   for (size_t i = 0; i < n; i++) sorted[i] = answers[i];
   qsort(sorted, n, sizeof *sorted, by_text);
-  pst_buf text = PST_BUF_INIT;
-  pst_buf_printf(&text, "{\"n\":%zu,\"penstock_answers\":%d}\n", n, FORMAT);
+  pst_buf_printf(out, "{\"n\":%zu,\"penstock_answers\":%d}\n", n, FORMAT);
   for (size_t i = 0; i < n; i++) {
-    pst_json_writer w = pst_json_writer_on(&text, false);
+    pst_json_writer w = pst_json_writer_on(out, false);
     pst_json_put_str(&w, sorted[i]);
-    pst_buf_putc(&text, '\n');
+    pst_buf_putc(out, '\n');
   }
-  int code = pst_buf_status(&text) ? pst_error_set(err, PST_E_NOMEM, "answers", "no memory for %zu answers", n)
-                                   : pst_store_file_put(store, text.data, text.n, ret_hash, err);
-  pst_buf_done(&text);
   pst_free(sorted);
+  return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, "answers", "no memory for %zu answers", n) : 0;
+}
+
+int pst_gateway_answers_build(pst_store *store, const pst_str *answers, size_t n, char ret_hash[65], pst_error *err) {
+  pst_buf text = PST_BUF_INIT;
+  int code = write_answers(answers, n, &text, err);
+  if (!code) code = pst_store_file_put(store, text.data, text.n, ret_hash, err);
+  pst_buf_done(&text);
   return code;
 }
 
@@ -102,17 +107,14 @@ int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_has
         err, PST_E_NO_DATA, "answers",
         "no answer of \"%.*s\" is recorded with its text; let texts be kept (serve --keep content, or the key's --keep) to record them",
         (int)PST_MIN(workload.n, (size_t)80), workload.data);
-  char hash[65];
-  if (!code) code = pst_gateway_answers_build(store, c.answers, c.n, hash, err);
-  if (!code) { /* so that the deletion of a record reaches it */
-    const pst_store_data_set set = {.hash = {hash, 64},
-                                    .kind = PST_STR("answers"),
-                                    .workload = workload,
-                                    .n_lines = (int64_t)c.n,
-                                    .created_ms = pst_clock_unix_ms()};
-    code = pst_store_data_set_put(store, &set, false, c.records, c.n_records, err);
+  pst_buf text = PST_BUF_INIT;
+  if (!code) code = write_answers(c.answers, c.n, &text, err);
+  if (!code) { /* as a data set, so that the deletion of a record reaches it */
+    const pst_store_data_set set = {
+        .kind = PST_STR("answers"), .workload = workload, .n_lines = (int64_t)c.n, .created_ms = pst_clock_unix_ms()};
+    code = pst_store_data_set_put(store, &set, pst_buf_str(&text), false, c.records, c.n_records, ret_hash, err);
   }
-  if (!code) memcpy(ret_hash, hash, sizeof hash);
+  pst_buf_done(&text);
   if (!code && ret_n) *ret_n = c.n;
   pst_free(c.records);
   pst_free(c.answers);
@@ -189,22 +191,12 @@ static int read_lines(reader *r, pst_str text, pst_error *err) {
   return code;
 }
 
-static int take_state(void *user, const pst_store_data_set *set) {
-  *(bool *)user = set->state == PST_STORE_DATA_WITHDRAWN;
-  return 0;
-}
-
-static bool is_withdrawn(pst_store *store, pst_str hash) {
-  bool withdrawn = false;
-  return !pst_store_data_set_get(store, hash, take_state, &withdrawn, NULL) && withdrawn;
-}
-
 int pst_gateway_answers_open(pst_store *store, pst_str hash, const pst_engine_model *model, bool leading_space,
                              pst_engine_corpus **ret_corpus, pst_error *err) {
   char *path = NULL, *data = NULL, found[65];
   size_t n = 0;
   int code = pst_store_file_path(store, hash, &path, err);
-  if (code == PST_E_NOT_FOUND && is_withdrawn(store, hash)) {
+  if (code == PST_E_NOT_FOUND && pst_store_data_withdrawn(store, hash)) {
     pst_log(PST_LOG_WARN, "event=answers_withdrawn hash=%.*s", (int)hash.n, hash.data);
     *ret_corpus = NULL;
     return 0;

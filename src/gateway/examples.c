@@ -67,8 +67,8 @@ static void write_example(pst_json_writer *w, const pst_gateway_example *e) {
   pst_json_end_object(w);
 }
 
-int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *examples, size_t n, char ret_hash[65],
-                               pst_error *err) {
+int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *examples, size_t n, const char *data_set,
+                               char ret_hash[65], pst_error *err) {
   if (n == 0) return pst_error_set(err, PST_E_BAD_INPUT, "examples", "an index needs at least one example");
   pst_buf text = PST_BUF_INIT;
   entry *entries = pst_calloc(n, sizeof *entries);
@@ -83,8 +83,13 @@ int pst_gateway_examples_build(pst_store *store, const pst_gateway_example *exam
     write_example(&w, entries[i].example);
     pst_buf_putc(&text, '\n');
   }
-  code = pst_buf_status(&text) ? pst_error_set(err, PST_E_NOMEM, "examples", "no memory for %zu examples", n)
-                               : pst_store_file_put(store, text.data, text.n, ret_hash, err);
+  if (pst_buf_status(&text))
+    code = pst_error_set(err, PST_E_NOMEM, "examples", "no memory for %zu examples", n);
+  else if (data_set && data_set[0])
+    code = pst_store_data_set_product(store, pst_str_from(data_set), PST_STR(PST_STORE_PRODUCT_EXAMPLES), text.data,
+                                      text.n, ret_hash, err);
+  else
+    code = pst_store_file_put(store, text.data, text.n, ret_hash, err);
 done:
   pst_buf_done(&text);
   pst_free(entries);

@@ -364,34 +364,64 @@ pst_gateway_engine_spec pst_gateway_plain_spec(const pst_gateway *g, const char 
   return (pst_gateway_engine_spec){.name = "plain", .model = model, .weights = "shipped", .options = g->engine_options};
 }
 
-int pst_gateway_index_get(pst_gateway *g, const char *hash, pst_gateway_index **ret_index, pst_error *err) {
-  pst_gateway_index *found = NULL, *opened = NULL;
+/* With the lock held. */
+static pst_gateway_kept_index *find_index(const pst_gateway *g, const char *hash) {
+  pst_gateway_kept_index *k = g->indexes;
+  while (k && strcmp(k->hash, hash) != 0) k = k->next;
+  return k;
+}
+
+/* From now on that is what the hash stands for; NULL: withdrawn. Where memory is short it is opened again. */
+static void keep_index(pst_gateway *g, const char *hash, pst_gateway_index *index) {
+  pst_gateway_kept_index *fresh = pst_calloc(1, sizeof *fresh);
   pthread_mutex_lock(&g->lock);
-  for (pst_gateway_kept_index *k = g->indexes; k && !found; k = k->next)
-    if (!strcmp(k->hash, hash)) found = pst_gateway_index_ref(k->index);
-  pthread_mutex_unlock(&g->lock);
-  if (found) {
-    *ret_index = found;
-    return 0;
-  }
-  int code = pst_gateway_index_open(g->store, pst_str_from(hash), &opened, err);
-  if (code) return code;
-  pst_gateway_kept_index *k = pst_calloc(1, sizeof *k);
-  if (k) { /* two threads may keep it twice: no harm */
-    k->index = pst_gateway_index_ref(opened);
+  pst_gateway_kept_index *k = find_index(g, hash);
+  if (!k && fresh) {
+    k = fresh;
+    fresh = NULL;
     (void)snprintf(k->hash, sizeof k->hash, "%s", hash);
-    pthread_mutex_lock(&g->lock);
     k->next = g->indexes;
     g->indexes = k;
-    pthread_mutex_unlock(&g->lock);
   }
-  *ret_index = opened;
+  if (k) {
+    pst_gateway_index_unref(k->index);
+    k->index = index ? pst_gateway_index_ref(index) : NULL;
+  }
+  pthread_mutex_unlock(&g->lock);
+  pst_free(fresh);
+}
+
+int pst_gateway_index_get(pst_gateway *g, const char *hash, pst_gateway_index **ret_index, pst_error *err) {
+  pst_gateway_index *found = NULL;
+  char *path = NULL;
+  pthread_mutex_lock(&g->lock);
+  const pst_gateway_kept_index *k = find_index(g, hash);
+  bool withdrawn = k && !k->index;
+  if (k && k->index) found = pst_gateway_index_ref(k->index);
+  pthread_mutex_unlock(&g->lock);
+  int code = pst_store_file_path(g->store, pst_str_from(hash), &path, err);
+  pst_free(path);
+  if (code == PST_E_NOT_FOUND && (withdrawn || pst_store_data_withdrawn(g->store, pst_str_from(hash)))) {
+    pst_gateway_index_unref(found);
+    if (!withdrawn) {
+      pst_log(PST_LOG_WARN, "event=examples_withdrawn hash=%s", hash);
+      keep_index(g, hash, NULL);
+    }
+    *ret_index = NULL;
+    return 0;
+  }
+  if (!code && !found) {
+    code = pst_gateway_index_open(g->store, pst_str_from(hash), &found, err);
+    if (!code) keep_index(g, hash, found);
+  }
+  if (!found) return code;
+  *ret_index = found;
   return 0;
 }
 
 static int open_index(void *user, const pst_gateway_node *leaf) {
   listing *l = user;
-  pst_gateway_index *index;
+  pst_gateway_index *index = NULL;
   const pst_classifier *classifier;
   if (leaf->op == PST_GATEWAY_OP_CLASSIFIER)
     return pst_gateway_classifier_get(l->gateway, l->plan, leaf, &classifier, l->err);

@@ -25,7 +25,7 @@ typedef struct pst_gateway_in_force {
 
 typedef struct pst_gateway_kept_index {
   struct pst_gateway_kept_index *next;
-  pst_gateway_index *index;
+  pst_gateway_index *index; /* NULL: it was withdrawn */
   char hash[65];
 } pst_gateway_kept_index;
 
@@ -63,7 +63,7 @@ struct pst_gateway {
   pst_gateway_known *known;
 };
 
-/* The index with that hash, open; one reference for the caller. */
+/* The index with that hash, open; one reference for the caller. NULL: records of its examples were deleted, by whatever process, and plans go on without it. */
 int pst_gateway_index_get(pst_gateway *gateway, const char *hash, pst_gateway_index **ret_index, pst_error *err);
 /* How a model that is called by name is run. */
 pst_gateway_engine_spec pst_gateway_plain_spec(const pst_gateway *gateway, const char *model);

@@ -272,8 +272,6 @@ int pst_gateway_prompt_build(const pst_gateway_plan *plan, const pst_gateway_nod
   pst_gateway_prompt p = {.arena = pst_arena_create()};
   pst_str text = {"", 0};
   int code = p.arena ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the prompt");
-  if (!code && node->examples_index && !index)
-    code = pst_error_set(err, PST_E_INTERNAL, "examples", "the index of examples is not open");
   if (!code && index && node->n_examples > 0) code = find_examples(node, index, input, exclude, n_exclude, &p, err);
   if (code) goto done;
   code = choose_labels(plan, node, &p);

@@ -36,7 +36,7 @@ typedef struct pst_gateway_prompt {
  * joined in the arena. PST_E_BAD_INPUT when there is no such message or the pattern does not match; PST_E_UNSUPPORTED for parts that are no text. */
 int pst_gateway_prompt_input(const pst_gateway_plan *plan, const pst_chat *chat, pst_arena *arena, pst_str *ret_input,
                              pst_error *err);
-/* What a LOCAL or REMOTE node asks for one input. index: that of the node, NULL when it has none. Examples are shown best last, next to the input; fixed ones in
+/* What a LOCAL or REMOTE node asks for one input. index: that of the node, NULL when it has none or it was withdrawn: then no examples are shown. Examples are shown best last, next to the input; fixed ones in
  * the index's order. White space around the input does not count; in PLAIN a line break inside it becomes a space, since a line ends a value there. */
 int pst_gateway_prompt_build(const pst_gateway_plan *plan, const pst_gateway_node *node, const pst_gateway_index *index,
                              pst_str input, const pst_str *exclude, size_t n_exclude, pst_gateway_prompt *ret_prompt,

@@ -520,6 +520,7 @@ static int count_use(void *state, pst_buf *out, pst_error *err) {
 }
 
 int pst_optimizer_live_examples(pst_optimizer_live *l, char ret_hash[65], pst_error *err) {
+  char data_set[65] = ""; /* whose records are among the examples */
   ret_hash[0] = '\0';
   size_t *order = pst_calloc(PST_MAX(l->info->n_items, 1), sizeof *order);
   pst_gateway_example *examples = pst_calloc(PST_MAX(l->info->n_items, 1), sizeof *examples);
@@ -529,7 +530,8 @@ int pst_optimizer_live_examples(pst_optimizer_live *l, char ret_hash[65], pst_er
     const pst_evals_item *item = &l->info->items[order[i]];
     examples[i] = (pst_gateway_example){item->id, item->input, item->expected};
   }
-  if (!code && n) code = pst_gateway_examples_build(l->store, examples, n, ret_hash, err);
+  if (!code && n) code = pst_store_data_set_of_folder(l->store, l->info->folder, data_set, err);
+  if (!code && n) code = pst_gateway_examples_build(l->store, examples, n, data_set, ret_hash, err);
   pst_free(order);
   pst_free(examples);
   return code;

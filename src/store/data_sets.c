@@ -1,10 +1,11 @@
 /* Data sets: files made of records, with the list of records that made them; and the items that no data set may hold.
  *
  * Owns the lineage: record -> line of a data set -> what was made of the set (uses, and adapters that name it as their data). When records are erased, a set made of lines is
- * written anew without theirs and gets a new hash; the old row stays as "withdrawn" and says what replaced it, its file is removed. Does not
- * know what stands in a line. Reports kept beside a set name records by number only, never by text. */
+ * written anew without theirs and gets a new hash; the old row stays as "withdrawn" and says what replaced it, its file is removed, and what was made of it that holds its
+ * texts (a turn's folder, an index of examples). Does not know what stands in a line. Reports kept beside a set name records by number only, never by text. */
 #include "store/db.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +13,13 @@
 
 /* ---- put ---- */
 
+/* A set is made in two writes. The first notes it as withdrawn, with its lines; the second puts the file in its place and makes the set whole. Whoever is killed in between leaves
+ * a row by which pst_store_data_sets_clean finds the file. Cleaning is a write, too, so that it never comes between the two halves of the second. */
 typedef struct put_call {
-  const pst_store *store;
+  pst_store *store;
   const pst_store_data_set *set;
+  const char *hash;
+  pst_str text;
   bool by_line;
   const int64_t *record_ids;
   size_t n_records;
@@ -24,44 +29,72 @@ static int set_id_of(pst_store_conn *conn, pst_str hash, int64_t *ret_id, pst_er
   return pst_store_sql_int(conn, ret_id, "SELECT id FROM data_sets WHERE hash = ?1", err, "s", hash);
 }
 
-/* A row in state "whole"; one that was withdrawn and is made again comes back. */
-static int insert_set(pst_store_conn *conn, const pst_store_data_set *s, bool by_line, int64_t *ret_id,
-                      pst_error *err) {
-  int code =
-      pst_store_sql_run(conn, NULL,
-                        "INSERT INTO data_sets(hash, kind, workload, by_line, n_lines, params, report, created_ms)"
-                        " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
-                        " ON CONFLICT(hash) DO UPDATE SET state = 0, replaced_by = NULL WHERE state = 1",
-                        err, "sssiissi", s->hash, s->kind, s->workload, (int64_t)by_line, s->n_lines, s->params,
-                        s->report, s->created_ms);
-  return code ? code : set_id_of(conn, s->hash, ret_id, err);
+static int set_state_of(pst_store_conn *conn, int64_t id, int64_t *ret_state, pst_error *err) {
+  return pst_store_sql_int(conn, ret_state, "SELECT state FROM data_sets WHERE id = ?1", err, "i", id);
 }
 
-static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+static int record_gone(pst_error *err) {
+  return pst_error_set(err, PST_E_NOT_FOUND, "data set",
+                       "a record was deleted while the data set was made; make it again");
+}
+
+static int put_line(pst_store_conn *conn, int64_t set_id, size_t line, int64_t record_id, pst_error *err) {
+  int64_t n = 0;
+  int code = pst_store_sql_run(conn, &n,
+                               "INSERT INTO data_set_records(set_id, line, record_id)"
+                               " SELECT ?1, ?2, id FROM requests WHERE id = ?3 AND keep = 1",
+                               err, "iii", set_id, (int64_t)line, record_id);
+  return !code && n == 0 ? record_gone(err) : code;
+}
+
+/* The row and its lines; a set that is whole stays as it is. */
+static int announce_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   const put_call *c = arg;
-  int64_t id = 0;
-  int code = insert_set(conn, c->set, c->by_line, &id, err);
-  for (size_t i = 0; i < c->n_records && !code; i++)
-    code = pst_store_sql_run(conn, NULL,
-                             "INSERT INTO data_set_records(set_id, line, record_id) VALUES(?1, ?2, ?3)"
-                             " ON CONFLICT DO NOTHING",
-                             err, "iii", id, (int64_t)i, c->record_ids[i]);
-  if (code == PST_E_NOT_FOUND)
-    return pst_error_set(err, code, "data set", "a record was deleted while the data set was made; make it again");
+  const pst_store_data_set *s = c->set;
+  int64_t id = 0, state = 0;
+  int code =
+      pst_store_sql_run(conn, NULL,
+                        "INSERT INTO data_sets(hash, kind, workload, by_line, n_lines, params, created_ms, state)"
+                        " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, 1) ON CONFLICT DO NOTHING",
+                        err, "sssiisi", pst_str_from(c->hash), s->kind, s->workload, (int64_t)c->by_line, s->n_lines,
+                        s->params, s->created_ms);
+  if (!code) code = set_id_of(conn, pst_str_from(c->hash), &id, err);
+  if (!code) code = set_state_of(conn, id, &state, err);
+  if (code || state == PST_STORE_DATA_WHOLE) return code;
+  code = pst_store_sql_run(conn, NULL, "DELETE FROM data_set_records WHERE set_id = ?1", err, "i", id);
+  for (size_t i = 0; i < c->n_records && !code; i++) code = put_line(conn, id, i, c->record_ids[i], err);
   return code;
 }
 
-int pst_store_data_set_put(pst_store *store, const pst_store_data_set *set, bool by_line, const int64_t *record_ids,
-                           size_t n_records, pst_error *err) {
-  char *path = NULL;
-  int code = pst_store_file_path(store, set->hash, &path, err);
-  pst_free(path);
-  if (code) return code;
+static int fulfil_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const put_call *c = arg;
+  char hash[65];
+  int64_t id = 0, state = 0, n = 0;
+  int code = set_id_of(conn, pst_str_from(c->hash), &id, err);
+  if (!code) code = set_state_of(conn, id, &state, err);
+  if (!code && state == PST_STORE_DATA_WITHDRAWN)
+    code = pst_store_sql_int(conn, &n, "SELECT count(*) FROM data_set_records WHERE set_id = ?1", err, "i", id);
+  if (!code && state == PST_STORE_DATA_WITHDRAWN && n != (int64_t)c->n_records) return record_gone(err);
+  if (!code) code = pst_store_file_put(c->store, c->text.data, c->text.n, hash, err);
+  if (!code && state == PST_STORE_DATA_WITHDRAWN)
+    code =
+        pst_store_sql_run(conn, NULL, "UPDATE data_sets SET state = 0, replaced_by = NULL, report = ?2 WHERE id = ?1",
+                          err, "is", id, c->set->report);
+  return code;
+}
+
+int pst_store_data_set_put(pst_store *store, const pst_store_data_set *set, pst_str text, bool by_line,
+                           const int64_t *record_ids, size_t n_records, char ret_hash[65], pst_error *err) {
+  char hash[65];
   if (by_line && n_records != (size_t)set->n_lines)
     return pst_error_set(err, PST_E_BAD_INPUT, "data set", "%lld lines were made of %zu records",
                          (long long)set->n_lines, n_records);
-  put_call c = {store, set, by_line, record_ids, n_records};
-  return pst_store_write_now(store, false, put_apply, &c, err);
+  pst_sha256_hex(text.data, text.n, hash);
+  put_call c = {store, set, hash, text, by_line, record_ids, n_records};
+  int code = pst_store_write_now(store, false, announce_apply, &c, err);
+  if (!code) code = pst_store_write_now(store, false, fulfil_apply, &c, err);
+  if (!code) memcpy(ret_hash, hash, sizeof hash);
+  return code;
 }
 
 /* ---- reading ---- */
@@ -184,17 +217,67 @@ static int use_apply(pst_store_conn *conn, void *arg, pst_error *err) {
     return pst_error_set(err, code, "data set", "there is no data set \"%.*s\"", (int)PST_MIN(c->hash.n, (size_t)64),
                          c->hash.data);
   if (code) return code;
-  return pst_store_sql_run(
-      conn, NULL,
-      "INSERT INTO data_set_uses(set_id, kind, name, time_ms, stale)"
-      " VALUES(?1, ?2, ?3, ?4, (SELECT state FROM data_sets WHERE id = ?1)) ON CONFLICT DO NOTHING",
-      err, "issi", id, c->kind, c->name, c->now_ms);
+  return pst_store_sql_run(conn, NULL,
+                           "INSERT INTO data_set_uses(set_id, kind, name, time_ms, stale)"
+                           " VALUES(?1, ?2, ?3, ?4, (SELECT state FROM data_sets WHERE id = ?1))"
+                           " ON CONFLICT DO UPDATE SET stale = excluded.stale",
+                           err, "issi", id, c->kind, c->name, c->now_ms);
 }
 
 int pst_store_data_set_used(pst_store *store, pst_str hash, pst_str kind, pst_str name, int64_t now_ms,
                             pst_error *err) {
   use_call c = {hash, kind, name, now_ms};
   return pst_store_write_now(store, false, use_apply, &c, err);
+}
+
+typedef struct product_call {
+  pst_store *store;
+  pst_str set;
+  const void *data;
+  size_t n;
+} product_call;
+
+static int product_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const product_call *c = arg;
+  char hash[65];
+  int64_t state = 0;
+  int code = pst_store_sql_int(conn, &state, "SELECT state FROM data_sets WHERE hash = ?1", err, "s", c->set);
+  if (!code && state == PST_STORE_DATA_WITHDRAWN)
+    return pst_error_set(err, PST_E_NOT_FOUND, "data set",
+                         "%.12s was withdrawn, since records of it were deleted; nothing more is made of it",
+                         c->set.data);
+  return code ? code : pst_store_file_put(c->store, c->data, c->n, hash, err);
+}
+
+int pst_store_data_set_product(pst_store *store, pst_str set, pst_str kind, const void *data, size_t n,
+                               char ret_hash[65], pst_error *err) {
+  char hash[65];
+  product_call c = {store, set, data, n};
+  pst_sha256_hex(data, n, hash);
+  int code = pst_store_data_set_used(store, set, kind, pst_str_from(hash), pst_clock_unix_ms(), err);
+  if (!code) code = pst_store_write_now(store, false, product_apply, &c, err);
+  if (!code) memcpy(ret_hash, hash, sizeof hash);
+  return code;
+}
+
+static int copy_hash(sqlite3_stmt *stmt, void *context) {
+  pst_store_copy(context, 65, pst_store_column_str(stmt, 0));
+  return 0;
+}
+
+int pst_store_data_set_of_folder(pst_store *store, const char *folder, char ret_hash[65], pst_error *err) {
+  char *home = realpath(store->home, NULL), *path = realpath(folder, NULL);
+  size_t n = home ? strlen(home) : 0;
+  ret_hash[0] = '\0';
+  int code = 0;
+  if (n && path && !strncmp(path, home, n) && path[n] == '/')
+    code = pst_store_read_each(store, copy_hash, ret_hash, err,
+                               "SELECT s.hash FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id"
+                               " WHERE u.kind = '" PST_STORE_PRODUCT_FOLDER "' AND u.name = ?1",
+                               "s", pst_str_from(path + n + 1));
+  free(home); /* realpath's own */
+  free(path);
+  return code;
 }
 
 static int use_row(sqlite3_stmt *stmt, void *context) {
@@ -355,11 +438,12 @@ int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, int64_t
                                  pst_error *err) {
   affected_list a = {.erasure = erasure};
   sqlite3_stmt *stmt = NULL;
-  int code = pst_store_sql_begin(conn,
-                                 "SELECT s.id, s.hash, s.kind, s.by_line, count(*) FROM data_set_records d"
-                                 " JOIN erased e ON e.id = d.record_id JOIN data_sets s ON s.id = d.set_id"
-                                 " GROUP BY s.id ORDER BY s.id",
-                                 &stmt, err, "");
+  int code =
+      pst_store_sql_begin(conn,
+                          "SELECT s.id, s.hash, s.kind, s.by_line AND s.state = 0, count(*) FROM data_set_records d"
+                          " JOIN erased e ON e.id = d.record_id JOIN data_sets s ON s.id = d.set_id"
+                          " GROUP BY s.id ORDER BY s.id",
+                          &stmt, err, "");
   code = pst_store_sql_each(conn, code, stmt, affected_row, &a, err);
   for (size_t i = 0; i < a.n && !code; i++) {
     pst_store_erased_set *s = &erasure->sets[a.list[i].set];
@@ -372,18 +456,83 @@ int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, int64_t
   return code;
 }
 
+/* ---- cleaning ---- */
+
+/* What is still there of withdrawn sets: their own files and what was made of them and no other. Products that two sets share stay with the one that is whole. */
+#define WITHDRAWN_PLACES                                                                              \
+  "SELECT '', hash FROM data_sets WHERE state = 1 UNION"                                              \
+  " SELECT u.kind, u.name FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id WHERE s.state = 1" \
+  " AND u.kind IN ('" PST_STORE_PRODUCT_FOLDER "', '" PST_STORE_PRODUCT_EXAMPLES "') AND NOT EXISTS"  \
+  " (SELECT 1 FROM data_set_uses v JOIN data_sets t ON t.id = v.set_id"                               \
+  "  WHERE v.kind = u.kind AND v.name = u.name AND t.state = 0)"
+
+typedef struct cleaning {
+  pst_store *store;
+  bool found; /* something is there */
+} cleaning;
+
+static char *path_of_product(const pst_store *store, pst_str kind, pst_str name) {
+  char text[256];
+  bool folder = pst_str_is(kind, PST_STORE_PRODUCT_FOLDER);
+  (void)snprintf(text, sizeof text, "%s%.*s", folder ? "" : "files/", (int)PST_MIN(name.n, (size_t)200), name.data);
+  return pst_path_join(store->home, text);
+}
+
+static int look_row(sqlite3_stmt *stmt, void *context) {
+  cleaning *c = context;
+  char *path = path_of_product(c->store, pst_store_column_str(stmt, 0), pst_store_column_str(stmt, 1));
+  if (!path) return PST_E_NOMEM;
+  c->found = c->found || pst_file_exists(path) || pst_dir_exists(path);
+  pst_free(path);
+  return 0;
+}
+
+/* A folder with the files in it. */
+static int remove_folder(const char *path) {
+  DIR *dir = opendir(path);
+  if (!dir) return -1;
+  for (struct dirent *e; (e = readdir(dir));)
+    if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) (void)unlinkat(dirfd(dir), e->d_name, 0);
+  (void)closedir(dir);
+  return rmdir(path);
+}
+
 static int clean_row(sqlite3_stmt *stmt, void *context) {
-  pst_store *store = context;
-  char *path = NULL;
-  int code = pst_store_file_path(store, pst_store_column_str(stmt, 0), &path, NULL);
-  if (!code && unlink(path) && errno != ENOENT)
+  const cleaning *c = context;
+  pst_str kind = pst_store_column_str(stmt, 0);
+  char *path = path_of_product(c->store, kind, pst_store_column_str(stmt, 1));
+  if (!path) return PST_E_NOMEM;
+  if ((pst_str_is(kind, PST_STORE_PRODUCT_FOLDER) ? remove_folder(path) : unlink(path)) && errno != ENOENT)
     pst_log(PST_LOG_ERROR, "event=data_set_not_removed path=%s error=\"%s\"", path, strerror(errno));
   pst_free(path);
   return 0;
 }
 
+static int clean_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  sqlite3_stmt *stmt = NULL;
+  int code = pst_store_sql_begin(conn, WITHDRAWN_PLACES, &stmt, err, "");
+  return pst_store_sql_each(conn, code, stmt, clean_row, arg, err);
+}
+
+/* Looks first: where nothing is left of them, as nearly always, no write lock is taken. */
 int pst_store_data_sets_clean(pst_store *store, pst_error *err) {
-  return pst_store_read_each(store, clean_row, store, err, "SELECT hash FROM data_sets WHERE state = 1", "");
+  cleaning c = {store, false};
+  int code = pst_store_read_each(store, look_row, &c, err, WITHDRAWN_PLACES, "");
+  if (!code && c.found) code = pst_store_write_now(store, false, clean_apply, &c, err);
+  return code == PST_E_NOMEM ? pst_error_set(err, code, store->path, "out of memory") : code;
+}
+
+bool pst_store_data_withdrawn(pst_store *store, pst_str hash) {
+  pst_store_conn *conn = NULL;
+  int64_t withdrawn = 0;
+  if (pst_store_reader_take(store, &conn, NULL)) return false;
+  int code = pst_store_sql_int(conn, &withdrawn,
+                               "SELECT EXISTS(SELECT 1 FROM data_sets WHERE hash = ?1 AND state = 1 UNION ALL"
+                               " SELECT 1 FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id"
+                               " WHERE u.name = ?1 AND s.state = 1)",
+                               NULL, "s", hash);
+  pst_store_reader_give(store, conn);
+  return !code && withdrawn;
 }
 
 /* ---- guarded items ---- */

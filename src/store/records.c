@@ -132,7 +132,11 @@ static int begin_erasure(pst_store_conn *conn, pst_error *err) {
 
 static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
   int code = pst_store_sql_int(conn, &c->erasure.n_records, "SELECT count(*) FROM erased", err, "");
-  if (!code && c->erasure.n_records) code = pst_store_data_sets_withdraw(conn, c->store, c->now_ms, &c->erasure, err);
+  if (code || !c->erasure.n_records) return code;
+  code = pst_store_data_sets_withdraw(conn, c->store, c->now_ms, &c->erasure, err);
+  if (!code) /* nothing says to whose questions these are answers */
+    code =
+        pst_store_sql_run(conn, NULL, "DELETE FROM answers WHERE scope GLOB '" PST_STORE_SCOPE_TEACHER "*'", err, "");
   return code;
 }
 

@@ -171,7 +171,7 @@ static pst_gateway_index *make_index(fixture *f, pst_random *r) {
     examples[i] = (pst_gateway_example){pst_str_from(ids[i]), pst_buf_str(&texts[i]),
                                         pst_str_from(answers[pst_random_below(r, PST_ARRAY_LEN(answers))])};
   }
-  OK(pst_gateway_examples_build(f->store, examples, N, hash, &err));
+  OK(pst_gateway_examples_build(f->store, examples, N, NULL, hash, &err));
   OK(pst_gateway_index_open(f->store, pst_str_from(hash), &index, &err));
   for (size_t i = 0; i < N; i++) pst_buf_done(&texts[i]);
   return index;
@@ -279,7 +279,7 @@ static size_t control_of(fixture *f, pst_gateway_layout layout, const char *text
   pst_gateway_prompt p;
   pst_engine_tokens tokens = {0};
   char hash[65];
-  OK(pst_gateway_examples_build(f->store, &example, 1, hash, &err));
+  OK(pst_gateway_examples_build(f->store, &example, 1, NULL, hash, &err));
   OK(pst_gateway_index_open(f->store, pst_str_from(hash), &index, &err));
   plan.root.layout = layout;
   plan.root.system = plan.root.instruction = plan.root.input_key = plan.root.answer_key = text;

@@ -108,6 +108,11 @@ static void put_record(const char *id, const char *workload, pst_store_purpose p
   OK(pst_store_request_put(shared.store, &r, &err));
 }
 
+static int take_id(void *user, const pst_store_request *r) {
+  *(int64_t *)user = r->id;
+  return 0;
+}
+
 static void records_become_a_file(void **state) {
   (void)state;
   static const pst_str expected[] = {{"one", 3}, {"two", 3}, {"two", 3}};
@@ -181,6 +186,52 @@ static void deletion_withdraws_the_file(void **state) {
   test_answer_done(&after);
   pst_gateway_plan_unref(plain);
   pst_gateway_plan_unref(drafting);
+}
+
+static bool is_shown(const pst_gateway_plan *plan, const char *text) {
+  pst_engine_tokens tokens = {0};
+  pst_buf shown = PST_BUF_INIT;
+  OK(pst_gateway_render(shared.gateway, plan, &plan->root, PST_STR("Where is my parcel?"), NULL, 0, &tokens, &shown,
+                        &err));
+  bool found = pst_str_find(pst_buf_str(&shown), pst_str_from(text), 0) != SIZE_MAX;
+  pst_engine_tokens_done(&tokens);
+  pst_buf_done(&shown);
+  return found;
+}
+
+/* An index of examples that came of a record: an open gateway shows them no more when the record is deleted, and a gateway that is opened then neither. */
+static void deletion_takes_the_examples(void **state) {
+  (void)state;
+  static const pst_gateway_example examples[] = {{PST_STR("a"), PST_STR("a parcel of ann"), PST_STR("velvet gnu")},
+                                                 {PST_STR("b"), PST_STR("other things"), PST_STR("none")}};
+  char set[65], index[65], with[160];
+  int64_t id = 0;
+  pst_store_erasure e;
+  test_answer after;
+  put_record("e1", "examples", PST_STORE_PURPOSE_USER, 200, "{\"choices\":[{\"text\":\"velvet gnu\"}]}");
+  OK(pst_store_flush(shared.store, &err));
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  f.completion_id = PST_STR("e1");
+  OK(pst_store_request_each(shared.store, &f, take_id, &id, &err));
+  const pst_store_data_set row = {.kind = PST_STR("training"), .n_lines = 1, .created_ms = 5};
+  OK(pst_store_data_set_put(shared.store, &row, PST_STR("a line\n"), true, &id, 1, set, &err));
+  OK(pst_gateway_examples_build(shared.store, examples, PST_ARRAY_LEN(examples), set, index, &err));
+  snprintf(with, sizeof with, ",\"examples\":{\"index\":\"%s\",\"k\":1}", index);
+  pst_gateway_plan *plan = plan_with("chat", with);
+  OK(pst_gateway_prepare(shared.gateway, plan, NULL, &err));
+  assert_true(is_shown(plan, "velvet gnu"));
+  OK(pst_store_records_erase(shared.store, (pst_str){NULL, 0}, PST_STR("e1"), 1, &e, &err));
+  assert_int_equal(e.n_uses, 1);
+  pst_store_erasure_done(&e);
+  assert_false(is_shown(plan, "velvet gnu"));
+  assert_false(is_shown(plan, "none"));
+  OK(pst_gateway_prepare(shared.gateway, plan, NULL, &err));
+  ask(plan, &after);
+  test_answer_done(&after);
+  assert_int_equal(pst_gateway_examples_build(shared.store, examples, PST_ARRAY_LEN(examples), set, index, &err),
+                   PST_E_NOT_FOUND);
+  assert_false(is_shown(plan, "velvet gnu"));
+  pst_gateway_plan_unref(plan);
 }
 
 /* In both layouts: with the leading space and line end of one, the end token of the other. */
@@ -272,6 +323,7 @@ int main(void) {
       cmocka_unit_test(records_become_a_file),
       cmocka_unit_test(answers_are_drafted_from_a_file),
       cmocka_unit_test(deletion_withdraws_the_file),
+      cmocka_unit_test(deletion_takes_the_examples),
       cmocka_unit_test(a_draft_model_changes_no_answer),
       cmocka_unit_test(a_file_that_is_not_there_is_an_error),
       cmocka_unit_test(memory_may_run_out_anywhere),

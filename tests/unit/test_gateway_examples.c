@@ -53,7 +53,7 @@ static pst_gateway_index *open_index(void **state, const pst_gateway_example *ex
   fixture *f = *state;
   char hash[65];
   pst_gateway_index *index = NULL;
-  OK(pst_gateway_examples_build(f->store, examples, n, hash, &err));
+  OK(pst_gateway_examples_build(f->store, examples, n, NULL, hash, &err));
   OK(pst_gateway_index_open(f->store, pst_str_from(hash), &index, &err));
   return index;
 }
@@ -77,11 +77,11 @@ static void the_file_does_not_depend_on_the_order_given(void **state) {
   pst_gateway_example shuffled[PST_ARRAY_LEN(few)];
   char first[65], second[65];
   for (size_t i = 0; i < PST_ARRAY_LEN(few); i++) shuffled[i] = few[(i * 5 + 2) % PST_ARRAY_LEN(few)];
-  OK(pst_gateway_examples_build(f->store, few, PST_ARRAY_LEN(few), first, &err));
-  OK(pst_gateway_examples_build(f->store, shuffled, PST_ARRAY_LEN(few), second, &err));
+  OK(pst_gateway_examples_build(f->store, few, PST_ARRAY_LEN(few), NULL, first, &err));
+  OK(pst_gateway_examples_build(f->store, shuffled, PST_ARRAY_LEN(few), NULL, second, &err));
   assert_string_equal(first, second);
   shuffled[0].answer = PST_STR("other");
-  OK(pst_gateway_examples_build(f->store, shuffled, PST_ARRAY_LEN(few), second, &err));
+  OK(pst_gateway_examples_build(f->store, shuffled, PST_ARRAY_LEN(few), NULL, second, &err));
   assert_string_not_equal(first, second);
 }
 
@@ -208,10 +208,10 @@ static void bad_indexes_are_refused(void **state) {
   char hash[65];
   const pst_gateway_example twins[] = {EXAMPLE("a", "x", "y"), EXAMPLE("b", "x", "y"), EXAMPLE("a", "z", "y")};
   const pst_gateway_example nameless[] = {EXAMPLE("", "x", "y")};
-  assert_int_equal(pst_gateway_examples_build(f->store, twins, 3, hash, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_gateway_examples_build(f->store, twins, 3, NULL, hash, &err), PST_E_BAD_INPUT);
   assert_non_null(strstr(err.message, "\"a\""));
-  assert_int_equal(pst_gateway_examples_build(f->store, nameless, 1, hash, &err), PST_E_BAD_INPUT);
-  assert_int_equal(pst_gateway_examples_build(f->store, twins, 0, hash, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_gateway_examples_build(f->store, nameless, 1, NULL, hash, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_gateway_examples_build(f->store, twins, 0, NULL, hash, &err), PST_E_BAD_INPUT);
   const char absent[] = "0123456789012345678901234567890123456789012345678901234567890123";
   assert_int_equal(pst_gateway_index_open(f->store, pst_str_from(absent), &index, &err), PST_E_NOT_FOUND);
   static const char *const wrong[] = {
@@ -228,7 +228,7 @@ static void bad_indexes_are_refused(void **state) {
     int code = pst_gateway_index_open(f->store, pst_str_from(hash), &index, &err);
     if (code != PST_E_CORRUPT && code != PST_E_UNSUPPORTED) fail_msg("%zu: %d %s", i, code, err.message);
   }
-  OK(pst_gateway_examples_build(f->store, few, PST_ARRAY_LEN(few), hash, &err));
+  OK(pst_gateway_examples_build(f->store, few, PST_ARRAY_LEN(few), NULL, hash, &err));
   char *path = NULL;
   OK(pst_store_file_path(f->store, pst_str_from(hash), &path, &err));
   test_temp_write(path, "{}", 2); /* changed behind the store's back */
@@ -241,7 +241,7 @@ static void memory_may_run_out_anywhere(void **state) {
   fixture *f = *state;
   char hash[65];
   int code = PST_E_NOMEM;
-  OK(pst_gateway_examples_build(f->store, few, PST_ARRAY_LEN(few), hash, &err));
+  OK(pst_gateway_examples_build(f->store, few, PST_ARRAY_LEN(few), NULL, hash, &err));
   for (int64_t i = 0; code && i < 5000; i++) {
     pst_gateway_index *index = NULL;
     pst_gateway_example found[4];

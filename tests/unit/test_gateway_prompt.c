@@ -40,7 +40,7 @@ static int set_up(void **state) {
   if (!f) return -1;
   f->dir = test_temp_dir();
   OK(pst_store_open(f->dir, &f->store, &err));
-  OK(pst_gateway_examples_build(f->store, examples, PST_ARRAY_LEN(examples), hash, &err));
+  OK(pst_gateway_examples_build(f->store, examples, PST_ARRAY_LEN(examples), NULL, hash, &err));
   OK(pst_gateway_index_open(f->store, pst_str_from(hash), &f->index, &err));
   *state = f;
   return 0;

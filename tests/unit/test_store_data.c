@@ -169,14 +169,12 @@ static int see_set(void *user, const pst_store_data_set *set) {
 static int64_t id_of(const char *completion_id) { return look(completion_id).id; }
 
 static void make_set(const char *text, bool by_line, const int64_t *ids, size_t n, char hash[65]) {
-  TEST_OK(pst_store_file_put(test_store, text, strlen(text), hash, &test_error));
-  const pst_store_data_set set = {.hash = {hash, 64},
-                                  .kind = PST_STR("training"),
+  const pst_store_data_set set = {.kind = PST_STR("training"),
                                   .workload = PST_STR("desk"),
                                   .n_lines = (int64_t)n,
                                   .params = PST_STR("{}"),
                                   .created_ms = 5};
-  TEST_OK(pst_store_data_set_put(test_store, &set, by_line, ids, n, &test_error));
+  TEST_OK(pst_store_data_set_put(test_store, &set, pst_str_from(text), by_line, ids, n, hash, &test_error));
 }
 
 static char *text_of(const char *hash) {
@@ -283,24 +281,65 @@ static void erasure_reaches_everything(void **state) {
   TEST_OK(pst_store_verify(test_store, &test_error));
 }
 
+static bool is_kept(const char *scope) {
+  char *answer = NULL;
+  size_t n = 0;
+  int code = pst_store_answer_get(test_store, pst_str_from(scope), PST_STR("k"), &answer, &n, NULL, &test_error);
+  pst_free(answer);
+  return code == 0;
+}
+
+/* Answers of teachers are to questions of users, and nothing says of which. */
+static void erasure_forgets_what_teachers_said(void **state) {
+  (void)state;
+  pst_store_erasure e;
+  static const char *const scopes[] = {"teacher/desk", "teacher/other", "eval"};
+  pst_store_request old = record("old", "bob", PST_STORE_KEEP_CONTENT);
+  old.expires_ms = 2000;
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  TEST_OK(pst_store_request_put(test_store, &old, &test_error));
+  for (int round = 0; round < 2; round++) { /* deleted, expired */
+    for (size_t i = 0; i < PST_ARRAY_LEN(scopes); i++)
+      TEST_OK(pst_store_answer_put(test_store, pst_str_from(scopes[i]), PST_STR("k"), PST_STR("velvet-gnu"), NONE, 1,
+                                   &test_error));
+    TEST_OK(pst_store_flush(test_store, &test_error));
+    TEST_OK(pst_store_records_prune(test_store, 1000, &e, &test_error));
+    pst_store_erasure_done(&e);
+    assert_true(is_kept("teacher/desk")); /* nothing has expired yet */
+    if (round == 0)
+      TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
+    else
+      TEST_OK(pst_store_records_prune(test_store, 2000, &e, &test_error));
+    assert_int_equal(e.n_records, 1);
+    pst_store_erasure_done(&e);
+    assert_false(is_kept("teacher/desk") || is_kept("teacher/other"));
+    assert_true(is_kept("eval"));
+  }
+}
+
 static void sets_are_checked(void **state) {
   (void)state;
-  char hash[65];
+  char hash[65] = "";
   put("a1", "ann", PST_STORE_KEEP_CONTENT);
-  TEST_OK(pst_store_file_put(test_store, "x\n", 2, hash, &test_error));
-  pst_store_data_set set = {.hash = {hash, 64}, .kind = PST_STR("training"), .n_lines = 1, .created_ms = 5};
-  assert_int_equal(pst_store_data_set_put(test_store, &set, true, (const int64_t[]){77}, 1, &test_error),
-                   PST_E_NOT_FOUND);
-  assert_int_equal(pst_store_data_set_put(test_store, &set, true, NULL, 0, &test_error), PST_E_BAD_INPUT);
-  set.hash = PST_STR("0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0");
-  assert_int_equal(pst_store_data_set_put(test_store, &set, false, NULL, 0, &test_error), PST_E_NOT_FOUND);
+  put("m1", "ann", PST_STORE_KEEP_METADATA);
+  const pst_store_data_set set = {.kind = PST_STR("training"), .n_lines = 1, .created_ms = 5};
+  const int64_t gone[] = {77, id_of("m1")}; /* of the second the texts are gone: it has expired */
+  for (size_t i = 0; i < PST_ARRAY_LEN(gone); i++)
+    assert_int_equal(pst_store_data_set_put(test_store, &set, PST_STR("x\n"), true, &gone[i], 1, hash, &test_error),
+                     PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_data_set_put(test_store, &set, PST_STR("x\n"), true, NULL, 0, hash, &test_error),
+                   PST_E_BAD_INPUT);
+  assert_string_equal(hash, "");
+  pst_sha256_hex("x\n", 2, hash);
+  assert_null(text_of(hash));
   set_seen s = {0};
   TEST_OK(pst_store_data_set_each(test_store, NONE, see_set, &s, &test_error));
   assert_int_equal(s.n, 0); /* what failed left nothing */
   assert_int_equal(pst_store_data_set_get(test_store, PST_STR("0f1e2d3c"), see_set, &s, &test_error), PST_E_NOT_FOUND);
   assert_int_equal(pst_store_data_set_get(test_store, PST_STR("../../x"), see_set, &s, &test_error), PST_E_BAD_INPUT);
-  assert_int_equal(pst_store_data_set_used(test_store, set.hash, PST_STR("adapter"), PST_STR("a"), 1, &test_error),
-                   PST_E_NOT_FOUND);
+  assert_int_equal(
+      pst_store_data_set_used(test_store, PST_STR("0f1e2d3c"), PST_STR("adapter"), PST_STR("a"), 1, &test_error),
+      PST_E_NOT_FOUND);
 }
 
 /* ---- retention ---- */
@@ -356,6 +395,91 @@ static void a_file_that_a_crash_left_is_removed(void **state) {
   TEST_OK(pst_store_records_prune(test_store, 1, &e, &test_error));
   pst_store_erasure_done(&e);
   assert_null(text_of(hash));
+}
+
+/* A set whose making ended between its row and its file is no set, and whatever was written of it goes. */
+static void a_set_that_was_half_made_leaves_nothing(void **state) {
+  (void)state;
+  char hash[65], wanted[65];
+  const char *files = test_temp_path(test_dir, "files");
+  const pst_store_data_set set = {.kind = PST_STR("training"), .n_lines = 1, .created_ms = 5};
+  pst_store_erasure e;
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  put("b1", "bob", PST_STORE_KEEP_CONTENT);
+  const int64_t ids[] = {id_of("a1"), id_of("b1")};
+  test_temp_write(files, "", 0); /* no file can be kept */
+  assert_int_not_equal(pst_store_data_set_put(test_store, &set, PST_STR("one\n"), true, ids, 1, hash, &test_error), 0);
+  assert_int_equal(remove(files), 0);
+  pst_sha256_hex("one\n", 4, wanted);
+  set_seen s = {0};
+  TEST_OK(pst_store_data_set_get(test_store, pst_str_from(wanted), see_set, &s, &test_error));
+  assert_true(s.state == PST_STORE_DATA_WITHDRAWN);
+  TEST_OK(pst_store_file_put(test_store, "one\n", 4, hash, &test_error)); /* as if killed behind it */
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
+  assert_int_equal(e.n_sets, 1);
+  assert_string_equal(e.sets[0].replaced_by, "");
+  pst_store_erasure_done(&e);
+  assert_null(text_of(wanted));
+  /* made of another record it is a set like any other */
+  TEST_OK(pst_store_data_set_put(test_store, &set, PST_STR("one\n"), true, ids + 1, 1, hash, &test_error));
+  assert_string_equal(hash, wanted);
+  TEST_OK(pst_store_data_set_get(test_store, pst_str_from(hash), see_set, &s, &test_error));
+  assert_true(s.state == PST_STORE_DATA_WHOLE);
+  TEST_OK(pst_store_records_prune(test_store, 1, &e, &test_error));
+  pst_store_erasure_done(&e);
+  char *text = text_of(hash);
+  assert_string_equal(text, "one\n");
+  pst_free(text);
+}
+
+static void make_folder(const char *name, const char *set) {
+  TEST_OK(pst_store_data_set_used(test_store, pst_str_from(set), PST_STR(PST_STORE_PRODUCT_FOLDER), pst_str_from(name),
+                                  6, &test_error));
+  TEST_OK(pst_dir_make(test_temp_path(test_dir, name), &test_error));
+  char file[96];
+  snprintf(file, sizeof file, "%s/items.jsonl", name);
+  test_temp_write(test_temp_path(test_dir, file), "quixotic-zebra", 14);
+}
+
+static void erasure_reaches_what_was_made_of_a_set(void **state) {
+  (void)state;
+  char ann[65], bob[65], own[65], shared[65], found[65];
+  pst_store_erasure e;
+  const pst_str kind = PST_STR(PST_STORE_PRODUCT_EXAMPLES);
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  put("b1", "bob", PST_STORE_KEEP_CONTENT);
+  make_set("one\n", true, (const int64_t[]){id_of("a1")}, 1, ann);
+  make_set("two\n", true, (const int64_t[]){id_of("b1")}, 1, bob);
+  make_folder("turns/f-ann", ann);
+  make_folder("turns/f-bob", bob);
+  TEST_OK(pst_store_data_set_product(test_store, pst_str_from(ann), kind, "index", 5, own, &test_error));
+  TEST_OK(pst_store_data_set_product(test_store, pst_str_from(ann), kind, "both", 4, shared, &test_error));
+  TEST_OK(pst_store_data_set_product(test_store, pst_str_from(bob), kind, "both", 4, shared, &test_error));
+  TEST_OK(
+      pst_store_data_set_of_folder(test_store, test_temp_path(test_dir, "turns/../turns/f-ann/"), found, &test_error));
+  assert_string_equal(found, ann);
+  TEST_OK(pst_store_data_set_of_folder(test_store, test_temp_path(test_dir, "turns"), found, &test_error));
+  assert_string_equal(found, "");
+  assert_false(pst_store_data_withdrawn(test_store, pst_str_from(own)));
+
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
+  assert_int_equal(e.n_uses, 3);
+  pst_store_erasure_done(&e);
+  assert_false(pst_dir_exists(test_temp_path(test_dir, "turns/f-ann")));
+  assert_true(pst_dir_exists(test_temp_path(test_dir, "turns/f-bob")));
+  assert_null(text_of(own));
+  char *text = text_of(shared);
+  assert_string_equal(text, "both");
+  pst_free(text);
+  assert_true(pst_store_data_withdrawn(test_store, pst_str_from(own)));
+  assert_true(pst_store_data_withdrawn(test_store, pst_str_from(ann)));
+  assert_false(pst_store_data_withdrawn(test_store, pst_str_from(bob)));
+  assert_int_equal(pst_store_data_set_product(test_store, pst_str_from(ann), kind, "more", 4, found, &test_error),
+                   PST_E_NOT_FOUND);
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("bob"), NONE, 9, &e, &test_error));
+  pst_store_erasure_done(&e);
+  assert_null(text_of(shared));
+  assert_false(pst_dir_exists(test_temp_path(test_dir, "turns/f-bob")));
 }
 
 /* ---- import ---- */
@@ -426,6 +550,9 @@ int main(void) {
                                      TEST(sets_are_checked),
                                      TEST(what_has_expired_is_forgotten),
                                      TEST(a_file_that_a_crash_left_is_removed),
+                                     TEST(a_set_that_was_half_made_leaves_nothing),
+                                     TEST(erasure_forgets_what_teachers_said),
+                                     TEST(erasure_reaches_what_was_made_of_a_set),
                                      TEST(an_import_is_whole_or_nothing),
                                      TEST(guards_are_kept_once)};
   return cmocka_run_group_tests(tests, NULL, NULL);
