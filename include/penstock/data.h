@@ -31,6 +31,11 @@ typedef struct pst_data_example {
 int pst_data_example_of(const pst_json *input, const pst_json *output, pst_str correction,
                         pst_data_example *ret_example);
 
+/* The text of a message: its content, or its text parts together; appended. False: it has something else in it. */
+bool pst_data_message_text(const pst_json *message, pst_buf *out);
+/* What the user said last; appended. False: there is no such message, or it has something else than text in it. */
+bool pst_data_last_user_text(const pst_data_example *example, pst_buf *out);
+
 /* File formats. OPENAI: fine-tuning JSONL, {"messages": [..., the answer], "tools"}. CHAT: {"request": {...}, "response": {...}} as the chat completions API
  * speaks. SHAREGPT: {"conversations": [{"from", "value"}]}. PAIRS: {"text", "label"} and the like (read only). CSV: RFC 4180 with a head line. */
 typedef enum pst_data_format {
@@ -143,7 +148,7 @@ typedef enum pst_data_reason {
   PST_DATA_FORM,         /* not one of the workload's labels, or not the JSON that it wants */
   PST_DATA_CONTAMINATED, /* like an item that judges models */
   PST_DATA_DUPLICATE,    /* the same conversation and answer */
-  PST_DATA_DISAGREES,    /* others gave another answer to the same conversation, and more often */
+  PST_DATA_DISAGREES, /* others gave another answer to the same conversation, and more often; of PREFERENCES: as many or more judged the same answer otherwise */
   PST_DATA_NEAR_DUPLICATE,
   PST_DATA_SUSPECT, /* label noise: only with drop_suspects */
   PST_DATA_GAP,     /* no likelier behind its question than without: only with gap_model */

@@ -94,6 +94,8 @@ typedef struct pst_flywheel_taught {
 typedef struct pst_flywheel_tune_result {
   pst_tune_workload_result tuned;
   pst_flywheel_taught taught; /* zeros without a teacher */
+  int64_t
+      n_without_input; /* lines of the data set from which a plan takes no input: no text of a user, or not of the workload's pattern */
 } pst_flywheel_tune_result;
 
 /* Trains an adapter as pst_tune_workload does: SFT on the workload's examples, with a teacher also on what that answers to the inputs of records whose own answer will not do

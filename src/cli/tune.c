@@ -66,10 +66,10 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
   const struct {
     const char *key;
     int64_t value;
-  } counts[] = {{"steps", r->report.n_steps},         {"best_step", r->report.best_step},
-                {"tokens", r->report.n_tokens},       {"scored_tokens", r->report.n_scored},
-                {"examples", (int64_t)r->n_texts},    {"held_out", (int64_t)r->n_held_out},
-                {"near_to_items", (int64_t)r->n_near}};
+  } counts[] = {{"steps", r->report.n_steps},          {"best_step", r->report.best_step},
+                {"tokens", r->report.n_tokens},        {"scored_tokens", r->report.n_scored},
+                {"examples", (int64_t)r->n_texts},     {"held_out", (int64_t)r->n_held_out},
+                {"near_to_items", (int64_t)r->n_near}, {"without_input", result->n_without_input}};
   pst_json_begin_object(&w);
   pst_json_member_cstr(&w, "objective", pst_tune_objective_name(objective));
   pst_json_key(&w, "adapter");
@@ -122,6 +122,8 @@ static void print_taught(const pst_flywheel_taught *t) {
 static void print_result(const pst_flywheel_tune_result *result, const char *model, const char *folder) {
   const pst_tune_workload_result *r = &result->tuned;
   print_taught(&result->taught);
+  if (result->n_without_input)
+    printf("%lld records were left out: the workload takes no input from them\n", (long long)result->n_without_input);
   const pst_tune_report *p = &r->report;
   printf("%lld steps over %zu examples of %.0f + %.0f tokens in %.1f minutes, %.0f tokens/s%s\n", (long long)p->n_steps,
          r->n_texts, r->prompt_tokens, r->answer_tokens, p->seconds / 60, p->tokens_per_second,

@@ -73,6 +73,9 @@ static void print_report(const pst_json *r) {
            number(r, "data.records"), number(r, "data.kept"), number(r, "data.near_to_items"), number(r, "data.added"));
   else
     puts("  data     no records that may be trained on; the workload's own examples");
+  if (number(r, "data.without_text") > 0)
+    printf("           %.0f records left out: pictures, calls of tools, or no input of the workload's\n",
+           number(r, "data.without_text"));
   print_expected(r);
   printf("  adapter  %.*s: %.0f examples, %.0f steps in %.1f minutes, held-out loss %.3f to %.3f\n",
          (int)pst_json_str(pst_json_path(r, "adapter.name")).n, pst_json_str(pst_json_path(r, "adapter.name")).data,

@@ -9,10 +9,6 @@
 /* An example and its record as one line of a format, without the line end, appended. False: the format cannot say it (out is as before). */
 bool pst_data_example_write(const pst_data_example *example, const pst_store_request *record, pst_data_format format,
                             pst_buf *out);
-/* The text of a message: its content, or its text parts together; appended. False: it has something else in it. */
-bool pst_data_message_text(const pst_json *message, pst_buf *out);
-/* What the user said last; appended. False: there is no such message. */
-bool pst_data_last_user_text(const pst_data_example *example, pst_buf *out);
 /* Text as a CSV field. */
 void pst_data_csv_put(pst_str text, pst_buf *out);
 extern const char pst_data_csv_head[];

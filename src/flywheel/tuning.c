@@ -16,6 +16,8 @@ typedef struct gathering {
   size_t n, capacity;
   pst_flywheel_question *questions; /* inputs: one for each of the list */
   size_t questions_capacity;
+  int64_t n_without_input;
+  pst_buf text; /* of the line at hand */
   pst_error *err;
 } gathering;
 
@@ -27,26 +29,29 @@ static bool keep(gathering *g, pst_str s, pst_str *ret) {
   return copy || !s.data;
 }
 
-/* What a plan takes from the conversation. False: it takes nothing from such a one. */
-static bool find_input(const gathering *g, const pst_json *messages, pst_str *ret) {
-  pst_str text = {NULL, 0};
+bool pst_flywheel_input(const pst_regex *pattern, const pst_json *messages, pst_buf *text, pst_str *ret_input) {
+  const pst_data_example conversation = {.messages = messages};
   pst_span groups[2];
-  for (pst_json_iter it = pst_json_iterate(messages); pst_json_next(&it);)
-    if (pst_str_is(pst_json_str(pst_json_get(it.value, "role")), "user"))
-      text = pst_json_str(pst_json_get(it.value, "content"));
-  if (g->pattern) {
-    if (pst_regex_find(g->pattern, text, 0, groups, 2) != 1 || groups[1].start == SIZE_MAX) return false;
-    text = (pst_str){text.data + groups[1].start, groups[1].end - groups[1].start};
+  pst_buf_clear(text);
+  if (!pst_data_last_user_text(&conversation, text) || pst_buf_status(text)) return false;
+  pst_str input = {pst_buf_text(text), text->n};
+  if (pattern) {
+    if (pst_regex_find(pattern, input, 0, groups, 2) != 1 || groups[1].start == SIZE_MAX) return false;
+    input = (pst_str){input.data + groups[1].start, groups[1].end - groups[1].start};
   }
-  *ret = text;
-  return text.n > 0;
+  *ret_input = input;
+  return pst_str_trim(input).n > 0;
 }
 
 static int gather_preference(void *user, const pst_data_preference *line) {
   gathering *g = user;
   pst_tune_preference p = {.held_out = line->held};
   pst_str input;
-  if (!find_input(g, line->messages, &input)) return 0;
+  if (!pst_flywheel_input(g->pattern, line->messages, &g->text, &input)) {
+    if (pst_buf_status(&g->text)) return no_memory(g->err);
+    g->n_without_input++;
+    return 0;
+  }
   if (pst_array_reserve((void **)&g->list, &g->capacity, g->n + 1, sizeof *g->list)) return no_memory(g->err);
   if (!keep(g, input, &p.input) || !keep(g, line->wanted, &p.wanted) || !keep(g, line->unwanted, &p.unwanted))
     return no_memory(g->err);
@@ -122,13 +127,14 @@ static int learn(gathering *g, pst_gateway *gateway, pst_store *store, const pst
   for (size_t i = 0; i < g->n && !code && taught; i++) g->list[i].wanted = g->questions[i].answer;
   tune.preferences = g->list;
   tune.n_preferences = g->n;
+  r->n_without_input = g->n_without_input;
   if (!code) code = pst_tune_workload(gateway, store, workload, &tune, &r->tuned, err);
   if (code) return code;
   if (taught) code = pst_flywheel_teach_done(store, workload, err);
   if (!code && curated.hash[0])
     code = pst_store_data_set_used(store, pst_str_from(curated.hash), PST_STR("adapter"),
                                    pst_str_from(r->tuned.adapter.name), pst_clock_unix_ms(), err);
-  if (code) pst_free(r->tuned.plan_json);
+  if (code) pst_tune_workload_result_done(&r->tuned);
   return code;
 }
 
@@ -151,5 +157,6 @@ int pst_flywheel_tune(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   pst_arena_free(g.arena);
   pst_free(g.list);
   pst_free(g.questions);
+  pst_buf_done(&g.text);
   return code;
 }

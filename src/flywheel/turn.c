@@ -208,8 +208,15 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   pst_json_end_object(&j);
   pst_str kind = PST_STR("turn"), name = pst_str_from(info->name), text = pst_buf_str(&params);
   int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn") : 0;
-  if (!code && !o->fresh) code = pst_store_run_find(t->store, kind, name, text, PST_STORE_RUN_ACTIVE, &t->run_id, NULL);
-  if (code == PST_E_NOT_FOUND || (!code && o->fresh))
+  bool fresh = o->fresh;
+  if (!code && !fresh) code = pst_store_run_find(t->store, kind, name, text, PST_STORE_RUN_ACTIVE, &t->run_id, NULL);
+  if (!code && !fresh) code = pst_flywheel_turn_outdated(t, &fresh, err);
+  if (!code && fresh && !o->fresh) {
+    note(t, "records of the unfinished turn were deleted: a new one begins");
+    code =
+        pst_store_run_end(t->store, t->run_id, PST_STORE_RUN_CANCELLED, (pst_str){NULL, 0}, pst_clock_unix_ms(), err);
+  }
+  if (code == PST_E_NOT_FOUND || (!code && fresh))
     code = pst_store_run_create(t->store, kind, name, text, pst_clock_unix_ms(), &t->run_id, err);
   if (!code) code = pst_store_run_get(t->store, t->run_id, on_created, &t->created_ms, err);
   pst_buf_done(&params);
@@ -229,7 +236,8 @@ static void sweep(const pst_flywheel_turn_state *t) {
 static int go(pst_flywheel_turn_state *t, pst_error *err) {
   sweep(t);
   int code = begin(t, err);
-  if (!code) code = step(t, "data", "data: records become examples", pst_flywheel_turn_data, &t->data, err);
+  if (!code)
+    code = step(t, PST_FLYWHEEL_TURN_DATA, "data: records become examples", pst_flywheel_turn_data, &t->data, err);
   if (!code) code = pst_flywheel_turn_open(t, err);
   if (!code) code = step(t, "expected", "what tuning should be worth", pst_flywheel_turn_expect, &t->expected, err);
   if (!code) code = step(t, "adapter", "tune: an adapter for the examples", tune, &t->adapter, err);

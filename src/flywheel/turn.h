@@ -7,6 +7,7 @@
 #include <penstock/flywheel.h>
 
 enum { PST_FLYWHEEL_TURN_EPOCHS = 8 }; /* most times that an example is seen */
+#define PST_FLYWHEEL_TURN_DATA "data"  /* key of that step */
 
 typedef struct pst_flywheel_turn_state {
   pst_gateway *gateway;
@@ -21,9 +22,11 @@ typedef struct pst_flywheel_turn_state {
   pst_json_doc *data, *expected, *adapter, *planned, *gated;
 } pst_flywheel_turn_state;
 
-/* Step "data": curates the workload's records into a data set and writes a folder HOME/turns/<hash of it> with its lines as further examples. Without records that may
+/* Step "data": curates the workload's records into a data set and writes a folder HOME/turns/<hash of it> with its lines as further examples, as a product of the set: with its records it goes. Without records that may
  * be trained on it says so and does nothing. */
 int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
+/* Whether records that the step of an unfinished run made examples of were deleted since: such a run is not gone on with. */
+int pst_flywheel_turn_outdated(const pst_flywheel_turn_state *t, bool *ret_outdated, pst_error *err);
 /* Opens the folder that the step left, if it left one, in the workload's place. */
 int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);
 /* Step "expected": what a request to the tuned plan should cost by the machine's cost model, and when training is paid back. */

@@ -2,6 +2,7 @@
  * workload has guarded, and here what would share a cluster with this workload's own is left out as well, since such a folder is refused. */
 #include <string.h>
 
+#include "flywheel/tuning.h"
 #include "flywheel/turn.h"
 
 typedef struct line {
@@ -13,7 +14,10 @@ typedef struct gathering {
   pst_arena *arena;
   line *lines;
   size_t n, capacity;
-  size_t n_near; /* left out for an item they are near to */
+  size_t n_near;      /* left out for an item they are near to */
+  size_t n_textless;  /* left out: a workload's items cannot say them */
+  pst_regex *pattern; /* the workload's for inputs; NULL: none */
+  pst_buf scratch;
 } gathering;
 
 static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the examples"); }
@@ -23,29 +27,58 @@ static pst_str keep(gathering *g, pst_str s) {
   return (pst_str){copy, copy ? s.n : 0};
 }
 
+static bool is_plain(pst_str text) { return !text.n || !memchr(text.data, 0, text.n); }
+
+/* A message as an item has it: a role of a conversation, and text. False: there is more to it, a call of a tool or a picture. */
+static bool put_message(pst_json_writer *w, const pst_json *m, pst_buf *text) {
+  static const char *const roles[] = {"system", "developer", "user", "assistant"};
+  pst_str role = pst_json_str(pst_json_get(m, "role")), name = pst_json_str(pst_json_get(m, "name"));
+  bool known = false;
+  for (size_t i = 0; i < PST_ARRAY_LEN(roles); i++) known = known || pst_str_is(role, roles[i]);
+  pst_buf_clear(text);
+  if (!known || pst_json_size(pst_json_get(m, "tool_calls")) || !pst_data_message_text(m, text)) return false;
+  if (pst_buf_status(text) || !is_plain(pst_buf_str(text)) || !is_plain(name)) return false;
+  pst_json_begin_object(w);
+  pst_json_member_str(w, "role", role);
+  pst_json_member_str(w, "content", (pst_str){pst_buf_text(text), text->n});
+  if (name.n) pst_json_member_str(w, "name", name);
+  pst_json_end_object(w);
+  return true;
+}
+
+/* The conversation without its answer, appended; false: an item cannot say it. */
+static bool put_conversation(const pst_json *messages, pst_buf *out, pst_buf *text) {
+  size_t n = pst_json_size(messages);
+  bool whole = true;
+  pst_json_writer w = pst_json_writer_on(out, false);
+  pst_json_begin_array(&w);
+  for (size_t i = 0; i + 1 < n && whole; i++) whole = put_message(&w, pst_json_at(messages, i), text);
+  pst_json_end_array(&w);
+  return whole;
+}
+
 static int gather(void *user, const pst_data_line *source) {
   gathering *g = user;
-  size_t n = pst_json_size(source->messages);
-  pst_str input = {NULL, 0}, answer = pst_json_str(pst_json_get(pst_json_at(source->messages, n - 1), "content"));
+  const pst_json *last = pst_json_at(source->messages, pst_json_size(source->messages) - 1);
+  pst_str input, answer = pst_json_str(pst_json_get(last, "content"));
   if (pst_array_reserve((void **)&g->lines, &g->capacity, g->n + 1, sizeof *g->lines)) return PST_E_NOMEM;
   pst_buf text = PST_BUF_INIT;
   char id[80], hash[65];
-  pst_json_writer w = pst_json_writer_on(&text, false);
-  pst_json_begin_array(&w);
-  for (size_t i = 0; i + 1 < n; i++) {
-    const pst_json *m = pst_json_at(source->messages, i), *content = pst_json_get(m, "content");
-    if (pst_str_is(pst_json_str(pst_json_get(m, "role")), "user")) input = pst_json_str(content);
-    pst_json_put_value(&w, m);
+  bool usable = answer.n && is_plain(answer) && put_conversation(source->messages, &text, &g->scratch) &&
+                pst_flywheel_input(g->pattern, source->messages, &g->scratch, &input);
+  int code = pst_buf_status(&text) || pst_buf_status(&g->scratch) ? PST_E_NOMEM : 0;
+  g->n_textless += !usable;
+  if (!code && usable) {
+    pst_sha256_hex(text.data, text.n, hash);
+    (void)snprintf(id, sizeof id, "record-%.16s", hash);
+    line l = {keep(g, pst_str_from(id)), keep(g, pst_buf_str(&text)), keep(g, input), keep(g, answer)};
+    if (l.id.data && l.messages.data && l.input.data && l.answer.data)
+      g->lines[g->n++] = l;
+    else
+      code = PST_E_NOMEM;
   }
-  pst_json_end_array(&w);
-  if (pst_buf_status(&text)) return PST_E_NOMEM;
-  pst_sha256_hex(text.data, text.n, hash);
-  (void)snprintf(id, sizeof id, "record-%.16s", hash);
-  line l = {keep(g, pst_str_from(id)), keep(g, pst_buf_str(&text)), keep(g, input), keep(g, answer)};
   pst_buf_done(&text);
-  if (!l.id.data || !l.messages.data || !l.input.data || !l.answer.data) return PST_E_NOMEM;
-  if (input.n && answer.n) g->lines[g->n++] = l; /* others show a model nothing that a plan asks */
-  return 0;
+  return code;
 }
 
 /* Drops what shares a cluster with an item that judges, and what an example says already. */
@@ -146,7 +179,9 @@ static int make_folder(gathering *g, const char *set, char **ret_folder, pst_err
   char name[64];
   (void)snprintf(name, sizeof name, "turns/%.16s-%.16s", info->fingerprint, set);
   char *folder = pst_path_join(pst_store_home(g->t->store), name);
-  int code = folder ? pst_data_set_each_line(g->t->store, pst_str_from(set), gather, g, err) : no_memory(err);
+  int code = folder ? 0 : no_memory(err);
+  if (!code && info->input_pattern) code = pst_regex_create(pst_str_from(info->input_pattern), 0, &g->pattern, err);
+  if (!code) code = pst_data_set_each_line(g->t->store, pst_str_from(set), gather, g, err);
   if (code == PST_E_NOMEM) code = no_memory(err);
   if (!code) code = drop_near(g, err);
   if (!code && g->n) /* before there is a folder, so that whatever happens a deletion finds it */
@@ -176,6 +211,7 @@ int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *
   pst_json_member_double(&w, "records", (double)curated.n_records);
   pst_json_member_double(&w, "kept", (double)curated.n_by_reason[PST_DATA_KEPT]);
   pst_json_member_double(&w, "near_to_items", (double)g.n_near);
+  pst_json_member_double(&w, "without_text", (double)g.n_textless);
   pst_json_member_double(&w, "added", (double)g.n);
   if (folder && g.n) {
     pst_json_member_cstr(&w, "data_set", curated.hash);
@@ -190,9 +226,29 @@ int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *
   pst_json_end_object(&w);
   pst_free(folder);
   pst_free(g.lines);
+  pst_regex_free(g.pattern);
   pst_arena_free(g.arena);
+  pst_buf_done(&g.scratch);
   pst_buf_done(&report);
   return none ? 0 : code;
+}
+
+static int take_data_set(void *user, int64_t seq, pst_str key, pst_str json) {
+  char *data_set = user;
+  pst_json_doc *doc = NULL;
+  (void)seq;
+  if (!pst_str_is(key, PST_FLYWHEEL_TURN_DATA) || pst_json_parse(json.data, json.n, "row", &doc, NULL)) return 0;
+  pst_str set = pst_json_str(pst_json_get(pst_json_root(doc), "data_set"));
+  (void)snprintf(data_set, 65, "%.*s", (int)PST_MIN(set.n, (size_t)64), set.data ? set.data : "");
+  pst_json_free(doc);
+  return 0;
+}
+
+int pst_flywheel_turn_outdated(const pst_flywheel_turn_state *t, bool *ret_outdated, pst_error *err) {
+  char data_set[65] = "";
+  int code = pst_store_run_rows(t->store, t->run_id, 0, take_data_set, data_set, err);
+  if (!code) *ret_outdated = data_set[0] && pst_store_data_withdrawn(t->store, pst_str_from(data_set));
+  return code;
 }
 
 int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err) {
