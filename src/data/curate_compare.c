@@ -237,8 +237,8 @@ static int64_t votes_of(pst_data_candidate *const *list, size_t n) {
   return votes;
 }
 
-/* Of one conversation, [n] by answer: the first of each answer stays if no other has more votes; where all of them are judged, whatever the others have. */
-static void settle_conversation(pst_data_candidate *const *list, size_t n, bool judged) {
+/* Of one conversation, [n] by answer: the first of each answer stays if no other has more votes. */
+static void settle_conversation(pst_data_candidate *const *list, size_t n) {
   int64_t most = 0, best = list[0]->record;
   for (size_t i = 0, end; i < n; i = end) {
     for (end = i + 1; end < n && list[end]->answer_hash == list[i]->answer_hash;) end++;
@@ -247,11 +247,35 @@ static void settle_conversation(pst_data_candidate *const *list, size_t n, bool 
   }
   for (size_t i = 0, end; i < n; i = end) {
     for (end = i + 1; end < n && list[end]->answer_hash == list[i]->answer_hash;) end++;
-    bool loses = !judged && votes_of(list + i, end - i) < most;
+    bool loses = votes_of(list + i, end - i) < most;
     for (size_t k = loses ? i : i + 1; k < end; k++) {
       list[k]->reason = loses ? PST_DATA_DISAGREES : PST_DATA_DUPLICATE;
       list[k]->other = loses ? best : list[i]->record;
     }
+  }
+}
+
+/* Of one conversation and answer that people judged, [n] by worth: what most of them said stays, once; where as many wanted it as did not, nothing does. */
+static void settle_answer(pst_data_candidate *const *list, size_t n) {
+  const pst_data_candidate *first[2] = {NULL, NULL}; /* who wanted it; who did not */
+  size_t votes[2] = {0, 0};
+  for (size_t i = 0; i < n; i++) {
+    bool unwanted = list[i]->disliked;
+    if (!votes[unwanted]++) first[unwanted] = list[i];
+  }
+  bool tie = votes[0] == votes[1], most = votes[1] > votes[0];
+  for (size_t i = 0; i < n; i++) {
+    bool other = list[i]->disliked != most;
+    if (!tie && list[i] == first[most]) continue;
+    list[i]->reason = tie || other ? PST_DATA_DISAGREES : PST_DATA_DUPLICATE;
+    list[i]->other = tie ? first[!list[i]->disliked]->record : first[most]->record;
+  }
+}
+
+static void settle_judged(pst_data_candidate *const *list, size_t n) {
+  for (size_t i = 0, end; i < n; i = end) {
+    for (end = i + 1; end < n && list[end]->answer_hash == list[i]->answer_hash;) end++;
+    settle_answer(list + i, end - i);
   }
 }
 
@@ -264,7 +288,10 @@ static int drop_duplicates(pst_data_curation *c) {
   qsort(order, n, sizeof(pst_data_candidate *), by_conversation);
   for (size_t i = 0, end; i < n; i = end) {
     for (end = i + 1; end < n && order[end]->conversation_hash == order[i]->conversation_hash;) end++;
-    settle_conversation(order + i, end - i, c->options->kind == PST_DATA_PREFERENCES);
+    if (c->options->kind == PST_DATA_PREFERENCES)
+      settle_judged(order + i, end - i);
+    else
+      settle_conversation(order + i, end - i);
   }
   pst_free(order);
   return 0;
@@ -296,6 +323,7 @@ static double answer_jaccard(near_search *s, const pst_data_candidate *other) {
 static bool answers_agree(void *user, int64_t number) {
   near_search *s = user;
   const pst_data_candidate *other = s->kept[number];
+  if (other->disliked != s->own->disliked) return false;
   if (other->answer_hash == s->own->answer_hash) return true;
   if (PST_MIN(other->answer.n, s->own->answer.n) < 200) return false;
   return answer_jaccard(s, other) >= s->threshold;

@@ -321,6 +321,52 @@ static void feedback_decides(void **state) {
       pst_data_set_each_line(test_store, pst_str_from(done.hash), find_answer, "a better answer", &test_error), 1);
 }
 
+static int count_judged(void *user, const pst_data_preference *p) {
+  int64_t *n = user;
+  n[0] += p->wanted.data != NULL;
+  n[1] += p->unwanted.data != NULL;
+  return 0;
+}
+
+/* The same answer to the same question, judged by several: what most said counts, not what was worth most; as many for as against is nothing to learn. */
+static void most_votes_decide(void **state) {
+  (void)state;
+  static const struct {
+    const char *text;
+    int n_up, n_down;
+  } asked[] = {{"where is the parcel of yesterday", 1, 4},
+               {"who painted the night watch", 3, 1},
+               {"how long do eggs boil in tea", 2, 2}};
+  ids all = {.n = 0};
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  int64_t judged[2] = {0, 0};
+  size_t at = 0;
+  for (size_t i = 0; i < PST_ARRAY_LEN(asked); i++)
+    for (int k = 0; k < asked[i].n_up + asked[i].n_down; k++) put_row(asked[i].text, "an answer", NULL);
+  /* nearly the same words with the same answer, once liked and once not: both are said */
+  put_row("please play something calm by satie for me in the evening", "an answer", NULL);
+  put_row("please play something calm by satie for me in the evening now", "an answer", NULL);
+  import_rows();
+  f.origin = PST_STORE_IMPORTED;
+  TEST_OK(pst_store_request_each(test_store, &f, add_id, &all, &test_error));
+  for (size_t i = 0; i < PST_ARRAY_LEN(asked); i++)
+    for (int k = 0; k < asked[i].n_up + asked[i].n_down; k++) {
+      pst_store_feedback said = {.completion_id = pst_str_from(all.list[at++]), .thumbs = k < asked[i].n_up ? 1 : -1};
+      TEST_OK(pst_store_feedback_put(test_store, &said, &test_error));
+    }
+  for (int k = 0; k < 2; k++) {
+    pst_store_feedback said = {.completion_id = pst_str_from(all.list[at++]), .thumbs = k ? 1 : -1};
+    TEST_OK(pst_store_feedback_put(test_store, &said, &test_error));
+  }
+  pst_data_curated done = curate((pst_data_curate_options){.held = 0, .kind = PST_DATA_PREFERENCES}, NULL);
+  TEST_OK(pst_data_set_each_preference(test_store, pst_str_from(done.hash), count_judged, judged, &test_error));
+  assert_int_equal(judged[0], 2);
+  assert_int_equal(judged[1], 2);
+  assert_int_equal(done.n_by_reason[PST_DATA_DISAGREES], 1 + 1 + 4);
+  assert_int_equal(done.n_by_reason[PST_DATA_DUPLICATE], 3 + 2);
+  assert_int_equal(done.n_by_reason[PST_DATA_NEAR_DUPLICATE], 0);
+}
+
 /* ---- guards ---- */
 
 static void judging_items_are_kept_out(void **state) {
@@ -559,6 +605,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {TEST(duplicates_are_dropped),
                                      TEST(a_frame_is_looked_through),
                                      TEST(feedback_decides),
+                                     TEST(most_votes_decide),
                                      TEST(judging_items_are_kept_out),
                                      TEST(private_data_is_replaced_and_deletion_reaches_the_set),
                                      TEST(wrong_labels_are_suspected_and_clusters_stay_whole),
