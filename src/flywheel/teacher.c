@@ -2,7 +2,7 @@
  *
  * It is asked through the gateway as evals ask a target, so that prices and what may leave this machine hold here too. A few threads each wait for one answer at a time. The books are
  * a run of kind "teacher" with a row for each call, without texts. What was said is kept by question until training has come to its end, so that a tune that was interrupted does
- * not pay twice, and no longer, since deleting a record would not reach it. */
+ * not pay twice, and no longer: nothing says whose question it answers, so the deletion of any record forgets all of it. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -12,7 +12,12 @@
 
 #include "flywheel/tuning.h"
 
-enum { AT_ONCE = 8, BUSY_TRIES = 60, BUSY_PAUSE_MS = 500 };
+enum {
+  AT_ONCE = 8,
+  REFUSED_MOST = 2 * AT_ONCE /* in a row, and it will not do the next either */,
+  BUSY_TRIES = 60,
+  BUSY_PAUSE_MS = 500
+};
 
 typedef struct asking {
   pst_gateway *gateway;
@@ -29,7 +34,8 @@ typedef struct asking {
   pthread_mutex_t lock; /* of all below */
   pst_arena *arena;
   pst_flywheel_taught taught;
-  pst_error first; /* failure; code 0: none */
+  int n_refused;   /* calls in a row that the provider did not answer */
+  pst_error first; /* failure, or that which stops it; code 0: none */
   bool stop;       /* it would fail for every question, or somebody wants the end */
 } asking;
 
@@ -109,7 +115,7 @@ static bool is_fatal(int code) {
 
 /* Where answers wait until training is over. */
 static pst_str scope_of(const asking *a, char out[96]) {
-  return (pst_str){out, (size_t)snprintf(out, 96, "teacher/%.80s", a->info->name)};
+  return (pst_str){out, (size_t)snprintf(out, 96, PST_STORE_SCOPE_TEACHER "%.80s", a->info->name)};
 }
 
 static int book(const asking *a, const char *key, const pst_gateway_event *e, pst_error *err) {
@@ -150,6 +156,8 @@ static int ask(asking *a, pst_flywheel_question *q, pst_error *err) {
   bool good = !code && answer.data;
   pthread_mutex_lock(&a->lock);
   a->taught.n_kept += kept;
+  bool refused = code == PST_E_UPSTREAM || code == PST_E_TIMEOUT || code == PST_E_BUSY;
+  if (!kept) a->n_refused = refused ? a->n_refused + 1 : 0;
   a->taught.n_usable += good;
   a->taught.nusd += last.cost_nusd;
   const char *copy = good ? pst_arena_strndup(a->arena, answer.data, answer.n) : NULL;
@@ -173,9 +181,10 @@ static void *ask_some(void *arg) {
     int code = is_wanted(a) ? ask(a, &a->questions[i], &why)
                             : pst_error_set(&why, PST_E_CANCELLED, NULL, "cancelled; the teacher's answers are kept");
     pthread_mutex_lock(&a->lock);
-    if (code && !a->first.code) a->first = why;
+    bool last = is_fatal(code) || code == PST_E_CANCELLED || (code && a->n_refused >= REFUSED_MOST);
+    if (code && (!a->first.code || (last && !a->stop))) a->first = why;
     a->taught.n_failed += code != 0;
-    stop = a->stop = a->stop || is_fatal(code) || code == PST_E_CANCELLED;
+    stop = a->stop = a->stop || last;
     pthread_mutex_unlock(&a->lock);
   }
   return NULL;
@@ -221,6 +230,23 @@ static void ask_all(asking *a) {
   pthread_mutex_destroy(&a->lock);
 }
 
+/* Too little came of it for a tune: nothing, or less than half of what is not known from before. */
+static bool has_failed(const asking *a) {
+  const pst_flywheel_taught *t = &a->taught;
+  return a->first.code && (a->stop || 2 * t->n_failed > t->n_asked - t->n_kept);
+}
+
+static int fail(asking *a, pst_error *err) {
+  const pst_flywheel_taught *t = &a->taught;
+  if (!a->stop)
+    pst_error_prefix(&a->first,
+                     "%lld of %lld calls to the teacher failed (what it answered is kept, and the same command asks "
+                     "the others again): ",
+                     (long long)t->n_failed, (long long)(t->n_asked - t->n_kept));
+  if (err) *err = a->first;
+  return a->first.code;
+}
+
 int pst_flywheel_teach(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                        const pst_flywheel_tune_options *options, pst_flywheel_question *questions, size_t n,
                        pst_arena *arena, pst_flywheel_taught *ret_taught, pst_error *err) {
@@ -241,16 +267,13 @@ int pst_flywheel_teach(pst_gateway *gateway, pst_store *store, const pst_evals_w
   if (n && !code) code = open_books(&a, err);
   if (n && !code) {
     ask_all(&a);
-    bool failed = a.first.code && (a.stop || a.taught.n_failed == (int64_t)n);
+    bool failed = has_failed(&a);
     code = close_books(&a,
                        !failed                           ? PST_STORE_RUN_DONE
                        : a.first.code == PST_E_CANCELLED ? PST_STORE_RUN_CANCELLED
                                                          : PST_STORE_RUN_FAILED,
                        err);
-    if (failed) {
-      code = a.first.code;
-      if (err) *err = a.first;
-    }
+    if (failed) code = fail(&a, err);
   }
   pst_gateway_plan_unref(a.plan);
   if (!code) *ret_taught = a.taught;

@@ -14,6 +14,7 @@
 
 #include "support/gateway.h"
 #include "support/ok.h"
+#include "support/raw_peer.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
 
@@ -279,6 +280,64 @@ static void a_teacher_answers(void **state) {
   pst_free(again.tuned.plan_json);
 }
 
+/* A provider that answers the first calls and then refuses: `n_good` more are answered. */
+static void play(int fd, void *user) {
+  static const char head[] = "HTTP/1.1 %s\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n%s";
+  static const char answer[] =
+      "{\"id\":\"x\",\"object\":\"chat.completion\",\"model\":\"m\",\"choices\":[{\"index\":0,\"message\":{\"role\":"
+      "\"assistant\",\"content\":\"reply number 7\"},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":10,"
+      "\"completion_tokens\":3,\"total_tokens\":13}}";
+  atomic_int *n_good = user;
+  pst_buf in = PST_BUF_INIT, out = PST_BUF_INIT;
+  bool good = raw_read_request(fd, &in) && atomic_fetch_sub(n_good, 1) > 0;
+  pst_buf_printf(&out, head, good ? "200 OK" : "500 Internal Server Error", good ? answer : "{}");
+  (void)raw_try_send(fd, out.data, out.n);
+  pst_buf_done(&in);
+  pst_buf_done(&out);
+}
+
+/* The workload once more, where its items may be sent to a provider. */
+static pst_evals_workload *open_for_providers(void) {
+  const char *folder = test_temp_path(shared.home, "desk"), *path = test_temp_path(folder, "workload.json");
+  char *text = NULL, *at;
+  size_t n = 0;
+  pst_evals_workload *open = NULL;
+  OK(pst_file_read(path, 1 << 20, &text, &n, &err));
+  at = strstr(strstr(text, "\"remote\""), "false");
+  assert_non_null(at);
+  memcpy(at, " true", 5);
+  test_temp_write(path, text, n);
+  pst_free(text);
+  OK(pst_evals_workload_open(folder, &open, &err));
+  return open;
+}
+
+/* Two of five calls are answered: no adapter comes of so few, and the two are not paid for again. Then four of five: that will do. */
+static void a_teacher_fails(void **state) {
+  (void)state;
+  int port;
+  char url[64];
+  atomic_int n_good = 2;
+  pst_flywheel_tune_result r;
+  pst_flywheel_tune_options o = options_of(PST_TUNE_SFT, NULL);
+  raw_server *server = raw_server_start(play, &n_good, &port);
+  snprintf(url, sizeof url, "http://127.0.0.1:%d/v1", port);
+  OK(pst_gateway_provider_set(shared.store, PST_STR("acme"), pst_str_from(url), PST_STR(""), &err));
+  OK(pst_store_price_set(shared.store, PST_STR("acme"), PST_STR("*"), (pst_store_price){1, 1, 1}, &err));
+  o.teacher = "acme/big";
+  pst_evals_workload *open = open_for_providers();
+  assert_int_equal(pst_flywheel_tune(shared.gateway, shared.store, open, &o, &r, &err), PST_E_UPSTREAM);
+  if (!strstr(err.message, "3 of 5 calls")) fail_msg("%s", err.message);
+  atomic_store(&n_good, 2); /* of the three that are left */
+  OK(pst_flywheel_tune(shared.gateway, shared.store, open, &o, &r, &err));
+  assert_int_equal(r.taught.n_kept, 2);
+  assert_int_equal(r.taught.n_failed, 1);
+  assert_int_equal(r.taught.n_usable, 4);
+  pst_tune_workload_result_done(&r.tuned);
+  raw_server_stop(server);
+  pst_evals_workload_free(open);
+}
+
 /* A teacher that thinks as the model does: its thoughts change the loss, and so the adapter. */
 static void a_teacher_thinks(void **state) {
   (void)state;
@@ -295,8 +354,9 @@ static void a_teacher_thinks(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(nothing_was_said), cmocka_unit_test(what_was_said_is_a_data_set),
-                                     cmocka_unit_test(an_adapter_comes_of_it), cmocka_unit_test(a_teacher_answers),
-                                     cmocka_unit_test(a_teacher_thinks)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(nothing_was_said),       cmocka_unit_test(what_was_said_is_a_data_set),
+      cmocka_unit_test(an_adapter_comes_of_it), cmocka_unit_test(a_teacher_answers),
+      cmocka_unit_test(a_teacher_fails),        cmocka_unit_test(a_teacher_thinks)};
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }
