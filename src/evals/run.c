@@ -134,10 +134,10 @@ static int write_params(const runner *r, pst_buf *out) {
   pst_json_key(&w, "n");
   pst_json_put_int(&w, (int64_t)o->n_items);
   pst_json_key(&w, "parts");
-  pst_json_begin_array(&w);
+  pst_json_begin_object(&w);
   for (int i = 0; i < PST_EVALS_PART_COUNT; i++)
-    if (parts[i]) pst_json_put_cstr(&w, pst_evals_part_name((pst_evals_part)i));
-  pst_json_end_array(&w);
+    if (parts[i]) pst_json_member_cstr(&w, pst_evals_part_name((pst_evals_part)i), r->workload->part_hash[i]);
+  pst_json_end_object(&w);
   pst_json_key(&w, "plan");
   pst_json_put_cstr(&w, r->plan->hash);
   pst_json_key(&w, "warm");
@@ -694,9 +694,8 @@ void pst_evals_run_done(pst_evals_run *run) {
 /* ---- uses of a part ---- */
 
 typedef struct use_count {
-  const char *data, *part;
+  const char *data, *part, *hash; /* of all items; the part's name and hash */
   int64_t n;
-  int code;
 } use_count;
 
 static int on_use(void *user, const pst_store_run *run) {
@@ -704,9 +703,10 @@ static int on_use(void *user, const pst_store_run *run) {
   pst_json_doc *doc = NULL;
   if (!run->n_rows || pst_json_parse(run->params.data, run->params.n, NULL, &doc, NULL)) return 0;
   const pst_json *params = pst_json_root(doc);
-  bool used = false;
-  if (pst_str_is(pst_json_str(pst_json_get(params, "data")), c->data)) {
-    pst_json_iter it = pst_json_iterate(pst_json_get(params, "parts"));
+  const pst_json *parts = pst_json_get(params, "parts");
+  bool used = pst_str_is(pst_json_str(pst_json_get(parts, c->part)), c->hash);
+  if (pst_json_typeof(parts) == PST_JSON_ARRAY && pst_str_is(pst_json_str(pst_json_get(params, "data")), c->data)) {
+    pst_json_iter it = pst_json_iterate(parts); /* older runs: of this very file of items */
     while (pst_json_next(&it)) used = used || pst_str_is(pst_json_str(it.value), c->part);
   }
   c->n += used;
@@ -716,7 +716,7 @@ static int on_use(void *user, const pst_store_run *run) {
 
 int pst_evals_uses(pst_store *store, const pst_evals_workload *workload, pst_evals_part part, int64_t *ret_n,
                    pst_error *err) {
-  use_count c = {workload->items_hash, pst_evals_part_name(part), 0, 0};
+  use_count c = {workload->items_hash, pst_evals_part_name(part), workload->part_hash[part], 0};
   static const pst_store_purpose purposes[] = {PST_STORE_PURPOSE_EVAL, PST_STORE_PURPOSE_SEARCH};
   for (size_t i = 0; i < PST_ARRAY_LEN(purposes); i++) {
     int code = pst_store_run_each(store, pst_str_from(pst_store_purpose_name(purposes[i])), (pst_str){NULL, 0}, 0,

@@ -703,6 +703,32 @@ static int read_file(const char *folder, const char *name, bool optional, char *
   return code;
 }
 
+/* So that a part is known again in a folder with other examples, or another text around it. */
+static int hash_parts(pst_evals_workload *w, pst_error *err) {
+  pst_sha256 sha[PST_EVALS_PART_COUNT];
+  pst_buf reference = PST_BUF_INIT;
+  uint8_t digest[32];
+  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) pst_sha256_init(&sha[i]);
+  for (size_t i = 0; i < w->info.n_items && !pst_buf_status(&reference); i++) {
+    const pst_evals_item *item = &w->info.items[i];
+    pst_buf_clear(&reference);
+    pst_json_writer out = pst_json_writer_on(&reference, false);
+    pst_json_put_value(&out, item->reference);
+    const pst_str texts[] = {item->id, item->input, pst_buf_str(&reference)}; /* none holds a zero byte */
+    for (size_t k = 0; k < PST_ARRAY_LEN(texts); k++) {
+      pst_sha256_update(&sha[item->part], texts[k].data, texts[k].n);
+      pst_sha256_update(&sha[item->part], "", 1);
+    }
+  }
+  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) {
+    pst_sha256_done(&sha[i], digest);
+    pst_hex(digest, sizeof digest, w->part_hash[i]);
+  }
+  int code = pst_buf_status(&reference) ? no_memory(err) : 0;
+  pst_buf_done(&reference);
+  return code;
+}
+
 typedef struct folder_files {
   char *paths[3], *texts[3];
   size_t sizes[3];
@@ -744,6 +770,7 @@ static int parse_folder(pst_evals_workload *w, const folder_files *f, pst_error 
     code = each_line(w, f->paths[2], (pst_str){f->texts[2], f->sizes[2]}, on_trace_line, &trace, err);
   if (!code) code = find_clusters(w, &all, err);
   if (!code) code = keep_items(w, &all, &trace, err);
+  if (!code) code = hash_parts(w, err);
   if (!code) code = check_parts(w, f->paths[1], err);
   if (!code) code = pst_evals_grading_prepare(w, err);
   items_done(&all);

@@ -24,6 +24,8 @@ struct pst_evals_workload {
   pst_regex **patterns;    /* REGEX: per item */
   const pst_json **values; /* per item: the graded value, inside its reference */
   char items_hash[65];     /* SHA-256 of items.jsonl */
+  char part_hash[PST_EVALS_PART_COUNT]
+                [65]; /* of what is asked and wanted in each part: SHA-256 over ids, inputs and references */
 };
 
 /* ---- text.c ---- */

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "evals/workload.h"
 #include "support/temp.h"
 
 static pst_error err;
@@ -242,12 +243,57 @@ static void hostile(void **state) {
   free(large);
 }
 
+/* ---- uses of a part ---- */
+
+static int64_t uses_of(pst_store *store, const char *items) {
+  pst_evals_workload *w = NULL;
+  int64_t n = -1;
+  assert_int_equal(open_with(TEXT_TASK("{\"type\":\"exact\"}"), items, NULL, &w), 0);
+  assert_int_equal(pst_evals_uses(store, w, PST_EVALS_VERIFY, &n, &err), 0);
+  pst_evals_workload_free(w);
+  return n;
+}
+
+static void add_run(pst_store *store, const char *format, const char *hash) {
+  char params[256];
+  int64_t id = 0;
+  (void)snprintf(params, sizeof params, format, hash);
+  assert_int_equal(pst_store_run_create(store, PST_STR("eval"), PST_STR("w"), pst_str_from(params), 1, &id, &err), 0);
+  assert_int_equal(pst_store_run_append(store, id, PST_STR("a"), PST_STR("{}"), true, &err), 0);
+}
+
+/* A folder with more examples asks the same items to judge by: they wear out over all of them. */
+static void a_part_is_known_again(void **state) {
+  (void)state;
+#define JUDGING ITEM("a", "one", "\"x\"", "verify") ITEM("b", "two words", "\"y\"", "search")
+  char *dir = test_temp_dir();
+  pst_store *store = NULL;
+  pst_evals_workload *w = NULL;
+  assert_int_equal(pst_store_open(dir, &store, &err), 0);
+  assert_int_equal(open_with(TEXT_TASK("{\"type\":\"exact\"}"), JUDGING, NULL, &w), 0);
+  assert_int_equal(uses_of(store, JUDGING), 0);
+  add_run(store, "{\"parts\":{\"verify\":\"%s\"}}", w->part_hash[PST_EVALS_VERIFY]);
+  add_run(store, "{\"parts\":{\"search\":\"%s\"}}", w->part_hash[PST_EVALS_SEARCH]);
+  assert_int_equal(uses_of(store, JUDGING), 1);
+  assert_int_equal(uses_of(store, JUDGING ITEM("c", "three", "\"z\"", "examples")), 1);
+  assert_int_equal(uses_of(store, ITEM("a", "one", "\"z\"", "verify")), 0);
+  assert_int_equal(uses_of(store, ITEM("a", "another", "\"x\"", "verify")), 0);
+  assert_int_equal(uses_of(store, ITEM("a", "one", "\"x\"", "sealed") ITEM("b", "two", "\"y\"", "verify")), 0);
+  add_run(store, "{\"data\":\"%s\",\"parts\":[\"verify\"]}", w->items_hash); /* as runs once were written */
+  assert_int_equal(uses_of(store, JUDGING), 2);
+  assert_int_equal(uses_of(store, JUDGING ITEM("c", "three", "\"z\"", "examples")), 1);
+  pst_evals_workload_free(w);
+  pst_store_close(store);
+  test_temp_remove(dir);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(refused),
       cmocka_unit_test(opened),
       cmocka_unit_test(graders),
       cmocka_unit_test(hostile),
+      cmocka_unit_test(a_part_is_known_again),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
