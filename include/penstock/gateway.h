@@ -138,12 +138,19 @@ typedef struct pst_gateway_adapter {
   const char *name, *path,
       *model; /* a GGUF adapter or a folder of PEFT, which stays; the model as it is called here, or a path */
   const char *workload, *data, *run;
+  pst_engine_lora *
+      lora; /* in place of `path`: one that was made for this model; notes that it lacks are added. NULL: there is the file */
+  pst_store_adapter_origin origin;
 } pst_gateway_adapter;
 /* Checks that it is one for the model, keeps a copy among the store's files as a GGUF adapter that says its base, and adds its name: "model:name" in calls, the file's hash in
- * plans. ret_row (NULL: not wanted). What the file's notes say (data, run) fills what is NULL. Errors: those of pst_models_resolve, pst_engine_adapter_open and
+ * plans. ret_row (NULL: not wanted). What the file's notes say (data, run) fills what is NULL. Where it fails nothing is left of it. Errors: those of pst_models_resolve, pst_engine_adapter_open and
  * pst_store_adapter_put; PST_E_BAD_INPUT: it says that it was made for another file. */
 int pst_gateway_adapter_add(pst_store *store, const pst_gateway_adapter *adapter, pst_store_adapter *ret_row,
                             pst_error *err);
+/* Reads a kept adapter that a model is to go on with; pst_engine_lora_done. PST_E_NOT_FOUND; PST_E_BAD_INPUT: it was made for another file than the model's,
+ * whatever that is called, or data that it was made of were erased since. */
+int pst_gateway_adapter_read(pst_store *store, const char *name, const char *model, pst_engine_lora *ret_lora,
+                             pst_error *err);
 
 /* ---- past answers (gateway/answers.c) --------------------------------------------------------------------------- */
 

@@ -374,6 +374,9 @@ int pst_store_plan_get(pst_store *store, pst_str hash, char **ret_json, char ret
 /* Puts a kept plan into a role of a workload. hash data NULL: leaves the role empty. note: may be absent; goes into the history. */
 int pst_store_plan_assign(pst_store *store, pst_str workload, pst_store_plan_role role, pst_str hash, pst_str note,
                           int64_t now_ms, pst_error *err);
+/* Puts a kept plan in force in the place of the plan `expected` (empty: of none), as one step. It may be in force already. PST_E_EXISTS: another one is by now, and stays. */
+int pst_store_plan_replace(pst_store *store, pst_str workload, const char *expected, pst_str hash, pst_str note,
+                           int64_t now_ms, pst_error *err);
 /* Puts back the plan that was in force before the present one. PST_E_NOT_FOUND when there was none. ret_hash: may be NULL. */
 int pst_store_plan_roll_back(pst_store *store, pst_str workload, pst_str note, int64_t now_ms, char ret_hash[65],
                              pst_error *err);
@@ -444,6 +447,17 @@ int pst_store_run_rows(pst_store *store, int64_t run_id, int64_t after_seq,
 /* Ends a run: state, and a JSON result or absent. Queued rows before it are committed with it. */
 int pst_store_run_end(pst_store *store, int64_t run_id, pst_store_run_state state, pst_str result, int64_t now_ms,
                       pst_error *err);
+/* One process at a time at what runs of a kind work at: `question` is the workload, or whatever else makes two of them the same. The lock goes with its owner's end, however that
+ * comes. PST_E_BUSY: somebody else is at it. */
+typedef struct pst_store_run_lock {
+  int fd; /* -1: none is held */
+  char path[4096];
+} pst_store_run_lock;
+#define PST_STORE_RUN_LOCK_INIT \
+  { -1, "" }
+int pst_store_run_lock_take(pst_store *store, const char *kind, pst_str question, pst_store_run_lock *ret_lock,
+                            pst_error *err);
+void pst_store_run_lock_give(pst_store_run_lock *lock); /* one that was not taken is fine */
 
 /* ---- jobs (store/jobs.c) ---------------------------------------------------------------------------------------- */
 
@@ -556,7 +570,8 @@ int pst_store_file_path(pst_store *store, pst_str hash, char **ret_path, pst_err
 
 /* ---- adapters (store/adapters.c) -------------------------------------------------------------------------------- */
 
-/* A LoRA adapter by name. Texts that are empty were not said. */
+/* A LoRA adapter by name. Texts that are empty were not said. Stale: records of a data set that it was made of were erased since; found when it is read, and not
+ * to be put. */
 typedef struct pst_store_adapter {
   char name[64];  /* letters, digits, '.', '_', '-' */
   char file[65];  /* SHA-256 of the file in HOME/files */
@@ -566,10 +581,17 @@ typedef struct pst_store_adapter {
   char data[65];     /* content hash of what it was made from */
   char run[64];      /* that made it */
   int64_t rank, bytes, created_ms;
+  bool stale;
 } pst_store_adapter;
+/* What else an adapter was made of: a data set by hash, and an adapter by name, whose own data sets count too. NULL: none. */
+typedef struct pst_store_adapter_origin {
+  const char *data_set, *from;
+} pst_store_adapter_origin;
 bool pst_store_adapter_name_valid(pst_str name);
-/* Adds one. PST_E_EXISTS: the name stands for another file or base (the same again is fine). PST_E_BAD_INPUT: the name. */
-int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, pst_error *err);
+/* Adds one, and in the same transaction notes that its data sets made it, so that there is no adapter which an erasure does not reach. origin NULL: nothing is known.
+ * PST_E_EXISTS: the name stands for another file or base (the same again is fine). PST_E_BAD_INPUT: the name. PST_E_NOT_FOUND: the data set. */
+int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, const pst_store_adapter_origin *origin,
+                          pst_error *err);
 int pst_store_adapter_get(pst_store *store, pst_str name, pst_store_adapter *ret_adapter,
                           pst_error *err); /* PST_E_NOT_FOUND */
 int pst_store_adapter_each(pst_store *store, int (*fn)(void *user, const pst_store_adapter *adapter), void *user,

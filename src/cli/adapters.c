@@ -38,6 +38,7 @@ static int put_adapter(void *user, const pst_store_adapter *r) {
     pst_json_put_int(&l->w, r->bytes);
     pst_json_key(&l->w, "created_ms");
     pst_json_put_int(&l->w, r->created_ms);
+    pst_json_member_bool(&l->w, "stale", r->stale);
     pst_json_end_object(&l->w);
     return 0;
   }
@@ -45,9 +46,9 @@ static int put_adapter(void *user, const pst_store_adapter *r) {
   if (l->n == 1)
     printf("%-20s %-20s %5s %10s  %-16s %-12s %-16s %-19s %s\n", "ADAPTER", "BASE", "RANK", "SIZE", "WORKLOAD", "DATA",
            "RUN", "ADDED", "FILE");
-  printf("%-20s %-20s %5lld %6.1f MiB  %-16s %-12.12s %-16s %s %.12s\n", r->name, r->base, (long long)r->rank,
+  printf("%-20s %-20s %5lld %6.1f MiB  %-16s %-12.12s %-16s %s %.12s%s\n", r->name, r->base, (long long)r->rank,
          (double)r->bytes / 1048576.0, or_dash(r->workload), or_dash(r->data), or_dash(r->run),
-         pst_cli_show_time(r->created_ms, time), r->file);
+         pst_cli_show_time(r->created_ms, time), r->file, r->stale ? " stale: records of its data were erased" : "");
   return 0;
 }
 

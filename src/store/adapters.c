@@ -2,6 +2,11 @@
 #include "store/db.h"
 
 #define COLUMNS "name, file, base, base_sha256, workload, data, run, rank, bytes, created_ms"
+/* A name may have stood for another adapter before: uses noted then are not this one's. */
+#define OWN_USE "u.kind = 'adapter' AND u.name = a.name AND u.time_ms >= a.created_ms"
+#define SELECT                                                                                  \
+  "SELECT " COLUMNS ", EXISTS(SELECT 1 FROM data_set_uses u WHERE " OWN_USE " AND u.stale = 1)" \
+  " OR EXISTS(SELECT 1 FROM data_sets s WHERE s.hash = a.data AND s.state = 1) FROM adapters a "
 
 bool pst_store_adapter_name_valid(pst_str name) {
   if (name.n == 0 || name.n > 63) return false;
@@ -30,14 +35,34 @@ static void read_adapter(sqlite3_stmt *stmt, pst_store_adapter *ret) {
   ret->rank = sqlite3_column_int64(stmt, 7);
   ret->bytes = sqlite3_column_int64(stmt, 8);
   ret->created_ms = sqlite3_column_int64(stmt, 9);
+  ret->stale = sqlite3_column_int(stmt, 10) != 0;
 }
 
 /* ---- writing ---- */
 
 static pst_str optional(const char *text) { return *text ? pst_str_from(text) : (pst_str){NULL, 0}; }
 
+typedef struct put_call {
+  const pst_store_adapter *adapter;
+  pst_store_adapter_origin origin;
+} put_call;
+
+/* The data sets of the adapter that another one began from made that, too. */
+static int inherit(pst_store_conn *conn, const pst_store_adapter *a, const char *from, pst_error *err) {
+  return pst_store_sql_run(
+      conn, NULL,
+      "INSERT INTO data_set_uses(set_id, kind, name, time_ms, stale)"
+      " SELECT u.set_id, 'adapter', ?1, ?2, u.stale FROM adapters a JOIN data_set_uses u ON " OWN_USE
+      " WHERE a.name = ?3"
+      " UNION SELECT s.id, 'adapter', ?1, ?2, s.state FROM adapters a JOIN data_sets s"
+      " ON s.hash = a.data WHERE a.name = ?3"
+      " ON CONFLICT DO UPDATE SET time_ms = excluded.time_ms, stale = max(stale, excluded.stale)",
+      err, "sis", pst_str_from(a->name), a->created_ms, pst_str_from(from));
+}
+
 static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
-  const pst_store_adapter *a = arg;
+  const put_call *c = arg;
+  const pst_store_adapter *a = c->adapter;
   int64_t changed = 0;
   int code = pst_store_sql_run(conn, &changed,
                                "INSERT INTO adapters(" COLUMNS ") VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
@@ -50,15 +75,21 @@ static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   if (!code && changed == 0)
     code = pst_error_set(err, PST_E_EXISTS, "name", "the adapter \"%s\" is there already and is another; choose a name",
                          a->name);
+  if (!code && c->origin.from) code = inherit(conn, a, c->origin.from, err);
+  if (!code && c->origin.data_set)
+    code = pst_store_data_set_use(conn, pst_str_from(c->origin.data_set), PST_STR("adapter"), pst_str_from(a->name),
+                                  a->created_ms, err);
   return code;
 }
 
-int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, pst_error *err) {
-  pst_store_adapter copy = *adapter;
+int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, const pst_store_adapter_origin *origin,
+                          pst_error *err) {
+  put_call c = {.adapter = adapter};
+  if (origin) c.origin = *origin;
   if (!pst_store_adapter_name_valid(pst_str_from(adapter->name)))
     return pst_error_set(err, PST_E_BAD_INPUT, "name",
                          "an adapter's name has 1 to 63 letters, digits, dots, dashes and underscores");
-  return pst_store_write_now(store, false, put_apply, &copy, err);
+  return pst_store_write_now(store, false, put_apply, &c, err);
 }
 
 typedef struct remove_call {
@@ -89,8 +120,7 @@ static int take_row(sqlite3_stmt *stmt, void *context) {
 
 int pst_store_adapter_get(pst_store *store, pst_str name, pst_store_adapter *ret_adapter, pst_error *err) {
   pst_store_adapter adapter;
-  int code = pst_store_read_each(store, take_row, &adapter, err, "SELECT " COLUMNS " FROM adapters WHERE name = ?1",
-                                 "s", name);
+  int code = pst_store_read_each(store, take_row, &adapter, err, SELECT "WHERE name = ?1", "s", name);
   if (code == 1) {
     *ret_adapter = adapter;
     return 0;
@@ -116,5 +146,5 @@ static int walk_row(sqlite3_stmt *stmt, void *context) {
 int pst_store_adapter_each(pst_store *store, int (*fn)(void *user, const pst_store_adapter *adapter), void *user,
                            pst_error *err) {
   walk w = {fn, user};
-  return pst_store_read_each(store, walk_row, &w, err, "SELECT " COLUMNS " FROM adapters ORDER BY name", "");
+  return pst_store_read_each(store, walk_row, &w, err, SELECT "ORDER BY name", "");
 }

@@ -209,19 +209,25 @@ typedef struct use_call {
   int64_t now_ms;
 } use_call;
 
-static int use_apply(pst_store_conn *conn, void *arg, pst_error *err) {
-  const use_call *c = arg;
+/* A name that is used again stands for what was made last. */
+int pst_store_data_set_use(pst_store_conn *conn, pst_str hash, pst_str kind, pst_str name, int64_t now_ms,
+                           pst_error *err) {
   int64_t id = 0;
-  int code = set_id_of(conn, c->hash, &id, err);
+  int code = set_id_of(conn, hash, &id, err);
   if (code == PST_E_NOT_FOUND)
-    return pst_error_set(err, code, "data set", "there is no data set \"%.*s\"", (int)PST_MIN(c->hash.n, (size_t)64),
-                         c->hash.data);
+    return pst_error_set(err, code, "data set", "there is no data set \"%.*s\"", (int)PST_MIN(hash.n, (size_t)64),
+                         hash.data);
   if (code) return code;
   return pst_store_sql_run(conn, NULL,
                            "INSERT INTO data_set_uses(set_id, kind, name, time_ms, stale)"
                            " VALUES(?1, ?2, ?3, ?4, (SELECT state FROM data_sets WHERE id = ?1))"
-                           " ON CONFLICT DO UPDATE SET stale = excluded.stale",
-                           err, "issi", id, c->kind, c->name, c->now_ms);
+                           " ON CONFLICT DO UPDATE SET time_ms = excluded.time_ms, stale = excluded.stale",
+                           err, "issi", id, kind, name, now_ms);
+}
+
+static int use_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const use_call *c = arg;
+  return pst_store_data_set_use(conn, c->hash, c->kind, c->name, c->now_ms, err);
 }
 
 int pst_store_data_set_used(pst_store *store, pst_str hash, pst_str kind, pst_str name, int64_t now_ms,

@@ -122,6 +122,9 @@ int pst_store_request_insert(pst_store_conn *conn, const pst_store_request *requ
  * pst_store_data_sets_clean after the commit. */
 int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, int64_t now_ms, pst_store_erasure *erasure,
                                  pst_error *err);
+/* Inside a write: notes that something was made of a set, as pst_store_data_set_used does. */
+int pst_store_data_set_use(pst_store_conn *conn, pst_str hash, pst_str kind, pst_str name, int64_t now_ms,
+                           pst_error *err);
 /* Removes the files of withdrawn sets that are still there, also those that a crash left. */
 int pst_store_data_sets_clean(pst_store *store, pst_error *err);
 

@@ -97,7 +97,8 @@ typedef struct role_call {
   pst_str workload, hash, note;
   pst_store_plan_role role;
   int64_t now_ms;
-  char rolled_to[65]; /* out, of a roll-back */
+  const char *expected; /* in the role, empty: nothing; NULL: anything */
+  char rolled_to[65];   /* out, of a roll-back */
 } role_call;
 
 /* The hash in a role; empty if none. */
@@ -135,19 +136,37 @@ static int assign_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   char before[65];
   int code = role_get(conn, c->workload, c->role, before, err);
   if (code) return code;
+  if (c->expected && strcmp(before, c->expected) != 0 && !pst_str_is(c->hash, before))
+    return pst_error_set(err, PST_E_EXISTS, "plan", "another plan was put in force for \"%.*s\" meanwhile",
+                         (int)c->workload.n, c->workload.data);
   if (c->role == PST_STORE_PLAN_IN_FORCE && before[0] && !pst_str_is(c->hash, before))
     code = pst_store_sql_run(conn, NULL, "INSERT INTO plan_past(workload, hash) VALUES(?1, ?2)", err, "ss", c->workload,
                              pst_str_from(before));
   return code ? code : role_set(conn, c, c->hash, "assign", err);
 }
 
+static int assign(pst_store *store, role_call *c, pst_error *err) {
+  if (c->workload.n == 0)
+    return pst_error_set(err, PST_E_BAD_INPUT, "workload", "a plan is assigned to a workload by name");
+  if (c->hash.data && (c->hash.n != 64 || !hash_valid(c->hash, 64))) return no_such_plan(c->hash, err);
+  return pst_store_write_now(store, false, assign_apply, c, err);
+}
+
 int pst_store_plan_assign(pst_store *store, pst_str workload, pst_store_plan_role role, pst_str hash, pst_str note,
                           int64_t now_ms, pst_error *err) {
-  if (workload.n == 0)
-    return pst_error_set(err, PST_E_BAD_INPUT, "workload", "a plan is assigned to a workload by name");
-  if (hash.data && (hash.n != 64 || !hash_valid(hash, 64))) return no_such_plan(hash, err);
   role_call c = {.workload = workload, .hash = hash, .note = note, .role = role, .now_ms = now_ms};
-  return pst_store_write_now(store, false, assign_apply, &c, err);
+  return assign(store, &c, err);
+}
+
+int pst_store_plan_replace(pst_store *store, pst_str workload, const char *expected, pst_str hash, pst_str note,
+                           int64_t now_ms, pst_error *err) {
+  role_call c = {.workload = workload,
+                 .hash = hash,
+                 .note = note,
+                 .role = PST_STORE_PLAN_IN_FORCE,
+                 .now_ms = now_ms,
+                 .expected = expected};
+  return assign(store, &c, err);
 }
 
 static int roll_back_apply(pst_store_conn *conn, void *arg, pst_error *err) {

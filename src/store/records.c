@@ -5,7 +5,10 @@
  * write-ahead log, which holds older states of pages, is emptied afterwards. */
 #include "store/db.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- consent ---- */
 
@@ -177,6 +180,21 @@ static int prune_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   return code;
 }
 
+/* Training that was interrupted left its numbers in HOME/tune, and nobody can tell what they were made of: what is there begins anew. Training that goes on writes its
+ * own again, and removes it at its end. */
+static void remove_checkpoints(const pst_store *store) {
+  char *path = pst_path_join(store->home, "tune");
+  DIR *dir = path ? opendir(path) : NULL;
+  for (struct dirent *e; dir && (e = readdir(dir));) {
+    const char *ending = strrchr(e->d_name, '.');
+    if (!ending || strcmp(ending, ".checkpoint") != 0) continue;
+    if (unlinkat(dirfd(dir), e->d_name, 0) && errno != ENOENT)
+      pst_log(PST_LOG_ERROR, "event=checkpoint_not_removed path=%s/%s error=\"%s\"", path, e->d_name, strerror(errno));
+  }
+  if (dir) (void)closedir(dir);
+  pst_free(path);
+}
+
 /* Empties the write-ahead log, in which the pages stand as they were. False: somebody reads, and it stays for now. */
 static bool empty_log(pst_store *store) {
   pst_store_conn *conn = NULL;
@@ -194,6 +212,7 @@ static int erase(erase_call *c, int (*apply)(pst_store_conn *conn, void *arg, ps
   int code = pst_store_write_now(c->store, false, apply, c, err);
   if (!code && c->erasure.n_records) {
     code = pst_store_data_sets_clean(c->store, err);
+    if (c->erasure.n_sets) remove_checkpoints(c->store);
     c->erasure.in_log = !empty_log(c->store);
   }
   if (code)

@@ -207,6 +207,53 @@ static int count_stale(void *user, pst_str hash, pst_str kind, pst_str name, boo
   return 0;
 }
 
+static bool is_stale(const char *name) {
+  pst_store_adapter a;
+  TEST_OK(pst_store_adapter_get(test_store, pst_str_from(name), &a, &test_error));
+  return a.stale;
+}
+
+static void put_adapter(const char *name, char file, int64_t now_ms, const char *set, const char *from) {
+  pst_store_adapter a = {.base = "m", .rank = 4, .bytes = 9, .created_ms = now_ms};
+  const pst_store_adapter_origin origin = {set, from};
+  (void)snprintf(a.name, sizeof a.name, "%s", name);
+  memset(a.file, file, 64);
+  memset(a.base_sha256, 'b', 64);
+  TEST_OK(pst_store_adapter_put(test_store, &a, &origin, &test_error));
+}
+
+/* An adapter, and what began from it, is stale by its data; another that has its name later is not. */
+static void adapters_become_stale(void **state) {
+  (void)state;
+  char hash[65], other[65];
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  put("b1", "bob", PST_STORE_KEEP_CONTENT);
+  const int64_t ids[] = {id_of("a1"), id_of("b1")};
+  make_set("one\ntwo\n", true, ids, 2, hash);
+  make_set("two\n", true, ids + 1, 1, other);
+  put_adapter("first", '1', 5, hash, NULL);
+  put_adapter("second", '2', 6, other, "first");
+  put_adapter("third", '3', 7, other, NULL);
+  pst_store_adapter a = {.name = "unknown", .base = "m", .rank = 4, .bytes = 9, .created_ms = 8};
+  memset(a.file, '4', 64);
+  memset(a.base_sha256, 'b', 64);
+  const pst_store_adapter_origin nowhere = {.data_set = "feedfeedfeed"};
+  assert_int_equal(pst_store_adapter_put(test_store, &a, &nowhere, &test_error), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_adapter_get(test_store, pst_str_from("unknown"), &a, &test_error), PST_E_NOT_FOUND);
+  assert_false(is_stale("first") || is_stale("second") || is_stale("third"));
+  pst_store_erasure e;
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
+  assert_int_equal(e.n_uses, 2);
+  pst_store_erasure_done(&e);
+  assert_true(is_stale("first") && is_stale("second"));
+  assert_false(is_stale("third"));
+  put_adapter("late", '5', 10, hash, NULL); /* the set went while it was trained */
+  assert_true(is_stale("late"));
+  TEST_OK(pst_store_adapter_remove(test_store, PST_STR("first"), &test_error));
+  put_adapter("first", '6', 11, other, NULL);
+  assert_false(is_stale("first"));
+}
+
 static void erasure_reaches_everything(void **state) {
   (void)state;
   char hash[65], other[65], loose[65];
@@ -226,7 +273,7 @@ static void erasure_reaches_everything(void **state) {
   memset(adapter.file, 'a', 64);
   memset(adapter.base_sha256, 'b', 64);
   memcpy(adapter.data, hash, sizeof adapter.data);
-  TEST_OK(pst_store_adapter_put(test_store, &adapter, &test_error)); /* names its data: no use need be noted */
+  TEST_OK(pst_store_adapter_put(test_store, &adapter, NULL, &test_error)); /* names its data: no use need be noted */
   int n = 0;
   TEST_OK(pst_store_data_set_of_record(test_store, ids[0], count_hash, &n, &test_error));
   assert_int_equal(n, 2);
@@ -546,6 +593,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {TEST(consent_is_only_lowered),
                                      TEST(a_key_has_its_own_consent),
                                      TEST(what_may_not_be_kept_is_not),
+                                     TEST(adapters_become_stale),
                                      TEST(erasure_reaches_everything),
                                      TEST(sets_are_checked),
                                      TEST(what_has_expired_is_forgotten),

@@ -414,6 +414,16 @@ static void plans(void **state) {
       "assign/0/%.4s assign/1/%.4s assign/0/%.4s assign/0/%.4s assign/1/- assign/0/%.4s roll back/0/%.4s roll back/0/%.4s ",
       a, b, b, b, c, b, a);
   assert_string_equal(h.text, text);
+  /* In the place of what is expected, or nothing: `a` is in force. */
+  assert_int_equal(pst_store_plan_replace(store, desk, b, pst_str_from(c), NONE, 20, &err), PST_E_EXISTS);
+  assert_int_equal(pst_store_plan_replace(store, desk, "", pst_str_from(c), NONE, 20, &err), PST_E_EXISTS);
+  OK(pst_store_plan_replace(store, desk, b, pst_str_from(a), NONE, 20, &err));
+  OK(pst_store_plan_assigned(store, desk, PST_STORE_PLAN_IN_FORCE, NULL, got, &err));
+  assert_string_equal(got, a);
+  OK(pst_store_plan_replace(store, desk, a, pst_str_from(c), NONE, 21, &err));
+  OK(pst_store_plan_assigned(store, desk, PST_STORE_PLAN_IN_FORCE, NULL, got, &err));
+  assert_string_equal(got, c);
+  OK(pst_store_plan_replace(store, PST_STR("other desk"), "", pst_str_from(c), NONE, 21, &err));
   h = (history){0, ""};
   OK(pst_store_plan_history(store, PST_STR("elsewhere"), see_event, &h, &err));
   assert_int_equal(h.n, 0);
@@ -456,6 +466,22 @@ static int check_run(void *user, const pst_store_run *run) {
 static int count_run(void *user, const pst_store_run *run) {
   (void)run;
   return count(user);
+}
+
+static void runs_are_locked(void **state) {
+  pst_store *store = store_of(state);
+  pst_str desk = PST_STR("desk");
+  pst_store_run_lock lock = PST_STORE_RUN_LOCK_INIT, second = PST_STORE_RUN_LOCK_INIT, third = PST_STORE_RUN_LOCK_INIT;
+  OK(pst_store_run_lock_take(store, "eval", desk, &lock, &err));
+  assert_int_equal(pst_store_run_lock_take(store, "eval", desk, &second, &err), PST_E_BUSY);
+  OK(pst_store_run_lock_take(store, "turn", desk, &third, &err));
+  assert_true(pst_file_exists(lock.path));
+  pst_store_run_lock_give(&lock);
+  assert_false(pst_file_exists(lock.path));
+  OK(pst_store_run_lock_take(store, "eval", desk, &second, &err));
+  pst_store_run_lock_give(&second);
+  pst_store_run_lock_give(&third);
+  pst_store_run_lock_give(&third);
 }
 
 static void runs(void **state) {
@@ -742,6 +768,7 @@ int main(void) {
       T(feedback),
       T(plans),
       T(runs),
+      T(runs_are_locked),
       T(walks_nest),
       T(jobs),
       T(killed_workers_job_is_taken_again),
