@@ -245,6 +245,9 @@ void pst_queue_close(pst_queue *q);
 size_t pst_queue_length(pst_queue *q);
 
 int pst_cpu_count(void); /* CPUs this process may use: affinity and cgroup quota, at least 1 */
+/* Bytes that this process could have more without swapping: what the machine has available, or what its control group leaves, page cache not counted as taken. INT64_MAX: the
+ * kernel does not say. */
+int64_t pst_memory_available(void);
 
 /* ---- JSON (base/json.c, over yyjson) ---------------------------------------------------------------------------- */
 

@@ -112,7 +112,7 @@ typedef struct pst_tune_options {
   bool in_order;       /* texts in the order given, else in one drawn anew for each epoch */
   uint64_t seed;
   int threads;    /* 0: pst_cpu_count() */
-  int max_tokens; /* tokens that go through the model at once; a longer text is refused */
+  int max_tokens; /* tokens that go through the model at once; more where a text (DPO: a pair) is longer */
   const char *
       checkpoint; /* file to go on from and to save in; NULL: none. At the end it holds the end, from which the same call gives the same adapter at once: the
                            * caller removes it when the adapter is safe */
@@ -141,6 +141,10 @@ typedef struct pst_tune_report {
   size_t n_evaluations;
 } pst_tune_report;
 
+/* About how many bytes training takes beside the model as the engine has it, most of them at once: weights as they are multiplied with, work space for max_tokens at a time, the
+ * adapter and its optimizer. Within a tenth for models of the sizes that are trained here, rather more than less. Errors: PST_E_UNSUPPORTED (architecture). */
+int pst_tune_memory(const pst_engine_model *model, const pst_tune_options *options, int64_t *ret_bytes, pst_error *err);
+
 /* Members of an open JSON object: "evaluations" ([{"step", "held_out_loss", "asked", "right"}]; the last two where answers were asked for), "score_seconds" and,
  * where the adapter taken was asked, "score" ({"asked", "right"}). */
 void pst_tune_report_put_evaluations(const pst_tune_report *report, pst_json_writer *w);
@@ -148,7 +152,7 @@ void pst_tune_report_put_evaluations(const pst_tune_report *report, pst_json_wri
 /* Trains an adapter on `texts`; `held_out` (n_held_out 0: none) is never trained on, and decides which step's adapter is taken: the one that answers more of the
  * scorer's sample right, by more than one standard error of the paired difference; else, or where either was not asked, the one of the lower loss. The result is written into
  * *ret_lora, the caller's (pst_engine_lora_done). Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option, a text or the adapter to start from, by name), PST_E_NO_DATA (no
- * text), PST_E_LIMIT (a text longer than max_tokens), PST_E_CORRUPT (the checkpoint), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM, those of files. */
+ * text), PST_E_LIMIT (a text longer than the model's context), PST_E_CORRUPT (the checkpoint is damaged; another question's is written over), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM, those of files. */
 int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
                    const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
                    pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err);
@@ -174,6 +178,8 @@ typedef struct pst_tune_workload_options {
   const pst_tune_preference *preferences;
   size_t n_preferences;
   const char *
+      data_set; /* hash of the set that preferences or examples came from, which is noted with the adapter; NULL: none */
+  const char *
       teacher; /* SFT: a larger model of the same vocabulary, as it is called here, whose thoughts are learned from; NULL: none */
   const char *from; /* an adapter of the model, by name, to start from; NULL: none. Its rank, alpha and roles count */
   bool
@@ -184,8 +190,9 @@ typedef struct pst_tune_workload_options {
 typedef struct pst_tune_workload_result {
   pst_tune_report report;
   size_t n_texts, n_held_out, n_left_out; /* examples, in DPO pairs; left out: longer than the model's context */
-  size_t n_near;                          /* examples left out as near-duplicates of items that judge */
-  double prompt_tokens, answer_tokens;    /* means */
+  size_t
+      n_near; /* left out as near-duplicates: examples of items that judge, a teacher's inputs of held-out examples */
+  double prompt_tokens, answer_tokens; /* means */
   pst_store_adapter adapter;
   char plan_hash[65]; /* of a plan that serves the adapter with the prompt it was trained with; kept in the store */
   char *plan_json;    /* canonical */
@@ -194,7 +201,7 @@ typedef struct pst_tune_workload_result {
 void pst_tune_workload_result_done(pst_tune_workload_result *result);
 
 /* Trains an adapter on the examples of a workload (no other part is read), or on preferences, each rendered as the gateway would serve it, and keeps it by name with a
- * plan that uses it. Errors: PST_E_NOT_FOUND (model, prompt, adapter), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT, those of pst_tune_train and of the store. Blocks. */
+ * plan that uses it; what it was made of (data_set, from) is noted in the same transaction. Errors: PST_E_EXISTS (the name, before training where it is another's), PST_E_NOT_FOUND (model, prompt, adapter), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT, those of pst_tune_train and of the store. Blocks. */
 int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err);
 
@@ -204,11 +211,12 @@ typedef struct pst_tune_outlook {
   double prompt_tokens, answer_tokens; /* means, as served by the tuned plan */
   int64_t adapter_params;
   double tokens_per_second; /* read in training, on this machine with so many threads */
-  bool probed;              /* by one step made for it; else it is what the last run of this model here had */
+  bool probed;              /* by one step made for it; else it is what the last run (SFT) of this model here had */
 } pst_tune_outlook;
 
 /* Looks ahead without training, but for one step on a few texts where nobody has trained this model with so many threads in this home yet (seconds, and the memory of
- * training). Of the options model, layout, prompt, max_texts, and training's rank and threads count. Errors as pst_tune_workload. Blocks. */
+ * training). Of the options model, layout, prompt, max_texts, and training's rank, precision and threads count. Errors as pst_tune_workload; PST_E_LIMIT where
+ * the step would take more memory than is free. Blocks. */
 int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                            const pst_tune_workload_options *options, pst_tune_outlook *ret_outlook, pst_error *err);
 

@@ -7,6 +7,7 @@
 #include <penstock/base.h>
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -229,3 +230,34 @@ char *pst_arena_printf(pst_arena *arena, const char *format, ...) {
 }
 
 size_t pst_arena_used(const pst_arena *arena) { return arena->handed_out; }
+
+/* ---- what there is ---- */
+
+/* The number behind a word at the beginning of a line of a kernel file; -1: it is not there. */
+static int64_t kernel_number(const char *path, const char *word) {
+  char *text = NULL;
+  size_t n = 0;
+  int64_t found = -1;
+  if (pst_file_read(path, 1 << 16, &text, &n, NULL)) return -1;
+  for (const char *line = text; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
+    if (strncmp(line, word, strlen(word)) != 0) continue;
+    found = strtoll(line + strlen(word), NULL, 10);
+    break;
+  }
+  pst_free(text);
+  return found;
+}
+
+int64_t pst_memory_available(void) {
+  static const char group[] = "/sys/fs/cgroup/";
+  char path[64];
+  int64_t kib = kernel_number("/proc/meminfo", "MemAvailable:"), bytes = kib < 0 ? INT64_MAX : kib * 1024;
+  (void)snprintf(path, sizeof path, "%smemory.max", group);
+  int64_t most = kernel_number(path, "");
+  (void)snprintf(path, sizeof path, "%smemory.current", group);
+  int64_t used = kernel_number(path, "");
+  (void)snprintf(path, sizeof path, "%smemory.stat", group);
+  int64_t cached = kernel_number(path, "file ");
+  if (most > 0 && used >= 0) bytes = PST_MIN(bytes, PST_MAX(most - used + PST_MAX(cached, 0), 0)); /* "max" is 0 */
+  return bytes;
+}

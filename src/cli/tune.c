@@ -137,7 +137,8 @@ static void print_result(const pst_flywheel_tune_result *result, const char *mod
   if (p->best.n_asked)
     printf("of %d of them %d are answered right by it; asking took %.0f s\n", p->best.n_asked, p->best.n_right,
            p->score_seconds);
-  if (r->n_near) printf("%zu examples are near to items that judge models, and were left out\n", r->n_near);
+  if (r->n_near)
+    printf("%zu examples are near to items that judge models or were held out, and were left out\n", r->n_near);
   if (r->n_left_out) printf("%zu examples were too long and left out\n", r->n_left_out);
   printf("adapter %s (%s:%s in calls), %.1f MB\n", r->adapter.name, model, r->adapter.name,
          (double)r->adapter.bytes / 1e6);
@@ -193,7 +194,8 @@ static const pst_cli_option options[] = {
      "sft: learn the examples; dpo: corrections rather than what they correct; kto: answers by thumbs, scores and corrections"},
     {"beta", 0, PST_CLI_NUMBER, "X", "0.1", 1e-4, 100, false, "dpo, kto: how much the model is held to where it began"},
     {"smoothing", 0, PST_CLI_NUMBER, "X", "0", 0, 0.49, false, "dpo: share of pairs that may be the wrong way round"},
-    {"min-score", 0, PST_CLI_NUMBER, "X", "0.5", -1e300, 1e300, false, "dpo, kto: a feedback score below is bad"},
+    {"min-score", 0, PST_CLI_NUMBER, "X", "0.5", -1e300, 1e300, false,
+     "a feedback score below is bad: dpo, kto: not to be preferred; --teacher: one of those that it is asked"},
     {"teacher", 0, PST_CLI_TEXT, "TARGET", NULL, 0, 0, false,
      "sft: a model, PROVIDER/MODEL or plan that answers the records whose own answers will not do"},
     {"distill", 0, PST_CLI_TEXT, "MODEL", NULL, 0, 0, false,

@@ -128,12 +128,10 @@ static int learn(gathering *g, pst_gateway *gateway, pst_store *store, const pst
   tune.preferences = g->list;
   tune.n_preferences = g->n;
   r->n_without_input = g->n_without_input;
+  tune.data_set = curated.hash[0] ? curated.hash : NULL;
   if (!code) code = pst_tune_workload(gateway, store, workload, &tune, &r->tuned, err);
   if (code) return code;
   if (taught) code = pst_flywheel_teach_done(store, workload, err);
-  if (!code && curated.hash[0])
-    code = pst_store_data_set_used(store, pst_str_from(curated.hash), PST_STR("adapter"),
-                                   pst_str_from(r->tuned.adapter.name), pst_clock_unix_ms(), err);
   if (code) pst_tune_workload_result_done(&r->tuned);
   return code;
 }

@@ -47,17 +47,25 @@ static int damaged(const char *path, const char *what, pst_error *err) {
   return pst_error_set(err, PST_E_CORRUPT, path, "%s: remove it to begin anew", what);
 }
 
+/* Another question's, or another version's: nothing to go on from. */
+static int other(const char *path, const char *whose) {
+  pst_log(PST_LOG_INFO, "event=checkpoint_passed_over path=%s reason=\"%s\"", path, whose);
+  return PST_E_NOT_FOUND;
+}
+
+/* PST_E_NOT_FOUND: it is not this run's. */
 static int take(const pst_map *map, const char *path, const char key[65], pst_tune_state *ret_state,
                 pst_tune_numbers *m, pst_error *err) {
   head h;
   uint8_t sum[32];
   float *const rows[] = {m->params, m->mean, m->square, m->best};
   size_t bytes = m->n * sizeof(float), references = m->n_references * sizeof(double), at = sizeof h;
-  if (map->n < sizeof h || memcmp(map->data, magic, sizeof magic) != 0)
+  if (map->n < sizeof h || memcmp(map->data, magic, sizeof magic - 1) != 0)
     return damaged(path, "this is no checkpoint of training", err);
   memcpy(&h, map->data, sizeof h);
+  if (h.magic[sizeof magic - 1] != magic[sizeof magic - 1]) return other(path, "it is of another version");
   if (memcmp(h.key, key, sizeof h.key) != 0 || h.n != m->n || h.n_references != m->n_references)
-    return damaged(path, "the checkpoint is of other texts, another model or other options", err);
+    return other(path, "it is of other texts, another model or other options");
   if (map->n != sizeof h + PST_ARRAY_LEN(rows) * bytes + references + sizeof sum)
     return damaged(path, "the checkpoint is cut off", err);
   for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++, at += bytes) memcpy(rows[i], map->data + at, bytes);
@@ -80,6 +88,6 @@ int pst_tune_checkpoint_read(const char *path, const char key[65], bool *ret_fou
   if (code) return code;
   code = take(&map, path, key, ret_state, numbers, err);
   pst_map_close(&map);
-  if (!code) *ret_found = true;
-  return code;
+  if (!code || code == PST_E_NOT_FOUND) *ret_found = !code;
+  return code == PST_E_NOT_FOUND ? 0 : code;
 }

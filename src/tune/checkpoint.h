@@ -34,7 +34,8 @@ typedef struct pst_tune_numbers {
 /* key: SHA-256 over what the run is (model, texts, options that count). */
 int pst_tune_checkpoint_write(const char *path, const char key[65], const pst_tune_state *state,
                               const pst_tune_numbers *numbers, pst_error *err);
-/* *ret_found false: there is no file. PST_E_CORRUPT: damaged, or another run's. On failure the numbers are void. */
+/* *ret_found false: there is no file, or one of another run or version, which the next write replaces; the numbers are as they were. PST_E_CORRUPT: damaged; the numbers are
+ * void. */
 int pst_tune_checkpoint_read(const char *path, const char key[65], bool *ret_found, pst_tune_state *ret_state,
                              pst_tune_numbers *numbers, pst_error *err);
 

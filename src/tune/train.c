@@ -264,6 +264,30 @@ static int open_references(trainer *t, size_t longest, size_t n_chosen) {
   return t->references && t->chosen.references && t->log_probs ? 0 : no_memory(t);
 }
 
+int pst_tune_memory(const pst_engine_model *model, const pst_tune_options *o, int64_t *ret_bytes, pst_error *err) {
+  enum { LOGIT_BYTES = 48 << 20 }; /* as net.inc has them */
+  pst_engine_decoder d;
+  int code = pst_engine_decoder_get(model, &d, err);
+  if (code) return code;
+  const pst_engine_model_info *info = d.info;
+  double embd = info->n_embd, head = (double)info->n_vocab * embd, layers = info->n_layers;
+  double matrices = 0, outputs = 0, adapter = 0, largest = head;
+  for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+    size_t rows, cols;
+    pst_engine_decoder_shape(model, (pst_engine_role)r, &rows, &cols);
+    matrices += (double)rows * (double)cols;
+    outputs += (double)rows;
+    largest = fmax(largest, 2 * (double)rows * (double)cols); /* gate and up are one */
+    if (o->roles >> r & 1) adapter += (double)(rows + cols) * o->rank;
+  }
+  double weights = o->precision == PST_TUNE_INT8 ? 4 * head + 2 * 34.0 / 32 * (layers * matrices + head) + 4 * largest
+                                                 : 4 * (layers * matrices + (d.tied ? 1 : 2) * head);
+  /* Of a token: what every layer keeps, and about three layers' worth that is made on the way. */
+  double kept = outputs + 4 * embd + (double)(info->n_heads * info->head_dim) + PST_ENGINE_ROLE_COUNT * o->rank;
+  *ret_bytes = (int64_t)(weights + 4 * (layers + 3) * kept * o->max_tokens + 5 * 4 * layers * adapter + LOGIT_BYTES);
+  return 0;
+}
+
 static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longest) {
   const pst_tune_options *o = t->o;
   bool roles[PST_ENGINE_ROLE_COUNT];

@@ -30,6 +30,7 @@ typedef struct maker {
   size_t *starts;               /* where a text's tokens begin */
   size_t unit;                  /* texts of an example: 2 in DPO */
   size_t n_texts, n_held_out, n_left_out, n_near;
+  bool few;      /* it is asked what texts are like: some will do */
   bool *near;    /* [n_items]: near to an item that judges */
   char data[65]; /* SHA-256 over the texts */
   pst_error *err;
@@ -170,6 +171,29 @@ static int add_examples(maker *m, bool held_out, double share, size_t most) {
   return code;
 }
 
+/* Inputs beside the examples are left out where they are near to a held-out one, which is to be new to the model: ret_near[i] for preference i. */
+static int find_near_inputs(const maker *m, double share, bool *ret_near) {
+  size_t n_items = m->info->n_items, n = n_items + m->o->n_preferences;
+  pst_str *texts = pst_calloc(n + 1, sizeof *texts);
+  uint32_t *cluster = pst_calloc(n + 1, sizeof *cluster);
+  bool *held = pst_calloc(n + 1, sizeof *held); /* by cluster */
+  for (size_t i = 0; texts && i < n; i++)
+    texts[i] = i < n_items ? m->info->items[i].input : m->o->preferences[i - n_items].input;
+  int code = texts && cluster && held ? pst_evals_cluster(texts, NULL, n, PST_EVALS_NEAR_DUPLICATE, cluster, m->err)
+                                      : no_memory(m);
+  for (size_t i = 0; i < n && !code; i++) {
+    const pst_evals_item *item = i < n_items ? &m->info->items[i] : NULL;
+    if (!item)
+      ret_near[i - n_items] = held[cluster[i]];
+    else if (item->part == PST_EVALS_EXAMPLES && !m->near[i] && lot_of(m, item) < share)
+      held[cluster[i]] = true;
+  }
+  pst_free(texts);
+  pst_free(cluster);
+  pst_free(held);
+  return code;
+}
+
 /* Both answers or none. */
 static int add_pair(maker *m, const pst_tune_preference *p, bool *ret_added) {
   size_t n_texts = m->n_texts, n_ids = m->n_ids;
@@ -181,13 +205,18 @@ static int add_pair(maker *m, const pst_tune_preference *p, bool *ret_added) {
   return code;
 }
 
-static int add_preferences(maker *m, bool held_out, size_t most) {
+/* near (NULL: none is): those to be left out. */
+static int add_preferences(maker *m, bool held_out, size_t most, const bool *near) {
   size_t n = 0;
   int code = 0;
   for (size_t i = 0; i < m->o->n_preferences && n < most && !code; i++) {
     const pst_tune_preference *p = &m->o->preferences[i];
     bool added = false;
     if (p->held_out != held_out) continue;
+    if (near && near[i]) {
+      m->n_near += p->wanted.data != NULL;
+      continue;
+    }
     if (m->unit == 2) {
       if (!p->wanted.data || !p->unwanted.data) continue;
       code = add_pair(m, p, &added);
@@ -251,13 +280,19 @@ static int make_texts(maker *m) {
   m->items = pst_calloc(n + 1, sizeof *m->items);
   if (!m->texts || !m->starts || !m->items) return no_memory(m);
   if (examples) code = add_examples(m, false, share, most);
-  if (!code) code = add_preferences(m, false, most - PST_MIN(most, m->n_texts));
+  bool *near = NULL;
+  if (!code && examples && m->o->n_preferences) {
+    near = pst_calloc(m->o->n_preferences, sizeof *near);
+    code = near ? find_near_inputs(m, share, near) : no_memory(m);
+  }
+  if (!code) code = add_preferences(m, false, most - PST_MIN(most, m->n_texts), near);
+  pst_free(near);
   size_t n_learned = m->n_texts;
   if (!code && examples) code = add_examples(m, true, share, SIZE_MAX);
-  if (!code) code = add_preferences(m, true, m->o->max_held_out);
+  if (!code) code = add_preferences(m, true, m->o->max_held_out, NULL);
   if (code) return code;
   m->n_held_out = m->n_texts - n_learned;
-  if (n_learned < MIN_TEXTS * m->unit) return too_few(m, n_learned / m->unit);
+  if (n_learned < MIN_TEXTS * m->unit && !(m->few && n_learned)) return too_few(m, n_learned / m->unit);
   for (size_t i = 0; i < m->n_texts; i++) m->texts[i].tokens = m->ids + m->starts[i];
   pst_sha256_hex(m->ids, m->n_ids * sizeof *m->ids, m->data);
   return weigh_kinds(m);
@@ -297,16 +332,8 @@ static unsigned roles_of(const pst_engine_lora *lora) {
 }
 
 static int read_start(maker *m, pst_tune_options *training) {
-  pst_store_adapter row;
-  char *path = NULL;
   if (!m->o->from) return 0;
-  int code = pst_store_adapter_get(m->store, pst_str_from(m->o->from), &row, m->err);
-  if (!code && strcmp(row.base, m->o->model) != 0)
-    code = pst_error_set(m->err, PST_E_BAD_INPUT, "from", "%s is an adapter of %s, not of %s", row.name, row.base,
-                         m->o->model);
-  if (!code) code = pst_store_file_path(m->store, pst_str_from(row.file), &path, m->err);
-  if (!code) code = pst_engine_lora_read(path, NULL, &m->start, m->err);
-  pst_free(path);
+  int code = pst_gateway_adapter_read(m->store, m->o->from, m->o->model, &m->start, m->err);
   if (code) return code;
   training->start = &m->start;
   training->rank = m->start.targets[0].rank;
@@ -378,6 +405,19 @@ static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out,
   return code;
 }
 
+static int note_state(void *user, const pst_store_data_set *set) {
+  *(bool *)user = set->state == PST_STORE_DATA_WITHDRAWN;
+  return 0;
+}
+
+/* A checkpoint holds numbers made of the texts. Where records of theirs were erased while it was written it must not wait for another run. */
+static void forget_withdrawn(const maker *m, const char *checkpoint) {
+  bool withdrawn = false;
+  if (!m->o->data_set || pst_store_data_set_get(m->store, pst_str_from(m->o->data_set), note_state, &withdrawn, NULL))
+    return;
+  if (withdrawn) (void)remove(checkpoint);
+}
+
 /* "banking77-1a2b3c4d", or "banking77-1a2b3c4d-2" for the second adapter of the same texts: what a name may not hold becomes a dash. */
 static void name_of(const maker *m, int number, char out[64]) {
   if (m->o->name) {
@@ -393,15 +433,16 @@ static void name_of(const maker *m, int number, char out[64]) {
 }
 
 static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_result *r) {
-  char name[64], run[64], path[4096];
+  char name[64], run[64];
   snprintf(run, sizeof run, "%s, %lld steps, seed %llu", pst_tune_objective_name(m->o->training.objective),
            (long long)r->report.n_steps, (unsigned long long)m->o->training.seed);
-  name_of(m, 1, name);
-  int length = snprintf(path, sizeof path, "%s/tune/%s.part", pst_store_home(m->store), name);
-  if (length < 0 || (size_t)length >= sizeof path)
-    return pst_error_set(m->err, PST_E_LIMIT, "home", "the path of the data directory is too long");
-  pst_gateway_adapter adapter = {
-      .name = name, .path = path, .model = m->o->model, .workload = m->info->name, .data = m->data, .run = run};
+  pst_gateway_adapter adapter = {.name = name,
+                                 .lora = lora,
+                                 .model = m->o->model,
+                                 .workload = m->info->name,
+                                 .data = m->data,
+                                 .run = run,
+                                 .origin = {m->o->data_set, m->o->from}};
   pst_buf way = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&way, false);
   pst_json_begin_object(&w);
@@ -410,16 +451,24 @@ static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_resul
   int code =
       pst_buf_status(&way) ? no_memory(m) : pst_engine_lora_set_note(lora, PST_ENGINE_LORA_PROMPT, way.data, m->err);
   pst_buf_done(&way);
-  if (!code) code = pst_engine_lora_write_gguf(lora, path, m->err);
   for (int i = 1; !code && i <= MOST_OF_A_NAME;
        i++) { /* other steps, objectives or teachers make another adapter of them */
     name_of(m, i, name);
-    code = pst_gateway_adapter_add(m->store, &adapter, &r->adapter, m->err);
+    code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_NAME, name, m->err);
+    if (!code) code = pst_gateway_adapter_add(m->store, &adapter, &r->adapter, m->err);
     if (code != PST_E_EXISTS || m->o->name) break;
     if (i < MOST_OF_A_NAME) code = 0;
   }
-  (void)remove(path);
   return code;
+}
+
+/* A name that is taken is refused before the work. Only a run that was killed when it had kept its adapter, and left its checkpoint, gives the same one again. */
+static int check_name(const maker *m, const char *checkpoint) {
+  pst_store_adapter row;
+  if (!m->o->name || pst_store_adapter_get(m->store, pst_str_from(m->o->name), &row, NULL)) return 0;
+  if (!strcmp(row.data, m->data) && pst_file_exists(checkpoint)) return 0;
+  return pst_error_set(m->err, PST_E_EXISTS, "name",
+                       "the adapter \"%s\" is there already and is another; choose a name", m->o->name);
 }
 
 static int keep_plan(maker *m, pst_tune_workload_result *r) {
@@ -450,19 +499,22 @@ static void describe(const maker *m, pst_tune_workload_result *r) {
 
 static int speed_name(const maker *m, pst_buf *out) {
   int threads = m->o->training.threads;
-  pst_buf_printf(out, "tuning speed of %s, %d threads", m->o->model, threads > 0 ? threads : pst_cpu_count());
+  pst_buf_printf(out, "tuning speed of %s, %s, %d threads", m->o->model,
+                 pst_tune_precision_name(m->o->training.precision), threads > 0 ? threads : pst_cpu_count());
   return pst_buf_status(out) ? no_memory(m) : 0;
 }
 
-/* Tokens a second of the last run; kept for those who want to know what a run would take. */
-static int keep_speed(const maker *m, double tokens_per_second) {
+/* Tokens a second of the last run; kept for those who want to know what a run would take, and lost where it cannot be: what was trained does not hang on it. Pairs and
+ * contrasts go at a pace of their own, which nobody asks for. */
+static void keep_speed(const maker *m, double tokens_per_second) {
   pst_buf name = PST_BUF_INIT;
   char value[32];
+  if (m->o->training.objective != PST_TUNE_SFT) return;
   int code = speed_name(m, &name);
   int n = snprintf(value, sizeof value, "%.6g", tokens_per_second);
-  if (!code) code = pst_store_setting_set(m->store, pst_buf_str(&name), (pst_str){value, (size_t)n}, m->err);
+  if (!code) code = pst_store_setting_set(m->store, pst_buf_str(&name), (pst_str){value, (size_t)n}, NULL);
+  if (code) pst_log(PST_LOG_WARN, "event=tuning_speed_not_kept reason=\"%s\"", pst_error_text(code));
   pst_buf_done(&name);
-  return code;
 }
 
 static int find_speed(const maker *m, double *ret_tokens_per_second) {
@@ -481,6 +533,15 @@ static int find_speed(const maker *m, double *ret_tokens_per_second) {
   return code;
 }
 
+/* A step beyond what is free would be ended by the kernel, and with it whoever asked. */
+static int check_memory(const maker *m) {
+  int64_t bytes, available = pst_memory_available();
+  int code = pst_tune_memory(m->model, &m->o->training, &bytes, m->err);
+  if (code || bytes <= available) return code;
+  return pst_error_set(m->err, PST_E_LIMIT, NULL, "training takes about %.1f GB of memory, and %.1f GB are free",
+                       (double)bytes / 1e9, (double)available / 1e9);
+}
+
 /* One step on a few texts. */
 static int probe_speed(maker *m, double *ret_tokens_per_second) {
   enum { PROBE_TEXTS = 4 };
@@ -495,7 +556,8 @@ static int probe_speed(maker *m, double *ret_tokens_per_second) {
   pst_engine_lora_done(&lora);
   if (code) return code;
   *ret_tokens_per_second = report.tokens_per_second;
-  return keep_speed(m, report.tokens_per_second);
+  keep_speed(m, report.tokens_per_second);
+  return 0;
 }
 
 /* Numbers of an adapter on all linear layers. */
@@ -542,11 +604,13 @@ int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_eva
   pst_tune_workload_result r = {.plan_json = NULL};
   pst_tune_outlook look = {.n_texts = 0};
   int code = open_model(&m);
+  m.few = true;
   if (!code) code = count_params(&m, &look.adapter_params);
   if (!code) code = make_texts(&m);
   if (!code) code = find_speed(&m, &look.tokens_per_second);
   look.probed = !code && !(look.tokens_per_second > 0);
-  if (look.probed) code = probe_speed(&m, &look.tokens_per_second);
+  if (look.probed) code = check_memory(&m);
+  if (!code && look.probed) code = probe_speed(&m, &look.tokens_per_second);
   if (!code) {
     describe(&m, &r);
     look.n_texts = m.n_texts;
@@ -571,14 +635,15 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
           : open_model(&m);
   if (!code) code = read_start(&m, &training);
   if (!code) code = make_texts(&m);
-  if (!code) code = ask_teacher(&m);
   if (!code) code = checkpoint_path(&m, &training, checkpoint, sizeof checkpoint);
+  if (!code) code = check_name(&m, checkpoint);
+  if (!code) code = ask_teacher(&m);
   training.checkpoint = checkpoint;
-  if (!code) code = train(&m, &training, &lora, &r.report);
+  if (!code && (code = train(&m, &training, &lora, &r.report))) forget_withdrawn(&m, checkpoint);
   if (!code) describe(&m, &r);
   if (!code) code = keep_adapter(&m, &lora, &r);
   if (!code) code = keep_plan(&m, &r);
-  if (!code) code = keep_speed(&m, r.report.tokens_per_second);
+  if (!code) keep_speed(&m, r.report.tokens_per_second);
   if (!code && !options->leave_checkpoint)
     (void)remove(checkpoint);
   else if (!code && !(r.checkpoint = pst_strdup(checkpoint)))

@@ -52,6 +52,23 @@ def test_an_adapter_and_its_plan(cli, folder, tiny, tmp_path, home):
     assert not list((home / "tune").iterdir())
 
 
+def test_a_name_that_is_taken(cli, folder, tiny, tmp_path, home):
+    """It is refused before the work, and leaves nothing; so is an adapter of a model of the same name with other weights."""
+    cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--name", "one")
+    for seed in (2, 3):  # two adapters of the same texts: a name that is another's leaves no file
+        cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--seed", seed)
+    files = sorted((home / "files").iterdir())
+    assert {f.name for f in files} == {a["file"] for a in json.loads(cli("adapters", "--json").stdout)} and len(files) == 3
+    for other in (("--seed", 2), ()):
+        refused = cli("tune", folder, "--model", tiny, "--steps", 100000, *STEPS, "--name", "one", *other, ok=False)
+        assert refused.returncode == 2 and "is there already" in refused.stderr
+    other = tmp_path / "other.gguf"
+    other.write_bytes(gguf_file.build(empty=True)[1])
+    assert sorted((home / "files").iterdir()) == files
+    refused = cli("tune", folder, "--model", other, "--from", "one", "--steps", 2, *STEPS, ok=False)
+    assert refused.returncode == 2 and "is an adapter of" in refused.stderr
+
+
 def test_interrupted_it_goes_on(cli, penstock, folder, tiny, tmp_path):
     command = ["tune", folder, "--model", tiny, "--steps", 150, *STEPS, "--name", "one", "--json"]
     other = tmp_path / "other"

@@ -338,6 +338,30 @@ static void a_teacher_fails(void **state) {
   pst_evals_workload_free(open);
 }
 
+/* What a teacher answers is not learned where the input is as good as a held-out example. */
+static void held_out_examples_stay_new(void **state) {
+  (void)state;
+  const pst_evals_info *info = pst_evals_workload_info(workload);
+  pst_tune_preference list[64];
+  pst_tune_workload_result first, second;
+  pst_tune_workload_options o = options_of(PST_TUNE_SFT, NULL).tune;
+  size_t n = 0;
+  o.training.steps = 1;
+  OK(pst_tune_workload(shared.gateway, shared.store, workload, &o, &first, &err));
+  for (size_t i = 0; i < info->n_items && n < PST_ARRAY_LEN(list); i++)
+    if (info->items[i].part == PST_EVALS_EXAMPLES)
+      list[n++] = (pst_tune_preference){.input = info->items[i].input, .wanted = PST_STR("said otherwise")};
+  o.preferences = list;
+  o.n_preferences = n;
+  OK(pst_tune_workload(shared.gateway, shared.store, workload, &o, &second, &err));
+  assert_true(first.n_held_out > 0);
+  assert_int_equal(second.n_held_out, first.n_held_out);
+  assert_true(second.n_near >= first.n_near + first.n_held_out);
+  assert_int_equal(second.n_texts, first.n_texts + n - (second.n_near - first.n_near));
+  pst_tune_workload_result_done(&first);
+  pst_tune_workload_result_done(&second);
+}
+
 /* A teacher that thinks as the model does: its thoughts change the loss, and so the adapter. */
 static void a_teacher_thinks(void **state) {
   (void)state;
@@ -357,6 +381,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(nothing_was_said),       cmocka_unit_test(what_was_said_is_a_data_set),
       cmocka_unit_test(an_adapter_comes_of_it), cmocka_unit_test(a_teacher_answers),
-      cmocka_unit_test(a_teacher_fails),        cmocka_unit_test(a_teacher_thinks)};
+      cmocka_unit_test(a_teacher_fails),        cmocka_unit_test(held_out_examples_stay_new),
+      cmocka_unit_test(a_teacher_thinks)};
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }

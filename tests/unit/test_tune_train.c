@@ -185,8 +185,8 @@ static void test_damaged_checkpoint(void **state) {
   assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_CANCELLED);
   pst_tune_options other = o;
   other.seed++;
-  assert_int_equal(train(&other, 4, &lora, &report, &err), PST_E_CORRUPT);
-  assert_non_null(strstr(err.message, "other"));
+  assert_int_equal(train(&other, 4, &lora, &report, &err), PST_E_CANCELLED); /* another question writes over it */
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_CANCELLED);
   char *data;
   size_t n;
   assert_int_equal(pst_file_read(checkpoint, 1 << 26, &data, &n, &err), 0);
