@@ -82,6 +82,10 @@ pst_engine_step_model pst_optimizer_with_adapter(const pst_engine_step_model *ba
 /* Nano-dollars per hour of this machine: as the workload says, else the store, else assumed. */
 int64_t pst_optimizer_machine_price(pst_store *store, const pst_evals_workload *workload);
 
+/* Requests a month: as served here where that is more than a handful, else as the workload says, else assumed. served: requests of users in the last `days`. *ret_from: which of
+ * these, in words (static). */
+double pst_optimizer_monthly_requests(const pst_evals_info *info, double served, double days, const char **ret_from);
+
 /* ---- explain (optimizer/explain.c, optimizer/analyze.c) --------------------------------------------------------- */
 
 /* The newest evidence of a plan; PST_E_NOT_FOUND. *ret_json: pst_free. */

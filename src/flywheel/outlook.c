@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { TRAFFIC_DAYS = 30 };
+enum { TRAFFIC_DAYS = 30, LEAST = 8 };
 #define DAY_MS INT64_C(86400000)
 
 static int64_t count_examples(const pst_evals_info *info) {
@@ -48,25 +48,23 @@ static int put_traffic(pst_store *store, pst_str workload, pst_json_writer *w, p
   return 0;
 }
 
-/* What training would read and how fast; where it cannot be, why. */
-static int put_training(const pst_flywheel_outlook_source *s, const char *model, pst_json_writer *w) {
+/* What training would read and how fast; where it cannot be, why. That it lacks memory is an answer, too: who asks has a plan in hand that must not be lost for it. */
+static void put_training(const pst_flywheel_outlook_source *s, const char *model, pst_json_writer *w) {
   pst_tune_workload_options o = {.model = model, .training = pst_tune_options_default()};
   pst_tune_outlook look;
   pst_error why = PST_ERROR_INIT;
   o.training.threads = s->threads;
   int code = pst_tune_workload_look(s->gateway, s->store, s->workload, &o, &look, &why);
-  if (code == PST_E_NOMEM) return code;
-  if (code == PST_E_NO_DATA) return 0; /* too few examples: their number says it */
+  if (code == PST_E_NO_DATA) return; /* no example says how long they are */
   if (code) {
-    pst_json_member_cstr(w, "why_not", why.message);
-    return 0;
+    pst_json_member_cstr(w, "why_not", code == PST_E_NOMEM ? "there is not memory enough to train it" : why.message);
+    return;
   }
   pst_json_member_double(w, "prompt_tokens", look.prompt_tokens);
   pst_json_member_double(w, "answer_tokens", look.answer_tokens);
   pst_json_member_int(w, "adapter_params", look.adapter_params);
   pst_json_member_double(w, "tokens_per_second", look.tokens_per_second);
   pst_json_member_bool(w, "probed", look.probed);
-  return 0;
 }
 
 int pst_flywheel_outlook(void *user, const char *model, pst_buf *out, pst_error *err) {
@@ -76,10 +74,11 @@ int pst_flywheel_outlook(void *user, const char *model, pst_buf *out, pst_error 
   pst_json_writer w = pst_json_writer_on(out, false);
   int code = pst_store_records_count(s->store, take_counts, &c, err);
   pst_json_begin_object(&w);
-  pst_json_member_int(&w, "examples", count_examples(info));
+  int64_t n_examples = count_examples(info);
+  pst_json_member_int(&w, "examples", n_examples);
   pst_json_member_int(&w, "records", c.n_train);
   if (!code) code = put_traffic(s->store, c.workload, &w, err);
-  if (!code) code = put_training(s, model, &w);
+  if (!code && n_examples + c.n_train >= LEAST) put_training(s, model, &w); /* else their number says it */
   pst_json_end_object(&w);
   if (!code) code = pst_buf_status(out);
   return code == PST_E_NOMEM ? pst_error_set(err, code, NULL, "no memory for the outlook") : code;

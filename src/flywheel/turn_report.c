@@ -55,9 +55,10 @@ static void put_payback(const pst_flywheel_turn_state *t, const pst_json *look, 
   double tokens = number_at(look, "examples") * (number_at(look, "prompt_tokens") + number_at(look, "answer_tokens"));
   double speed = number_at(look, "tokens_per_second");
   double train_s = fmin(PST_FLYWHEEL_TURN_EPOCHS * tokens / speed, t->tune_s);
-  double cost = (train_s + t->plan_s) * 1e6 * nusd_per_us, days = number_at(look, "served.days");
-  double monthly = info->monthly_requests > 0 ? (double)info->monthly_requests
-                                              : 30 * number_at(look, "served.requests") / fmax(days, 1);
+  double cost = (train_s + t->plan_s) * 1e6 * nusd_per_us;
+  const char *from;
+  double monthly =
+      pst_optimizer_monthly_requests(info, number_at(look, "served.requests"), number_at(look, "served.days"), &from);
   pst_json_member_double(w, "tokens_per_second", speed);
   pst_json_member_double(w, "train_s", train_s);
   pst_json_member_double(w, "train_nusd", cost);

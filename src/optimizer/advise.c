@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "optimizer/constants.h"
+#include "optimizer/verify.h"
 
 #define C PST_OPTIMIZER_CONST
 
@@ -77,17 +78,10 @@ static int cost_then(advice *a, int class_index, pst_error *err) {
   return code;
 }
 
-/* Requests a month: as served here where that is more than a handful, else as the workload says. */
-static void count_requests(advice *a, const pst_json *outlook) {
-  const pst_json *served = pst_json_get(outlook, "served");
-  double n = pst_json_double(pst_json_get(served, "requests"), 0),
-         days = pst_json_double(pst_json_get(served, "days"), 0);
-  bool told = a->s->space->workload->monthly_requests > 0;
-  a->monthly = a->s->monthly;
-  a->monthly_from = told ? "the workload" : "assumed";
-  if (n < C(traffic_requests)) return;
-  a->monthly = n * 30 / fmax(days, 1);
-  a->monthly_from = "recorded traffic";
+double pst_optimizer_monthly_requests(const pst_evals_info *info, double served, double days, const char **ret_from) {
+  bool recorded = served >= C(traffic_requests), told = info->monthly_requests > 0;
+  *ret_from = recorded ? "recorded traffic" : told ? "the workload" : "assumed";
+  return recorded ? served * 30 / fmax(days, 1) : told ? (double)info->monthly_requests : C(default_monthly);
 }
 
 static const char *verdict_of(const advice *a, int chosen) {
@@ -97,6 +91,7 @@ static const char *verdict_of(const advice *a, int chosen) {
       !pst_optimizer_is_alone(space, &space->classes[chosen]))
     return "tuned_already";
   if (a->examples + a->records < C(tuning_examples)) return "too_few_examples";
+  if (!(a->then_nusd > 0) || isnan(a->now_nusd)) return "unknown"; /* nothing was estimated */
   return a->saved_nusd > 0 ? "proposed" : "no_gain";
 }
 
@@ -133,7 +128,8 @@ static void write_advice(const advice *a, int chosen, pst_buf *out) {
     pst_json_member_double(&w, "saved_nusd_a_month", a->saved_nusd);
     pst_json_member_double(&w, "payback_days", a->saved_nusd > 0 ? a->payback_days : NAN);
   }
-  if (!strcmp(verdict, "proposed") || !strcmp(verdict, "tuned_already")) put_folder(&w, a);
+  if (!strcmp(verdict, "proposed") || !strcmp(verdict, "tuned_already") || !strcmp(verdict, "unknown"))
+    put_folder(&w, a);
   pst_json_end_object(&w);
 }
 
@@ -151,15 +147,15 @@ int pst_optimizer_advise(pst_optimizer_state *s, int model, const pst_json *outl
   a.adapter_params = pst_json_double(pst_json_get(outlook, "adapter_params"), 0);
   a.tokens_per_second = pst_json_double(pst_json_get(outlook, "tokens_per_second"), 0);
   a.probed = pst_json_bool(pst_json_get(outlook, "probed"), false);
-  count_requests(&a, outlook);
+  const pst_json *served = pst_json_get(outlook, "served");
+  a.monthly = pst_optimizer_monthly_requests(s->space->workload, pst_json_double(pst_json_get(served, "requests"), 0),
+                                             pst_json_double(pst_json_get(served, "days"), 0), &a.monthly_from);
   int like = class_like_tuned(s, model), code = 0;
   if (like >= 0 && a.prompt_tokens > 0 && a.tokens_per_second > 0) code = cost_then(&a, like, err);
   if (code) return code;
   bool inside = (size_t)chosen < s->space->n_classes;
   const pst_optimizer_answers *asked = &s->verify[chosen];
-  a.now_nusd = inside     ? estimate->request_nusd
-               : asked->n ? asked->wall_us / 3.6e9 * (double)s->speed->price_nusd_per_hour / asked->n
-                          : NAN;
+  a.now_nusd = inside ? estimate->request_nusd : asked->n ? pst_optimizer_measured_nusd(s, asked) : NAN;
   double tokens = (a.examples + a.records) * (a.prompt_tokens + a.answer_tokens) * C(tuning_epochs);
   a.train_s = a.tokens_per_second > 0 ? fmin(tokens / a.tokens_per_second, C(tuning_s)) : NAN;
   a.saved_nusd = a.then_nusd > 0 ? a.monthly * (a.now_nusd - a.then_nusd) : 0;

@@ -432,6 +432,8 @@ static void put_tuning(pst_buf *out, const pst_json *e) {
   pst_buf_printf(out, " on %.0f examples and %.0f records: ", number(t, "examples"), number(t, "records"));
   if (is(t, "verdict", "proposed")) pst_buf_puts(out, "proposed\n");
   if (is(t, "verdict", "no_gain")) pst_buf_puts(out, "no gain is expected, the plan costs no more\n");
+  if (is(t, "verdict", "unknown"))
+    pst_buf_puts(out, "what it would cost cannot be estimated from these; a turn measures it\n");
   if (is(t, "verdict", "tuned_already"))
     pst_buf_puts(out, "the plan is tuned; a further turn learns from what came since\n");
   if (is(t, "verdict", "too_few_examples"))

@@ -439,7 +439,8 @@ static int look_ahead(planning *p, const void *arg, pst_buf *out, pst_error *err
   return p->world->outlook(p->world->state, t->name, out, err);
 }
 
-/* Nothing where nobody was asked, which a replay learns from its log. */
+/* Nothing where nobody was asked, which a replay learns from its log; nothing either where the answer cannot be had: a plan has been found and proven, and advice is not worth
+ * it. */
 static int advise(planning *p, int chosen, const pst_optimizer_estimate *estimate, pst_buf *out, pst_error *err) {
   int model = pst_optimizer_advise_model(&p->space);
   const pst_json *v = NULL;
@@ -447,8 +448,14 @@ static int advise(planning *p, int chosen, const pst_optimizer_estimate *estimat
       p->journal->replay ? pst_optimizer_journal_find(p->journal, "outlook") != NULL : p->world->outlook != NULL;
   if (model < 0 || !asked) return 0;
   note(p, "what tuning should be worth");
-  int code = ask(p, "outlook", look_ahead, &p->space.targets[model], &v, err);
-  return code ? code : pst_optimizer_advise(&p->state, model, v, chosen, estimate, out, err);
+  pst_error why = PST_ERROR_INIT;
+  int code = ask(p, "outlook", look_ahead, &p->space.targets[model], &v, &why);
+  if (!code) code = pst_optimizer_advise(&p->state, model, v, chosen, estimate, out, &why);
+  if (code == PST_E_CANCELLED) return pst_error_set(err, code, NULL, "%s", why.message);
+  if (!code) return 0;
+  pst_log(PST_LOG_WARN, "event=no_advice run=%lld reason=\"%s\"", (long long)p->journal->run_id, why.message);
+  pst_buf_clear(out);
+  return 0;
 }
 
 static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char **ret_plan, char **ret_evidence,

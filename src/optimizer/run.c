@@ -23,6 +23,7 @@ typedef struct run {
   char examples_index[65], answers[65];
   char *reference_plan;
   pst_buf params;
+  pst_store_run_lock lock; /* on the question: who goes on with a run is alone with it */
   int64_t run_id;
   bool replay;    /* from the log alone */
   char taken[65]; /* plan of the run to replay; empty: it did not end */
@@ -48,8 +49,12 @@ static int add_remote(void *user, const char *id, const char *owner) {
   run *r = user;
   (void)owner;
   provider_search p = {pst_str_from(id), 0};
-  if (r->n_targets == PST_OPTIMIZER_MAX_VALUES) return 0;
   if (pst_gateway_provider_each(r->store, match_provider, &p, NULL) || !p.n) return 0;
+  if (r->n_targets == PST_OPTIMIZER_MAX_VALUES) {
+    pst_log(PST_LOG_WARN, "event=model_passed_over model=%s reason=\"more than %d models and adapters\"", id,
+            (int)PST_OPTIMIZER_MAX_VALUES);
+    return 0;
+  }
   pst_optimizer_target t = {0};
   pst_str provider = {id, p.n}, model = {id + p.n + 1, p.id.n - p.n - 1};
   if (pst_store_price_get(r->store, provider, model, &t.price, NULL))
@@ -103,15 +108,44 @@ static int read_note(run *r, const char *hash, const char **ret, pst_error *err)
   return code;
 }
 
-/* The workload's own adapters of the models to choose from. One whose file is gone is passed over. */
-static int add_adapter(void *user, const pst_store_adapter *row) {
-  run *r = user;
+/* The workload's own adapters, but for those that learned from what was erased since. */
+typedef struct adapter_list {
+  run *r;
+  pst_store_adapter *rows;
+  size_t n, capacity;
+} adapter_list;
+
+static int list_adapter(void *user, const pst_store_adapter *row) {
+  adapter_list *l = user;
+  if (strcmp(row->workload, l->r->info->name) != 0) return 0;
+  if (row->stale) {
+    pst_log(PST_LOG_WARN, "event=adapter_passed_over adapter=%s reason=\"records that it learned from were erased\"",
+            row->name);
+    return 0;
+  }
+  if (pst_array_reserve((void **)&l->rows, &l->capacity, l->n + 1, sizeof *l->rows)) return PST_E_NOMEM;
+  l->rows[l->n++] = *row;
+  return 0;
+}
+
+static int newest_first(const void *a, const void *b) {
+  const pst_store_adapter *x = a, *y = b;
+  if (x->created_ms != y->created_ms) return x->created_ms < y->created_ms ? 1 : -1;
+  return strcmp(x->name, y->name);
+}
+
+/* An adapter of one of the models to choose from. One whose file is gone is passed over, and one for which there is no room. */
+static int add_adapter(run *r, const pst_store_adapter *row) {
   pst_error why = PST_ERROR_INIT;
-  if (strcmp(row->workload, r->info->name) != 0) return 0;
-  for (size_t i = 0; i < r->n_targets && r->n_targets < PST_OPTIMIZER_MAX_VALUES; i++) {
+  for (size_t i = 0; i < r->n_targets; i++) {
     const pst_optimizer_target *base = &r->targets[i];
     bool same = base->sha256 ? !strcmp(base->sha256, row->base_sha256) : !strcmp(base->name, row->base);
     if (base->provider || base->adapter || !same) continue;
+    if (r->n_targets == PST_OPTIMIZER_MAX_VALUES) {
+      pst_log(PST_LOG_WARN, "event=adapter_passed_over adapter=%s reason=\"more than %d models and adapters\"",
+              row->name, (int)PST_OPTIMIZER_MAX_VALUES);
+      return 0;
+    }
     pst_optimizer_target t = {.sha256 = base->sha256, .base = base->name, .adapter_params = row->bytes / 4};
     t.name = pst_arena_printf(r->arena, "%s:%s", base->name, row->name);
     t.adapter = pst_arena_strndup(r->arena, row->file, strlen(row->file));
@@ -125,12 +159,22 @@ static int add_adapter(void *user, const pst_store_adapter *row) {
   return 0;
 }
 
+/* Newest first: what was trained last must not be what there is no room for. */
+static int add_adapters(run *r, pst_error *err) {
+  adapter_list l = {.r = r};
+  int code = pst_store_adapter_each(r->store, list_adapter, &l, err);
+  if (!code && l.n) qsort(l.rows, l.n, sizeof *l.rows, newest_first);
+  for (size_t i = 0; i < l.n && !code; i++) code = add_adapter(r, &l.rows[i]);
+  pst_free(l.rows);
+  return code;
+}
+
 static int collect_targets(run *r, const pst_optimizer_options *o, pst_error *err) {
   for (size_t i = 0; i < o->n_models && r->n_targets < PST_OPTIMIZER_MAX_VALUES; i++)
     r->targets[r->n_targets++] = (pst_optimizer_target){.name = o->models[i].name, .sha256 = o->models[i].sha256};
   for (size_t i = 0; i < o->n_encoders && r->n_encoders < PST_ARRAY_LEN(r->encoders); i++)
     r->encoders[r->n_encoders++] = o->encoders[i];
-  int code = pst_store_adapter_each(r->store, add_adapter, r, err);
+  int code = add_adapters(r, err);
   if (code) return err && err->code ? code : pst_error_set(err, code, NULL, "no memory for a run");
   return r->info->allow_remote ? pst_gateway_models_each(r->gateway, add_remote, r, err) : 0;
 }
@@ -296,6 +340,7 @@ static int begin_new(run *r, const pst_optimizer_options *o, pst_error *err) {
     code = found == PST_E_NOT_FOUND ? 0 : found;
   }
   if (!code) code = write_params(r, err);
+  if (!code) code = pst_store_run_lock_take(r->store, "optimize", pst_buf_str(&r->params), &r->lock, err);
   if (code) return code;
   int found = find_run(r, o, err);
   if (found == PST_E_NOT_FOUND)
@@ -368,6 +413,7 @@ int pst_optimizer_run(pst_gateway *gateway, pst_store *store, const pst_evals_wo
            .workload = workload,
            .info = pst_evals_workload_info(workload),
            .arena = pst_arena_create(),
+           .lock = PST_STORE_RUN_LOCK_INIT,
            .run_id = o->replay_run,
            .replay = o->replay_run > 0,
            .err = err};
@@ -375,6 +421,7 @@ int pst_optimizer_run(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   int code = r.arena ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a run");
   if (!code && o->replay_run <= 0) code = begin_new(&r, o, err);
   if (!code) code = run_it(&r, o, &res, err);
+  pst_store_run_lock_give(&r.lock);
   pst_free(r.reference_plan);
   pst_buf_done(&r.params);
   pst_arena_free(r.arena);

@@ -86,17 +86,17 @@ static double objective_of_reference(const pst_optimizer_state *s, const pst_opt
   return holds ? objective_at(s, e, q) : INFINITY;
 }
 
-static double measured_request_nusd(const pst_optimizer_state *s, const pst_optimizer_answers *a) {
+double pst_optimizer_measured_nusd(const pst_optimizer_state *s, const pst_optimizer_answers *a) {
   return (a->wall_us / 3.6e9 * (double)s->speed->price_nusd_per_hour + (double)a->cost_nusd) / a->n;
 }
 
 /* Against a reference outside the space, of which nothing is estimated: both as they were measured on these items, one after the other in the same way. */
 static bool is_cheaper_measured(const pst_optimizer_state *s, const pst_optimizer_trial *t, double q) {
   const pst_optimizer_answers *own = &s->verify[t->class_index], *other = &s->verify[s->reference];
-  double nusd = measured_request_nusd(s, other), reference = t->comparison.b.estimate;
+  double nusd = pst_optimizer_measured_nusd(s, other), reference = t->comparison.b.estimate;
   if (!is_good_enough(s, reference, q) || !is_cheap_enough(s, nusd, reference)) return true;
   if (!strcmp(s->goal.objective, "latency")) return own->busy_ms / own->n < other->busy_ms / other->n;
-  return per_accepted(measured_request_nusd(s, own), q) < per_accepted(nusd, reference);
+  return per_accepted(pst_optimizer_measured_nusd(s, own), q) < per_accepted(nusd, reference);
 }
 
 /* Not to be worse is not enough to take a plan's place: what changes nothing (an adapter that learned nothing, say) would wander in. The reference counts at its

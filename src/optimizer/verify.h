@@ -35,6 +35,8 @@ typedef struct pst_optimizer_verification {
 
 int pst_optimizer_verify(pst_optimizer_state *state, const int *finalists, size_t n_finalists,
                          pst_optimizer_verification *ret_verification, pst_error *err);
+/* Nano-dollars of a request as it was measured, one after the other: the machine's time and the provider's bill. a->n > 0. */
+double pst_optimizer_measured_nusd(const pst_optimizer_state *state, const pst_optimizer_answers *a);
 /* Pairs two classes' answers on their common items. */
 void pst_optimizer_pair(const pst_optimizer_answers *a, const pst_optimizer_answers *b, double margin,
                         pst_evals_comparison *ret_comparison);

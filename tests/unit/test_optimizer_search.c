@@ -935,6 +935,9 @@ static void test_tuning_is_not_proposed(void **state) {
                    "\"adapter_params\":50,\"tokens_per_second\":200}"},
        "no_gain",
        "no gain is expected"},
+      {{.ceiling = 0.9, .outlook = "{\"examples\":0,\"records\":900}"},
+       "unknown",
+       "cannot be estimated from these; a turn measures it\n  penstock turn . --tune-model small"},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++) {
     pst_buf text = PST_BUF_INIT;
