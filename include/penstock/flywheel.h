@@ -72,7 +72,7 @@ typedef struct pst_flywheel_turn_result {
   pst_optimizer_result plan;
 } pst_flywheel_turn_result;
 
-/* Errors: PST_E_NO_DATA (nothing to learn from, or no items to judge by), PST_E_CANCELLED (what was done is kept), those of the steps. */
+/* Errors: PST_E_BUSY (another turn of the workload is at work), PST_E_NO_DATA (nothing to learn from, or no items to judge by), PST_E_CANCELLED (what was done is kept), those of the steps. */
 int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_flywheel_turn_options *options, pst_flywheel_turn_result *ret_result, pst_error *err);
 void pst_flywheel_turn_result_done(pst_flywheel_turn_result *result);

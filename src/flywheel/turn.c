@@ -60,6 +60,7 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
       .model = t->model,
       .held_out_share = 0.1,
       .max_held_out = 128,
+      .data_set = t->data_set[0] ? t->data_set : NULL,
       .leave_checkpoint = true, /* until the turn has ended: what is between here and there may be killed, too */
       .training = pst_tune_options_default()};
   pst_tune_workload_result r;
@@ -92,11 +93,8 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_json_member_double(&j, "answer_tokens", r.answer_tokens);
   pst_json_member_cstr(&j, "checkpoint", r.checkpoint);
   pst_json_end_object(&j);
-  if (t->data_set[0])
-    code = pst_store_data_set_used(t->store, pst_str_from(t->data_set), PST_STR("adapter"),
-                                   pst_str_from(r.adapter.name), pst_clock_unix_ms(), err);
   pst_tune_workload_result_done(&r);
-  return code;
+  return 0;
 }
 
 /* ---- plan ---- */
@@ -151,32 +149,53 @@ static const char *refusal(const pst_flywheel_turn_state *t, const pst_json *pla
   return t->options->keep_plan ? "it was asked to stay" : NULL;
 }
 
-/* The plan in force is the one that was compared, or already the one that holds: a turn may lie for days between its plan and its gate, and be killed in it. */
-static int find_changed(const pst_flywheel_turn_state *t, const pst_json *planned, bool *ret_changed, pst_error *err) {
+/* Puts the plan in force in the place of the one that was compared; *ret_changed: another is there by now, and stays: a turn may lie for days between its plan and its gate,
+ * and be killed in it. */
+static int promote(const pst_flywheel_turn_state *t, const pst_json *planned, bool *ret_changed, pst_error *err) {
   const pst_json *reference = pst_json_get(pst_json_get(planned, "evidence"), "reference");
-  char compared[65] = "", chosen[65], now[65] = "";
+  char compared[65] = "", chosen[65], words[64];
   if (pst_json_bool(pst_json_get(reference, "in_force"), false))
     (void)text_at(reference, "hash", compared, sizeof compared);
   (void)text_at(planned, "hash", chosen, sizeof chosen);
-  int code = pst_store_plan_assigned(t->store, pst_str_from(pst_evals_workload_info(t->workload)->name),
-                                     PST_STORE_PLAN_IN_FORCE, NULL, now, err);
-  if (code && code != PST_E_NOT_FOUND) return code;
-  *ret_changed = strcmp(now, compared) != 0 && strcmp(now, chosen) != 0;
+  (void)snprintf(words, sizeof words, "turn %" PRId64, t->run_id);
+  int code = pst_store_plan_replace(t->store, pst_str_from(pst_evals_workload_info(t->workload)->name), compared,
+                                    pst_str_from(chosen), pst_str_from(words), pst_clock_unix_ms(), err);
+  *ret_changed = code == PST_E_EXISTS;
+  return *ret_changed ? 0 : code;
+}
+
+typedef struct stale_search {
+  pst_str plan; /* JSON, which names an adapter by its file */
+  bool found;
+} stale_search;
+
+static int match_stale(void *user, const pst_store_adapter *row) {
+  stale_search *s = user;
+  s->found |= row->stale && pst_str_find(s->plan, pst_str_from(row->file), 0) != SIZE_MAX;
   return 0;
+}
+
+/* Whether the plan rests on an adapter that learned from records which were erased since it was planned with. */
+static int find_stale(const pst_flywheel_turn_state *t, const pst_json *planned, bool *ret_stale, pst_error *err) {
+  pst_buf plan_json = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&plan_json, false);
+  pst_json_put_value(&w, pst_json_get(planned, "plan"));
+  stale_search s = {.plan = pst_buf_str(&plan_json)};
+  int code = pst_buf_status(&plan_json) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a plan")
+                                        : pst_store_adapter_each(t->store, match_stale, &s, err);
+  pst_buf_done(&plan_json);
+  if (!code) *ret_stale = s.found;
+  return code;
 }
 
 static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   const pst_json *planned = pst_json_root(t->planned);
-  const char *why = refusal(t, planned), *workload = pst_evals_workload_info(t->workload)->name;
-  char hash[65], words[64];
-  bool changed = false;
-  (void)text_at(planned, "hash", hash, sizeof hash);
-  (void)snprintf(words, sizeof words, "turn %" PRId64, t->run_id);
-  int code = why ? 0 : find_changed(t, planned, &changed, err);
+  const char *why = refusal(t, planned);
+  bool changed = false, stale = false;
+  int code = why ? 0 : find_stale(t, planned, &stale, err);
+  if (stale) why = "records that its adapter learned from were erased since";
+  if (!code && !why) code = promote(t, planned, &changed, err);
   if (changed) why = "another plan was put in force since this one was compared with the one before it";
-  if (!code && !why)
-    code = pst_store_plan_assign(t->store, pst_str_from(workload), PST_STORE_PLAN_IN_FORCE, pst_str_from(hash),
-                                 pst_str_from(words), pst_clock_unix_ms(), err);
   pst_json_writer j = pst_json_writer_on(out, false);
   pst_json_begin_object(&j);
   pst_json_key(&j, "promoted");
@@ -193,6 +212,16 @@ static int on_created(void *user, const pst_store_run *run) {
   return 0;
 }
 
+static void put_models(pst_json_writer *j, const char *key, const pst_optimizer_model *models, size_t n) {
+  pst_json_key(j, key);
+  pst_json_begin_array(j);
+  for (size_t i = 0; i < n; i++) {
+    pst_json_put_cstr(j, models[i].name);
+    pst_json_put_cstr(j, models[i].sha256);
+  }
+  pst_json_end_array(j);
+}
+
 /* What makes two turns the same: an unfinished one is taken up only for the same question. */
 static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   const pst_flywheel_turn_options *o = t->options;
@@ -205,6 +234,10 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   pst_json_member_double(&j, "tune_s", t->tune_s);
   pst_json_member_double(&j, "plan_s", t->plan_s);
   pst_json_member_double(&j, "seed", (double)o->seed);
+  put_models(&j, "models", o->models, o->n_models);
+  put_models(&j, "encoders", o->encoders, o->n_encoders);
+  pst_json_member_int(&j, "max_items", (int64_t)o->max_items);
+  pst_json_member_bool(&j, "keep_plan", o->keep_plan);
   pst_json_end_object(&j);
   pst_str kind = PST_STR("turn"), name = pst_str_from(info->name), text = pst_buf_str(&params);
   int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn") : 0;
@@ -260,18 +293,21 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
       pst_buf_status(&report) || pst_buf_status(&plan_json) || pst_buf_status(&evidence)
           ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the turn's report")
           : pst_store_run_end(t->store, t->run_id, PST_STORE_RUN_DONE, pst_buf_str(&report), pst_clock_unix_ms(), err);
-  *ret = (pst_flywheel_turn_result){
-      .run_id = t->run_id, .promoted = pst_json_bool(pst_json_get(pst_json_root(t->gated), "promoted"), false)};
+  pst_flywheel_turn_result r = {.run_id = t->run_id,
+                                .promoted = pst_json_bool(pst_json_get(pst_json_root(t->gated), "promoted"), false)};
   (void)text_at(planned, "verdict", verdict, sizeof verdict);
-  (void)text_at(planned, "hash", ret->plan.plan_hash, sizeof ret->plan.plan_hash);
-  ret->plan.verdict = !strcmp(verdict, "found")  ? PST_OPTIMIZER_FOUND
-                      : !strcmp(verdict, "none") ? PST_OPTIMIZER_NONE
-                                                 : PST_OPTIMIZER_NOT_ENOUGH_DATA;
-  ret->plan.run_id = pst_json_int(pst_json_get(planned, "run"), 0);
-  ret->report = pst_buf_take(&report);
-  ret->plan.plan_json = pst_buf_take(&plan_json);
-  ret->plan.evidence = pst_buf_take(&evidence);
-  if (code) pst_flywheel_turn_result_done(ret);
+  (void)text_at(planned, "hash", r.plan.plan_hash, sizeof r.plan.plan_hash);
+  r.plan.verdict = !strcmp(verdict, "found")  ? PST_OPTIMIZER_FOUND
+                   : !strcmp(verdict, "none") ? PST_OPTIMIZER_NONE
+                                              : PST_OPTIMIZER_NOT_ENOUGH_DATA;
+  r.plan.run_id = pst_json_int(pst_json_get(planned, "run"), 0);
+  r.report = pst_buf_take(&report);
+  r.plan.plan_json = pst_buf_take(&plan_json);
+  r.plan.evidence = pst_buf_take(&evidence);
+  if (code)
+    pst_flywheel_turn_result_done(&r);
+  else
+    *ret = r;
   return code;
 }
 
@@ -282,8 +318,13 @@ int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   t.plan_s = options->plan_s > 0 ? options->plan_s : PLAN_S;
   t.model = options->model ? options->model : options->n_models ? options->models[0].name : NULL;
   if (!t.model) return pst_error_set(err, PST_E_NOT_FOUND, "model", "there is no model to tune; pull one");
-  int code = go(&t, err);
+  pst_store_run_lock lock = PST_STORE_RUN_LOCK_INIT;
+  int code = pst_store_run_lock_take(store, "turn", pst_str_from(pst_evals_workload_info(workload)->name), &lock, err);
+  if (code == PST_E_BUSY)
+    return pst_error_set(err, code, "turn", "another turn of this workload is at work; wait for its end");
+  if (!code) code = go(&t, err);
   if (!code) code = write_result(&t, ret_result, err);
+  pst_store_run_lock_give(&lock);
   pst_json_free(t.data);
   pst_json_free(t.expected);
   pst_json_free(t.adapter);

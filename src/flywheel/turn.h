@@ -22,7 +22,8 @@ typedef struct pst_flywheel_turn_state {
   pst_json_doc *data, *expected, *adapter, *planned, *gated;
 } pst_flywheel_turn_state;
 
-/* Step "data": curates the workload's records into a data set and writes a folder HOME/turns/<hash of it> with its lines as further examples, as a product of the set: with its records it goes. Without records that may
+/* Step "data": curates the workload's records into a data set and writes a folder HOME/turns/<fingerprint of the workload>-<hash of the set> with its lines as further
+ * examples, as a product of the set: with its records it goes. Without records that may
  * be trained on it says so and does nothing. */
 int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
 /* Whether records that the step of an unfinished run made examples of were deleted since: such a run is not gone on with. */

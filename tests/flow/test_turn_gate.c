@@ -526,6 +526,23 @@ static void test_a_finished_search_is_taken_up(void **state) {
   pst_evals_workload_free(w);
 }
 
+/* A second turn of the workload would take the same steps of the same run. */
+static void test_one_turn_at_a_time(void **state) {
+  (void)state;
+  const pst_optimizer_model m = {model, model_hash};
+  pst_flywheel_turn_options o = turn_options(&m);
+  pst_flywheel_turn_result r;
+  pst_store_run_lock lock;
+  test_gateway t = test_gateway_open(NULL);
+  pst_evals_workload *w = make_workload("right", RIGHT);
+  OK(pst_store_run_lock_take(t.store, "turn", PST_STR("marks"), &lock, &err));
+  assert_int_equal(pst_flywheel_turn(t.gateway, t.store, w, &o, &r, &err), PST_E_BUSY);
+  assert_non_null(strstr(err.message, "another turn"));
+  pst_store_run_lock_give(&lock);
+  pst_evals_workload_free(w);
+  test_gateway_close(&t);
+}
+
 /* Between a turn's plan and its gate somebody puts another plan in force: it stays. */
 static void test_a_plan_of_others_stays(void **state) {
   (void)state;
@@ -558,11 +575,10 @@ static void test_a_plan_of_others_stays(void **state) {
 
 int main(int argc, char **argv) {
   if (argc == 9 && !strcmp(argv[1], "child")) return child_main(argv);
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted_updates_are_refused),
-                                     cmocka_unit_test(test_leaked_items_are_left_out),
-                                     cmocka_unit_test(test_a_finished_search_is_taken_up),
-                                     cmocka_unit_test(test_a_plan_of_others_stays),
-                                     cmocka_unit_test(test_killed_turns_go_on),
-                                     cmocka_unit_test(test_killed_at_any_moment)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_planted_updates_are_refused), cmocka_unit_test(test_leaked_items_are_left_out),
+      cmocka_unit_test(test_one_turn_at_a_time),          cmocka_unit_test(test_a_finished_search_is_taken_up),
+      cmocka_unit_test(test_a_plan_of_others_stays),      cmocka_unit_test(test_killed_turns_go_on),
+      cmocka_unit_test(test_killed_at_any_moment)};
   return cmocka_run_group_tests(tests, set_up, test_dir_close);
 }
