@@ -75,13 +75,15 @@ typedef struct pst_engine_lora_target {
 } pst_engine_lora_target;
 
 /* What may be said of an adapter. base and data are content hashes (SHA-256, hexadecimal). prompt: how it was trained to be asked, as JSON with the members `layout` and
- * `prompt` of a plan's node: {"layout": "plain", "prompt": {"name": "tuned", "input_key": "Message", "answer_key": "Answer"}}. */
+ * `prompt` of a plan's node: {"layout": "plain", "prompt": {"name": "tuned", "input_key": "Message", "answer_key": "Answer"}}. codes: by which it answers
+ * (pst_engine_codes_write); unlike the others this says something of what it computes. */
 typedef enum pst_engine_lora_note {
   PST_ENGINE_LORA_NAME,
   PST_ENGINE_LORA_BASE,
   PST_ENGINE_LORA_DATA,
   PST_ENGINE_LORA_RUN,
   PST_ENGINE_LORA_PROMPT,
+  PST_ENGINE_LORA_CODES,
   PST_ENGINE_LORA_NOTES,
 } pst_engine_lora_note;
 
@@ -127,11 +129,13 @@ enum { PST_ENGINE_ADAPTER_MAX_RANK = 256 };
 typedef struct pst_engine_adapter_info {
   const char *notes[PST_ENGINE_LORA_NOTES]; /* owned by the adapter; NULL: nothing is said */
   int n_targets, rank;                      /* the largest */
+  int n_codes;                              /* by which it answers; 0: in plain tokens */
   int64_t bytes;                            /* of packed weights: what a step with it reads beside the base's */
 } pst_engine_adapter_info;
 
 /* Reads and packs an adapter for a model. Errors: those of pst_engine_lora_read; PST_E_BAD_INPUT (made for another architecture or for other shapes), PST_E_UNSUPPORTED (a
- * tensor whose product takes no adapter here: experts, recurrences, the head; an encoder), PST_E_LIMIT (rank). One reference for the caller. */
+ * tensor whose product takes no adapter here: experts, recurrences, the head; an encoder), PST_E_LIMIT (rank). Codes that the model's vocabulary does not have are
+ * PST_E_BAD_INPUT too. One reference for the caller. */
 int pst_engine_adapter_open(const pst_engine_model *model, const char *path, pst_engine_adapter **ret_adapter,
                             pst_error *err);
 /* Reads an adapter and says whether it is one for the model in a file, of which no weight is read. Errors as pst_engine_adapter_open. *ret_lora becomes the
@@ -146,7 +150,7 @@ const pst_engine_adapter_info *pst_engine_adapter_get_info(const pst_engine_adap
 
 /* A GGUF file of a model with an adapter added to its matrices: a matrix with a target is dequantized, gets scale * b a in float32 and is quantized again, to `type` as in
  * pst_engine_quantize, or to the type it has (NULL); all others are as pst_engine_quantize leaves them. Errors: those of quantizing and of opening
- * the adapter; PST_E_UNSUPPORTED: type NULL, and a matrix has a type that is not written here. */
+ * the adapter; PST_E_UNSUPPORTED: type NULL, and a matrix has a type that is not written here; an adapter that answers in codes, which nobody would expand. */
 int pst_engine_merge(const char *in_path, const char *adapter_path, const char *out_path, const char *type,
                      pst_progress *progress, int *ret_n_fallback, pst_error *err);
 
@@ -239,6 +243,8 @@ int pst_engine_tokenize(const pst_engine_model *model, pst_str text, bool specia
 int32_t pst_engine_vocabulary_differs(const pst_engine_model *a, const pst_engine_model *b);
 /* Whether an answer ends with this token: the model's end tokens, by its file and by name. */
 bool pst_engine_token_ends(const pst_engine_model *model, int32_t token);
+/* Whether a token is a piece of text: none that controls, ends, or stands for what is unknown. */
+bool pst_engine_token_is_text(const pst_engine_model *model, int32_t token);
 /* Tokens to bytes, appended; control tokens are left out unless `special`. */
 int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, size_t n, bool special, pst_buf *out);
 
@@ -253,6 +259,43 @@ int pst_engine_render_answered(const pst_engine_model *model, const pst_chat *ch
                                size_t *ret_n_given, pst_error *err);
 /* The token that ends an answer where the model's template writes it; without a template the end of a text. -1: there is none. */
 int32_t pst_engine_answer_end(const pst_engine_model *model);
+
+/* ---- terse output codes (engine/codes.c) --------------------------------------------------------------------------- */
+
+/* Frequent pieces of a task's answers, each written as one token that plain answers have no use for: an adapter that was trained on coded answers gives them in fewer
+ * tokens, and the engine expands each code as it comes. Prompts stay plain. Immutable; owned by one thread while it is made. */
+typedef struct pst_engine_codes pst_engine_codes;
+enum { PST_ENGINE_MAX_CODES = 4096, PST_ENGINE_MAX_CODE_TOKENS = 1024 };
+
+typedef struct pst_engine_code {
+  int32_t token;        /* the code */
+  const int32_t *piece; /* [n] plain tokens that it stands for; none of them is a code */
+  size_t n;             /* at least 2 */
+} pst_engine_code;
+
+/* Copies the table. PST_E_BAD_INPUT: a code or a piece that is there twice, a piece that is too short or not plain; PST_E_LIMIT; PST_E_NOMEM. */
+int pst_engine_codes_create(const pst_engine_code *codes, size_t n, pst_engine_codes **ret_codes, pst_error *err);
+/* The same from text as pst_engine_codes_write gives it: [[code, token, token, ...], ...]. */
+int pst_engine_codes_parse(pst_str text, pst_engine_codes **ret_codes, pst_error *err);
+void pst_engine_codes_write(const pst_engine_codes *codes, pst_buf *out);
+void pst_engine_codes_free(pst_engine_codes *codes); /* NULL is fine */
+/* All codes, ascending by token; the table's. Returns how many. */
+size_t pst_engine_codes_list(const pst_engine_codes *codes, const pst_engine_code **ret_codes);
+/* The entry of a code; NULL: the token is none. */
+const pst_engine_code *pst_engine_codes_find(const pst_engine_codes *codes, int32_t token);
+/* Of what the table holds; 0: NULL, there are no codes. */
+uint64_t pst_engine_codes_key(const pst_engine_codes *codes);
+/* Plain tokens to the fewest that expand to them, appended to *out; of several ways the one with the longest piece first. PST_E_BAD_INPUT: a plain token is
+ * a code; PST_E_NOMEM. On failure *out may have grown. */
+int pst_engine_codes_encode(const pst_engine_codes *codes, const int32_t *ids, size_t n, pst_engine_tokens *out,
+                            pst_error *err);
+/* Coded tokens to plain ones, appended to *out: what encode was given. PST_E_NOMEM. */
+int pst_engine_codes_expand(const pst_engine_codes *codes, const int32_t *ids, size_t n, pst_engine_tokens *out,
+                            pst_error *err);
+/* The codes by which an adapter answers, the adapter's; NULL: none, answers are plain. Any thread. */
+const pst_engine_codes *pst_engine_adapter_codes(const pst_engine_adapter *adapter);
+/* The text that a code stands for, the adapter's; data NULL: the token is no code of it. adapter NULL: of the base there are none. Any thread. */
+pst_str pst_engine_adapter_code_text(const pst_engine_adapter *adapter, int32_t token);
 
 /* ---- requests --------------------------------------------------------------------------------------------------- */
 
@@ -276,10 +319,11 @@ typedef struct pst_engine_sampling {
 pst_engine_sampling pst_engine_sampling_default(void); /* temperature 1, all filters off */
 
 /* A compiled choice list: the answer is exactly one of the texts, then the end. Immutable, counted. `separator_healed`: a single
- * leading space before each text is allowed and stripped from the answer, as base models want it. */
+ * leading space before each text is allowed and stripped from the answer, as base models want it. codes: those of the adapter that is to choose
+ * (pst_engine_adapter_codes; NULL: none); PST_E_BAD_INPUT where a text needs a token that is a code. */
 typedef struct pst_engine_choices pst_engine_choices;
 int pst_engine_choices_create(const pst_engine_model *model, const pst_str *texts, size_t n, bool leading_space,
-                              pst_engine_choices **ret_choices, pst_error *err);
+                              const pst_engine_codes *codes, pst_engine_choices **ret_choices, pst_error *err);
 pst_engine_choices *pst_engine_choices_ref(pst_engine_choices *choices);
 void pst_engine_choices_unref(pst_engine_choices *choices);
 
@@ -302,7 +346,7 @@ typedef struct pst_engine_event {
   uint64_t request_id;
   int32_t token;             /* -1: only text or the end */
   pst_str text;              /* bytes that are now certain: whole UTF-8, past any stop string; may be empty */
-  pst_str token_text;        /* the token's own bytes, for logprobs */
+  pst_str token_text;        /* the token's own bytes, of a code those it stands for; for logprobs */
   float logprob;             /* as above; valid when logprobs were asked for */
   const pst_engine_top *top; /* n_top best, best first */
   size_t n_top;
@@ -354,7 +398,8 @@ typedef struct pst_engine_request {
   pst_engine_corpus *corpus; /* with SPEC_ANSWERS; referenced */
   int n_logprobs;            /* -1: none; 0: the chosen token's; up to 20 alternatives */
   bool score_prompt; /* an event for every prompt token after the first, with its log-probability (teacher forcing) */
-  /* NULL: the base, bit for bit. Else of this engine's model; referenced. Prompts with different adapters share no pages. */
+  /* NULL: the base, bit for bit. Else of this engine's model; referenced. Prompts with different adapters share no pages. Of one with codes, tokens are counted as they are
+   * made, texts and stop strings as they are expanded; `choices` must have its codes, and no prompt is healed. */
   pst_engine_adapter *adapter;
   uint64_t prefix_salt; /* prompts with different salts share no pages (isolation of API keys); 0: the common one */
   int priority;         /* lower first; same priority in order of arrival */

@@ -165,6 +165,10 @@ int pst_gateway_answers_collect(pst_store *store, pst_str workload, char ret_has
  * One reference for the caller; *ret_corpus NULL where the file was withdrawn. */
 int pst_gateway_answers_corpus(pst_gateway *gateway, const pst_engine *engine, const char *hash,
                                pst_gateway_layout layout, pst_engine_corpus **ret_corpus, pst_error *err);
+/* The adapter of a file in the store, by its hash, for an engine that is acquired; kept with the engine. Errors: PST_E_NOT_FOUND, those of pst_engine_adapter_open. One
+ * reference for the caller. */
+int pst_gateway_adapter_acquire(pst_gateway *gateway, const pst_engine *engine, const char *hash,
+                                pst_engine_adapter **ret_adapter, pst_error *err);
 
 /* ---- the gateway (gateway/gateway.c) ---------------------------------------------------------------------------- */
 

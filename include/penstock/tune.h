@@ -181,7 +181,12 @@ typedef struct pst_tune_workload_options {
       data_set; /* hash of the set that preferences or examples came from, which is noted with the adapter; NULL: none */
   const char *
       teacher; /* SFT: a larger model of the same vocabulary, as it is called here, whose thoughts are learned from; NULL: none */
-  const char *from; /* an adapter of the model, by name, to start from; NULL: none. Its rank, alpha and roles count */
+  const char
+      *from; /* an adapter of the model, by name, to start from; NULL: none. Its rank, alpha, roles and codes count */
+  /* Answers are learned and served in codes (engine/codes.c): at most so many are made of the examples' answers, and used where they save at least codes_from of the answers'
+   * tokens. 0: none. No teacher goes with them, for what one thinks comes next is plain. */
+  size_t codes;
+  double codes_from;
   bool
       leave_checkpoint; /* the caller removes it, once it has kept what came; until then the same call gives the same at once */
   pst_tune_options training; /* `checkpoint` is chosen here: a file in HOME/tune; `start` by `from` */
@@ -192,7 +197,9 @@ typedef struct pst_tune_workload_result {
   size_t n_texts, n_held_out, n_left_out; /* examples, in DPO pairs; left out: longer than the model's context */
   size_t
       n_near; /* left out as near-duplicates: examples of items that judge, a teacher's inputs of held-out examples */
-  double prompt_tokens, answer_tokens; /* means */
+  double prompt_tokens, answer_tokens;    /* means, as served */
+  size_t n_codes;                         /* in which answers are served; 0: they are plain */
+  double plain_answer_tokens;             /* mean, without them */
   pst_store_adapter adapter;
   char plan_hash[65]; /* of a plan that serves the adapter with the prompt it was trained with; kept in the store */
   char *plan_json;    /* canonical */
@@ -201,7 +208,7 @@ typedef struct pst_tune_workload_result {
 void pst_tune_workload_result_done(pst_tune_workload_result *result);
 
 /* Trains an adapter on the examples of a workload (no other part is read), or on preferences, each rendered as the gateway would serve it, and keeps it by name with a
- * plan that uses it; what it was made of (data_set, from) is noted in the same transaction. Errors: PST_E_EXISTS (the name, before training where it is another's), PST_E_NOT_FOUND (model, prompt, adapter), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT, those of pst_tune_train and of the store. Blocks. */
+ * plan that uses it; what it was made of (data_set, from) is noted in the same transaction. Errors: PST_E_EXISTS (the name, before training where it is another's), PST_E_NOT_FOUND (model, prompt, adapter), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT (codes with a teacher among them), those of pst_tune_train and of the store. Blocks. */
 int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err);
 
@@ -209,13 +216,15 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
 typedef struct pst_tune_outlook {
   size_t n_texts;                      /* held-out ones included */
   double prompt_tokens, answer_tokens; /* means, as served by the tuned plan */
+  size_t n_codes;                      /* in which it would answer; 0: in plain tokens */
+  double plain_answer_tokens;          /* mean, without them */
   int64_t adapter_params;
   double tokens_per_second; /* read in training, on this machine with so many threads */
   bool probed;              /* by one step made for it; else it is what the last run (SFT) of this model here had */
 } pst_tune_outlook;
 
 /* Looks ahead without training, but for one step on a few texts where nobody has trained this model with so many threads in this home yet (seconds, and the memory of
- * training). Of the options model, layout, prompt, max_texts, and training's rank, precision and threads count. Errors as pst_tune_workload; PST_E_LIMIT where
+ * training). Of the options model, layout, prompt, max_texts, codes, and training's rank, precision and threads count. Errors as pst_tune_workload; PST_E_LIMIT where
  * the step would take more memory than is free. Blocks. */
 int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                            const pst_tune_workload_options *options, pst_tune_outlook *ret_outlook, pst_error *err);

@@ -127,6 +127,9 @@ static int export(const pst_cli_args *a, pst_error *err) {
     code = pst_cli_flag(a, "peft") ? pst_engine_lora_write_peft(&lora, info, out, err)
                                    : pst_engine_lora_write_gguf(&lora, out, err);
   if (!code) printf("%s: %zu matrices\n", out, lora.n_targets);
+  if (!code && lora.notes[PST_ENGINE_LORA_CODES])
+    puts(
+        "it answers in output codes: only Penstock expands them, by the table in the file's metadata (penstock.codes)");
   pst_engine_lora_done(&lora);
   pst_engine_model_unref(model);
   pst_free(path);

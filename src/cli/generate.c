@@ -119,8 +119,9 @@ int pst_cli_generate(const pst_cli_args *a, pst_engine *engine, const pst_engine
   q.user = &l;
   pst_engine_model *model = pst_engine_get_model(engine);
   if (texts.n_choices)
-    code = pst_engine_choices_create(model, texts.choice, texts.n_choices,
-                                     !pst_engine_model_get_info(model)->has_template, &q.choices, err);
+    code =
+        pst_engine_choices_create(model, texts.choice, texts.n_choices, !pst_engine_model_get_info(model)->has_template,
+                                  q.adapter ? pst_engine_adapter_codes(q.adapter) : NULL, &q.choices, err);
   if (!code) code = pst_engine_submit(engine, &q, &id, err);
   pst_engine_choices_unref(q.choices);
   if (code) return code;

@@ -37,6 +37,7 @@ static pst_tune_workload_options options_of(const pst_cli_args *a, pst_tune_obje
                                  .max_texts = (size_t)pst_cli_int(a, "max-examples"),
                                  .teacher = pst_cli_text(a, "distill"),
                                  .from = pst_cli_text(a, "from"),
+                                 .codes = (size_t)pst_cli_int(a, "codes"),
                                  .training = pst_tune_options_default()};
   pst_tune_options *t = &o.training;
   t->objective = objective;
@@ -84,6 +85,11 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
     pst_json_key(&w, counts[i].key);
     pst_json_put_int(&w, counts[i].value);
   }
+  pst_json_member_double(&w, "answer_tokens", r->answer_tokens);
+  if (r->n_codes) {
+    pst_json_member_int(&w, "codes", (int64_t)r->n_codes);
+    pst_json_member_double(&w, "plain_answer_tokens", r->plain_answer_tokens);
+  }
   pst_json_member_double(&w, "loss", r->report.loss);
   pst_json_member_double(&w, "held_out_loss_before", r->report.held_out_before);
   pst_json_member_double(&w, "held_out_loss", r->report.held_out_loss);
@@ -128,6 +134,9 @@ static void print_result(const pst_flywheel_tune_result *result, const char *mod
   printf("%lld steps over %zu examples of %.0f + %.0f tokens in %.1f minutes, %.0f tokens/s%s\n", (long long)p->n_steps,
          r->n_texts, r->prompt_tokens, r->answer_tokens, p->seconds / 60, p->tokens_per_second,
          p->stopped_early ? "; held-out examples gained no more" : "");
+  if (r->n_codes)
+    printf("%zu output codes: answers of %.1f tokens, %.1f without them\n", r->n_codes, r->answer_tokens,
+           r->plain_answer_tokens);
   if (r->n_held_out)
     printf("loss of %zu held-out examples: %.3f before, %.3f after %lld steps\n", r->n_held_out, p->held_out_before,
            p->held_out_loss, (long long)p->best_step);
@@ -203,6 +212,8 @@ static const pst_cli_option options[] = {
     {"distill-share", 0, PST_CLI_NUMBER, "X", "0.5", 0, 1, false, "how much of the loss is the divergence from it"},
     {"from", 0, PST_CLI_TEXT, "ADAPTER", NULL, 0, 0, false,
      "go on from an adapter of the model; give the layout and the prompt that it was trained with"},
+    {"codes", 0, PST_CLI_INT, "N", "0", 0, PST_ENGINE_MAX_CODES, false,
+     "most output codes: frequent pieces of answers that are learned and served as one token each (0: none; with --from, those of the adapter)"},
     {"minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
     {"steps", 0, PST_CLI_INT, "N", "0", 0, 1e9, false,
      "so many optimizer steps instead, whatever they take (0: by time)"},

@@ -391,6 +391,30 @@ static int copy_notes(pst_engine_adapter *a, const pst_engine_lora *lora, pst_er
   return 0;
 }
 
+/* The table that the note says, and each code's text. */
+static int read_codes(const making *m) {
+  pst_engine_adapter *a = m->adapter;
+  const pst_engine_code *list;
+  if (!a->notes[PST_ENGINE_LORA_CODES]) return 0;
+  int code = pst_engine_codes_parse(pst_str_from(a->notes[PST_ENGINE_LORA_CODES]), &a->codes, m->err);
+  if (code) return code;
+  size_t n = pst_engine_codes_list(a->codes, &list);
+  a->code_ends = pst_calloc(n + 1, sizeof *a->code_ends);
+  if (!a->code_ends) return pst_error_set(m->err, PST_E_NOMEM, NULL, "no memory for an adapter");
+  for (size_t i = 0; i < n; i++) {
+    bool text = pst_engine_token_is_text(m->model, list[i].token);
+    for (size_t k = 0; k < list[i].n; k++) text &= pst_engine_token_is_text(m->model, list[i].piece[k]);
+    if (!text)
+      return pst_error_set(m->err, PST_E_BAD_INPUT, "codes",
+                           "the code %d, or what it stands for, is no text in the model's vocabulary", list[i].token);
+    if (pst_engine_detokenize(m->model, list[i].piece, list[i].n, false, &a->code_texts))
+      return pst_error_set(m->err, PST_E_NOMEM, NULL, "no memory for an adapter");
+    a->code_ends[i] = a->code_texts.n;
+  }
+  a->info.n_codes = (int)n;
+  return 0;
+}
+
 static int make(making *m) {
   const pst_engine_model *model = m->model;
   pst_engine_adapter *a = m->adapter;
@@ -407,6 +431,7 @@ static int make(making *m) {
   m->jobs = pst_calloc(m->lora->n_targets * PARTS_OF_TENSOR, sizeof *m->jobs);
   if (!a->layers || !m->jobs) return pst_error_set(m->err, PST_E_NOMEM, NULL, "no memory for an adapter");
   int code = copy_notes(a, m->lora, m->err);
+  if (!code) code = read_codes(m);
   for (size_t i = 0; i < m->lora->n_targets && !code; i++) code = add_target(m, &m->lora->targets[i]);
   return code ? code : pack_all(m);
 }
@@ -461,9 +486,22 @@ pst_engine_adapter *pst_engine_adapter_ref(pst_engine_adapter *a) {
 void pst_engine_adapter_unref(pst_engine_adapter *a) {
   if (!a || atomic_fetch_sub(&a->n_refs, 1) > 1) return;
   for (size_t k = 0; k < PST_ENGINE_LORA_NOTES; k++) pst_free(a->notes[k]);
+  pst_engine_codes_free(a->codes);
+  pst_buf_done(&a->code_texts);
+  pst_free(a->code_ends);
   pst_free(a->layers);
   pst_free(a->memory);
   pst_free(a);
+}
+
+const pst_engine_codes *pst_engine_adapter_codes(const pst_engine_adapter *a) { return a->codes; }
+
+pst_str pst_engine_adapter_code_text(const pst_engine_adapter *a, int32_t token) {
+  const pst_engine_code *list, *found = a && a->codes ? pst_engine_codes_find(a->codes, token) : NULL;
+  if (!found) return (pst_str){NULL, 0};
+  (void)pst_engine_codes_list(a->codes, &list);
+  size_t i = (size_t)(found - list), start = i ? a->code_ends[i - 1] : 0;
+  return (pst_str){pst_buf_text(&a->code_texts) + start, a->code_ends[i] - start};
 }
 
 const pst_engine_adapter_info *pst_engine_adapter_get_info(const pst_engine_adapter *a) { return &a->info; }

@@ -42,6 +42,9 @@ struct pst_engine_adapter {
   atomic_int n_refs;
   pst_engine_adapter_info info;
   char *notes[PST_ENGINE_LORA_NOTES];
+  pst_engine_codes *codes;                                   /* NULL: none */
+  pst_buf code_texts;                                        /* of all codes, in their order, one behind the other */
+  size_t *code_ends;                                         /* [codes]: where each ends there */
   uint64_t model_key;                                        /* content_key of the model it was opened for */
   uint64_t key;                                              /* of what it computes; never 0 */
   pst_engine_adapter_part (*layers)[PST_ENGINE_ADAPT_SLOTS]; /* [n_layers] */

@@ -11,6 +11,9 @@
 #include "engine/model.h"
 
 typedef struct builder {
+  const pst_engine_model *model;
+  const pst_engine_codes *codes; /* NULL: none */
+  bool leading_space;
   pst_engine_choices *c;
   size_t capacity;
 } builder;
@@ -39,16 +42,25 @@ static int child_for(builder *b, int node, int32_t token) {
   return fresh;
 }
 
-static int add_text(builder *b, const pst_engine_model *model, pst_str text, int index, bool leading_space,
-                    pst_error *err) {
-  pst_engine_tokens tokens = {0};
+/* The tokens of a text, in the adapter's codes where there are some. */
+static int spell(const builder *b, pst_str text, pst_engine_tokens *tokens, pst_error *err) {
+  const pst_engine_tokenizer *tokenizer = b->model->tokenizer;
+  pst_engine_tokens plain = {0};
   pst_buf spelled = PST_BUF_INIT;
   /* Some SentencePiece vocabularies begin every text with that space already; a second one would be a token of its own. */
-  if (leading_space && !pst_engine_tokenizer_get_info(model->tokenizer)->add_space_prefix) pst_buf_putc(&spelled, ' ');
+  if (b->leading_space && !pst_engine_tokenizer_get_info(tokenizer)->add_space_prefix) pst_buf_putc(&spelled, ' ');
   pst_buf_append_str(&spelled, text);
   int code = pst_buf_status(&spelled);
-  if (!code) code = pst_engine_tokenizer_encode(model->tokenizer, pst_buf_str(&spelled), 0, &tokens, err);
-  int node = 0;
+  if (!code) code = pst_engine_tokenizer_encode(tokenizer, pst_buf_str(&spelled), 0, b->codes ? &plain : tokens, err);
+  if (!code && b->codes) code = pst_engine_codes_encode(b->codes, plain.ids, plain.n, tokens, err);
+  pst_engine_tokens_done(&plain);
+  pst_buf_done(&spelled);
+  return code;
+}
+
+static int add_text(builder *b, pst_str text, int index, pst_error *err) {
+  pst_engine_tokens tokens = {0};
+  int code = spell(b, text, &tokens, err), node = 0;
   for (size_t i = 0; i < tokens.n && !code; i++)
     if ((node = child_for(b, node, tokens.ids[i])) < 0) code = PST_E_NOMEM;
   if (code == PST_E_NOMEM)
@@ -61,7 +73,6 @@ static int add_text(builder *b, const pst_engine_model *model, pst_str text, int
   else if (!code)
     b->c->nodes[node].choice = index;
   pst_engine_tokens_done(&tokens);
-  pst_buf_done(&spelled);
   return code;
 }
 
@@ -78,15 +89,16 @@ static int add_ends(pst_engine_choices *c, const pst_engine_model *model) {
 }
 
 int pst_engine_choices_create(const pst_engine_model *model, const pst_str *texts, size_t n, bool leading_space,
-                              pst_engine_choices **ret_choices, pst_error *err) {
+                              const pst_engine_codes *codes, pst_engine_choices **ret_choices, pst_error *err) {
   if (n == 0) return pst_error_set(err, PST_E_BAD_INPUT, NULL, "the list of choices is empty");
   pst_engine_choices *c = pst_calloc(1, sizeof *c);
   if (!c) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the choices");
   atomic_init(&c->n_refs, 1);
-  builder b = {c, 0};
+  c->codes_key = pst_engine_codes_key(codes);
+  builder b = {.model = model, .codes = codes, .leading_space = leading_space, .c = c};
   int code = add_node(&b, -1) < 0 ? PST_E_NOMEM : add_ends(c, model);
   if (code) pst_error_set(err, code, NULL, "no memory for the choices");
-  for (size_t i = 0; i < n && !code; i++) code = add_text(&b, model, texts[i], (int)i, leading_space, err);
+  for (size_t i = 0; i < n && !code; i++) code = add_text(&b, texts[i], (int)i, err);
   if (code) {
     pst_engine_choices_unref(c);
     return code;

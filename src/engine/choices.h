@@ -14,7 +14,8 @@ struct pst_engine_choices {
   _Atomic int n_refs;
   pst_engine_choice_node *nodes; /* [0] is the root */
   int n_nodes;
-  int32_t *ends; /* tokens that may close a text which is also the beginning of another, ascending */
+  uint64_t codes_key; /* of the codes in which the texts are spelled (pst_engine_codes_key) */
+  int32_t *ends;      /* tokens that may close a text which is also the beginning of another, ascending */
   int n_ends;
 };
 

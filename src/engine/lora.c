@@ -15,7 +15,7 @@ enum { MAX_TARGETS = 1 << 13, ALIGNMENT = 32 };
 const char *const pst_engine_lora_keys[PST_ENGINE_LORA_NOTES] = {
     [PST_ENGINE_LORA_NAME] = "general.name",      [PST_ENGINE_LORA_BASE] = "penstock.base",
     [PST_ENGINE_LORA_DATA] = "penstock.data",     [PST_ENGINE_LORA_RUN] = "penstock.run",
-    [PST_ENGINE_LORA_PROMPT] = "penstock.prompt",
+    [PST_ENGINE_LORA_PROMPT] = "penstock.prompt", [PST_ENGINE_LORA_CODES] = "penstock.codes",
 };
 
 /* ---- the struct ---- */

@@ -22,6 +22,8 @@ static int check(const pst_engine_model *m, const pst_engine_request *r, int n_c
     return pst_error_set(err, PST_E_BAD_INPUT, "top_logprobs", "at most %d alternatives", PST_ENGINE_MAX_TOP);
   if (r->adapter && r->adapter->model_key != m->content_key)
     return pst_error_set(err, PST_E_BAD_INPUT, "adapter", "the adapter was opened for another model");
+  if (r->choices && r->choices->codes_key != (r->adapter ? pst_engine_codes_key(r->adapter->codes) : 0))
+    return pst_error_set(err, PST_E_BAD_INPUT, "choices", "the choices are not spelled in the adapter's codes");
   if (r->speculation == PST_ENGINE_SPEC_ANSWERS && !r->corpus)
     return pst_error_set(err, PST_E_BAD_INPUT, "speculation", "drafts from past answers need their corpus");
   return pst_engine_sampling_check(&r->sampling, m->info.n_vocab, err);
@@ -121,7 +123,8 @@ int pst_engine_session_create(const pst_engine_model *m, const pst_engine_reques
   s->user = r->user;
   s->margin = NAN;
   s->submit_us = pst_clock_us();
-  if (r->heal && !r->choices && !r->score_prompt) code = back_up(s, m);
+  bool coded = r->adapter && r->adapter->codes; /* a code is not the text it has in the vocabulary */
+  if (r->heal && !r->choices && !r->score_prompt && !coded) code = back_up(s, m);
 done:
   if (code) {
     pst_engine_session_free(s);
@@ -204,10 +207,16 @@ static void fill_logprobs(const pst_engine_session *s, const pst_engine_model *m
   e->top = top;
 }
 
+/* A token's text in this answer. */
+static pst_str text_of(const pst_engine_session *s, const pst_engine_model *m, int32_t token) {
+  pst_str text = pst_engine_adapter_code_text(s->adapter, token);
+  return text.data ? text : pst_engine_tokenizer_bytes(m->tokenizer, token);
+}
+
 /* The bytes a token adds to the answer: without what was healed, and without the space that parts a choice from the prompt. */
 static pst_str new_bytes(pst_engine_session *s, const pst_engine_model *m, int32_t token) {
   if (pst_engine_tokenizer_attributes(m->tokenizer, token) & PST_ENGINE_TOKEN_CONTROL) return (pst_str){"", 0};
-  pst_str bytes = pst_engine_tokenizer_bytes(m->tokenizer, token);
+  pst_str bytes = text_of(s, m, token);
   if (s->n_heal) {
     size_t again = PST_MIN(bytes.n, s->n_heal);
     memmove(s->heal, s->heal + again, s->n_heal -= again);
@@ -257,7 +266,7 @@ pst_engine_finish pst_engine_session_accept(pst_engine_session *s, const pst_eng
   pst_engine_top top[PST_ENGINE_MAX_TOP];
   pst_engine_event e = {0};
   e.token = token;
-  e.token_text = pst_engine_tokenizer_bytes(m->tokenizer, token);
+  e.token_text = text_of(s, m, token);
   fill_logprobs(s, m, token, raw, &e, top);
   pst_engine_text_stream_push(&s->stream, new_bytes(s, m, token), &s->text);
   size_t stop = find_stop(s, pst_buf_str(&s->text)), ready;

@@ -21,6 +21,13 @@ bool pst_engine_token_ends(const pst_engine_model *model, int32_t token) {
   return pst_engine_tokenizer_attributes(model->tokenizer, token) & PST_ENGINE_TOKEN_END;
 }
 
+bool pst_engine_token_is_text(const pst_engine_model *model, int32_t token) {
+  const unsigned none =
+      PST_ENGINE_TOKEN_CONTROL | PST_ENGINE_TOKEN_UNUSED | PST_ENGINE_TOKEN_UNKNOWN | PST_ENGINE_TOKEN_END;
+  return token >= 0 && token < model->info.n_vocab &&
+         !(pst_engine_tokenizer_attributes(model->tokenizer, token) & none);
+}
+
 int pst_engine_detokenize(const pst_engine_model *model, const int32_t *ids, size_t n, bool special, pst_buf *out) {
   pst_engine_tokenizer_decode(model->tokenizer, ids, n, special, out);
   return pst_buf_status(out);

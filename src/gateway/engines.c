@@ -28,7 +28,7 @@ typedef struct file_key {
 
 typedef struct kept_choices {
   struct kept_choices *next;
-  uint8_t key[32]; /* SHA-256 over the labels and leading_space */
+  uint8_t key[32]; /* SHA-256 over the labels, leading_space and the codes' key */
   pst_engine_choices *choices;
 } kept_choices;
 
@@ -537,9 +537,10 @@ void pst_gateway_engines_stats(pst_gateway_engines *e, int *ret_n_engines, pst_e
 
 /* ---- choice lists ------------------------------------------------------------------------------------------------------------ */
 
-static void choices_key(const pst_str *labels, size_t n, bool leading_space, uint8_t ret_key[32]) {
+static void choices_key(const pst_str *labels, size_t n, bool leading_space, uint64_t codes, uint8_t ret_key[32]) {
   pst_sha256 hash;
   pst_sha256_init(&hash);
+  pst_sha256_update(&hash, &codes, sizeof codes);
   pst_sha256_update(&hash, leading_space ? " " : "", leading_space ? 1 : 0);
   for (size_t i = 0; i < n; i++) {
     uint64_t length = labels[i].n;
@@ -578,13 +579,13 @@ static void choices_keep(slot_state *s, const uint8_t key[32], pst_engine_choice
 }
 
 int pst_gateway_slot_choices(pst_gateway_slot *slot, const pst_str *labels, size_t n, bool leading_space,
-                             pst_engine_choices **ret_choices, pst_error *err) {
+                             const pst_engine_codes *codes, pst_engine_choices **ret_choices, pst_error *err) {
   slot_state *s = slot->state;
   uint8_t key[32];
-  choices_key(labels, n, leading_space, key);
+  choices_key(labels, n, leading_space, pst_engine_codes_key(codes), key);
   pthread_mutex_lock(&s->choices_lock);
   pst_engine_choices *choices = choices_find(s, key);
-  int code = choices ? 0 : pst_engine_choices_create(slot->model, labels, n, leading_space, &choices, err);
+  int code = choices ? 0 : pst_engine_choices_create(slot->model, labels, n, leading_space, codes, &choices, err);
   if (!code) {
     if (!s->choices || memcmp(s->choices->key, key, 32) != 0) choices_keep(s, key, choices);
     *ret_choices = choices;

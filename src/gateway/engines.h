@@ -48,9 +48,9 @@ bool pst_gateway_engines_has(pst_gateway_engines *engines, const pst_gateway_eng
 /* Sums over all engines, closed ones' counters included. */
 void pst_gateway_engines_stats(pst_gateway_engines *engines, int *ret_n_engines, pst_engine_stats *ret_stats);
 
-/* The compiled choice list of a label set, kept with the slot. One reference for the caller; NULL where they were withdrawn. */
+/* The compiled choice list of a label set in an adapter's codes (NULL: none), kept with the slot. One reference for the caller. */
 int pst_gateway_slot_choices(pst_gateway_slot *slot, const pst_str *labels, size_t n, bool leading_space,
-                             pst_engine_choices **ret_choices, pst_error *err);
+                             const pst_engine_codes *codes, pst_engine_choices **ret_choices, pst_error *err);
 
 /* The past answers of a file in this engine's tokens (answers.h), kept with the slot. One reference for the caller. */
 int pst_gateway_slot_corpus(pst_gateway_slot *slot, pst_store *store, const char *hash, bool leading_space,

@@ -516,6 +516,12 @@ int pst_gateway_answers_corpus(pst_gateway *g, const pst_engine *engine, const c
   return pst_gateway_slot_corpus(slot, g->store, hash, layout == PST_GATEWAY_LAYOUT_PLAIN, ret_corpus, err);
 }
 
+int pst_gateway_adapter_acquire(pst_gateway *g, const pst_engine *engine, const char *hash,
+                                pst_engine_adapter **ret_adapter, pst_error *err) {
+  pst_gateway_slot *slot = pst_gateway_engines_find(g->engines, engine);
+  return pst_gateway_slot_adapter(g->engines, slot, g->store, hash, ret_adapter, err);
+}
+
 /* What a node is asked for an input, for the model that is asked. */
 typedef struct asked {
   pst_gateway_slot *slot;

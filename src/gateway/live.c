@@ -227,7 +227,11 @@ static void deliver_token(pst_gateway_live *live, uint32_t choice, pst_str text,
   size_t ends[20], n = PST_MIN(token->n_top, PST_ARRAY_LEN(tops));
   pst_buf_clear(&live->scratch);
   for (size_t i = 0; i < n; i++) {
-    (void)pst_engine_detokenize(live->slot->model, &token->top[i].token, 1, true, &live->scratch);
+    pst_str coded = pst_engine_adapter_code_text(live->adapter, token->top[i].token);
+    if (coded.data)
+      pst_buf_append_str(&live->scratch, coded);
+    else
+      (void)pst_engine_detokenize(live->slot->model, &token->top[i].token, 1, true, &live->scratch);
     ends[i] = live->scratch.n;
   }
   for (size_t i = 0; i < n; i++) {

@@ -77,6 +77,23 @@ static int find_bound(pst_gateway_live *live, pst_error *err) {
   return code ? pst_error_set(err, code, NULL, "the cost of the call cannot be bounded in 64 bits") : 0;
 }
 
+/* What requests of this call refer to: the adapter, choices as it spells them, past answers. Those are plain, and no draft for an adapter that answers in codes. */
+static int find_extras(pst_gateway_live *live, pst_error *err) {
+  const char *adapter = live->leaf ? live->leaf->adapter : live->plain_adapter;
+  int code = 0;
+  if (adapter)
+    code = pst_gateway_slot_adapter(live->gateway->engines, live->slot, live->gateway->store, adapter, &live->adapter,
+                                    err);
+  const pst_engine_codes *codes = live->adapter ? pst_engine_adapter_codes(live->adapter) : NULL;
+  if (!code && live->has_prompt && live->prompt.n_labels)
+    code = pst_gateway_slot_choices(live->slot, live->prompt.labels, live->prompt.n_labels, live->prompt.leading_space,
+                                    codes, &live->constraint, err);
+  if (!code && live->leaf && live->leaf->answers && !codes)
+    code = pst_gateway_slot_corpus(live->slot, live->gateway->store, live->leaf->answers,
+                                   live->leaf->layout == PST_GATEWAY_LAYOUT_PLAIN, &live->corpus, err);
+  return code;
+}
+
 /* The engine is there: everything that can be refused before money is reserved. */
 static int ready(pst_gateway_live *live, pst_error *err) {
   int code = pst_gateway_slot_check(live->gateway->engines, live->slot, err);
@@ -96,16 +113,7 @@ static int ready(pst_gateway_live *live, pst_error *err) {
                          "the prompt has %zu tokens; with its answer it must fit the context of %d, shorten it",
                          live->prompt_tokens.n, n_ctx);
   live->max_tokens = answer_length(live, n_ctx - (int)live->prompt_tokens.n);
-  if (live->has_prompt && live->prompt.n_labels)
-    code = pst_gateway_slot_choices(live->slot, live->prompt.labels, live->prompt.n_labels, live->prompt.leading_space,
-                                    &live->constraint, err);
-  if (!code && live->leaf && live->leaf->answers)
-    code = pst_gateway_slot_corpus(live->slot, live->gateway->store, live->leaf->answers,
-                                   live->leaf->layout == PST_GATEWAY_LAYOUT_PLAIN, &live->corpus, err);
-  const char *adapter = live->leaf ? live->leaf->adapter : live->plain_adapter;
-  if (!code && adapter)
-    code = pst_gateway_slot_adapter(live->gateway->engines, live->slot, live->gateway->store, adapter, &live->adapter,
-                                    err);
+  if (!code) code = find_extras(live, err);
   if (!code) code = find_bound(live, err);
   return code ? code : pst_gateway_stage_reserve(live, err);
 }
@@ -179,11 +187,11 @@ int pst_gateway_local_priority(const pst_gateway_live *live) {
   return live->purpose == PST_STORE_PURPOSE_USER ? 0 : live->purpose == PST_STORE_PURPOSE_SHADOW ? 2 : 1;
 }
 
-/* A node that drafts from past answers whose file was withdrawn drafts from the text itself: drafts change the time only. */
+/* A node that drafts from past answers whose file was withdrawn, or whose adapter answers in codes, drafts from the text itself: drafts change the time only. */
 static pst_engine_speculation speculation_of(const pst_gateway_live *live) {
   if (!live->leaf) return PST_ENGINE_SPEC_NONE;
-  bool withdrawn = live->leaf->speculation == PST_ENGINE_SPEC_ANSWERS && !live->corpus;
-  return withdrawn ? PST_ENGINE_SPEC_LOOKUP : live->leaf->speculation;
+  bool without = live->leaf->speculation == PST_ENGINE_SPEC_ANSWERS && !live->corpus;
+  return without ? PST_ENGINE_SPEC_LOOKUP : live->leaf->speculation;
 }
 
 static pst_engine_request request_of(const pst_gateway_live *live, const pst_str *stop, size_t n_stop) {

@@ -386,8 +386,26 @@ typedef struct looked {
   int64_t tokens, steps, drafted;
 } looked;
 
+/* The prompt's tokens and an answer's, as the plan's adapter (NULL: none) gives it; the prompt's alone where its codes have no way to write the answer. */
+static int spell_asked(pst_optimizer_live *l, const pst_gateway_plan *plan, const pst_engine *engine,
+                       const pst_engine_adapter *adapter, const pst_evals_answer *a, pst_engine_tokens *tokens,
+                       size_t *ret_n_prompt, pst_error *err) {
+  const pst_evals_item *item = &l->info->items[a->item];
+  const pst_engine_model *model = pst_engine_get_model(engine);
+  const pst_engine_codes *codes = adapter ? pst_engine_adapter_codes(adapter) : NULL;
+  pst_engine_tokens plain = {0};
+  tokens->n = 0;
+  int code = pst_gateway_render(l->gateway, plan, &plan->root, item->input, &item->id, 1, tokens, NULL, err);
+  *ret_n_prompt = tokens->n;
+  if (!code) code = pst_engine_tokenize(model, a->text, false, false, codes ? &plain : tokens, err);
+  if (!code && codes) code = pst_engine_codes_encode(codes, plain.ids, plain.n, tokens, err);
+  if (code == PST_E_BAD_INPUT && codes) code = 0;
+  pst_engine_tokens_done(&plain);
+  return code;
+}
+
 /* Replayed over the recorded answers, no model asked: drafts from the text itself, or with those from past answers. Not where a constraint stands: its choices leave
- * nothing to draft. */
+ * nothing to draft; past answers are plain, and no drafts for an adapter that answers in codes. */
 static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const pst_evals_run *r, bool with_answers,
                    looked *ret, pst_error *err) {
   const pst_gateway_node *node = &plan->root;
@@ -395,22 +413,25 @@ static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const ps
   pst_engine *engine = NULL;
   pst_engine_draft_replay *replay = NULL;
   pst_engine_corpus *corpus = NULL;
+  pst_engine_adapter *adapter = NULL;
   looked sum = {0, 0, 0};
   if (node->op != PST_GATEWAY_OP_LOCAL || node->constraint != PST_GATEWAY_FREE) return 0;
   if (with_answers && !l->answers[0]) return 0;
   int code = pst_gateway_engine_acquire(l->gateway, plan, 0, &engine, err);
   if (code) return code;
-  if (with_answers) code = pst_gateway_answers_corpus(l->gateway, engine, l->answers, node->layout, &corpus, err);
-  if (!code) code = pst_engine_draft_replay_create(corpus, l->steps.fixed_us > 0 ? &l->steps : NULL, &replay, err);
-  for (size_t i = 0; i < PST_MIN(r->n, (size_t)C(lookup_items)) && !code; i++) {
+  if (node->adapter) code = pst_gateway_adapter_acquire(l->gateway, engine, node->adapter, &adapter, err);
+  bool drafts = !code && !(with_answers && adapter && pst_engine_adapter_codes(adapter));
+  if (drafts && with_answers)
+    code = pst_gateway_answers_corpus(l->gateway, engine, l->answers, node->layout, &corpus, err);
+  if (drafts && !code)
+    code = pst_engine_draft_replay_create(corpus, l->steps.fixed_us > 0 ? &l->steps : NULL, &replay, err);
+  for (size_t i = 0; i < PST_MIN(r->n, (size_t)C(lookup_items)) && drafts && !code; i++) {
     const pst_evals_answer *a = &r->answers[i];
-    const pst_evals_item *item = &l->info->items[a->item];
     int64_t steps = 0, drafted = 0;
+    size_t n_prompt = 0;
     if (!a->done) continue;
-    tokens.n = 0;
-    code = pst_gateway_render(l->gateway, plan, node, item->input, &item->id, 1, &tokens, NULL, err);
-    size_t n_prompt = tokens.n;
-    if (!code) code = pst_engine_tokenize(pst_engine_get_model(engine), a->text, false, false, &tokens, err);
+    code = spell_asked(l, plan, engine, adapter, a, &tokens, &n_prompt, err);
+    if (!code && tokens.n == n_prompt) continue;
     if (!code) code = pst_engine_draft_replay_answer(replay, tokens.ids, n_prompt, tokens.n, &steps, &drafted, err);
     if (code) break;
     sum.tokens += (int64_t)(tokens.n - n_prompt);
@@ -419,6 +440,7 @@ static int look_up(pst_optimizer_live *l, const pst_gateway_plan *plan, const ps
   }
   pst_engine_draft_replay_free(replay);
   pst_engine_corpus_unref(corpus);
+  pst_engine_adapter_unref(adapter);
   pst_gateway_engine_release(l->gateway, engine);
   pst_engine_tokens_done(&tokens);
   if (!code) *ret = sum;

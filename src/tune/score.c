@@ -78,8 +78,10 @@ int pst_tune_sample_score(void *user, const pst_engine_lora *lora, size_t n, uin
   waiting all = {.n_open = 0, .error = PST_ERROR_INIT};
   answer answers[PST_TUNE_MAX_SCORED];
   pst_engine_adapter *adapter = NULL;
+  pst_engine_lora coded = *lora; /* all but the note is the trainer's */
+  coded.notes[PST_ENGINE_LORA_CODES] = (char *)(uintptr_t)s->codes;
   n = PST_MIN(n, PST_MIN(s->n, PST_ARRAY_LEN(answers)));
-  int code = pst_engine_adapter_create(pst_engine_get_model(s->engine), lora, &adapter, err);
+  int code = pst_engine_adapter_create(pst_engine_get_model(s->engine), &coded, &adapter, err);
   if (code) return code;
   pthread_mutex_init(&all.lock, NULL);
   pthread_cond_init(&all.ended, NULL);

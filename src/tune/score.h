@@ -16,6 +16,7 @@ typedef struct pst_tune_sample {
   const pst_evals_workload *workload;
   pst_engine *engine;
   pst_engine_choices *choices; /* the workload's labels; NULL: free text */
+  const char *codes;           /* in which the adapter answers, as its note says; NULL: plain */
   bool plain;                  /* the layout: an answer is one line, behind a space */
   const pst_tune_sampled *items;
   size_t n;

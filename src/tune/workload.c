@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "tune/codes.h"
 #include "tune/distill.h"
 
 enum { MIN_TEXTS = 8, MOST_OF_A_NAME = 99 };
@@ -20,8 +21,11 @@ typedef struct maker {
   const char *layout;
   pst_gateway_plan *plan; /* without the adapter */
   pst_engine_model *model;
-  pst_engine_lora start; /* the adapter to start from */
-  pst_arena *thoughts;   /* of the teacher */
+  pst_engine_lora start;      /* the adapter to start from */
+  pst_arena *thoughts;        /* of the teacher */
+  pst_engine_codes *codes;    /* in which the texts' answers are; NULL: plain */
+  pst_buf codes_note;         /* the same as text */
+  double plain_answer_tokens; /* mean, before they were coded */
   pst_engine_tokens scratch;
   int32_t *ids; /* of all texts, one behind the other */
   size_t n_ids, ids_capacity;
@@ -293,9 +297,115 @@ static int make_texts(maker *m) {
   if (code) return code;
   m->n_held_out = m->n_texts - n_learned;
   if (n_learned < MIN_TEXTS * m->unit && !(m->few && n_learned)) return too_few(m, n_learned / m->unit);
-  for (size_t i = 0; i < m->n_texts; i++) m->texts[i].tokens = m->ids + m->starts[i];
+  size_t n_answer = 0;
+  for (size_t i = 0; i < m->n_texts; i++) {
+    m->texts[i].tokens = m->ids + m->starts[i];
+    n_answer += m->texts[i].n - m->texts[i].n_given;
+  }
+  m->plain_answer_tokens = (double)n_answer / (double)m->n_texts;
   pst_sha256_hex(m->ids, m->n_ids * sizeof *m->ids, m->data);
   return weigh_kinds(m);
+}
+
+/* ---- codes ---- */
+
+/* The part of a text that codes may stand in: of an answer that a constraint chooses not what ends it, which the constraint's texts do not have. */
+static pst_tune_span span_of(const maker *m, const pst_tune_text *t) {
+  size_t end = m->info->n_labels ? 1 : 0, n = t->n - t->n_given;
+  return (pst_tune_span){t->tokens + t->n_given, n - PST_MIN(n, end)};
+}
+
+/* How often each token occurs in the texts, and labels that no example has. */
+static int count_tokens(const maker *m, uint32_t *seen) {
+  pst_engine_tokens t = {0};
+  pst_buf text = PST_BUF_INIT;
+  int code = 0;
+  for (size_t i = 0; i < m->n_ids; i++) seen[m->ids[i]]++;
+  for (size_t i = 0; i < m->info->n_labels && !code; i++)
+    for (int space = 0; space < 2 && !code; space++) {
+      pst_buf_clear(&text);
+      pst_buf_puts(&text, space ? " " : "");
+      pst_buf_append_str(&text, m->info->labels[i]);
+      t.n = 0;
+      code = pst_buf_status(&text) ? no_memory(m)
+                                   : pst_engine_tokenize(m->model, pst_buf_str(&text), false, false, &t, m->err);
+      for (size_t k = 0; k < t.n && !code; k++) seen[t.ids[k]]++;
+    }
+  pst_engine_tokens_done(&t);
+  pst_buf_done(&text);
+  return code;
+}
+
+static int learn_codes(maker *m) {
+  size_t n = m->n_texts - m->n_held_out, n_free = 0;
+  int32_t *free_tokens = NULL;
+  uint32_t *seen = pst_calloc((size_t)pst_engine_model_get_info(m->model)->n_vocab, sizeof *seen);
+  pst_tune_span *spans = pst_calloc(n + 1, sizeof *spans);
+  int code = seen && spans ? count_tokens(m, seen) : no_memory(m);
+  for (size_t i = 0; i < n && !code; i++) spans[i] = span_of(m, &m->texts[i]);
+  if (!code) code = pst_tune_codes_free_tokens(m->model, seen, m->o->codes, &free_tokens, &n_free, m->err);
+  if (!code) code = pst_tune_codes_learn(m->model, spans, n, free_tokens, n_free, m->o->codes, &m->codes, m->err);
+  pst_free(free_tokens);
+  pst_free(spans);
+  pst_free(seen);
+  return code;
+}
+
+/* The texts with coded answers, and where each begins; *ret_saved: share of the answers' tokens. */
+static int code_texts(const maker *m, pst_engine_tokens *out, size_t *starts, double *ret_saved) {
+  size_t plain = 0, coded = 0;
+  int code = 0;
+  for (size_t i = 0; i < m->n_texts && !code; i++) {
+    const pst_tune_text *t = &m->texts[i];
+    pst_tune_span span = span_of(m, t);
+    size_t n_end = t->n - t->n_given - span.n;
+    starts[i] = out->n;
+    code = pst_engine_tokens_append(out, t->tokens, t->n_given, m->err);
+    if (!code) code = pst_engine_codes_encode(m->codes, span.tokens, span.n, out, m->err);
+    if (!code) code = pst_engine_tokens_append(out, t->tokens + t->n - n_end, n_end, m->err);
+    plain += t->n - t->n_given;
+    coded += out->n - starts[i] - t->n_given;
+  }
+  *ret_saved = plain ? 1 - (double)coded / (double)plain : 0;
+  return code;
+}
+
+static void no_codes(maker *m) {
+  pst_engine_codes_free(m->codes);
+  m->codes = NULL;
+}
+
+/* The texts become coded ones, by the table of the adapter to start from or by one of their own where that is wanted and worth it. */
+static int use_codes(maker *m) {
+  const char *given = m->start.notes[PST_ENGINE_LORA_CODES];
+  pst_engine_tokens coded = {0};
+  double saved = 0;
+  if (!given && !m->o->codes) return 0;
+  if (m->o->teacher)
+    return pst_error_set(m->err, PST_E_BAD_INPUT, "codes",
+                         "a teacher's thoughts are of plain tokens and cannot be learned together with output codes");
+  int code = given ? pst_engine_codes_parse(pst_str_from(given), &m->codes, m->err) : learn_codes(m);
+  if (code || !m->codes) return code;
+  size_t *starts = pst_calloc(m->n_texts + 1, sizeof *starts);
+  code = starts ? code_texts(m, &coded, starts, &saved) : no_memory(m);
+  if (!code && (given || saved >= m->o->codes_from)) {
+    starts[m->n_texts] = coded.n;
+    pst_free(m->ids);
+    m->ids = coded.ids;
+    m->n_ids = coded.n;
+    coded.ids = NULL;
+    for (size_t i = 0; i < m->n_texts; i++) {
+      m->texts[i].tokens = m->ids + starts[i];
+      m->texts[i].n = starts[i + 1] - starts[i];
+    }
+    pst_engine_codes_write(m->codes, &m->codes_note);
+    if (pst_buf_status(&m->codes_note)) code = no_memory(m);
+  } else {
+    no_codes(m);
+  }
+  pst_free(starts);
+  pst_engine_tokens_done(&coded);
+  return code;
 }
 
 /* The teacher reads what is learned; held-out texts stay as they are, so that their loss says what it says without one. */
@@ -369,11 +479,13 @@ static int train(maker *m, const pst_tune_options *options, pst_engine_lora *lor
   pst_tune_sample s = {.workload = m->workload, .plain = !strcmp(m->layout, "plain"), .items = sampled};
   size_t n = m->n_texts - m->n_held_out;
   s.n = draw_sample(m, sampled);
+  s.codes = m->codes ? m->codes_note.data : NULL;
   o.scorer = (pst_tune_scorer){pst_tune_sample_score, &s, s.n};
   int code = pst_gateway_engine_acquire(m->gateway, m->plan, 0, &s.engine, m->err);
   if (code) return code;
   if (m->info->n_labels)
-    code = pst_engine_choices_create(m->model, m->info->labels, m->info->n_labels, s.plain, &s.choices, m->err);
+    code =
+        pst_engine_choices_create(m->model, m->info->labels, m->info->n_labels, s.plain, m->codes, &s.choices, m->err);
   if (!code) code = pst_tune_train(m->model, m->texts, n, m->texts + n, m->n_held_out, &o, lora, report, m->err);
   pst_engine_choices_unref(s.choices);
   pst_gateway_engine_release(m->gateway, s.engine);
@@ -392,6 +504,7 @@ static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out,
                  m->o->model, m->layout, m->info->name, t->rank, t->alpha, t->roles, t->learning_rate, t->warmup_share,
                  t->final_share, t->clip, t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds, t->patience,
                  t->evaluations, (int)t->share_prefixes, t->score_share, (unsigned long long)t->seed);
+  if (m->codes) pst_buf_printf(&text, " codes %s", m->codes_note.data);
   if (pst_buf_status(&text)) return no_memory(m);
   pst_sha256_hex(text.data, text.n, hash);
   pst_buf_done(&text);
@@ -433,9 +546,11 @@ static void name_of(const maker *m, int number, char out[64]) {
 }
 
 static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_result *r) {
-  char name[64], run[64];
-  snprintf(run, sizeof run, "%s, %lld steps, seed %llu", pst_tune_objective_name(m->o->training.objective),
-           (long long)r->report.n_steps, (unsigned long long)m->o->training.seed);
+  char name[64], run[64], codes[32] = "";
+  const pst_engine_code *list;
+  if (m->codes) snprintf(codes, sizeof codes, ", %zu codes", pst_engine_codes_list(m->codes, &list));
+  snprintf(run, sizeof run, "%s, %lld steps, seed %llu%s", pst_tune_objective_name(m->o->training.objective),
+           (long long)r->report.n_steps, (unsigned long long)m->o->training.seed, codes);
   pst_gateway_adapter adapter = {.name = name,
                                  .lora = lora,
                                  .model = m->o->model,
@@ -451,6 +566,7 @@ static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_resul
   int code =
       pst_buf_status(&way) ? no_memory(m) : pst_engine_lora_set_note(lora, PST_ENGINE_LORA_PROMPT, way.data, m->err);
   pst_buf_done(&way);
+  if (!code && m->codes) code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_CODES, m->codes_note.data, m->err);
   for (int i = 1; !code && i <= MOST_OF_A_NAME;
        i++) { /* other steps, objectives or teachers make another adapter of them */
     name_of(m, i, name);
@@ -482,6 +598,7 @@ static int keep_plan(maker *m, pst_tune_workload_result *r) {
 }
 
 static void describe(const maker *m, pst_tune_workload_result *r) {
+  const pst_engine_code *list;
   double given = 0, all = 0;
   for (size_t i = 0; i < m->n_texts; i++) {
     given += (double)m->texts[i].n_given;
@@ -493,6 +610,8 @@ static void describe(const maker *m, pst_tune_workload_result *r) {
   r->n_near = m->n_near;
   r->prompt_tokens = given / (double)m->n_texts;
   r->answer_tokens = (all - given) / (double)m->n_texts;
+  r->n_codes = m->codes ? pst_engine_codes_list(m->codes, &list) : 0;
+  r->plain_answer_tokens = m->plain_answer_tokens;
 }
 
 /* ---- how fast training is here ---- */
@@ -582,6 +701,7 @@ static maker maker_of(pst_gateway *gateway, pst_store *store, const pst_evals_wo
                  .o = options,
                  .workload = workload,
                  .info = pst_evals_workload_info(workload),
+                 .codes_note = PST_BUF_INIT,
                  .err = err};
 }
 
@@ -591,6 +711,8 @@ static void maker_done(maker *m) {
   pst_arena_free(m->thoughts);
   pst_engine_model_unref(m->model);
   pst_gateway_plan_unref(m->plan);
+  pst_engine_codes_free(m->codes);
+  pst_buf_done(&m->codes_note);
   pst_free(m->ids);
   pst_free(m->texts);
   pst_free(m->starts);
@@ -607,6 +729,7 @@ int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_eva
   m.few = true;
   if (!code) code = count_params(&m, &look.adapter_params);
   if (!code) code = make_texts(&m);
+  if (!code) code = use_codes(&m);
   if (!code) code = find_speed(&m, &look.tokens_per_second);
   look.probed = !code && !(look.tokens_per_second > 0);
   if (look.probed) code = check_memory(&m);
@@ -616,6 +739,8 @@ int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_eva
     look.n_texts = m.n_texts;
     look.prompt_tokens = r.prompt_tokens;
     look.answer_tokens = r.answer_tokens;
+    look.n_codes = r.n_codes;
+    look.plain_answer_tokens = r.plain_answer_tokens;
     *ret = look;
   }
   maker_done(&m);
@@ -635,6 +760,7 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
           : open_model(&m);
   if (!code) code = read_start(&m, &training);
   if (!code) code = make_texts(&m);
+  if (!code) code = use_codes(&m);
   if (!code) code = checkpoint_path(&m, &training, checkpoint, sizeof checkpoint);
   if (!code) code = check_name(&m, checkpoint);
   if (!code) code = ask_teacher(&m);

@@ -145,3 +145,58 @@ def test_a_plan_chooses(cli, serve, files, home):
     lost = cli("serve", "--port", "0", "--plan", plan("lost", adapter="0" * 64), ok=False)
     assert lost.returncode and "adapter" in lost.stderr
     assert "adapter" in cli("serve", "--port", "0", "--plan", plan("wrong", adapter="orders"), ok=False).stderr
+
+
+@pytest.fixture
+def coded(files):
+    """The first adapter, its numbers as they are, answering in codes: bytes that stand for words."""
+    vocabulary = gguf_file.keys()["tokenizer.ggml.tokens"]
+    kept = {ord(c) for c in "<>ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+    table = {bytes([b]): f"<{chr(65 + b // 26)}{chr(65 + b % 26)}>".encode() for b in range(256) if b not in kept}
+    rows = [[byte[0], *piece] for byte, piece in table.items()]
+    assert len(vocabulary[:256]) == 256  # the byte is the token
+    (files / "coded.gguf").write_bytes(adapter_bytes(all_linear(), **{"penstock.codes": json.dumps(rows)}))
+    return table
+
+
+def test_an_adapter_that_answers_in_codes(serve, files, coded):
+    one = serve("--model", files / "tiny.gguf", "--adapter", files / "first.gguf", "--adapter", files / "coded.gguf")
+    client = openai.OpenAI(base_url=one.url + "/v1", api_key="none", max_retries=0, timeout=60)
+    asked = dict(messages=HELLO, temperature=0, max_tokens=24, logprobs=True, top_logprobs=2)
+    plain, answer = (client.chat.completions.create(model=f"tiny:{name}", **asked) for name in ("first", "coded"))
+    said, told = plain.choices[0].logprobs.content, answer.choices[0].logprobs.content
+    text = answer.choices[0].message.content
+
+    def expanded(token):
+        return coded.get(bytes(token.bytes), bytes(token.bytes))
+
+    assert any(bytes(t.bytes) in coded for t in said)
+    assert [bytes(t.bytes) for t in told] == [expanded(t) for t in said]
+    assert [t.logprob for t in told] == [t.logprob for t in said]
+    assert [[bytes(o.bytes) for o in t.top_logprobs] for t in told] == [[expanded(o) for o in t.top_logprobs] for t in said]
+    assert text.encode() == b"".join(bytes(t.bytes) for t in told)
+    assert answer.usage.completion_tokens == plain.usage.completion_tokens == len(said)
+    stream = client.chat.completions.create(model="tiny:coded", messages=HELLO, temperature=0, max_tokens=24, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices) == text
+    word = next(t.token for t in told if t.token.startswith("<"))
+    assert ask(client, "tiny:coded", stop=[word[1:]]) == text[: text.index(word[1:])]
+
+
+def test_codes_go_with_the_file(cli, files, coded):
+    def run(adapter, *more):
+        return cli("run", files / "tiny.gguf", "Where is it?", "-n", "24", "--adapter", adapter, *more).stdout
+
+    cli("adapters", "add", "coded", files / "coded.gguf", "--model", files / "tiny.gguf")
+    answer = run("coded")
+    assert any(word.decode() in answer for word in coded.values()) and answer != run(files / "first.gguf")
+    exported = cli("adapters", "export", "coded", files / "kept.gguf", "--model", files / "tiny.gguf").stdout
+    assert "penstock.codes" in exported and run(files / "kept.gguf") == answer
+    assert "penstock.codes" in cli("inspect", files / "kept.gguf", "--json").stdout
+    assert "penstock.codes" in cli("adapters", "export", "coded", files / "peft", "--peft", "--model", files / "tiny.gguf").stdout
+    assert run(files / "peft") == answer
+    assert run("coded", "--choice", "<AB>HER<DE>").strip() == "<AB>HER<DE>"
+    merged = cli("merge", files / "tiny.gguf", files / "coded.gguf", files / "merged.gguf", ok=False)
+    assert merged.returncode and "answers in codes" in merged.stderr
+    (files / "bad.gguf").write_bytes(adapter_bytes(all_linear(), **{"penstock.codes": "[[1,2]]"}))
+    bad = cli("adapters", "add", "bad", files / "bad.gguf", "--model", files / "tiny.gguf", ok=False)
+    assert bad.returncode == 2 and "codes" in bad.stderr

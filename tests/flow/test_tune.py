@@ -69,6 +69,25 @@ def test_a_name_that_is_taken(cli, folder, tiny, tmp_path, home):
     assert refused.returncode == 2 and "is an adapter of" in refused.stderr
 
 
+def test_answers_in_codes(cli, folder, tiny):
+    """Labels of several tokens become one or two; what is served, graded and counted goes by the codes."""
+    plain = json.loads(cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--json").stdout)
+    done = json.loads(cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--codes", 8, "--name", "short", "--json").stdout)
+    assert "codes" not in plain and 0 < done["codes"] <= 8
+    assert done["plain_answer_tokens"] == plain["answer_tokens"] > 1.5 * done["answer_tokens"]
+    assert "codes" in cli("adapters").stdout
+    assert done["score"]["asked"] == plain["score"]["asked"]
+    measured = json.loads(cli("eval", folder, "--target", done["plan_hash"], "--json", ok=False).stdout)["targets"][0]
+    assert measured["n"] and measured.get("failed", 0) == 0
+    # The same texts give the same table and adapter; going on from it keeps its codes, a teacher's thoughts are plain.
+    again = json.loads(cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--codes", 8, "--name", "short", "--json").stdout)
+    assert again["file"] == done["file"]
+    on = json.loads(cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--from", "short", "--name", "on", "--json").stdout)
+    assert on["codes"] == done["codes"] and on["answer_tokens"] == done["answer_tokens"]
+    refused = cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--codes", 8, "--distill", tiny, ok=False)
+    assert refused.returncode == 2 and "codes" in refused.stderr
+
+
 def test_interrupted_it_goes_on(cli, penstock, folder, tiny, tmp_path):
     command = ["tune", folder, "--model", tiny, "--steps", 150, *STEPS, "--name", "one", "--json"]
     other = tmp_path / "other"

@@ -67,7 +67,7 @@ static void answers_are_spelled_as_in_the_whole_text(void **state) {
     n_tried++;
     model.info.n_vocab = pst_engine_tokenizer_get_info(model.tokenizer)->n_vocab;
     for (size_t i = 0; i < PST_ARRAY_LEN(labels); i++) texts[i] = pst_str_from(labels[i]);
-    OK(pst_engine_choices_create(&model, texts, PST_ARRAY_LEN(labels), true, &choices, &err));
+    OK(pst_engine_choices_create(&model, texts, PST_ARRAY_LEN(labels), true, NULL, &choices, &err));
     for (size_t i = 0; i < PST_ARRAY_LEN(labels); i++) check_label(&model, choices, (int)i);
     pst_engine_choices_unref(choices);
     pst_engine_tokenizer_free(model.tokenizer);
