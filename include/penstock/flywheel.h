@@ -31,11 +31,16 @@ int pst_flywheel_work(pst_store *store, const pst_flywheel_options *options, boo
 
 /* ---- what tuning would be made of (flywheel/outlook.c) ----------------------------------------------------------- */
 
+/* Output codes that a turn makes of the examples' answers at most, and the share of their tokens that these must save to be used. */
+#define PST_FLYWHEEL_CODES 64
+#define PST_FLYWHEEL_CODES_FROM 0.2
+
 typedef struct pst_flywheel_outlook_source {
   pst_gateway *gateway;
   pst_store *store;
   const pst_evals_workload *workload;
-  int threads; /* to train with; 0: pst_cpu_count() */
+  int threads;   /* to train with; 0: pst_cpu_count() */
+  bool no_codes; /* answers would be plain, whatever output codes would save */
 } pst_flywheel_outlook_source;
 
 /* pst_optimizer_options.outlook; user: a pst_flywheel_outlook_source. Examples and records that may be trained on, lengths as a tuned plan would serve, speed of training
@@ -56,10 +61,11 @@ typedef struct pst_flywheel_turn_options {
   uint64_t seed;
   size_t max_items; /* most items of the parts search and verify; 0: all */
   int threads;
-  bool keep_plan;                                                   /* measure only: the plan in force stays */
-  bool fresh;                                                       /* do not go on with an unfinished turn */
-  bool quiet;                                                       /* no progress line of the optimizer */
-  void (*note)(void *user, const char *text);                       /* a step in words; NULL: silent */
+  bool keep_plan;                             /* measure only: the plan in force stays */
+  bool fresh;                                 /* do not go on with an unfinished turn */
+  bool no_codes;                              /* answers stay plain, whatever output codes would save */
+  bool quiet;                                 /* no progress line of the optimizer */
+  void (*note)(void *user, const char *text); /* a step in words; NULL: silent */
   void (*on_tuning)(void *user, const pst_tune_progress *progress); /* NULL: silent */
   bool (*cancelled)(void *user);                                    /* NULL: never */
   void *user;

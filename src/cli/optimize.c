@@ -67,7 +67,7 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   int code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code && !replay) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
-  pst_flywheel_outlook_source source = {b.gateway, b.store, b.workload, (int)pst_cli_int(a, "threads")};
+  pst_flywheel_outlook_source source = {b.gateway, b.store, b.workload, (int)pst_cli_int(a, "threads"), false};
   pst_optimizer_options o = {.models = list.models,
                              .n_models = list.n,
                              .encoders = list.encoders,

@@ -63,6 +63,10 @@ static void print_expected(const pst_json *r) {
            number(r, "expected.answer_tokens_now"));
   if (number(r, "expected.payback_days") > 0) printf("; paid back in %.3g days", number(r, "expected.payback_days"));
   putchar('\n');
+  if (number(r, "expected.codes.n") > 0)
+    printf("           %.0f output codes save %.0f%% of an answer's tokens, which had %.1f\n",
+           number(r, "expected.codes.n"), 100 * number(r, "expected.codes.saved"),
+           number(r, "expected.codes.plain_answer_tokens"));
 }
 
 static void print_report(const pst_json *r) {
@@ -153,6 +157,7 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
                                  .threads = (int)pst_cli_int(a, "threads"),
                                  .keep_plan = pst_cli_flag(a, "no-promote"),
                                  .fresh = pst_cli_flag(a, "fresh"),
+                                 .no_codes = pst_cli_flag(a, "no-codes"),
                                  .quiet = v.quiet,
                                  .note = on_note,
                                  .on_tuning = on_tuning,
@@ -181,6 +186,8 @@ static const pst_cli_option options[] = {
      "write a page: what the turn changed, what it bought, what it cost; and the plan's evidence"},
     {"no-promote", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "measure only: the plan in force stays"},
     {"fresh", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "do not go on with an unfinished turn"},
+    {"no-codes", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false,
+     "learn answers as they are, also where output codes would save a fifth of their tokens or more"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides draws and orders"},
     PST_CLI_THREADS,
     PST_CLI_HOME,

@@ -50,7 +50,10 @@ static int put_traffic(pst_store *store, pst_str workload, pst_json_writer *w, p
 
 /* What training would read and how fast; where it cannot be, why. That it lacks memory is an answer, too: who asks has a plan in hand that must not be lost for it. */
 static void put_training(const pst_flywheel_outlook_source *s, const char *model, pst_json_writer *w) {
-  pst_tune_workload_options o = {.model = model, .training = pst_tune_options_default()};
+  pst_tune_workload_options o = {.model = model,
+                                 .codes = s->no_codes ? 0 : PST_FLYWHEEL_CODES,
+                                 .codes_from = PST_FLYWHEEL_CODES_FROM,
+                                 .training = pst_tune_options_default()};
   pst_tune_outlook look;
   pst_error why = PST_ERROR_INIT;
   o.training.threads = s->threads;
@@ -62,6 +65,10 @@ static void put_training(const pst_flywheel_outlook_source *s, const char *model
   }
   pst_json_member_double(w, "prompt_tokens", look.prompt_tokens);
   pst_json_member_double(w, "answer_tokens", look.answer_tokens);
+  if (look.n_codes) {
+    pst_json_member_int(w, "codes", (int64_t)look.n_codes);
+    pst_json_member_double(w, "plain_answer_tokens", look.plain_answer_tokens);
+  }
   pst_json_member_int(w, "adapter_params", look.adapter_params);
   pst_json_member_double(w, "tokens_per_second", look.tokens_per_second);
   pst_json_member_bool(w, "probed", look.probed);

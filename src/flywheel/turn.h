@@ -32,6 +32,8 @@ int pst_flywheel_turn_outdated(const pst_flywheel_turn_state *t, bool *ret_outda
 int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);
 /* Step "expected": what a request to the tuned plan should cost by the machine's cost model, and when training is paid back. */
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
+/* Member "codes" of an open object: {"n", "plain_answer_tokens", "saved"}, the share of an answer's tokens; none where n is 0 or not a number. */
+void pst_flywheel_turn_put_codes(double n, double plain_tokens, double tokens, pst_json_writer *w);
 void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out);
 
 #endif

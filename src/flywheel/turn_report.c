@@ -66,6 +66,16 @@ static void put_payback(const pst_flywheel_turn_state *t, const pst_json *look, 
   if (saved_nusd > 0 && monthly > 0) pst_json_member_double(w, "payback_days", 30 * cost / (saved_nusd * monthly));
 }
 
+void pst_flywheel_turn_put_codes(double n, double plain_tokens, double tokens, pst_json_writer *w) {
+  if (!(n > 0)) return;
+  pst_json_key(w, "codes");
+  pst_json_begin_object(w);
+  pst_json_member_double(w, "n", n);
+  pst_json_member_double(w, "plain_answer_tokens", plain_tokens);
+  pst_json_member_double(w, "saved", 1 - tokens / plain_tokens);
+  pst_json_end_object(w);
+}
+
 static int put_expected(const pst_flywheel_turn_state *t, const pst_json *look, const pst_json *evidence,
                         pst_json_writer *w, pst_error *err) {
   pst_flywheel_model model = {0};
@@ -85,6 +95,7 @@ static int put_expected(const pst_flywheel_turn_state *t, const pst_json *look, 
     double then = more * nusd_per_us * pst_optimizer_request_us(&tuned, &o, prompt, 0, answer);
     pst_json_member_double(w, "prompt_tokens", prompt);
     pst_json_member_double(w, "answer_tokens", answer);
+    pst_flywheel_turn_put_codes(number_at(look, "codes"), number_at(look, "plain_answer_tokens"), answer, w);
     pst_json_member_double(w, "request_nusd", then);
     if (now > 0) pst_json_member_double(w, "cost_ratio", then / now);
     put_payback(t, look, nusd_per_us, now - then, w);
@@ -94,7 +105,7 @@ static int put_expected(const pst_flywheel_turn_state *t, const pst_json *look, 
 }
 
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
-  pst_flywheel_outlook_source source = {t->gateway, t->store, t->workload, t->options->threads};
+  pst_flywheel_outlook_source source = {t->gateway, t->store, t->workload, t->options->threads, t->options->no_codes};
   const char *name = pst_evals_workload_info(t->workload)->name;
   char hash[65], *evidence = NULL;
   pst_buf text = PST_BUF_INIT;

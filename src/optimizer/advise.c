@@ -67,9 +67,10 @@ static int cost_then(advice *a, int class_index, pst_error *err) {
   const pst_optimizer_choice *c = &s->best_exact[class_index];
   bool labels = s->space->axes[PST_OPTIMIZER_CONSTRAINT].number[c->v[PST_OPTIMIZER_CONSTRAINT]] != PST_GATEWAY_FREE;
   int *prompt = prompt_lengths(s->speed, a->prompt_tokens);
-  pst_optimizer_lengths l = {.prompt = prompt,
-                             .completion = a->answer_tokens,
-                             .steps = labels && a->model->label_steps > 0 ? a->model->label_steps : a->answer_tokens};
+  pst_optimizer_lengths l = {
+      .prompt = prompt,
+      .completion = a->answer_tokens,
+      .steps = labels && a->model->label_steps > 0 ? fmin(a->model->label_steps, a->answer_tokens) : a->answer_tokens};
   pst_optimizer_estimate e;
   if (!prompt) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the trace");
   int code = pst_optimizer_speed_tuned(s->speed, c, (int64_t)a->adapter_params, &l, &e, err);
