@@ -299,6 +299,89 @@ static void test_leaked_items_are_left_out(void **state) {
   test_gateway_close(&t);
 }
 
+/* ---- candidates ---- */
+
+static bool at_once(void *user) {
+  (void)user;
+  return true;
+}
+
+static int append_params(void *user, const pst_store_run *run) {
+  pst_buf_append_str(user, run->params);
+  return 0;
+}
+
+static int take_id(void *user, const pst_store_request *r) {
+  *(int64_t *)user = r->id;
+  return 0;
+}
+
+/* A data set of one record of `ann`. */
+static void make_set(pst_store *store, char ret_hash[65]) {
+  const pst_store_request r = {.completion_id = PST_STR("a1"),
+                               .time_ms = 1000,
+                               .purpose = PST_STORE_PURPOSE_USER,
+                               .workload = PST_STR("marks"),
+                               .target = PST_STR("local"),
+                               .status = 200,
+                               .keep = PST_STORE_KEEP_CONTENT,
+                               .train = true,
+                               .subject = PST_STR("ann"),
+                               .input_json = PST_STR("{}"),
+                               .output_json = PST_STR("{}")};
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  int64_t id = 0;
+  OK(pst_store_request_put(store, &r, &err));
+  OK(pst_store_flush(store, &err));
+  OK(pst_store_request_each(store, &f, take_id, &id, &err));
+  OK(pst_store_file_put(store, "line\n", 5, ret_hash, &err));
+  const pst_store_data_set set = {.hash = {ret_hash, 64},
+                                  .kind = PST_STR("training"),
+                                  .workload = PST_STR("marks"),
+                                  .n_lines = 1,
+                                  .params = PST_STR("{}"),
+                                  .created_ms = 5};
+  OK(pst_store_data_set_put(store, &set, true, &id, 1, &err));
+}
+
+/* The newest that there is room for, and none that learned from what was erased. */
+static void test_which_adapters_are_candidates(void **state) {
+  (void)state;
+  const pst_optimizer_model m = {model, model_hash};
+  const pst_optimizer_options o = {
+      .models = &m, .n_models = 1, .seed = 5, .budget_s = 1, .threads = 1, .quiet = true, .cancelled = at_once};
+  pst_tune_workload_options tuning = {.model = model, .training = pst_tune_options_default()};
+  pst_tune_workload_result r;
+  pst_optimizer_result none;
+  pst_store_erasure erasure;
+  pst_buf params = PST_BUF_INIT;
+  char set[65];
+  test_gateway t = test_gateway_open(NULL);
+  pst_evals_workload *w = make_workload("right", RIGHT);
+  tuning.training.steps = 1;
+  OK(pst_tune_workload(t.gateway, t.store, w, &tuning, &r, &err));
+  make_set(t.store, set);
+  for (int i = 0; i < 26; i++) { /* the last letters are the newest */
+    pst_store_adapter copy = r.adapter;
+    const pst_store_adapter_origin origin = {.data_set = i == 25 ? set : NULL};
+    (void)snprintf(copy.name, sizeof copy.name, "copy-%c", 'a' + i);
+    copy.created_ms += 1 + i;
+    OK(pst_store_adapter_put(t.store, &copy, &origin, &err));
+  }
+  OK(pst_store_records_erase(t.store, PST_STR("ann"), (pst_str){NULL, 0}, 9, &erasure, &err));
+  pst_store_erasure_done(&erasure);
+  assert_int_equal(pst_optimizer_run(t.gateway, t.store, w, &o, &none, &err), PST_E_CANCELLED);
+  OK(pst_store_run_each(t.store, PST_STR("optimize"), PST_STR("marks"), 0, append_params, &params, &err));
+  assert_null(strstr(pst_buf_text(&params), ":copy-z"));
+  assert_non_null(strstr(pst_buf_text(&params), ":copy-y"));
+  assert_non_null(strstr(pst_buf_text(&params), ":copy-c")); /* with the model, 24 */
+  assert_null(strstr(pst_buf_text(&params), ":copy-b"));
+  pst_buf_done(&params);
+  pst_tune_workload_result_done(&r);
+  pst_evals_workload_free(w);
+  test_gateway_close(&t);
+}
+
 /* ---- kills ---- */
 
 /* Where a turn ends itself as kill -9 would; text NULL: not there. */
@@ -575,10 +658,13 @@ static void test_a_plan_of_others_stays(void **state) {
 
 int main(int argc, char **argv) {
   if (argc == 9 && !strcmp(argv[1], "child")) return child_main(argv);
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_planted_updates_are_refused), cmocka_unit_test(test_leaked_items_are_left_out),
-      cmocka_unit_test(test_one_turn_at_a_time),          cmocka_unit_test(test_a_finished_search_is_taken_up),
-      cmocka_unit_test(test_a_plan_of_others_stays),      cmocka_unit_test(test_killed_turns_go_on),
-      cmocka_unit_test(test_killed_at_any_moment)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted_updates_are_refused),
+                                     cmocka_unit_test(test_leaked_items_are_left_out),
+                                     cmocka_unit_test(test_which_adapters_are_candidates),
+                                     cmocka_unit_test(test_one_turn_at_a_time),
+                                     cmocka_unit_test(test_a_finished_search_is_taken_up),
+                                     cmocka_unit_test(test_a_plan_of_others_stays),
+                                     cmocka_unit_test(test_killed_turns_go_on),
+                                     cmocka_unit_test(test_killed_at_any_moment)};
   return cmocka_run_group_tests(tests, set_up, test_dir_close);
 }
