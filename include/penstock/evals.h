@@ -49,6 +49,7 @@ typedef enum pst_evals_grader_kind {
   PST_EVALS_NUMERIC, /* within a tolerance */
   PST_EVALS_JSON,    /* the named fields match; score = share of them, accepted = all */
   PST_EVALS_CHOICE,  /* the one label named in the answer */
+  PST_EVALS_SQL,     /* the same statement, token by token in canonical form */
   PST_EVALS_GRADER_COUNT
 } pst_evals_grader_kind;
 
@@ -96,13 +97,18 @@ void pst_evals_workload_free(pst_evals_workload *workload); /* NULL is fine */
 const pst_evals_info *pst_evals_workload_info(const pst_evals_workload *workload);
 
 /* Makes a workload folder of a JSONL file whose lines hold a text and a label or target (`penstock import`). Parts are drawn by near-duplicate
- * cluster with `seed`. Whole or not at all; PST_E_EXISTS when the folder is there. */
+ * cluster with `seed`. Several text fields are joined into one message, a line each; a list of texts in a field by ", ". Whole or not at all; PST_E_EXISTS when
+ * the folder is there. */
+enum { PST_EVALS_TEXT_FIELDS_MAX = 16 };
 typedef struct pst_evals_import_options {
-  const char *name;                      /* NULL: the folder's name */
-  const char *text_field, *answer_field; /* NULL: found ("text", "input", ...; "label", "target", "answer", ...) */
-  size_t limit;                          /* 0: all; else a stratified sample of so many lines */
+  const char *name;               /* NULL: the folder's name */
+  const char *const *text_fields; /* in the order of their lines */
+  size_t n_text_fields;           /* 0: one is found ("text", "input", ...); at most PST_EVALS_TEXT_FIELDS_MAX */
+  const char *answer_field;       /* NULL: found ("label", "target", "answer", ...) */
+  size_t limit;                   /* 0: all; else a stratified sample of so many lines */
   uint64_t seed;
-  double shares[PST_EVALS_PART_COUNT]; /* all 0: 0.4, 0.2, 0.2, 0.2 */
+  /* All 0: a fifth for each of search, verify and sealed, but about 1,000, 1,500 and 1,500 items at most; the rest are examples. */
+  double shares[PST_EVALS_PART_COUNT];
 } pst_evals_import_options;
 int pst_evals_import(const char *jsonl_path, const char *folder, const pst_evals_import_options *options,
                      pst_progress *progress, pst_error *err);

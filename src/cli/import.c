@@ -63,12 +63,12 @@ static void print_summary(const pst_cli_args *a, const pst_evals_info *info) {
 
 static int run_import(const pst_cli_args *a, pst_error *err) {
   pst_evals_import_options o = {.name = pst_cli_text(a, "name"),
-                                .text_field = pst_cli_text(a, "text"),
                                 .answer_field = pst_cli_text(a, "answer"),
                                 .limit = (size_t)pst_cli_int(a, "limit"),
                                 .seed = (uint64_t)pst_cli_int(a, "seed")};
   pst_evals_workload *workload = NULL;
   pst_progress progress;
+  o.n_text_fields = (size_t)pst_cli_many(a, "text", &o.text_fields);
   int code = pst_cli_given(a, "shares") ? parse_shares(pst_cli_text(a, "shares"), o.shares, err) : 0;
   if (code) return code;
   pst_progress_begin(&progress, "importing", 0, false, pst_cli_flag(a, "quiet"));
@@ -82,12 +82,14 @@ static int run_import(const pst_cli_args *a, pst_error *err) {
 
 static const pst_cli_option options[] = {
     {"name", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "the workload's name (default: the folder's)"},
-    {"text", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "field that holds the text (default: found)"},
+    {"text", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, true,
+     "field that holds the text, or a list of texts; several are joined, a line each (default: found)"},
     {"answer", 0, PST_CLI_TEXT, "FIELD", NULL, 0, 0, false, "field that holds the right answer (default: found)"},
     {"limit", 'n', PST_CLI_INT, "N", "0", 0, 1e7, false, "a sample of so many lines, each label in its share (0: all)"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9e15, false, "seed of the sample and the parts"},
     {"shares", 0, PST_CLI_TEXT, "A,B,C,D", NULL, 0, 0, false,
-     "shares of examples, search, verify, sealed (default: 0.4,0.2,0.2,0.2)"},
+     "shares of examples, search, verify, sealed (default: 0.2 each for the last three, but no more than about 1000, 1500 and "
+     "1500 items; the rest for examples)"},
     PST_CLI_QUIET,
     PST_CLI_JSON,
 };
@@ -95,7 +97,7 @@ const pst_cli_command pst_cli_import = {
     "import",
     "FILE.jsonl FOLDER",
     "make a workload of a file of texts and right answers",
-    "Each line is a JSON object with a text and a label, number, JSON object or text that is the right answer. Near-duplicate\n"
+    "Each line is a JSON object with a text and a label, number, JSON object, SQL statement or text that is the right answer. Near-duplicate\n"
     "texts are kept in one part. The same file and seed give the same folder.",
     2,
     2,

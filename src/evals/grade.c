@@ -14,7 +14,7 @@
 #define JSON_DEPTH_MAX 64
 
 const char *pst_evals_grader_name(pst_evals_grader_kind kind) {
-  static const char *const names[] = {"exact", "normalized", "contains", "regex", "numeric", "json", "choice"};
+  static const char *const names[] = {"exact", "normalized", "contains", "regex", "numeric", "json", "choice", "sql"};
   return (size_t)kind < PST_ARRAY_LEN(names) ? names[kind] : "";
 }
 
@@ -267,6 +267,7 @@ static int grade_one(const pst_evals_workload *w, size_t item, pst_str answer, p
   switch (w->info.grader) {
   case PST_EVALS_NUMERIC: *ret_right = grade_number(&w->grading, answer, expected); return 0;
   case PST_EVALS_CHOICE: return grade_choice(w, answer, expected, ret_right);
+  case PST_EVALS_SQL: return pst_evals_sql_equal(without_fence(answer), expected, ret_right);
   case PST_EVALS_REGEX: {
     pst_buf clean = PST_BUF_INIT;
     pst_utf8_sanitize((pst_str){answer.data, PST_MIN(answer.n, REGEX_TEXT_MAX)}, &clean);

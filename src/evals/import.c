@@ -1,6 +1,6 @@
 /* `penstock import`: a workload folder out of a JSONL file of texts and answers.
  *
- * Owns what a file is taken for (labels, numbers, JSON objects, free text), the sample, the parts and the prompts it begins with. Parts are
+ * Owns what a file is taken for (labels, numbers, JSON objects, SQL, free text), the sample, the parts and the prompts it begins with. Parts are
  * drawn by near-duplicate cluster, so that no held-back item has a twin that was seen; within that, each label is spread over the parts by
  * their shares. Everything random is a draw of the seed: the same file and seed give the same folder. The folder is written under another
  * name and renamed: whole or not at all. */
@@ -14,9 +14,10 @@
 
 #define FILE_BYTES_MAX ((size_t)2 << 30)
 #define LABELS_LISTED_MAX 400 /* longer lists are no prompt */
+#define TABLES_LISTED_MAX 40
 
 /* What the answers are. */
-typedef enum answer_kind { ANSWER_LABEL, ANSWER_NUMBER, ANSWER_JSON, ANSWER_TEXT } answer_kind;
+typedef enum answer_kind { ANSWER_LABEL, ANSWER_NUMBER, ANSWER_JSON, ANSWER_SQL, ANSWER_TEXT } answer_kind;
 
 typedef struct entry {
   pst_str id, text; /* id empty: made of the line's number */
@@ -29,7 +30,9 @@ typedef struct entry {
 typedef struct importer {
   const char *path;
   const pst_evals_import_options *options;
-  pst_str text_field, answer_field;
+  pst_str text_fields[PST_EVALS_TEXT_FIELDS_MAX], answer_field;
+  size_t n_text_fields;
+  pst_arena *arena; /* joined texts */
   pst_json_doc **docs;
   size_t n_docs, docs_capacity;
   entry *entries;
@@ -96,28 +99,63 @@ static void list_fields(const pst_json *object, char *ret_text, size_t size) {
 static int find_fields(importer *m, const pst_json *first, uint32_t line) {
   static const char *const texts[] = {"text",    "input", "question", "prompt",    "message",
                                       "content", "query", "sentence", "utterance", NULL};
-  static const char *const answers[] = {"label",  "target", "answer",   "output",     "expected",
-                                        "intent", "class",  "category", "completion", NULL};
+  static const char *const answers[] = {"label", "target",   "answer",     "output", "expected", "intent",
+                                        "class", "category", "completion", "sql",    NULL};
   const pst_evals_import_options *o = m->options;
-  m->text_field = o->text_field ? pst_str_from(o->text_field) : find_field(first, texts);
+  for (size_t i = 0; i < o->n_text_fields; i++) m->text_fields[i] = pst_str_from(o->text_fields[i]);
+  if (!o->n_text_fields) m->text_fields[0] = find_field(first, texts);
+  m->n_text_fields = PST_MAX(o->n_text_fields, (size_t)1);
   m->answer_field = o->answer_field ? pst_str_from(o->answer_field) : find_field(first, answers);
-  const char *what = !m->text_field.n ? "text" : !m->answer_field.n ? "answer" : NULL;
+  const char *what = !m->text_fields[0].n ? "text" : !m->answer_field.n ? "answer" : NULL;
   if (!what) return 0;
   char fields[200];
   list_fields(first, fields, sizeof fields);
   return fail_line(m, line, "no field holds the %s (looked for %s); name it with --%s FIELD: there are %s", what,
-                   !m->text_field.n ? "text, input, question, ..." : "label, target, answer, ...", what, fields);
+                   !m->text_fields[0].n ? "text, input, question, ..." : "label, target, answer, ...", what, fields);
+}
+
+/* Appends a text, or the texts of a list joined by ", ". false: it is neither, or holds nothing. */
+static bool append_field(const pst_json *value, pst_buf *out) {
+  if (pst_json_typeof(value) == PST_JSON_STRING) {
+    pst_buf_append_str(out, pst_json_str(value));
+    return pst_str_trim(pst_json_str(value)).n > 0;
+  }
+  bool good = pst_json_typeof(value) == PST_JSON_ARRAY && pst_json_size(value);
+  size_t k = 0;
+  for (pst_json_iter it = pst_json_iterate(good ? value : NULL); pst_json_next(&it); k++) {
+    good = good && pst_json_typeof(it.value) == PST_JSON_STRING;
+    if (k) pst_buf_puts(out, ", ");
+    pst_buf_append_str(out, pst_json_str(it.value));
+  }
+  return good;
+}
+
+/* The message: the one text as it stands, or the fields' texts on a line each. */
+static int read_text(importer *m, const pst_json *object, uint32_t line, pst_str *ret_text) {
+  pst_buf text = PST_BUF_INIT;
+  int code = 0;
+  for (size_t i = 0; i < m->n_text_fields && !code; i++) {
+    pst_str field = m->text_fields[i];
+    if (i) pst_buf_putc(&text, '\n');
+    if (!append_field(pst_json_get_str(object, field), &text))
+      code = fail_line(m, line, "the field \"%.*s\" is %s", (int)PST_MIN(field.n, (size_t)60), field.data,
+                       pst_json_get_str(object, field) ? "no text and no list of texts, or is empty" : "missing");
+  }
+  if (!code && pst_buf_status(&text)) code = no_memory(m);
+  if (!code && memchr(text.data, 0, text.n)) code = fail_line(m, line, "the text holds a zero byte");
+  char *copy = code ? NULL : pst_arena_strndup(m->arena, text.data, text.n);
+  if (!code && !copy) code = no_memory(m);
+  if (!code) *ret_text = (pst_str){copy, text.n};
+  pst_buf_done(&text);
+  return code;
 }
 
 static int add_entry(importer *m, const pst_json *object, uint32_t line) {
   entry e = {.line = line};
-  const pst_json *text = pst_json_get_str(object, m->text_field), *id = pst_json_get(object, "id");
+  const pst_json *id = pst_json_get(object, "id");
   e.answer = pst_json_get_str(object, m->answer_field);
-  e.text = pst_json_str(text);
-  if (pst_json_typeof(text) != PST_JSON_STRING || !pst_str_trim(e.text).n)
-    return fail_line(m, line, "the field \"%.*s\" is not a text, or is empty", (int)m->text_field.n,
-                     m->text_field.data);
-  if (memchr(e.text.data, 0, e.text.n)) return fail_line(m, line, "the text holds a zero byte");
+  int code = read_text(m, object, line, &e.text);
+  if (code) return code;
   if (!e.answer || pst_json_typeof(e.answer) == PST_JSON_NULL)
     return fail_line(m, line, "has no \"%.*s\", which holds the answer", (int)m->answer_field.n, m->answer_field.data);
   if (pst_json_typeof(e.answer) == PST_JSON_STRING) {
@@ -189,10 +227,12 @@ static int number_labels(importer *m) {
 }
 
 static int find_kind(importer *m) {
-  size_t n_of[7] = {0}, longest = 0;
+  size_t n_of[7] = {0}, n_sql = 0, longest = 0;
   for (size_t i = 0; i < m->n; i++) {
+    pst_str text = pst_json_str(m->entries[i].answer);
     n_of[pst_json_typeof(m->entries[i].answer)]++;
-    longest = PST_MAX(longest, pst_json_str(m->entries[i].answer).n);
+    n_sql += pst_evals_sql_is_statement(text);
+    longest = PST_MAX(longest, text.n);
   }
   int code = number_labels(m);
   if (code) return code;
@@ -200,10 +240,12 @@ static int find_kind(importer *m) {
     m->kind = ANSWER_NUMBER;
   else if (n_of[PST_JSON_STRING] < m->n)
     m->kind = ANSWER_JSON;
+  else if (n_sql == m->n)
+    m->kind = ANSWER_SQL;
   else
     m->kind = m->n_labels >= 2 && m->n_labels <= 4096 && m->n_labels * 2 <= m->n && longest <= 128 ? ANSWER_LABEL
                                                                                                    : ANSWER_TEXT;
-  if (m->kind == ANSWER_TEXT || m->kind == ANSWER_NUMBER) { /* nothing to spread by */
+  if (m->kind != ANSWER_LABEL && m->kind != ANSWER_JSON) { /* nothing to spread by */
     for (size_t i = 0; i < m->n; i++) m->entries[i].label_number = 0;
     m->n_labels = 1;
   }
@@ -519,12 +561,47 @@ static void write_json_prompts(const importer *m, pst_json_writer *w) {
   pst_buf_done(&text);
 }
 
+/* The tables that statements begin with: "t", "orders, customers"; "" where they are many. */
+static int list_tables(const importer *m, pst_buf *out) {
+  pst_str seen[TABLES_LISTED_MAX];
+  size_t n = 0;
+  for (size_t i = 0; i < m->n; i++) {
+    pst_str table = pst_evals_sql_table(pst_json_str(m->entries[i].answer));
+    bool known = !table.n;
+    for (size_t k = 0; k < n && !known; k++) known = pst_str_equal(seen[k], table);
+    if (known) continue;
+    if (n == TABLES_LISTED_MAX) return 0;
+    seen[n++] = table;
+  }
+  qsort(seen, n, sizeof *seen, compare_strs);
+  for (size_t k = 0; k < n; k++) pst_buf_printf(out, "%s%.*s", k ? ", " : "", (int)seen[k].n, seen[k].data);
+  return pst_buf_status(out);
+}
+
+static void write_sql_prompts(const importer *m, pst_json_writer *w) {
+  pst_buf tables = PST_BUF_INIT, text = PST_BUF_INIT;
+  if (list_tables(m, &tables)) w->out->failed = true;
+  write_prompt(w, "bare", "", "Give the SQL of the question.", "Question", "SQL");
+  write_prompt(w, "terse", "You turn questions into SQL.", "Answer with one SQL statement and nothing else.",
+               "Question", "SQL");
+  pst_buf_puts(&text, "Write the one SQL statement that answers the question, and nothing else.");
+  if (tables.n) pst_buf_printf(&text, " Tables: %s.", pst_buf_text(&tables));
+  write_prompt(w, "described",
+               "You write SQL for questions about data. Names of columns are taken as they are given, values as the "
+               "question says them.",
+               pst_buf_text(&text), "Question", "SQL");
+  if (pst_buf_status(&text)) w->out->failed = true;
+  pst_buf_done(&tables);
+  pst_buf_done(&text);
+}
+
 static void write_prompts(const importer *m, pst_json_writer *w) {
   pst_json_key(w, "prompts");
   pst_json_begin_array(w);
   switch (m->kind) {
   case ANSWER_LABEL: write_label_prompts(m, w); break;
   case ANSWER_JSON: write_json_prompts(m, w); break;
+  case ANSWER_SQL: write_sql_prompts(m, w); break;
   case ANSWER_NUMBER:
     write_prompt(w, "bare", "", "Give the number.", "Question", "Number");
     write_prompt(w, "terse", "You answer with numbers.", "Answer with one number and nothing else.", "Question",
@@ -544,9 +621,9 @@ static void write_prompts(const importer *m, pst_json_writer *w) {
 }
 
 static void write_workload(const importer *m, const char *name, pst_buf *out) {
-  static const char *const kinds[] = {"choice", "text", "extract", "text"};
-  static const char *const graders[] = {"choice", "numeric", "json", "normalized"};
-  static const char *const whats[] = {"label", "number", "JSON", "answer"};
+  static const char *const kinds[] = {"choice", "text", "extract", "text", "text"};
+  static const char *const graders[] = {"choice", "numeric", "json", "sql", "normalized"};
+  static const char *const whats[] = {"label", "number", "JSON", "SQL", "answer"};
   const char *base = strrchr(m->path, '/');
   char about[512];
   snprintf(about, sizeof about, "Imported from %.200s (%zu lines, seed %llu): the %s of each text.",
@@ -654,20 +731,36 @@ static char *name_of(const char *folder) {
   return pst_strndup(folder + start, end - start);
 }
 
-static int check_options(const char *folder, const pst_evals_import_options *o, double shares[PST_EVALS_PART_COUNT],
-                         pst_error *err) {
-  static const double usual[PST_EVALS_PART_COUNT] = {0.4, 0.2, 0.2, 0.2};
-  double sum = 0;
-  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) {
+static int check_options(const char *folder, const pst_evals_import_options *o, pst_error *err) {
+  for (int i = 0; i < PST_EVALS_PART_COUNT; i++)
     if (!(o->shares[i] >= 0)) return pst_error_set(err, PST_E_BAD_INPUT, "shares", "a share is negative");
-    sum += o->shares[i];
-  }
-  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) shares[i] = sum > 0 ? o->shares[i] / sum : usual[i];
+  if (o->n_text_fields > PST_EVALS_TEXT_FIELDS_MAX)
+    return pst_error_set(err, PST_E_BAD_INPUT, "text", "%zu fields are more than the limit of %d", o->n_text_fields,
+                         PST_EVALS_TEXT_FIELDS_MAX);
+  for (size_t i = 0; i < o->n_text_fields; i++)
+    for (size_t k = 0; k < i; k++)
+      if (!strcmp(o->text_fields[i], o->text_fields[k]))
+        return pst_error_set(err, PST_E_BAD_INPUT, "text", "the field \"%.60s\" is named twice", o->text_fields[i]);
   if (pst_dir_exists(folder) || pst_file_exists(folder))
     return pst_error_set(err, PST_E_EXISTS, folder, "is there already; name a new folder");
   if (o->name && (!*o->name || strchr(o->name, '/')))
     return pst_error_set(err, PST_E_BAD_INPUT, "name", "a name is not empty and holds no '/'");
   return 0;
+}
+
+/* The shares asked for, or the usual ones of n items: a part that judges says no more for being larger than this, and what it would take is worth more as examples. */
+static void find_shares(const pst_evals_import_options *o, size_t n, double shares[PST_EVALS_PART_COUNT]) {
+  static const double most[PST_EVALS_PART_COUNT] = {
+      [PST_EVALS_SEARCH] = 1000, [PST_EVALS_VERIFY] = 1500, [PST_EVALS_SEALED] = 1500};
+  double sum = 0;
+  for (int i = 0; i < PST_EVALS_PART_COUNT; i++) sum += o->shares[i];
+  for (int i = 0; i < PST_EVALS_PART_COUNT && sum > 0; i++) shares[i] = o->shares[i] / sum;
+  if (sum > 0) return;
+  shares[PST_EVALS_EXAMPLES] = 1;
+  for (int i = PST_EVALS_SEARCH; i < PST_EVALS_PART_COUNT; i++) {
+    shares[i] = fmin(0.2, most[i] / (double)n);
+    shares[PST_EVALS_EXAMPLES] -= shares[i];
+  }
 }
 
 int pst_evals_import(const char *jsonl_path, const char *folder, const pst_evals_import_options *options,
@@ -677,13 +770,15 @@ int pst_evals_import(const char *jsonl_path, const char *folder, const pst_evals
   char *text = NULL, *name = NULL;
   size_t n = 0;
   pst_buf workload = PST_BUF_INIT, items = PST_BUF_INIT;
-  int code = check_options(folder, options, shares, err);
+  int code = check_options(folder, options, err);
+  if (!code && !(m.arena = pst_arena_create())) code = no_memory(&m);
   if (!code) code = pst_file_read(jsonl_path, FILE_BYTES_MAX, &text, &n, err);
   if (!code) code = read_lines(&m, (pst_str){text, n});
   if (!code && progress) pst_progress_update(progress, (int64_t)m.n);
   if (!code) code = find_kind(&m);
   if (!code) code = take_sample(&m);
   if (!code) code = find_clusters(&m);
+  if (!code) find_shares(options, m.n, shares);
   if (!code) code = draw_parts(&m, shares);
   if (!code) code = check_ids(&m);
   if (!code && !(name = options->name ? pst_strdup(options->name) : name_of(folder))) code = no_memory(&m);
@@ -695,6 +790,7 @@ int pst_evals_import(const char *jsonl_path, const char *folder, const pst_evals
   if (!code) code = write_folder(&m, folder, &workload, &items);
   for (size_t i = 0; i < m.n_docs; i++) pst_json_free(m.docs[i]);
   pst_free(m.docs);
+  pst_arena_free(m.arena);
   pst_free(m.entries);
   pst_free(m.labels);
   pst_free(text);

@@ -30,8 +30,7 @@ static bool stands_alone(uint32_t cp) {
          (cp >= 0x20000 && cp <= 0x3ffff);
 }
 
-/* NFKC, lower case, NFKC again (lower-casing can leave marks out of order). */
-static int fold(pst_str text, pst_buf *out) {
+int pst_evals_fold(pst_str text, pst_buf *out) {
   pst_buf clean = PST_BUF_INIT, composed = PST_BUF_INIT, lower = PST_BUF_INIT;
   pst_utf8_sanitize(text, &clean);
   int code = pst_buf_status(&clean);
@@ -82,7 +81,7 @@ static pst_str strip(pst_str s) {
 
 int pst_evals_normalize(pst_str text, pst_buf *out) {
   pst_buf folded = PST_BUF_INIT, spaced = PST_BUF_INIT;
-  int code = fold(text, &folded);
+  int code = pst_evals_fold(text, &folded);
   bool gap = false;
   for (size_t i = 0; !code && i < folded.n;) {
     size_t start = i;
@@ -103,7 +102,7 @@ int pst_evals_normalize(pst_str text, pst_buf *out) {
 
 int pst_evals_words(pst_str text, pst_buf *out) {
   pst_buf folded = PST_BUF_INIT;
-  int code = fold(text, &folded);
+  int code = pst_evals_fold(text, &folded);
   size_t begin = out->n;
   bool gap = false;
   for (size_t i = 0; !code && i < folded.n;) {

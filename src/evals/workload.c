@@ -241,6 +241,7 @@ static int read_grader(const reader *top) {
       [PST_EVALS_NUMERIC] = {"type", "field", "tolerance", "relative_tolerance"},
       [PST_EVALS_JSON] = {"type", "field", "fields", "loose_text"},
       [PST_EVALS_CHOICE] = {"type", "field"},
+      [PST_EVALS_SQL] = {"type", "field"},
   };
   reader r = into(top, "grader", "grader");
   if (pst_json_typeof(r.object) != PST_JSON_OBJECT) return fail_type(top, "grader", "an object");
@@ -251,7 +252,8 @@ static int read_grader(const reader *top) {
   if (code) return code;
   while (kind < PST_EVALS_GRADER_COUNT && !pst_str_is(type, pst_evals_grader_name((pst_evals_grader_kind)kind))) kind++;
   if (kind == PST_EVALS_GRADER_COUNT)
-    return fail(&r, "type", "is \"%.*s\"; one of exact, normalized, contains, regex, numeric, json, choice is wanted",
+    return fail(&r, "type",
+                "is \"%.*s\"; one of exact, normalized, contains, regex, numeric, json, choice, sql is wanted",
                 (int)PST_MIN(type.n, (size_t)40), type.data);
   info->grader = (pst_evals_grader_kind)kind;
   if (!code) code = check_members(&r, known[kind]);

@@ -30,10 +30,22 @@ struct pst_evals_workload {
 
 /* ---- text.c ---- */
 
+/* NFKC, lower case, NFKC again (lower-casing can leave marks out of order). Broken UTF-8 becomes U+FFFD. Appends. */
+int pst_evals_fold(pst_str text, pst_buf *out);
 /* The form in which case, white space, outer punctuation and Unicode form do not count: NFKC, lower case, single spaces, no punctuation
  * at the ends (but a sign or point before a digit, and a per cent sign behind one). Broken UTF-8 becomes U+FFFD. Idempotent. Text of punctuation
  * alone is kept. Appends. */
 int pst_evals_normalize(pst_str text, pst_buf *out);
+
+/* ---- sql.c ---- */
+
+/* Whether nothing but letter case, Unicode form, white space, semicolons at the end, quotes ('x' "x"; a number in quotes is the number), `<>` for `!=`, `==` for `=`, or
+ * the order of a WHERE clause's conditions, where AND alone joins them, tells two SQL statements apart. Any texts may be compared. PST_E_NOMEM. */
+int pst_evals_sql_equal(pst_str a, pst_str b, bool *ret_equal);
+/* Whether a text begins as SELECT, WITH, INSERT, UPDATE or DELETE do. */
+bool pst_evals_sql_is_statement(pst_str text);
+/* The first table that a statement names, a view into it; empty: none. */
+pst_str pst_evals_sql_table(pst_str statement);
 
 /* ---- grade.c ---- */
 

@@ -71,8 +71,46 @@ def test_import_of_public_sets(penstock, test_data, tmp_path, name, kind, grader
     assert workload["task"]["kind"] == kind and workload["grader"]["type"] == grader and len(workload["prompts"]) >= 3
     items = read_lines(tmp_path / "w" / "items.jsonl")
     assert len(items) == len(path.read_text(encoding="utf-8").splitlines())
-    for part in PARTS[1:]:
-        assert 0.15 <= sum(i["part"] == part for i in items) / len(items) <= 0.25
+    for part, most in zip(PARTS[1:], (1000, 1500, 1500)):  # a fifth, and no more than is needed to judge
+        share = min(0.2, most / len(items))
+        assert abs(sum(i["part"] == part for i in items) / len(items) - share) <= 0.1 * share
+
+
+@pytest.mark.parametrize("n, parts", [(2000, (800, 400, 400, 400)), (6000, (2600, 1000, 1200, 1200)), (9000, (5000, 1000, 1500, 1500))])
+def test_judging_parts_stop_growing(penstock, tmp_path, n, parts):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": " ".join(f"w{i * 10 + k}" for k in range(3)), "label": f"l{i % 3}"}) + "\n" for i in range(n)), encoding="utf-8")
+    for options, wanted in (([], parts), (["--shares", "0.1,0.1,0.2,0.6"], (n * 0.1, n * 0.1, n * 0.2, n * 0.6))):
+        done = run(penstock, "import", path, tmp_path / f"w{len(options)}", "--json", *options)
+        assert done[0] == 0, done[2]
+        counts = json.loads(done[1])["parts"]
+        assert all(abs(counts[part] - w) <= 3 for part, w in zip(PARTS, wanted)), counts
+
+
+SQL_ROWS = [{"columns": ["player", "college"] if i % 2 else ["team"], "text": f"Which {w} of {i}?", "sql": f"select {w} from t{i % 2} where n = {i}"}
+            for i, w in enumerate("age name height weight city coach league season goals points wins losses".split())]
+
+
+def test_import_of_sql_and_joined_fields(penstock, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in SQL_ROWS), encoding="utf-8")
+    code, _, err = run(penstock, "import", path, tmp_path / "w", "--text", "columns", "--text", "text", "--answer", "sql")
+    assert code == 0, err
+    workload = json.loads((tmp_path / "w" / "workload.json").read_text(encoding="utf-8"))
+    assert workload["task"]["kind"] == "text" and workload["grader"] == {"type": "sql"}
+    assert {(p["input_key"], p["answer_key"]) for p in workload["prompts"]} == {("Question", "SQL")}
+    assert any("t0, t1" in p["instruction"] for p in workload["prompts"])
+    texts = [item["messages"][0]["content"] for item in read_lines(tmp_path / "w" / "items.jsonl")]
+    assert texts == [", ".join(row["columns"]) + "\n" + row["text"] for row in SQL_ROWS]
+    path.write_text("".join(json.dumps({**row, "sql": row["sql"] if i else "no SQL"}) + "\n" for i, row in enumerate(SQL_ROWS)), encoding="utf-8")
+    assert run(penstock, "import", path, tmp_path / "v")[0] == 0  # one answer is something else; "sql" is found by itself
+    assert json.loads((tmp_path / "v" / "workload.json").read_text(encoding="utf-8"))["grader"]["type"] == "normalized"
+    for row, options, message in (({"columns": [], "text": "a"}, [], '"columns" is no text and no list of texts, or is empty'),
+                                  ({"columns": ["a", 1], "text": "a"}, [], '"columns" is no text'), ({"text": "a"}, [], '"columns" is missing'),
+                                  ({"columns": ["a"], "text": "a"}, ["--text", "text"], "named twice")):
+        path.write_text(json.dumps({**row, "sql": "select 1"}) + "\n", encoding="utf-8")
+        code, out, err = run(penstock, "import", path, tmp_path / "u", "--text", "columns", "--text", "text", "--answer", "sql", *options)
+        assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not out, err
 
 
 def test_import_mistakes_leave_nothing(penstock, source, tmp_path):

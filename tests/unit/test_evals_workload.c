@@ -54,6 +54,7 @@ static void refused(void **state) {
        NULL, "goal.latency_p95_ms", "above 0"},
       {HEAD "{\"kind\":\"text\"}" PROMPTS ",\"grader\":{\"type\":\"exact\"},\"goal\":{\"objective\":\"fun\"}}", one,
        NULL, "goal.objective", "cost, latency, quality"},
+      {TEXT_TASK("{\"type\":\"sql\",\"fields\":[\"a\"]}"), one, NULL, "grader", "fields"},
       {TEXT_TASK("{\"type\":\"exakt\"}"), one, NULL, "grader.type", "exact, normalized"},
       {TEXT_TASK("{\"type\":\"exact\",\"tolerance\":1}"), one, NULL, "grader", "tolerance"},
       {TEXT_TASK("{\"type\":\"choice\"}"), one, NULL, "grader.type", "labels"},
@@ -147,6 +148,7 @@ static void graders(void **state) {
 #define LABELS "[\"cancel\",\"cancel_order\",\"refund status\"]"
 #define NUMERIC TEXT_TASK("{\"type\":\"numeric\",\"tolerance\":0.01}")
 #define JSON_ALL TEXT_TASK("{\"type\":\"json\"}")
+#define SQL TEXT_TASK("{\"type\":\"sql\"}")
   static const struct {
     const char *workload, *reference, *answer;
     bool right;
@@ -191,6 +193,38 @@ static void graders(void **state) {
       {TEXT_TASK("{\"type\":\"json\",\"fields\":[\"s.x\",\"q\"]}"), "{\"s\":{\"x\":1}}", "{\"s\":{\"x\":1},\"q\":0}",
        false},
       {TEXT_TASK("{\"type\":\"json\",\"fields\":[\"q\"]}"), "{\"s\":1}", "7", false},
+      {SQL, "\"SELECT a FROM t WHERE b = 'Max Redfield'\"", "select A\nfrom T where B=\"max redfield\" ; ;", true},
+      {SQL, "\"SELECT a FROM t WHERE b = 'x'\"", "```sql\nSELECT a FROM t WHERE b = 'x';\n```", true},
+      {SQL, "\"SELECT a FROM t WHERE b = 'x'\"", "SELECT a FROM t WHERE b = x", false},
+      {SQL, "\"SELECT a FROM t WHERE b = 'x y'\"", "SELECT a FROM t WHERE b = 'xy'", false},
+      {SQL, "\"SELECT a FROM t WHERE b = 'x'\"", "The SQL is SELECT a FROM t WHERE b = 'x'", false},
+      {SQL, "\"SELECT ab FROM t\"", "SELECT a b FROM t", false},
+      {SQL, "\"SELECT a FROM t WHERE b = 2000 AND c > -1.5\"", "SELECT `a` FROM t WHERE c > '-1.5' AND b = \"2000\"",
+       true},
+      {SQL, "\"SELECT a FROM t WHERE b = '2000-01'\"", "SELECT a FROM t WHERE b = 2000-01", false},
+      {SQL, "\"SELECT a FROM t WHERE b <> 1 AND c == 2\"", "SELECT a FROM t WHERE c = 2 AND b != 1", true},
+      {SQL, "\"SELECT a FROM t WHERE b = 'O''Brien' AND b = 'o p'\"",
+       "SELECT a FROM t WHERE b = 'O p' AND b = \"O'Brien\"", true},
+      {SQL, "\"SELECT a FROM t WHERE b = 1 AND c = 2 AND d = 3 ORDER BY e\"",
+       "SELECT a FROM t WHERE d = 3 AND b = 1 AND c = 2 ORDER BY e", true},
+      {SQL, "\"SELECT a FROM t WHERE b = 1 AND c = 2\"", "SELECT a FROM t WHERE b = 2 AND c = 1", false},
+      {SQL, "\"SELECT a FROM t WHERE b = 1 AND c = 2\"", "SELECT a FROM t WHERE b = 1 AND c = 2 AND b = 1", false},
+      {SQL, "\"SELECT a FROM t WHERE b = 1 AND c = 2 OR d = 3\"", "SELECT a FROM t WHERE c = 2 AND b = 1 OR d = 3",
+       false},
+      {SQL, "\"SELECT a FROM t WHERE b BETWEEN 1 AND 2 AND c = 3\"",
+       "SELECT a FROM t WHERE c = 3 AND b BETWEEN 1 AND 2", true},
+      {SQL, "\"SELECT a FROM t WHERE b BETWEEN 1 AND 2 AND c = 3\"",
+       "SELECT a FROM t WHERE b BETWEEN 2 AND 1 AND c = 3", false},
+      {SQL, "\"SELECT a FROM t WHERE b IN (SELECT c FROM u WHERE d = 1 AND e = 2) AND f = 3\"",
+       "SELECT a FROM t WHERE f = 3 AND b IN (SELECT c FROM u WHERE e = 2 AND d = 1)", true},
+      {SQL, "\"SELECT a FROM t WHERE CASE WHEN b AND c THEN 1 ELSE 0 END = 1 AND d = 2\"",
+       "SELECT a FROM t WHERE d = 2 AND CASE WHEN b AND c THEN 1 ELSE 0 END = 1", true},
+      {SQL, "\"SELECT a FROM t WHERE CASE WHEN b AND c THEN 1 ELSE 0 END = 1\"",
+       "SELECT a FROM t WHERE CASE WHEN c AND b THEN 1 ELSE 0 END = 1", false},
+      {SQL, "\"SELECT a ( FROM t WHERE b = 1 AND c = 2\"", "SELECT a ( FROM t WHERE c = 2 AND b = 1",
+       false}, /* broken: in order */
+      {SQL, "\"SELECT a ( FROM t WHERE b = 'x\"", "select a (from t where b='X", true},
+      {SQL, "[\"SELECT a FROM t\",\"SELECT b FROM t\"]", "select b from t;", true},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++) {
     pst_evals_workload *w = grader_for(cases[i].workload, cases[i].reference);
@@ -206,6 +240,26 @@ static void graders(void **state) {
   pst_evals_workload_free(w);
 }
 
+/* Long statements of nothing but clauses, conditions, parentheses and quotes, closed and not: each is graded, and in no time that grows with their square. */
+static void hostile_sql(void **state) {
+  (void)state;
+  static const char *const parts[] = {"where ",      "where a and ", "(where b and ", "(",           ") and ",
+                                      "case where ", "end ",         "'\"`",          "between and "};
+  static const char *const deep[] = {"select (", "where (x and a in ("}; /* closed again */
+  pst_buf text = PST_BUF_INIT;
+  for (size_t i = 0; i < PST_ARRAY_LEN(parts) + PST_ARRAY_LEN(deep); i++) {
+    pst_buf_clear(&text);
+    bool nests = i >= PST_ARRAY_LEN(parts);
+    const char *part = nests ? deep[i - PST_ARRAY_LEN(parts)] : parts[i];
+    for (int k = 0; k < 50000; k++) pst_buf_puts(&text, part);
+    for (int k = 0; nests && k < 50000 * (i == PST_ARRAY_LEN(parts) ? 1 : 2); k++) pst_buf_puts(&text, ")");
+    pst_evals_workload *w = grader_for(SQL, "\"SELECT a\"");
+    assert_false(accepts(w, pst_buf_str(&text), NULL));
+    pst_evals_workload_free(w);
+  }
+  pst_buf_done(&text);
+}
+
 /* Whatever a model writes is graded: long, not UTF-8, deep. And what is expected is always accepted. */
 static void hostile(void **state) {
   (void)state;
@@ -219,6 +273,7 @@ static void hostile(void **state) {
       {NUMERIC, "7"},
       {JSON_ALL, "{\"k\":1}"},
       {CHOICE(LABELS), "\"cancel\""},
+      {SQL, "\"SELECT a FROM t WHERE b = 1 AND c = 2\""},
   };
   size_t n = (size_t)2 << 20;
   char *large = malloc(n);
@@ -293,6 +348,7 @@ int main(void) {
       cmocka_unit_test(opened),
       cmocka_unit_test(graders),
       cmocka_unit_test(hostile),
+      cmocka_unit_test(hostile_sql),
       cmocka_unit_test(a_part_is_known_again),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
