@@ -102,9 +102,18 @@ static int set_up(void **state) {
 
 /* ---- a turn ---- */
 
+/* Whether turns may answer in output codes. The few seconds that tuning has here are short for learning them well. */
+static bool in_codes;
+
 static pst_flywheel_turn_options turn_options(const pst_optimizer_model *m) {
-  return (pst_flywheel_turn_options){
-      .models = m, .n_models = 1, .tune_s = 4, .plan_s = 0.8, .seed = 1, .threads = 2, .quiet = true};
+  return (pst_flywheel_turn_options){.models = m,
+                                     .n_models = 1,
+                                     .tune_s = 4,
+                                     .plan_s = 0.8,
+                                     .seed = 1,
+                                     .threads = 2,
+                                     .quiet = true,
+                                     .no_codes = !in_codes};
 }
 
 /* The turn's report; *ret_promoted. */
@@ -627,8 +636,10 @@ static void test_one_turn_at_a_time(void **state) {
 }
 
 /* Between a turn's plan and its gate somebody puts another plan in force: it stays. */
+/* And the turn's answers are in codes. */
 static void test_a_plan_of_others_stays(void **state) {
   (void)state;
+  in_codes = true;
   char *home = test_temp_dir(), folder[300], hash[65], after[65];
   pst_evals_workload *w = make_workload("right", RIGHT);
   killing at_gate = {.note = "gate"};
@@ -645,9 +656,13 @@ static void test_a_plan_of_others_stays(void **state) {
                            &err));
   bool promoted;
   pst_json_doc *report = turn(&t, w, &promoted);
+  in_codes = false;
   pst_str why = pst_json_str(pst_json_path(pst_json_root(report), "gate.why"));
   assert_false(promoted);
   assert_true(pst_str_find(why, PST_STR("another plan"), 0) != SIZE_MAX);
+  assert_true(number(report, "expected.codes.n") > 0);
+  assert_true(number(report, "expected.codes.saved") >= PST_FLYWHEEL_CODES_FROM);
+  assert_true(number(report, "adapter.codes.n") == number(report, "expected.codes.n"));
   in_force(&t, after);
   assert_string_equal(after, hash);
   pst_json_free(report);
