@@ -343,14 +343,12 @@ static void make_set(pst_store *store, char ret_hash[65]) {
   OK(pst_store_request_put(store, &r, &err));
   OK(pst_store_flush(store, &err));
   OK(pst_store_request_each(store, &f, take_id, &id, &err));
-  OK(pst_store_file_put(store, "line\n", 5, ret_hash, &err));
-  const pst_store_data_set set = {.hash = {ret_hash, 64},
-                                  .kind = PST_STR("training"),
+  const pst_store_data_set set = {.kind = PST_STR("training"),
                                   .workload = PST_STR("marks"),
                                   .n_lines = 1,
                                   .params = PST_STR("{}"),
                                   .created_ms = 5};
-  OK(pst_store_data_set_put(store, &set, true, &id, 1, &err));
+  OK(pst_store_data_set_put(store, &set, PST_STR("line\n"), true, &id, 1, ret_hash, &err));
 }
 
 /* The newest that there is room for, and none that learned from what was erased. */
