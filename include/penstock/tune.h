@@ -197,9 +197,9 @@ typedef struct pst_tune_workload_result {
   size_t n_texts, n_held_out, n_left_out; /* examples, in DPO pairs; left out: longer than the model's context */
   size_t
       n_near; /* left out as near-duplicates: examples of items that judge, a teacher's inputs of held-out examples */
-  double prompt_tokens, answer_tokens;    /* means, as served */
-  size_t n_codes;                         /* in which answers are served; 0: they are plain */
-  double plain_answer_tokens;             /* mean, without them */
+  double prompt_tokens, answer_tokens; /* means, as served */
+  size_t n_codes;                      /* in which answers are served; 0: they are plain */
+  double plain_answer_tokens;          /* mean, without them */
   pst_store_adapter adapter;
   char plan_hash[65]; /* of a plan that serves the adapter with the prompt it was trained with; kept in the store */
   char *plan_json;    /* canonical */

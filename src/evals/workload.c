@@ -269,8 +269,8 @@ static int read_grader(const reader *top) {
 }
 
 static int read_goal(const reader *top) {
-  static const char *const known[] = {
-      "quality_floor", "max_quality_loss", "margin", "objective", "latency_p95_ms", "cost_ceiling_usd_per_1000", NULL};
+  static const char *const known[] = {"quality_floor",  "max_quality_loss",          "margin", "objective",
+                                      "latency_p95_ms", "cost_ceiling_usd_per_1000", NULL};
   reader r = into(top, "goal", "goal");
   if (!r.object) return fail_type(top, "goal", "an object");
   pst_evals_goal *goal = &top->w->info.goal;

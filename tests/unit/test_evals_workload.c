@@ -344,12 +344,8 @@ static void a_part_is_known_again(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(refused),
-      cmocka_unit_test(opened),
-      cmocka_unit_test(graders),
-      cmocka_unit_test(hostile),
-      cmocka_unit_test(hostile_sql),
-      cmocka_unit_test(a_part_is_known_again),
+      cmocka_unit_test(refused), cmocka_unit_test(opened),      cmocka_unit_test(graders),
+      cmocka_unit_test(hostile), cmocka_unit_test(hostile_sql), cmocka_unit_test(a_part_is_known_again),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
