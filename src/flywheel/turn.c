@@ -146,6 +146,8 @@ static const char *refusal(const pst_flywheel_turn_state *t, const pst_json *pla
   char verdict[32];
   const pst_json *chosen = pst_json_get(pst_json_get(planned, "evidence"), "plan");
   (void)text_at(planned, "verdict", verdict, sizeof verdict);
+  if (t->data_set[0] && pst_store_data_withdrawn(t->store, pst_str_from(t->data_set)))
+    return "records that it learned from were deleted meanwhile";
   if (!strcmp(verdict, "none")) return "no plan passed on held-back items";
   if (strcmp(verdict, "found") != 0) return "the held-back items cannot decide";
   if (pst_json_bool(pst_json_get(chosen, "is_reference"), false)) return "the plan in force is already the best";
@@ -249,7 +251,7 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   if (!code && !fresh) code = pst_store_run_find(t->store, kind, name, text, PST_STORE_RUN_ACTIVE, &t->run_id, NULL);
   if (!code && !fresh) code = pst_flywheel_turn_outdated(t, &fresh, err);
   if (!code && fresh && !o->fresh) {
-    note(t, "records of the unfinished turn were deleted: a new one begins");
+    note(t, "the examples of the unfinished turn are gone, since records were deleted: a new one begins");
     code =
         pst_store_run_end(t->store, t->run_id, PST_STORE_RUN_CANCELLED, (pst_str){NULL, 0}, pst_clock_unix_ms(), err);
   }

@@ -26,7 +26,7 @@ typedef struct pst_flywheel_turn_state {
  * examples, as a product of the set: with its records it goes. Without records that may
  * be trained on it says so and does nothing. */
 int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
-/* Whether records that the step of an unfinished run made examples of were deleted since: such a run is not gone on with. */
+/* Whether what that step of an unfinished run left is gone, as it is when records were deleted that its examples came of: such a run is not gone on with. */
 int pst_flywheel_turn_outdated(const pst_flywheel_turn_state *t, bool *ret_outdated, pst_error *err);
 /* Opens the folder that the step left, if it left one, in the workload's place. */
 int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);

@@ -233,21 +233,28 @@ int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *
   return none ? 0 : code;
 }
 
-static int take_data_set(void *user, int64_t seq, pst_str key, pst_str json) {
-  char *data_set = user;
+typedef struct recorded {
+  char data_set[65], folder[4096]; /* of step "data"; empty: none */
+} recorded;
+
+static int take_recorded(void *user, int64_t seq, pst_str key, pst_str json) {
+  recorded *r = user;
   pst_json_doc *doc = NULL;
   (void)seq;
   if (!pst_str_is(key, PST_FLYWHEEL_TURN_DATA) || pst_json_parse(json.data, json.n, "row", &doc, NULL)) return 0;
-  pst_str set = pst_json_str(pst_json_get(pst_json_root(doc), "data_set"));
-  (void)snprintf(data_set, 65, "%.*s", (int)PST_MIN(set.n, (size_t)64), set.data ? set.data : "");
+  const pst_json *row = pst_json_root(doc);
+  pst_str set = pst_json_str(pst_json_get(row, "data_set")), folder = pst_json_str(pst_json_get(row, "folder"));
+  (void)snprintf(r->data_set, sizeof r->data_set, "%.*s", (int)set.n, set.data ? set.data : "");
+  (void)snprintf(r->folder, sizeof r->folder, "%.*s", (int)folder.n, folder.data ? folder.data : "");
   pst_json_free(doc);
   return 0;
 }
 
 int pst_flywheel_turn_outdated(const pst_flywheel_turn_state *t, bool *ret_outdated, pst_error *err) {
-  char data_set[65] = "";
-  int code = pst_store_run_rows(t->store, t->run_id, 0, take_data_set, data_set, err);
-  if (!code) *ret_outdated = data_set[0] && pst_store_data_withdrawn(t->store, pst_str_from(data_set));
+  recorded r = {"", ""};
+  int code = pst_store_run_rows(t->store, t->run_id, 0, take_recorded, &r, err);
+  bool withdrawn = r.data_set[0] && pst_store_data_withdrawn(t->store, pst_str_from(r.data_set));
+  if (!code) *ret_outdated = withdrawn || (r.folder[0] && !pst_dir_exists(r.folder));
   return code;
 }
 

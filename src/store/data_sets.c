@@ -391,13 +391,18 @@ static int rewrite(pst_store_conn *conn, pst_store *store, const affected *a, co
 /* The new set has the old one's lineage but for the erased records. */
 static int replace(pst_store_conn *conn, const affected *a, const char *hash, int64_t now_ms, pst_error *err) {
   int64_t id = 0;
-  int code =
-      pst_store_sql_run(conn, NULL,
-                        "INSERT INTO data_sets(hash, kind, workload, by_line, n_lines, params, created_ms)"
-                        " SELECT ?2, kind, workload, by_line, (SELECT count(*) FROM data_set_records WHERE set_id = ?1"
-                        "   AND record_id NOT IN (SELECT id FROM erased)), params, ?3 FROM data_sets WHERE id = ?1"
-                        " ON CONFLICT(hash) DO UPDATE SET state = 0, replaced_by = NULL WHERE state = 1",
-                        err, "isi", a->id, pst_str_from(hash), now_ms);
+  int code = pst_store_sql_run(conn, NULL, /* those of a set whose making was broken off */
+                               "DELETE FROM data_set_records WHERE set_id IN"
+                               " (SELECT id FROM data_sets WHERE hash = ?1 AND state = 1)",
+                               err, "s", pst_str_from(hash));
+  if (!code)
+    code = pst_store_sql_run(
+        conn, NULL,
+        "INSERT INTO data_sets(hash, kind, workload, by_line, n_lines, params, created_ms)"
+        " SELECT ?2, kind, workload, by_line, (SELECT count(*) FROM data_set_records WHERE set_id = ?1"
+        "   AND record_id NOT IN (SELECT id FROM erased)), params, ?3 FROM data_sets WHERE id = ?1"
+        " ON CONFLICT(hash) DO UPDATE SET state = 0, replaced_by = NULL WHERE state = 1",
+        err, "isi", a->id, pst_str_from(hash), now_ms);
   if (!code) code = set_id_of(conn, pst_str_from(hash), &id, err);
   if (code) return code;
   return pst_store_sql_run(conn, NULL,
