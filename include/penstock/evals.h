@@ -55,7 +55,6 @@ typedef enum pst_evals_grader_kind {
 
 typedef struct pst_evals_goal {
   double quality_floor;      /* least share of accepted answers */
-  double max_quality_loss;   /* below the best plan found, for the sake of the objective; 0: any */
   double margin;             /* non-inferior: lower bound of the paired difference above -margin */
   bool minimize_cost;        /* "objective": "cost" (default), "latency" or "quality" */
   const char *objective;     /* as written */

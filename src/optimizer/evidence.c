@@ -145,10 +145,6 @@ static void put_setting(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_begin_object(w);
   pst_json_member_cstr(w, "objective", s->goal.objective);
   pst_json_member_double(w, "quality_floor", s->goal.quality_floor);
-  if (s->goal.max_quality_loss > 0) {
-    pst_json_member_double(w, "max_quality_loss", s->goal.max_quality_loss);
-    pst_json_member_double(w, "best_seen", s->best_seen);
-  }
   pst_json_member_double(w, "margin", s->goal.margin);
   pst_json_member_double(w, "latency_p95_ms", s->goal.latency_p95_ms);
   pst_json_member_int(w, "cost_ceiling_nusd", s->goal.cost_ceiling_nusd);

@@ -368,9 +368,6 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
                  : pst_json_bool(pst_json_path(f, "floor_holds_by_interval"), false)
                      ? ", by the whole interval"
                      : " by the point estimate, not by the whole interval");
-  if (number(e, "goal.max_quality_loss") > 0)
-    pst_buf_printf(out, "at most %.1f points below the best seen, %.1f%%; ", 100 * number(e, "goal.max_quality_loss"),
-                   100 * number(e, "goal.best_seen"));
   put_cost(out, f);
   bool passed = pst_json_bool(pst_json_path(f, "passed"), false);
   bool better =

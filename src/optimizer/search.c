@@ -264,15 +264,6 @@ double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int 
 
 /* ---- beliefs ---- */
 
-/* The quality of the best class that was asked and may serve, as it is believed and not as it was seen: of many, one is always ahead by chance. */
-static double best_seen(const pst_optimizer_state *s) {
-  double best = 0;
-  for (size_t i = 0; i < s->space->n_classes; i++)
-    if (s->search[i].n > 0 && s->estimates[i].capacity > 0)
-      best = fmax(best, pst_optimizer_logistic(s->beliefs[i].mean));
-  return best;
-}
-
 int pst_optimizer_update(pst_optimizer_state *s, pst_error *err) {
   size_t n = s->space->n_classes, n_seen = 0;
   pst_optimizer_seen *seen = pst_calloc(PST_MAX(n, 1), sizeof *seen);
@@ -287,8 +278,6 @@ int pst_optimizer_update(pst_optimizer_state *s, pst_error *err) {
     const pst_optimizer_answers *r = &s->search[s->reference];
     if (r->n > 0) reference = (r->k + 0.5) / (r->n + 1);
     s->floor = fmax(s->goal.quality_floor, reference - s->goal.margin);
-    s->best_seen = best_seen(s);
-    if (s->goal.max_quality_loss > 0) s->floor = fmax(s->floor, s->best_seen - s->goal.max_quality_loss);
     for (size_t i = 0; i < n; i++) {
       pst_evals_interval q = pst_optimizer_belief_interval(s->beliefs[i], 0.95);
       const pst_optimizer_estimate *e = &s->estimates[i];

@@ -51,10 +51,8 @@ typedef struct pst_optimizer_state {
   pst_optimizer_step *steps;
   size_t n_steps, steps_capacity;
   size_t n_pruned;
-  double
-      floor; /* in force, the highest of the goal's, the reference less the margin, and best_seen less what the goal lets be lost */
-  double best_seen; /* quality of the best class asked, as it is believed */
-  double scale;     /* of the objective, for penalties */
+  double floor; /* in force: the goal's, or the reference less the margin, whichever is higher */
+  double scale; /* of the objective, for penalties */
   const char *why_stopped;
 } pst_optimizer_state;
 

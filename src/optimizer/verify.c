@@ -74,15 +74,9 @@ static double objective_at(const pst_optimizer_state *s, const pst_optimizer_est
   return per_accepted(e->request_nusd, q);
 }
 
-/* Whether a reference of quality q is good enough, beside a finalist of quality `best`. */
-static bool is_good_enough(const pst_optimizer_state *s, double q, double best) {
-  return q >= s->goal.quality_floor && (s->goal.max_quality_loss <= 0 || q >= best - s->goal.max_quality_loss);
-}
-
 /* Where the goal does not hold, anything is better. */
-static double objective_of_reference(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q,
-                                     double best) {
-  bool holds = e->capacity > 0 && is_good_enough(s, q, best) && is_cheap_enough(s, e->request_nusd, q);
+static double objective_of_reference(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q) {
+  bool holds = e->capacity > 0 && q >= s->goal.quality_floor && is_cheap_enough(s, e->request_nusd, q);
   return holds ? objective_at(s, e, q) : INFINITY;
 }
 
@@ -94,7 +88,7 @@ double pst_optimizer_measured_nusd(const pst_optimizer_state *s, const pst_optim
 static bool is_cheaper_measured(const pst_optimizer_state *s, const pst_optimizer_trial *t, double q) {
   const pst_optimizer_answers *own = &s->verify[t->class_index], *other = &s->verify[s->reference];
   double nusd = pst_optimizer_measured_nusd(s, other), reference = t->comparison.b.estimate;
-  if (!is_good_enough(s, reference, q) || !is_cheap_enough(s, nusd, reference)) return true;
+  if (reference < s->goal.quality_floor || !is_cheap_enough(s, nusd, reference)) return true;
   if (!strcmp(s->goal.objective, "latency")) return own->busy_ms / own->n < other->busy_ms / other->n;
   return per_accepted(pst_optimizer_measured_nusd(s, own), q) < per_accepted(nusd, reference);
 }
@@ -106,9 +100,9 @@ static bool is_cheaper(const pst_optimizer_state *s, const pst_optimizer_trial *
   int r = s->reference;
   if ((size_t)r == s->space->n_classes) return is_cheaper_measured(s, t, q);
   double reference = t->comparison.b.estimate, own = objective_at(s, &s->estimates[t->class_index], fmin(q, 1));
-  return own < objective_of_reference(s, &s->reference_estimate, reference, q) &&
-         own < objective_of_reference(s, &s->estimates[r], reference, q) &&
-         own < objective_of_reference(s, alike, reference, q);
+  return own < objective_of_reference(s, &s->reference_estimate, reference) &&
+         own < objective_of_reference(s, &s->estimates[r], reference) &&
+         own < objective_of_reference(s, alike, reference);
 }
 
 /* A difference counts as far as the whole interval shows it: of many plans that are right equally often, one is always ahead by chance. */
