@@ -60,6 +60,7 @@ typedef struct pst_evals_goal {
   const char *objective;     /* as written */
   double latency_p95_ms;     /* 0: none */
   int64_t cost_ceiling_nusd; /* per 1,000 accepted answers; 0: none */
+  double max_quality_loss;   /* how far below the best plan that was found a plan's share may lie; 0: no limit */
 } pst_evals_goal;
 
 typedef struct pst_evals_arrival { /* one line of trace.jsonl */

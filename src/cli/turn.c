@@ -199,7 +199,7 @@ const pst_cli_command pst_cli_turn = {
     "WORKLOAD",
     "records to examples to an adapter to a better plan, which must prove itself",
     "Curates the workload's records, tunes an adapter, searches plans with it among the candidates, and puts the best in force if it holds on held-back items\n"
-    "against the plan that is: not worse by more than the goal's margin, and better by the goal's objective. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, 3 there is not\n"
+    "against the plan that is: not worse by more than the goal's margin, no further below the best plan found than its max_quality_loss, and better by its objective. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, 3 there is not\n"
     "enough data.",
     1,
     1,

@@ -654,6 +654,8 @@ static void write_workload(const importer *m, const char *name, pst_buf *out) {
   pst_json_begin_object(&w);
   pst_json_key(&w, "quality_floor");
   pst_json_put_double(&w, 0.5);
+  pst_json_key(&w, "max_quality_loss");
+  pst_json_put_double(&w, 0.01);
   pst_json_key(&w, "margin");
   pst_json_put_double(&w, 0.05);
   pst_json_member_cstr(&w, "objective", "cost");

@@ -269,14 +269,15 @@ static int read_grader(const reader *top) {
 }
 
 static int read_goal(const reader *top) {
-  static const char *const known[] = {
-      "quality_floor", "margin", "objective", "latency_p95_ms", "cost_ceiling_usd_per_1000", NULL};
+  static const char *const known[] = {"quality_floor",  "max_quality_loss",          "margin", "objective",
+                                      "latency_p95_ms", "cost_ceiling_usd_per_1000", NULL};
   reader r = into(top, "goal", "goal");
   if (!r.object) return fail_type(top, "goal", "an object");
   pst_evals_goal *goal = &top->w->info.goal;
-  *goal = (pst_evals_goal){0, 0.03, true, "cost", 0, 0};
+  *goal = (pst_evals_goal){0, 0.03, true, "cost", 0, 0, 0};
   int code = check_members(&r, known);
   if (!code) code = read_number(&r, "quality_floor", 0, 1, false, &goal->quality_floor);
+  if (!code) code = read_number(&r, "max_quality_loss", 0, 1, true, &goal->max_quality_loss);
   if (!code) code = read_number(&r, "margin", 0, 0.5, true, &goal->margin);
   if (!code) code = read_number(&r, "latency_p95_ms", 0, 3.6e6, true, &goal->latency_p95_ms);
   if (!code) code = read_money(&r, "cost_ceiling_usd_per_1000", true, &goal->cost_ceiling_nusd);

@@ -100,8 +100,8 @@ static void put_answers(pst_json_writer *w, const char *key, const pst_optimizer
   pst_json_end_object(w);
 }
 
-static void put_comparison(pst_json_writer *w, const pst_evals_comparison *c) {
-  pst_json_key(w, "comparison");
+static void put_comparison(pst_json_writer *w, const char *key, const pst_evals_comparison *c) {
+  pst_json_key(w, key);
   pst_json_begin_object(w);
   pst_json_member_int(w, "n", c->n);
   pst_json_member_int(w, "both", c->n11);
@@ -145,6 +145,7 @@ static void put_setting(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_begin_object(w);
   pst_json_member_cstr(w, "objective", s->goal.objective);
   pst_json_member_double(w, "quality_floor", s->goal.quality_floor);
+  if (s->goal.max_quality_loss > 0) pst_json_member_double(w, "max_quality_loss", s->goal.max_quality_loss);
   pst_json_member_double(w, "margin", s->goal.margin);
   pst_json_member_double(w, "latency_p95_ms", s->goal.latency_p95_ms);
   pst_json_member_int(w, "cost_ceiling_nusd", s->goal.cost_ceiling_nusd);
@@ -249,6 +250,33 @@ static void put_measured(pst_json_writer *w, const pst_optimizer_state *s) {
   pst_json_end_array(w);
 }
 
+/* What the search asked of a plan's quality in the end, and which of its three sources asked most. */
+static void put_floor(pst_json_writer *w, const pst_optimizer_state *s) {
+  const char *from = s->loss_floor > s->floor ? "best" : s->floor > s->goal.quality_floor ? "reference" : "goal";
+  pst_json_key(w, "floor");
+  pst_json_begin_object(w);
+  pst_json_key(w, "quality");
+  put_rounded(w, fmax(s->floor, s->loss_floor));
+  pst_json_member_cstr(w, "from", from);
+  if (s->finest >= 0) {
+    pst_buf name = PST_BUF_INIT;
+    pst_optimizer_class_name(s->space, &s->space->classes[s->finest], &name);
+    pst_json_member_cstr(w, "best", pst_buf_text(&name));
+    pst_buf_done(&name);
+    put_interval(w, "best_quality", pst_optimizer_belief_interval(s->beliefs[s->finest], C(confidence)));
+  }
+  pst_json_end_object(w);
+}
+
+/* A finalist's distance to the best plan found, where the goal limits it. */
+static void put_loss(pst_json_writer *w, const pst_optimizer_state *s, const pst_optimizer_trial *t) {
+  const pst_evals_interval *d = &t->against_best.difference;
+  put_comparison(w, "against_best", &t->against_best); /* "reference": the best plan found */
+  pst_json_member_bool(w, "loss_holds", t->loss_holds);
+  pst_json_member_bool(w, "loss_holds_by_interval", d->low >= -s->goal.max_quality_loss);
+  pst_json_member_bool(w, "loss_missed_by_interval", d->high < -s->goal.max_quality_loss);
+}
+
 static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
   const pst_optimizer_state *s = o->state;
   const pst_optimizer_verification *v = o->verification;
@@ -274,11 +302,12 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     pst_json_member_bool(w, "asked", t->asked);
     pst_json_member_cstr(w, "not_asked", t->why_not);
     if (t->asked) {
-      put_comparison(w, &t->comparison);
+      put_comparison(w, "comparison", &t->comparison);
       pst_json_member_bool(w, "same_answers", t->same_answers);
       pst_json_member_bool(w, "floor_holds", t->floor_holds);
       pst_json_member_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
       pst_json_member_bool(w, "floor_missed_by_interval", t->comparison.a.high < s->goal.quality_floor);
+      if (v->best >= 0) put_loss(w, s, t);
       pst_json_member_bool(w, "ceiling_holds", t->ceiling_holds);
       pst_json_member_bool(w, "better", t->better);
     }
@@ -286,6 +315,13 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
+  if (v->best >= 0) {
+    pst_json_key(w, "best");
+    pst_json_begin_object(w);
+    put_choice(w, s->space, &s->best_exact[v->best]);
+    put_answers(w, "verify", &s->verify[v->best]);
+    pst_json_end_object(w);
+  }
   if (v->prompted >= 0) {
     pst_json_key(w, "prompted");
     pst_json_begin_object(w);
@@ -293,7 +329,7 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     put_answers(w, "verify", &s->verify[v->prompted]);
     put_estimate(w, "estimate", &s->estimates[v->prompted]);
     put_cost(w, &s->estimates[v->prompted], v->against_prompted.b);
-    put_comparison(w, &v->against_prompted); /* "reference": the prompted plan */
+    put_comparison(w, "comparison", &v->against_prompted); /* "reference": the prompted plan */
     pst_json_end_object(w);
   }
   pst_json_end_object(w);
@@ -478,6 +514,7 @@ int pst_optimizer_evidence_write(const pst_optimizer_outcome *o, pst_buf *out, p
   put_space(&w, o->state);
   put_classifiers(&w, o);
   put_plan(&w, o);
+  put_floor(&w, o->state);
   put_trials(&w, o);
   put_fields(&w, o);
   if (o->tuning) {

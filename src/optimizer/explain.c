@@ -345,6 +345,41 @@ static void put_choice_name(pst_buf *out, const pst_json *f) {
   }
 }
 
+/* How a limit stands: "holds, by the whole interval". */
+static const char *standing(const pst_json *f, const char *holds, const char *by_interval, const char *missed) {
+  bool yes = pst_json_bool(pst_json_path(f, holds), false);
+  bool whole = pst_json_bool(pst_json_path(f, yes ? by_interval : missed), false);
+  return yes     ? whole ? "holds, by the whole interval" : "holds by the point estimate, not by the whole interval"
+         : whole ? "is missed, by the whole interval"
+                 : "is missed by the point estimate, not by the whole interval";
+}
+
+static void put_floors(pst_buf *out, const pst_json *e, const pst_json *f) {
+  pst_buf_printf(out, "     floor of %.0f%% %s; ", 100 * number(e, "goal.quality_floor"),
+                 standing(f, "floor_holds", "floor_holds_by_interval", "floor_missed_by_interval"));
+  if (!pst_json_path(f, "against_best")) return;
+  pst_buf_printf(out, "at most %.3g points below the best plan found %s (%+.1f [%+.1f, %+.1f]);\n     ",
+                 100 * number(e, "goal.max_quality_loss"),
+                 standing(f, "loss_holds", "loss_holds_by_interval", "loss_missed_by_interval"),
+                 100 * bound(f, "against_best.difference", 0), 100 * bound(f, "against_best.difference", 1),
+                 100 * bound(f, "against_best.difference", 2));
+}
+
+/* Which floor the search went by. */
+static void put_search_floor(pst_buf *out, const pst_json *e) {
+  const pst_json *f = pst_json_path(e, "floor");
+  if (!pst_json_path(f, "best")) return; /* the goal names its floor itself */
+  pst_buf_printf(out, "  floor in search %.1f%%, ", 100 * number(f, "quality"));
+  pst_buf_puts(out, is(f, "from", "goal")   ? "the goal's"
+                    : is(f, "from", "best") ? "by the best plan found"
+                                            : "the reference's less the margin");
+  pst_buf_puts(out, "; the best plan found is ");
+  put_str(out, f, "best");
+  pst_buf_puts(out, ", ");
+  put_percent(out, f, "best_quality");
+  pst_buf_putc(out, '\n');
+}
+
 static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int rank) {
   pst_buf_printf(out, "  %d. ", rank);
   put_choice_name(out, f);
@@ -359,15 +394,7 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
   bool same = pst_json_bool(pst_json_path(f, "same_answers"), false);
   if (same) pst_buf_puts(out, ", the reference's own answers\n");
   if (!same) put_difference(out, e, f);
-  pst_buf_printf(out, "     floor of %.0f%% %s%s; ", 100 * number(e, "goal.quality_floor"),
-                 pst_json_bool(pst_json_path(f, "floor_holds"), false) ? "holds" : "is missed",
-                 !pst_json_bool(pst_json_path(f, "floor_holds"), false)
-                     ? pst_json_bool(pst_json_path(f, "floor_missed_by_interval"), false)
-                           ? ", by the whole interval"
-                           : " by the point estimate, not by the whole interval"
-                 : pst_json_bool(pst_json_path(f, "floor_holds_by_interval"), false)
-                     ? ", by the whole interval"
-                     : " by the point estimate, not by the whole interval");
+  put_floors(out, e, f);
   put_cost(out, f);
   bool passed = pst_json_bool(pst_json_path(f, "passed"), false);
   bool better =
@@ -484,6 +511,7 @@ int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
                    before == 1 ? "" : "s");
   else
     pst_buf_puts(out, "never asked before)\n");
+  put_search_floor(out, e);
   for (pst_json_iter it = pst_json_iterate(pst_json_path(e, "verification.finalists")); pst_json_next(&it);)
     put_trial(out, e, it.value, rank++);
   put_prompted(out, e);

@@ -330,6 +330,7 @@ static int order_finalists(planning *p, int *classes, size_t n, pst_error *err) 
   note(p, "replay the trace for each finalist");
   for (size_t i = 0; i < n && !code; i++) code = pst_optimizer_choose_exact(s, classes[i], err);
   if (!code) code = replay_reference(s, err);
+  if (!code) code = pst_optimizer_settle_floor(s, err);
   for (size_t i = 0; i < n && !code; i++)
     worth[i] = pst_optimizer_expected_utility(s, &s->estimates[classes[i]], s->beliefs[classes[i]]);
   for (size_t i = 1; i < n && !code; i++)

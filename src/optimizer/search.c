@@ -45,6 +45,7 @@ int pst_optimizer_state_init(pst_optimizer_state *s, size_t max_items, pst_error
   s->pruned = pst_calloc(n + 1, 1);
   s->opened = pst_calloc(PST_OPTIMIZER_MAX_VALUES * PST_OPTIMIZER_MAX_VALUES * PST_OPTIMIZER_MAX_VALUES, 1);
   s->floor = s->goal.quality_floor;
+  s->finest = -1;
   if (!s->search || !s->verify || !s->beliefs || !s->estimates || !s->best_exact || !s->pruned || !s->opened ||
       shuffled_part(w, PST_EVALS_SEARCH, s->seed, max_items, &s->search_items, &s->n_search) ||
       shuffled_part(w, PST_EVALS_VERIFY, s->seed, max_items, &s->verify_items, &s->n_verify))
@@ -220,14 +221,24 @@ void pst_optimizer_estimate_all(pst_optimizer_state *s) {
     s->scale = s->monthly * (n_finite > 0 ? sum / n_finite : 1) / fmax(s->goal.quality_floor, 0.05);
 }
 
-double pst_optimizer_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q) {
+bool pst_optimizer_is_cheap_enough(const pst_optimizer_state *s, double request_nusd, double q) {
+  double per_accepted = q > 0 ? request_nusd / q : INFINITY;
+  return s->goal.cost_ceiling_nusd <= 0 || 1000 * per_accepted <= (double)s->goal.cost_ceiling_nusd;
+}
+
+/* near_best: whether the goal's max_quality_loss holds. */
+static double utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q, bool near_best) {
   double per_accepted = q > 0 ? e->request_nusd / q : INFINITY;
-  bool holds = q >= s->floor && e->capacity > 0 && isfinite(per_accepted) &&
-               (s->goal.cost_ceiling_nusd <= 0 || 1000 * per_accepted <= (double)s->goal.cost_ceiling_nusd);
+  bool holds = near_best && q >= s->floor && e->capacity > 0 && isfinite(per_accepted) &&
+               pst_optimizer_is_cheap_enough(s, e->request_nusd, q);
   if (!holds) return -C(infeasible_penalty) * s->scale * (e->capacity > 0 ? 2 - q : 4 - q);
   if (!strcmp(s->goal.objective, "quality")) return q;
   if (!strcmp(s->goal.objective, "latency")) return -(e->replayed ? e->total_p95_ms : e->idle_total_ms);
   return -s->monthly * per_accepted;
+}
+
+double pst_optimizer_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q) {
+  return utility(s, e, q, q >= s->loss_floor);
 }
 
 /* Nodes and weights of a standard normal on an even grid. */
@@ -241,9 +252,11 @@ static double weight(int i) {
 
 double pst_optimizer_expected_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e,
                                       pst_optimizer_belief b) {
+  /* The distance to the best plan is judged by the mean: both were asked the same items, so that what is unsure of either says little of their difference. */
+  bool near_best = pst_optimizer_logistic(b.mean) >= s->loss_floor;
   double sum = 0;
   for (int i = 0; i < N_NODES; i++)
-    sum += weight(i) * pst_optimizer_utility(s, e, pst_optimizer_logistic(b.mean + b.sd * node(i)));
+    sum += weight(i) * utility(s, e, pst_optimizer_logistic(b.mean + b.sd * node(i)), near_best);
   return sum;
 }
 
@@ -264,6 +277,38 @@ double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int 
 
 /* ---- beliefs ---- */
 
+static double believed(const pst_optimizer_state *s, size_t i) { return pst_optimizer_logistic(s->beliefs[i].mean); }
+
+/* The class believed to answer best of those that keep the goal's limits of time and cost, asked or not; -1: there is none. Ties go to the first. */
+static int find_finest(const pst_optimizer_state *s, bool asked) {
+  int finest = -1;
+  for (size_t i = 0; i < s->space->n_classes; i++) {
+    const pst_optimizer_estimate *e = &s->estimates[i];
+    double q = believed(s, i);
+    if ((asked && !s->search[i].n) || e->capacity <= 0 || !pst_optimizer_is_cheap_enough(s, e->request_nusd, q))
+      continue;
+    if (finest < 0 || q > believed(s, (size_t)finest)) finest = (int)i;
+  }
+  return finest;
+}
+
+static void set_floor(pst_optimizer_state *s) {
+  const pst_optimizer_answers *r = &s->search[s->reference];
+  double reference = r->n > 0 ? (r->k + 0.5) / (r->n + 1) : 0, loss = s->goal.max_quality_loss;
+  s->finest = loss > 0 ? find_finest(s, true) : -1;
+  s->loss_floor = s->finest >= 0 ? fmax(believed(s, (size_t)s->finest) - loss, 0) : 0;
+  s->floor = fmax(s->goal.quality_floor, reference - s->goal.margin);
+}
+
+int pst_optimizer_settle_floor(pst_optimizer_state *s, pst_error *err) {
+  int code = 0, seen = -1;
+  for (set_floor(s); !code && s->finest >= 0 && s->finest != seen; set_floor(s)) {
+    seen = s->finest; /* a class without an engine stays as it is estimated */
+    if (!s->estimates[seen].replayed) code = pst_optimizer_choose_exact(s, seen, err);
+  }
+  return code;
+}
+
 int pst_optimizer_update(pst_optimizer_state *s, pst_error *err) {
   size_t n = s->space->n_classes, n_seen = 0;
   pst_optimizer_seen *seen = pst_calloc(PST_MAX(n, 1), sizeof *seen);
@@ -274,10 +319,7 @@ int pst_optimizer_update(pst_optimizer_state *s, pst_error *err) {
   if (!code) code = pst_optimizer_surrogate_update(s->space, seen, n_seen, s->beliefs, err);
   if (!code) {
     pst_optimizer_estimate_all(s);
-    double reference = 0;
-    const pst_optimizer_answers *r = &s->search[s->reference];
-    if (r->n > 0) reference = (r->k + 0.5) / (r->n + 1);
-    s->floor = fmax(s->goal.quality_floor, reference - s->goal.margin);
+    set_floor(s);
     for (size_t i = 0; i < n; i++) {
       pst_evals_interval q = pst_optimizer_belief_interval(s->beliefs[i], 0.95);
       const pst_optimizer_estimate *e = &s->estimates[i];
@@ -366,6 +408,16 @@ static candidate unasked_best(const pst_optimizer_state *s, double left_s) {
   return seconds > left_s ? c : (candidate){found, next_to(s, found), 0, seconds};
 }
 
+/* The class believed to answer best, when nobody has asked it anything yet: how far others may lie below the best that was found is a limit to them only once it is
+ * found. */
+static candidate unasked_finest(const pst_optimizer_state *s, double left_s) {
+  candidate none = {-1, 0, 0, 0};
+  int found = s->goal.max_quality_loss > 0 ? find_finest(s, false) : -1;
+  if (found < 0 || s->search[found].n > 0) return none;
+  double seconds = pst_optimizer_seconds(s, found, next_to(s, found));
+  return seconds > left_s ? none : (candidate){found, next_to(s, found), 0, seconds};
+}
+
 static int take_step(pst_optimizer_state *s, const candidate *c, pst_error *err) {
   int from = s->search[c->class_index].n;
   if (pst_array_reserve((void **)&s->steps, &s->steps_capacity, s->n_steps + 1, sizeof *s->steps))
@@ -418,8 +470,10 @@ int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *e
     bool begun = s->n_steps > (size_t)C(least_steps);
     double left_s = begun ? deadline_s - (double)s->journal->elapsed_us / 1e6 : INFINITY;
     candidate c = pick(s, left_s), best = {-1, 0, 0, 0};
-    bool too_dear = money && c.voi * C(horizon_months) < price_per_s * c.seconds;
-    if (c.class_index < 0 || too_dear) best = unasked_best(s, left_s);
+    bool too_dear = money && c.voi * C(horizon_months) < price_per_s * c.seconds, ends = c.class_index < 0 || too_dear;
+    if (ends) best = unasked_best(s, left_s);
+    /* Every other step at most: the rest is the objective's. */
+    if (best.class_index < 0 && (ends || s->n_steps % 2)) best = unasked_finest(s, left_s);
     if (best.class_index >= 0)
       code = take_step(s, &best, err);
     else if (c.class_index < 0)
@@ -455,12 +509,22 @@ static int rank_measured(const pst_optimizer_state *s, int *ret_classes, int mos
   return n;
 }
 
+/* The finest class is one of them, in the last place at the worst: where the others turn out to lie too far below it, it is what is left. */
+static int add_finest(const pst_optimizer_state *s, int *classes, int n, int most) {
+  bool there = s->finest < 0;
+  for (int i = 0; i < n; i++) there = there || classes[i] == s->finest;
+  if (there) return n;
+  n = PST_MIN(n + 1, most);
+  classes[n - 1] = s->finest;
+  return n;
+}
+
 int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_classes, size_t *ret_n,
                             pst_error *err) {
   int most = (int)C(finalists), want = PST_MIN((int)C(final_items), (int)s->n_search), n = 0, code = 0;
   for (bool again = true; again && !code;) {
     again = false;
-    n = rank_measured(s, ret_classes, most);
+    n = add_finest(s, ret_classes, rank_measured(s, ret_classes, most), most);
     for (int i = 0; i < n && !code && !again; i++) {
       int c = ret_classes[i];
       double now = (double)s->journal->elapsed_us / 1e6;

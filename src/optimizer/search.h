@@ -51,7 +51,12 @@ typedef struct pst_optimizer_state {
   pst_optimizer_step *steps;
   size_t n_steps, steps_capacity;
   size_t n_pruned;
-  double floor; /* in force: the goal's, or the reference less the margin, whichever is higher */
+  /* The class believed to answer best, of those that were asked and keep the goal's limits of time and cost: what goal.max_quality_loss is counted from. -1: none,
+   * or the goal has no such limit. */
+  int finest;
+  double
+      loss_floor; /* its quality less what may be lost, which holds by what is believed of a class in the mean; 0: no limit */
+  double floor; /* in force beside it: the goal's, or the reference less the margin, whichever is higher */
   double scale; /* of the objective, for penalties */
   const char *why_stopped;
 } pst_optimizer_state;
@@ -65,6 +70,10 @@ int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, 
 void pst_optimizer_estimate_all(pst_optimizer_state *s);
 /* Beliefs, the floor in force, dominance. */
 int pst_optimizer_update(pst_optimizer_state *s, pst_error *err);
+/* Once finalists are replayed: the finest class by its replay as well, and the floor that it sets. */
+int pst_optimizer_settle_floor(pst_optimizer_state *s, pst_error *err);
+/* Whether 1,000 accepted answers at quality q cost no more than the goal allows. */
+bool pst_optimizer_is_cheap_enough(const pst_optimizer_state *s, double request_nusd, double q);
 /* What a class is worth at quality q: the objective where the goal holds, a penalty where not. Higher is better. */
 double pst_optimizer_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q);
 double pst_optimizer_expected_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e,

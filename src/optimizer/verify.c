@@ -44,6 +44,8 @@ static int choose_n(const pst_optimizer_state *s, const int *finalists, size_t n
       (pst_optimizer_seconds(s, s->reference, 1000) + pst_optimizer_seconds(s, finalists[0], 1000)) / 1000;
   for (size_t i = 0; i < n_finalists; i++)
     if (finalists[i] == s->reference) per_item = pst_optimizer_seconds(s, s->reference, 1000) / 1000;
+  if (s->finest >= 0 && s->finest != s->reference && s->finest != finalists[0])
+    per_item += pst_optimizer_seconds(s, s->finest, 1000) / 1000;
   double n = 0.95 * left / per_item;
   n = n < LEAST_ITEMS ? LEAST_ITEMS : n;
   return n < (double)s->n_verify ? (int)n : (int)s->n_verify;
@@ -64,10 +66,6 @@ static int count_use(pst_optimizer_state *s, int64_t *ret_uses, pst_error *err) 
 
 static double per_accepted(double nusd, double q) { return q > 0 ? nusd / q : INFINITY; }
 
-static bool is_cheap_enough(const pst_optimizer_state *s, double request_nusd, double q) {
-  return s->goal.cost_ceiling_nusd <= 0 || 1000 * per_accepted(request_nusd, q) <= (double)s->goal.cost_ceiling_nusd;
-}
-
 /* The objective at quality q, lower is better. */
 static double objective_at(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q) {
   if (!strcmp(s->goal.objective, "latency")) return e->replayed ? e->total_p95_ms : e->idle_total_ms;
@@ -76,7 +74,7 @@ static double objective_at(const pst_optimizer_state *s, const pst_optimizer_est
 
 /* Where the goal does not hold, anything is better. */
 static double objective_of_reference(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q) {
-  bool holds = e->capacity > 0 && q >= s->goal.quality_floor && is_cheap_enough(s, e->request_nusd, q);
+  bool holds = e->capacity > 0 && q >= s->goal.quality_floor && pst_optimizer_is_cheap_enough(s, e->request_nusd, q);
   return holds ? objective_at(s, e, q) : INFINITY;
 }
 
@@ -88,7 +86,7 @@ double pst_optimizer_measured_nusd(const pst_optimizer_state *s, const pst_optim
 static bool is_cheaper_measured(const pst_optimizer_state *s, const pst_optimizer_trial *t, double q) {
   const pst_optimizer_answers *own = &s->verify[t->class_index], *other = &s->verify[s->reference];
   double nusd = pst_optimizer_measured_nusd(s, other), reference = t->comparison.b.estimate;
-  if (reference < s->goal.quality_floor || !is_cheap_enough(s, nusd, reference)) return true;
+  if (reference < s->goal.quality_floor || !pst_optimizer_is_cheap_enough(s, nusd, reference)) return true;
   if (!strcmp(s->goal.objective, "latency")) return own->busy_ms / own->n < other->busy_ms / other->n;
   return per_accepted(pst_optimizer_measured_nusd(s, own), q) < per_accepted(nusd, reference);
 }
@@ -110,13 +108,17 @@ static double shown(const pst_evals_interval *difference) {
   return difference->low > 0 ? difference->low : difference->high < 0 ? difference->high : 0;
 }
 
-static void find_better(const pst_optimizer_state *s, pst_optimizer_trial *t, const pst_optimizer_estimate *alike) {
-  const pst_evals_interval *difference = &t->comparison.difference;
-  bool quality = !strcmp(s->goal.objective, "quality");
-  double reference = t->comparison.b.estimate;
-  t->better = quality ? shown(difference) > 0 : is_cheaper(s, t, alike, reference + shown(difference));
-  t->may_be_better =
-      t->better || (quality ? difference->high > 0 : is_cheaper(s, t, alike, reference + difference->high));
+/* A reference that lies too far below the best plan does not keep the goal, and what does is better whatever it costs. That must be shown too: by the whole interval,
+ * and not by an estimate, or the dearer of two plans that are right equally often would take the other's place by chance. */
+static void find_better(const pst_optimizer_state *s, const pst_optimizer_verification *v, pst_optimizer_trial *t,
+                        const pst_optimizer_estimate *alike) {
+  const pst_evals_interval *difference = &t->comparison.difference, *below = &v->reference_against_best.difference;
+  bool quality = !strcmp(s->goal.objective, "quality"), limit = v->best >= 0 && !quality;
+  double reference = t->comparison.b.estimate, loss = s->goal.max_quality_loss;
+  t->better = quality ? shown(difference) > 0
+                      : (limit && below->high < -loss) || is_cheaper(s, t, alike, reference + shown(difference));
+  t->may_be_better = t->better || (limit && below->low < -loss) ||
+                     (quality ? difference->high > 0 : is_cheaper(s, t, alike, reference + difference->high));
 }
 
 /* The reference with a finalist's exact fields. */
@@ -132,7 +134,14 @@ static int estimate_alike(pst_optimizer_state *s, int class_index, pst_optimizer
   return pst_optimizer_replay_class(s, r, &c, ret, err);
 }
 
-static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t, const pst_optimizer_estimate *alike) {
+/* Pairs a class with the best plan found; a plan is not below itself, however few the items are. */
+static void pair_with_best(const pst_optimizer_state *s, int class_index, int best, pst_evals_comparison *ret) {
+  pst_optimizer_pair(&s->verify[class_index], &s->verify[best], s->goal.max_quality_loss, ret);
+  if (class_index == best) ret->difference = (pst_evals_interval){0, 0, 0};
+}
+
+static void judge(const pst_optimizer_state *s, const pst_optimizer_verification *v, pst_optimizer_trial *t,
+                  const pst_optimizer_estimate *alike) {
   pst_optimizer_pair(&s->verify[t->class_index], &s->verify[s->reference], s->goal.margin, &t->comparison);
   const pst_optimizer_estimate *e = &s->estimates[t->class_index];
   double q = t->comparison.a.estimate;
@@ -144,17 +153,21 @@ static void judge(const pst_optimizer_state *s, pst_optimizer_trial *t, const ps
     t->comparison.non_inferior = PST_EVALS_YES;
   }
   t->floor_holds = q >= s->goal.quality_floor;
-  t->ceiling_holds = is_cheap_enough(s, e->request_nusd, q);
+  if (v->best >= 0) pair_with_best(s, t->class_index, v->best, &t->against_best);
+  t->loss_holds = v->best < 0 || t->against_best.difference.estimate >= -s->goal.max_quality_loss;
+  t->ceiling_holds = pst_optimizer_is_cheap_enough(s, e->request_nusd, q);
   if (t->same_answers)
     t->better = t->may_be_better = true;
   else
-    find_better(s, t, alike);
-  t->passed = t->floor_holds && t->ceiling_holds && t->better && t->comparison.non_inferior == PST_EVALS_YES;
+    find_better(s, v, t, alike);
+  t->passed =
+      t->floor_holds && t->loss_holds && t->ceiling_holds && t->better && t->comparison.non_inferior == PST_EVALS_YES;
 }
 
-/* More items might let it pass: neither its difference nor its distance to the floor is settled against it, and it is, or may be, better. */
+/* More items might let it pass: neither its difference nor its distance to a floor is settled against it, and it is, or may be, better. */
 static bool undecided(const pst_optimizer_state *s, const pst_optimizer_trial *t) {
-  return t->ceiling_holds && t->comparison.a.high >= s->goal.quality_floor && t->may_be_better &&
+  bool loss_may_hold = t->loss_holds || t->against_best.difference.high >= -s->goal.max_quality_loss;
+  return t->ceiling_holds && t->comparison.a.high >= s->goal.quality_floor && loss_may_hold && t->may_be_better &&
          t->comparison.non_inferior != PST_EVALS_NO;
 }
 
@@ -163,8 +176,9 @@ static const char *const no_time = "the time was spent";
 /* Why a further finalist is not asked; NULL: it is. The first is always asked: a verdict rests on it. */
 static const char *why_not(const pst_optimizer_state *s, int class_index, int n) {
   double spent = (double)s->journal->elapsed_us / 1e6, needed = pst_optimizer_seconds(s, class_index, n);
-  if (pst_optimizer_belief_interval(s->beliefs[class_index], C(confidence)).high < s->goal.quality_floor)
-    return "by its search items it does not reach the floor";
+  double high = pst_optimizer_belief_interval(s->beliefs[class_index], C(confidence)).high;
+  if (high < s->goal.quality_floor) return "by its search items it does not reach the floor";
+  if (high < s->loss_floor) return "by its search items it lies too far below the best plan";
   return spent + needed > C(verify_overrun) * s->budget_s ? no_time : NULL;
 }
 
@@ -206,11 +220,24 @@ static int estimate_reference(pst_optimizer_state *s, pst_error *err) {
   return code ? code : pst_optimizer_replay_class(s, r, &s->best_exact[r], &s->estimates[r], err);
 }
 
+/* What is the measure for all trials: the reference, and the best plan found where the goal limits what may be lost against it. */
+static int ask_measures(pst_optimizer_state *s, pst_optimizer_verification *v, pst_error *err) {
+  if (s->world->note) s->world->note(s->world->state, "verify: the reference plan on held-back items");
+  int code = pst_optimizer_measure(s, s->reference, true, v->n_items, err);
+  if (!code) code = estimate_reference(s, err);
+  v->best = s->finest;
+  if (v->best < 0 || code) return code;
+  if (s->world->note) s->world->note(s->world->state, "verify: the best plan found");
+  code = pst_optimizer_measure(s, v->best, true, v->n_items, err);
+  if (!code) pair_with_best(s, s->reference, v->best, &v->reference_against_best);
+  return code;
+}
+
 int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_finalists,
                          pst_optimizer_verification *ret, pst_error *err) {
   pst_optimizer_verification v;
   memset(&v, 0, sizeof v);
-  v.taken = v.prompted = -1;
+  v.taken = v.prompted = v.best = -1;
   v.n_trials = PST_MIN(n_finalists, (size_t)PST_OPTIMIZER_MAX_FINALISTS);
   for (size_t i = 0; i < v.n_trials; i++) v.trials[i].class_index = finalists[i];
   bool inconclusive = false;
@@ -218,9 +245,7 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
   if (v.n_trials) {
     v.n_items = choose_n(s, finalists, n_finalists);
     code = count_use(s, &v.uses, err);
-    if (!code && s->world->note) s->world->note(s->world->state, "verify: the reference plan on held-back items");
-    if (!code) code = pst_optimizer_measure(s, s->reference, true, v.n_items, err);
-    if (!code) code = estimate_reference(s, err);
+    if (!code) code = ask_measures(s, &v, err);
   }
   for (size_t i = 0; i < v.n_trials && !code; i++) {
     v.trials[i].why_not = v.taken >= 0 ? "an earlier one passed"
@@ -235,7 +260,7 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
     pst_optimizer_estimate alike;
     if (!code) code = estimate_alike(s, c, &alike, err);
     if (code) break;
-    judge(s, &v.trials[i], &alike);
+    judge(s, &v, &v.trials[i], &alike);
     inconclusive |= undecided(s, &v.trials[i]);
     if (v.trials[i].passed) v.taken = (int)i;
   }

@@ -11,9 +11,11 @@ typedef struct pst_optimizer_trial {
   bool asked;
   const char *why_not; /* asked, in words; NULL: it was */
   bool same_answers;   /* as the reference: nothing but exact fields differs, so there is nothing to compare */
-  pst_evals_comparison comparison; /* a: finalist, b: reference */
-  bool floor_holds;                /* by the point estimate */
-  bool ceiling_holds;              /* cost per accepted answer, with the quality found here */
+  pst_evals_comparison comparison;   /* a: finalist, b: reference */
+  bool floor_holds;                  /* by the point estimate */
+  pst_evals_comparison against_best; /* a: finalist, b: the best plan found; only where there is such a limit */
+  bool loss_holds;                   /* goal.max_quality_loss, by the point estimate; true without such a limit */
+  bool ceiling_holds;                /* cost per accepted answer, with the quality found here */
   bool
       better; /* by the objective than the reference, however that is served, with the quality found here; true of the reference's own answers */
   bool may_be_better; /* more items might show it */
@@ -26,6 +28,9 @@ typedef struct pst_optimizer_verification {
   int n_items;  /* fixed before the first answer */
   int64_t uses; /* how many plans were asked these items before this run */
   int taken;    /* trial that passed; -1: none */
+  /* The best plan that the search found, asked the same items where the goal limits what may be lost against it; -1: it does not. */
+  int best;
+  pst_evals_comparison reference_against_best; /* a: the reference, b: that plan */
   /* The best plan of prompted models, asked the first of the same items when the plan taken is no such plan itself: what was learned is compared with
    * what prompts alone reach, and not only with the reference. -1: there is none, or the time was spent. */
   int prompted;

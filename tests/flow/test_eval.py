@@ -71,6 +71,8 @@ def test_import_of_public_sets(penstock, test_data, tmp_path, name, kind, grader
     assert workload["task"]["kind"] == kind and workload["grader"]["type"] == grader and len(workload["prompts"]) >= 3
     items = read_lines(tmp_path / "w" / "items.jsonl")
     assert len(items) == len(path.read_text(encoding="utf-8").splitlines())
+    goal = workload["goal"]
+    assert goal["max_quality_loss"] == 0.01 and goal["quality_floor"] == 0.5
     for part, most in zip(PARTS[1:], (1000, 1500, 1500)):  # a fifth, and no more than is needed to judge
         share = min(0.2, most / len(items))
         assert abs(sum(i["part"] == part for i in items) / len(items) - share) <= 0.1 * share

@@ -54,6 +54,8 @@ static void refused(void **state) {
        NULL, "goal.latency_p95_ms", "above 0"},
       {HEAD "{\"kind\":\"text\"}" PROMPTS ",\"grader\":{\"type\":\"exact\"},\"goal\":{\"objective\":\"fun\"}}", one,
        NULL, "goal.objective", "cost, latency, quality"},
+      {HEAD "{\"kind\":\"text\"}" PROMPTS ",\"grader\":{\"type\":\"exact\"},\"goal\":{\"max_quality_loss\":0}}", one,
+       NULL, "goal.max_quality_loss", "above 0"},
       {TEXT_TASK("{\"type\":\"sql\",\"fields\":[\"a\"]}"), one, NULL, "grader", "fields"},
       {TEXT_TASK("{\"type\":\"exakt\"}"), one, NULL, "grader.type", "exact, normalized"},
       {TEXT_TASK("{\"type\":\"exact\",\"tolerance\":1}"), one, NULL, "grader", "tolerance"},

@@ -68,7 +68,7 @@ static pst_evals_info make_workload(void) {
                       .n_labels = N_LABELS,
                       .prompts = prompts,
                       .n_prompts = 3,
-                      .goal = {0.6, 0.03, true, "cost", 2000, 0},
+                      .goal = {0.6, 0.03, true, "cost", 2000, 0, 0},
                       .monthly_requests = 100000,
                       .max_tokens = 12,
                       .items = items,
@@ -636,12 +636,13 @@ static void test_drafts_from_past_answers_are_chosen(void **state) {
   outcome_done(&a);
 }
 
-/* encoded: right answers of the classifier that reads vectors too; 0: there is no encoder. */
-static outcome search_with_classifiers(double accuracy, double encoded, double floor, pst_optimizer_journal *j,
-                                       pst_gateway_plan **ret) {
+/* encoded: right answers of the classifier that reads vectors too; 0: there is no encoder. loss: goal.max_quality_loss. reference: the plan in force, or NULL. */
+static outcome search_within(double accuracy, double encoded, double floor, double loss, const char *reference,
+                             pst_optimizer_journal *j, pst_gateway_plan **ret) {
   pst_evals_info w = make_workload();
   w.goal.quality_floor = floor;
-  fake f = {.ceiling = 0.9, .classifier = accuracy, .encoded = encoded};
+  w.goal.max_quality_loss = loss;
+  fake f = {.ceiling = 0.9, .classifier = accuracy, .encoded = encoded, .reference = reference};
   assert_int_equal(pst_optimizer_journal_open(j, NULL, 7, false, NULL), 0);
   outcome a = search(&f, j, 3, &w);
   assert_int_equal(a.code, 0);
@@ -652,13 +653,18 @@ static outcome search_with_classifiers(double accuracy, double encoded, double f
   assert_int_equal(pst_optimizer_journal_open(&again, NULL, 7, false, NULL), 0);
   copy_rows(j, &again);
   again.replay = true;
-  fake nobody = {.forbidden = true, .classifier = accuracy, .encoded = encoded};
+  fake nobody = {.forbidden = true, .classifier = accuracy, .encoded = encoded, .reference = reference};
   outcome b = search(&nobody, &again, 3, &w);
   assert_int_equal(b.code, 0);
   assert_string_equal(a.evidence, b.evidence);
   pst_optimizer_journal_close(&again);
   outcome_done(&b);
   return a;
+}
+
+static outcome search_with_classifiers(double accuracy, double encoded, double floor, pst_optimizer_journal *j,
+                                       pst_gateway_plan **ret) {
+  return search_within(accuracy, encoded, floor, 0, NULL, j, ret);
 }
 
 /* What was learned is compared with what prompts alone reach, on held-back items; the difference is the paired one of their right answers. */
@@ -675,6 +681,33 @@ static void check_prompted(const char *evidence) {
   double difference = pst_json_double(pst_json_at(pst_json_get(c, "difference"), 0), -2);
   assert_true(fabs(difference - (double)(only - other) / (double)n) < 1e-4);
   assert_int_equal(pst_json_int(pst_json_get(pst_json_get(p, "verify"), "n"), 0), n);
+  pst_json_free(doc);
+}
+
+/* The evidence says what may be lost, whom it is counted from, and how the plan taken stands: the paired difference to that plan on the same held-back items. */
+static void check_loss(const char *evidence, double loss) {
+  pst_json_doc *doc = NULL;
+  assert_int_equal(pst_json_parse(evidence, strlen(evidence), "evidence", &doc, NULL), 0);
+  const pst_json *root = pst_json_root(doc), *v = pst_json_get(root, "verification");
+  assert_int_equal(pst_json_get(v, "best") != NULL, loss > 0);
+  for (pst_json_iter it = pst_json_iterate(pst_json_get(v, "finalists")); pst_json_next(&it);) {
+    if (!pst_json_bool(pst_json_get(it.value, "asked"), false)) continue;
+    const pst_json *c = pst_json_get(it.value, "against_best");
+    assert_int_equal(c != NULL, loss > 0);
+    if (!c) continue;
+    double n = pst_json_double(pst_json_get(c, "n"), 0), only = pst_json_double(pst_json_get(c, "only_plan"), -1);
+    double difference = (only - pst_json_double(pst_json_get(c, "only_reference"), -1)) / n;
+    assert_true(n >= 100 &&
+                fabs(pst_json_double(pst_json_at(pst_json_get(c, "difference"), 0), -2) - difference) < 1e-4);
+    assert_int_equal(pst_json_bool(pst_json_get(it.value, "loss_holds"), false), difference >= -loss);
+    if (difference < -loss) assert_false(pst_json_bool(pst_json_get(it.value, "passed"), true));
+  }
+  pst_buf text = PST_BUF_INIT;
+  assert_int_equal(pst_optimizer_summary(evidence, &text, NULL), 0);
+  assert_int_equal(strstr(pst_buf_text(&text), "below the best plan found holds") != NULL, loss > 0);
+  assert_int_equal(strstr(pst_buf_text(&text), "by the best plan found") != NULL,
+                   loss > 0 && pst_str_is(pst_json_str(pst_json_path(root, "floor.from")), "best"));
+  pst_buf_done(&text);
   pst_json_free(doc);
 }
 
@@ -724,6 +757,31 @@ static void test_an_encoder_is_asked_where_it_is_needed(void **state) {
     pst_optimizer_journal_close(&j);
     outcome_done(&a);
   }
+}
+
+/* Of two plans above the floor the cheap one is taken as far as it may lie below the other, and in force it keeps its place as far as that: no further. */
+static void test_what_may_be_lost_against_the_best(void **state) {
+  (void)state;
+  static const struct {
+    double accuracy, encoded, loss;
+    bool best_taken;
+  } cases[] = {{0.80, 0.95, 0, false}, {0.80, 0.95, 0.02, true}, {0.90, 0.91, 0.04, false}};
+  char *cheap = NULL;
+  for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++)
+    for (int in_force = 0; in_force < 2; in_force++) {
+      pst_optimizer_journal j;
+      pst_gateway_plan *plan = NULL;
+      outcome a =
+          search_within(cases[i].accuracy, cases[i].encoded, 0.5, cases[i].loss, in_force ? cheap : NULL, &j, &plan);
+      assert_int_equal(plan->root.op, PST_GATEWAY_OP_CLASSIFIER);
+      assert_string_equal(plan->root.classifier, cases[i].best_taken ? ENCODED_ARTEFACT : ARTEFACT);
+      if (!cheap) cheap = pst_strdup(a.plan);
+      check_loss(a.evidence, cases[i].loss);
+      pst_gateway_plan_unref(plan);
+      pst_optimizer_journal_close(&j);
+      outcome_done(&a);
+    }
+  pst_free(cheap);
 }
 
 /* Neither the classifier (0.80) nor any model (0.75) reaches the floor; together they do, where the classifier answers what it is sure of. */
@@ -1115,6 +1173,7 @@ int main(void) {
       cmocka_unit_test(test_finds_and_replays),
       cmocka_unit_test(test_drafts_from_past_answers_are_chosen),
       cmocka_unit_test(test_a_good_classifier_is_all_that_is_needed),
+      cmocka_unit_test(test_what_may_be_lost_against_the_best),
       cmocka_unit_test(test_a_sure_classifier_comes_before_a_model),
       cmocka_unit_test(test_an_encoder_is_asked_where_it_is_needed),
       cmocka_unit_test(test_a_bad_classifier_is_left_out),
