@@ -573,7 +573,7 @@ static int list_tables(const importer *m, pst_buf *out) {
     if (n == TABLES_LISTED_MAX) return 0;
     seen[n++] = table;
   }
-  qsort(seen, n, sizeof *seen, compare_strs);
+  if (n) qsort(seen, n, sizeof *seen, compare_strs);
   for (size_t k = 0; k < n; k++) pst_buf_printf(out, "%s%.*s", k ? ", " : "", (int)seen[k].n, seen[k].data);
   return pst_buf_status(out);
 }
