@@ -39,8 +39,8 @@ typedef struct pst_flywheel_outlook_source {
   pst_gateway *gateway;
   pst_store *store;
   const pst_evals_workload *workload;
-  int threads;   /* to train with; 0: pst_cpu_count() */
-  bool no_codes; /* answers would be plain, whatever output codes would save */
+  int threads; /* to train with; 0: pst_cpu_count() */
+  bool codes;  /* answers would be in output codes, where these save enough */
 } pst_flywheel_outlook_source;
 
 /* pst_optimizer_options.outlook; user: a pst_flywheel_outlook_source. Examples and records that may be trained on, lengths as a tuned plan would serve, speed of training
@@ -63,7 +63,7 @@ typedef struct pst_flywheel_turn_options {
   int threads;
   bool keep_plan;                             /* measure only: the plan in force stays */
   bool fresh;                                 /* do not go on with an unfinished turn */
-  bool no_codes;                              /* answers stay plain, whatever output codes would save */
+  bool codes;                                 /* answers in output codes, where these save enough of their tokens */
   bool quiet;                                 /* no progress line of the optimizer */
   void (*note)(void *user, const char *text); /* a step in words; NULL: silent */
   void (*on_tuning)(void *user, const pst_tune_progress *progress); /* NULL: silent */

@@ -51,7 +51,7 @@ static int put_traffic(pst_store *store, pst_str workload, pst_json_writer *w, p
 /* What training would read and how fast; where it cannot be, why. That it lacks memory is an answer, too: who asks has a plan in hand that must not be lost for it. */
 static void put_training(const pst_flywheel_outlook_source *s, const char *model, pst_json_writer *w) {
   pst_tune_workload_options o = {.model = model,
-                                 .codes = s->no_codes ? 0 : PST_FLYWHEEL_CODES,
+                                 .codes = s->codes ? PST_FLYWHEEL_CODES : 0,
                                  .codes_from = PST_FLYWHEEL_CODES_FROM,
                                  .training = pst_tune_options_default()};
   pst_tune_outlook look;

@@ -61,7 +61,7 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
       .held_out_share = 0.1,
       .max_held_out = 128,
       .data_set = t->data_set[0] ? t->data_set : NULL,
-      .codes = o->no_codes ? 0 : PST_FLYWHEEL_CODES,
+      .codes = o->codes ? PST_FLYWHEEL_CODES : 0,
       .codes_from = PST_FLYWHEEL_CODES_FROM,
       .leave_checkpoint = true, /* until the turn has ended: what is between here and there may be killed, too */
       .training = pst_tune_options_default()};
@@ -243,7 +243,7 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   put_models(&j, "encoders", o->encoders, o->n_encoders);
   pst_json_member_int(&j, "max_items", (int64_t)o->max_items);
   pst_json_member_bool(&j, "keep_plan", o->keep_plan);
-  if (o->no_codes) pst_json_member_bool(&j, "no_codes", true);
+  if (o->codes) pst_json_member_bool(&j, "codes", true);
   pst_json_end_object(&j);
   pst_str kind = PST_STR("turn"), name = pst_str_from(info->name), text = pst_buf_str(&params);
   int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn") : 0;

@@ -105,7 +105,7 @@ static int put_expected(const pst_flywheel_turn_state *t, const pst_json *look, 
 }
 
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
-  pst_flywheel_outlook_source source = {t->gateway, t->store, t->workload, t->options->threads, t->options->no_codes};
+  pst_flywheel_outlook_source source = {t->gateway, t->store, t->workload, t->options->threads, t->options->codes};
   const char *name = pst_evals_workload_info(t->workload)->name;
   char hash[65], *evidence = NULL;
   pst_buf text = PST_BUF_INIT;

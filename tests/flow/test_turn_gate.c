@@ -113,7 +113,7 @@ static pst_flywheel_turn_options turn_options(const pst_optimizer_model *m) {
                                      .seed = 1,
                                      .threads = 2,
                                      .quiet = true,
-                                     .no_codes = !in_codes};
+                                     .codes = in_codes};
 }
 
 /* The turn's report; *ret_promoted. */
