@@ -139,7 +139,7 @@ static int ask(asking *a, pst_flywheel_question *q, pst_error *err) {
   pst_gateway_event last = {0};
   pst_buf text = PST_BUF_INIT;
   size_t n = 0;
-  pst_str answer;
+  pst_str answer = {NULL, 0};
   pst_buf_printf(&text, "%s\n%.*s", a->plan->hash, (int)q->messages.n, q->messages.data);
   pst_sha256_hex(pst_buf_text(&text), text.n, key);
   bool kept = !pst_store_answer_get(a->store, scope_of(a, scope), pst_str_from(key), &known, &n, NULL, NULL);
