@@ -73,9 +73,9 @@ def test_import_of_public_sets(penstock, test_data, tmp_path, name, kind, grader
     assert len(items) == len(path.read_text(encoding="utf-8").splitlines())
     goal = workload["goal"]
     assert goal["max_quality_loss"] == 0.01 and goal["quality_floor"] == 0.5
-    for part, most in zip(PARTS[1:], (1000, 1500, 1500)):  # a fifth, and no more than is needed to judge
+    for part, most in zip(PARTS[1:], (1000, 1500, 1500)):  # a fifth, and no more than is needed to judge; large clusters go where they find room
         share = min(0.2, most / len(items))
-        assert abs(sum(i["part"] == part for i in items) / len(items) - share) <= 0.1 * share
+        assert abs(sum(i["part"] == part for i in items) / len(items) - share) <= 0.2 * share
 
 
 @pytest.mark.parametrize("n, parts", [(2000, (800, 400, 400, 400)), (6000, (2600, 1000, 1200, 1200)), (9000, (5000, 1000, 1500, 1500))])
