@@ -101,10 +101,7 @@ static int ascending(const void *x, const void *y) {
   return (a > b) - (a < b);
 }
 
-static void put_number(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
-}
+static void put_number(pst_json_writer *w, const char *key, double value) { pst_json_member_double(w, key, value); }
 
 /* The median of x[n], which is sorted; with its ends. */
 static void put_spread(pst_json_writer *w, const char *key, double *x, int n) {
@@ -141,8 +138,7 @@ static void run_case(bench *b, const test_case *c, int n_pairs, pst_json_writer 
     cpu_share[p] = base.cpu_ms / with.cpu_ms;
   }
   pst_json_begin_object(w);
-  pst_json_key(w, "case");
-  pst_json_put_cstr(w, c->name);
+  pst_json_member_cstr(w, "case", c->name);
   put_number(w, "adapter_bytes", (double)(pst_engine_adapter_get_info(adapters[0])->bytes * c->n_adapters));
   put_spread(w, "base_ms", base_ms, n_pairs);
   put_spread(w, "ms", ms, n_pairs);
@@ -193,8 +189,7 @@ int main(int argc, char **argv) {
   open_bench(argv[1], threads, &b);
   pst_json_writer w = pst_json_writer_on(&text, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "isa");
-  pst_json_put_cstr(&w, pst_engine_model_get_info(b.model)->isa);
+  pst_json_member_cstr(&w, "isa", pst_engine_model_get_info(b.model)->isa);
   put_number(&w, "base_step_bytes", (double)pst_engine_model_get_info(b.model)->step_bytes);
   run_load(&b, &w);
   pst_json_key(&w, "cases");

@@ -169,6 +169,10 @@ void pst_file_sync_parent(const char *path);
 void pst_dir_sweep(const char *path);
 /* Makes the file if need be and waits until no other process has its flock(). Closing the descriptor gives the lock back, and so does the process's end. */
 int pst_file_lock(const char *path, int *ret_fd, pst_error *err);
+/* The same without waiting: PST_E_BUSY. The holder may remove the file before he closes it. */
+int pst_file_try_lock(const char *path, int *ret_fd, pst_error *err);
+/* Removes a file or a directory with all that is in it, links but not what they point to. False: something is left. */
+bool pst_dir_remove(const char *path);
 int pst_dir_make(const char *path, pst_error *err); /* with parents, mode 0700 for new ones; fine if there */
 bool pst_file_exists(const char *path);
 bool pst_dir_exists(const char *path);

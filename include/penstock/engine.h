@@ -111,6 +111,10 @@ int pst_engine_lora_set_note(pst_engine_lora *lora, pst_engine_lora_note note, c
  * by name. *ret_lora becomes the caller's. Errors: PST_E_IO and its kin, PST_E_BAD_INPUT (malformed, with the place), PST_E_UNSUPPORTED, PST_E_LIMIT, PST_E_NOMEM. */
 int pst_engine_lora_read(const char *path, const pst_engine_model_info *base, pst_engine_lora *ret_lora,
                          pst_error *err);
+/* Whether weights of a model could take the adapter in: PST_E_BAD_INPUT (it is for another architecture), PST_E_UNSUPPORTED (it answers in codes, which nobody would
+ * expand any more). path: of the adapter, for the error. */
+int pst_engine_lora_check_merge(const pst_engine_lora *lora, const pst_engine_model_info *base, const char *path,
+                                pst_error *err);
 /* A GGUF adapter of float32, whole or not at all; replaces a file at `path`. PST_E_BAD_INPUT: no architecture, no target; else as writing files. */
 int pst_engine_lora_write_gguf(const pst_engine_lora *lora, const char *path, pst_error *err);
 /* A folder as PEFT's save_pretrained makes it, for the text model's class, whole or not at all. base as for reading. PST_E_EXISTS: something is at `path`;

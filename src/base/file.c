@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -211,7 +212,38 @@ int pst_file_lock(const char *path, int *ret_fd, pst_error *err) {
   return 0;
 }
 
+/* Who holds the file may remove it: a lock on one that has no name any more is no lock. */
+int pst_file_try_lock(const char *path, int *ret_fd, pst_error *err) {
+  for (;;) {
+    struct stat now;
+    int fd = open_retry(path, O_RDWR | O_CREAT, 0600);
+    if (fd < 0) return pst_error_set_errno(err, errno, path, "the lock file cannot be made");
+    int reason = flock(fd, LOCK_EX | LOCK_NB) ? errno : 0;
+    if (!reason && !fstat(fd, &now) && now.st_nlink > 0) {
+      *ret_fd = fd;
+      return 0;
+    }
+    (void)close(fd);
+    if (reason == EWOULDBLOCK) return pst_error_set(err, PST_E_BUSY, path, "another process has this lock");
+    if (reason && reason != EINTR) return pst_error_set_errno(err, reason, path, "the lock cannot be taken");
+  }
+}
+
 /* ---- directories and paths ---- */
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw) {
+  (void)st;
+  (void)type;
+  (void)ftw;
+  (void)remove(path);
+  return 0;
+}
+
+bool pst_dir_remove(const char *path) {
+  struct stat st;
+  (void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  return lstat(path, &st) && errno == ENOENT;
+}
 
 int pst_dir_make(const char *path, pst_error *err) {
   if (!path[0]) return pst_error_set(err, PST_E_BAD_INPUT, NULL, "the name of a directory is empty");

@@ -32,12 +32,9 @@ static int put_adapter(void *user, const pst_store_adapter *r) {
       pst_json_key(&l->w, texts[i][0]);
       pst_json_put_cstr(&l->w, *texts[i][1] ? texts[i][1] : NULL);
     }
-    pst_json_key(&l->w, "rank");
-    pst_json_put_int(&l->w, r->rank);
-    pst_json_key(&l->w, "bytes");
-    pst_json_put_int(&l->w, r->bytes);
-    pst_json_key(&l->w, "created_ms");
-    pst_json_put_int(&l->w, r->created_ms);
+    pst_json_member_int(&l->w, "rank", r->rank);
+    pst_json_member_int(&l->w, "bytes", r->bytes);
+    pst_json_member_int(&l->w, "created_ms", r->created_ms);
     pst_json_member_bool(&l->w, "stale", r->stale);
     pst_json_end_object(&l->w);
     return 0;

@@ -134,20 +134,13 @@ static void put_row(output *o, const pst_engine_model_info *info, const bench_ca
   }
   pst_json_writer *w = &o->w;
   pst_json_begin_object(w);
-  pst_json_key(w, "n_prompt");
-  pst_json_put_int(w, c->n_prompt);
-  pst_json_key(w, "n_gen");
-  pst_json_put_int(w, c->n_gen);
-  pst_json_key(w, "n_depth");
-  pst_json_put_int(w, c->n_depth);
-  pst_json_key(w, "n_seq");
-  pst_json_put_int(w, c->n_seq);
-  pst_json_key(w, "n_threads");
-  pst_json_put_int(w, c->n_threads);
-  pst_json_key(w, "n_adapters");
-  pst_json_put_int(w, PST_MIN(c->adapters->n, c->n_seq));
-  pst_json_key(w, "isa");
-  pst_json_put_cstr(w, info->isa);
+  pst_json_member_int(w, "n_prompt", c->n_prompt);
+  pst_json_member_int(w, "n_gen", c->n_gen);
+  pst_json_member_int(w, "n_depth", c->n_depth);
+  pst_json_member_int(w, "n_seq", c->n_seq);
+  pst_json_member_int(w, "n_threads", c->n_threads);
+  pst_json_member_int(w, "n_adapters", PST_MIN(c->adapters->n, c->n_seq));
+  pst_json_member_cstr(w, "isa", info->isa);
   pst_json_key(w, "bytes_per_step"); /* of one decoded token of every sequence: weights, adapters, keys and values */
   pst_json_put_int(w, info->step_bytes + PST_MIN(c->adapters->n, c->n_seq) * c->adapters->bytes +
                           (int64_t)c->n_seq * (c->n_depth + c->n_gen / 2) * info->kv_bytes_per_token_f16);

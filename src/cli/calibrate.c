@@ -107,16 +107,11 @@ static void put_divergence(pst_json_writer *w, const char *key, const pst_tune_d
     return;
   }
   pst_json_begin_object(w);
-  pst_json_key(w, "all");
-  pst_json_put_double(w, d->all);
-  pst_json_key(w, "answers");
-  pst_json_put_double(w, d->answers);
-  pst_json_key(w, "top1");
-  pst_json_put_double(w, d->top1);
-  pst_json_key(w, "n_all");
-  pst_json_put_int(w, (int64_t)d->n_all);
-  pst_json_key(w, "n_answers");
-  pst_json_put_int(w, (int64_t)d->n_answers);
+  pst_json_member_double(w, "all", d->all);
+  pst_json_member_double(w, "answers", d->answers);
+  pst_json_member_double(w, "top1", d->top1);
+  pst_json_member_int(w, "n_all", (int64_t)d->n_all);
+  pst_json_member_int(w, "n_answers", (int64_t)d->n_answers);
   pst_json_end_object(w);
 }
 
@@ -125,18 +120,12 @@ static int print_json(const calibrating *c, const char *out) {
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "path");
-  pst_json_put_cstr(&w, out);
-  pst_json_key(&w, "bytes");
-  pst_json_put_int(&w, r->bytes);
-  pst_json_key(&w, "source_bytes");
-  pst_json_put_int(&w, r->source_bytes);
-  pst_json_key(&w, "elements");
-  pst_json_put_int(&w, r->elements);
-  pst_json_key(&w, "bits");
-  pst_json_put_double(&w, r->bits);
-  pst_json_key(&w, "calibration_tokens");
-  pst_json_put_int(&w, (int64_t)r->n_calibration_tokens);
+  pst_json_member_cstr(&w, "path", out);
+  pst_json_member_int(&w, "bytes", r->bytes);
+  pst_json_member_int(&w, "source_bytes", r->source_bytes);
+  pst_json_member_int(&w, "elements", r->elements);
+  pst_json_member_double(&w, "bits", r->bits);
+  pst_json_member_int(&w, "calibration_tokens", (int64_t)r->n_calibration_tokens);
   put_divergence(&w, "held_out", &r->held_out);
   put_divergence(&w, "held_out_uncalibrated", &r->plain);
   put_divergence(&w, "general", &r->general);
@@ -145,15 +134,13 @@ static int print_json(const calibrating *c, const char *out) {
   pst_json_begin_array(&w);
   for (int i = 0; i < c->n_compared; i++) {
     pst_json_begin_object(&w);
-    pst_json_key(&w, "path");
-    pst_json_put_cstr(&w, c->compared[i]);
+    pst_json_member_cstr(&w, "path", c->compared[i]);
     put_divergence(&w, "held_out", &c->compared_held_out[i]);
     put_divergence(&w, "general", &c->compared_general[i]);
     pst_json_end_object(&w);
   }
   pst_json_end_array(&w);
-  pst_json_key(&w, "predicted");
-  pst_json_put_double(&w, r->predicted);
+  pst_json_member_double(&w, "predicted", r->predicted);
   pst_json_key(&w, "matrices");
   pst_json_begin_object(&w);
   for (int t = 0; t < PST_TUNE_CALIBRATE_TYPES; t++) {
@@ -162,8 +149,7 @@ static int print_json(const calibrating *c, const char *out) {
     pst_json_put_int(&w, r->n_matrices[t]);
   }
   pst_json_end_object(&w);
-  pst_json_key(&w, "seconds");
-  pst_json_put_double(&w, r->seconds);
+  pst_json_member_double(&w, "seconds", r->seconds);
   pst_json_end_object(&w);
   int code = pst_buf_status(&text);
   if (!code) puts(pst_buf_text(&text));

@@ -44,10 +44,8 @@ static void put_record_json(pst_json_writer *w, const pst_store_request *r) {
   pst_json_member_opt(w, "workload", r->workload);
   pst_json_member_opt(w, "subject", r->subject);
   pst_json_member_opt(w, "keep", pst_str_from(pst_store_keep_name(r->keep)));
-  pst_json_key(w, "train");
-  pst_json_put_bool(w, r->train);
-  pst_json_key(w, "imported");
-  pst_json_put_bool(w, r->imported);
+  pst_json_member_bool(w, "train", r->train);
+  pst_json_member_bool(w, "imported", r->imported);
   pst_json_key(w, "expires_ms");
   if (r->expires_ms)
     pst_json_put_int(w, r->expires_ms);
@@ -117,8 +115,7 @@ static int put_feedback(void *user, const pst_store_feedback *f) {
   pst_json_member_int(w, "time_ms", f->time_ms);
   if (f->thumbs) pst_json_member_opt(w, "thumbs", pst_str_from(f->thumbs > 0 ? "up" : "down"));
   if (f->has_score) {
-    pst_json_key(w, "score");
-    pst_json_put_double(w, f->score);
+    pst_json_member_double(w, "score", f->score);
   }
   if (f->correction.data) pst_json_member_opt(w, "correction", f->correction);
   if (f->outcome.data) pst_json_member_opt(w, "outcome", f->outcome);
@@ -166,8 +163,7 @@ static int put_use(void *user, pst_str hash, pst_str kind, pst_str name, bool st
   pst_json_begin_object(&l->w);
   pst_json_member_opt(&l->w, "kind", kind);
   pst_json_member_opt(&l->w, "name", name);
-  pst_json_key(&l->w, "stale");
-  pst_json_put_bool(&l->w, stale);
+  pst_json_member_bool(&l->w, "stale", stale);
   pst_json_end_object(&l->w);
   return 0;
 }
@@ -401,8 +397,7 @@ static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, con
       pst_json_member_opt(&w, "data_set", pst_str_from(e->sets[i].hash));
       pst_json_member_opt(&w, "kind", pst_str_from(e->sets[i].kind));
       pst_json_member_int(&w, "lines", e->sets[i].n_lines);
-      pst_json_key(&w, "replaced_by");
-      pst_json_put_cstr(&w, e->sets[i].replaced_by[0] ? e->sets[i].replaced_by : NULL);
+      pst_json_member_cstr(&w, "replaced_by", e->sets[i].replaced_by[0] ? e->sets[i].replaced_by : NULL);
       pst_json_end_object(&w);
     }
     pst_json_end_array(&w);
@@ -416,8 +411,7 @@ static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, con
       pst_json_end_object(&w);
     }
     pst_json_end_array(&w);
-    pst_json_key(&w, "bytes_in_log");
-    pst_json_put_bool(&w, e->in_log);
+    pst_json_member_bool(&w, "bytes_in_log", e->in_log);
     pst_json_end_object(&w);
     puts(pst_buf_text(&out));
     pst_buf_done(&out);

@@ -48,18 +48,14 @@ static void print_json(const char *model, const texts *t, int n_dims, int dims) 
   pst_buf out = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "model");
-  pst_json_put_cstr(&w, model);
-  pst_json_key(&w, "dimensions");
-  pst_json_put_int(&w, dims);
+  pst_json_member_cstr(&w, "model", model);
+  pst_json_member_int(&w, "dimensions", dims);
   pst_json_key(&w, "embeddings");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < t->n; i++) {
     pst_json_begin_object(&w);
-    pst_json_key(&w, "index");
-    pst_json_put_int(&w, (int64_t)i);
-    pst_json_key(&w, "tokens");
-    pst_json_put_int(&w, (int64_t)t->lengths[i]);
+    pst_json_member_int(&w, "index", (int64_t)i);
+    pst_json_member_int(&w, "tokens", (int64_t)t->lengths[i]);
     pst_json_key(&w, "embedding");
     pst_json_begin_array(&w);
     for (int d = 0; d < dims; d++) pst_json_put_double(&w, (double)t->vectors[i * (size_t)n_dims + (size_t)d]);

@@ -130,18 +130,14 @@ static int open_all(eval *e, pst_error *err) {
 static void write_params(const eval *e, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "n");
-  pst_json_put_int(&w, (int64_t)e->n_items);
-  pst_json_key(&w, "part");
-  pst_json_put_cstr(&w, pst_evals_part_name(e->part));
+  pst_json_member_int(&w, "n", (int64_t)e->n_items);
+  pst_json_member_cstr(&w, "part", pst_evals_part_name(e->part));
   pst_json_key(&w, "plans");
   pst_json_begin_array(&w);
   for (int i = 0; i < e->n_targets; i++) pst_json_put_cstr(&w, e->plans[i]->hash);
   pst_json_end_array(&w);
-  pst_json_key(&w, "warm");
-  pst_json_put_bool(&w, pst_cli_flag(e->args, "warm"));
-  pst_json_key(&w, "workload");
-  pst_json_put_cstr(&w, pst_evals_workload_info(e->workload)->fingerprint);
+  pst_json_member_bool(&w, "warm", pst_cli_flag(e->args, "warm"));
+  pst_json_member_cstr(&w, "workload", pst_evals_workload_info(e->workload)->fingerprint);
   pst_json_end_object(&w);
 }
 

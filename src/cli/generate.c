@@ -139,10 +139,8 @@ void pst_cli_print_answer(const pst_buf *answer, const pst_engine_event *last) {
   pst_buf out = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&out, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "text");
-  pst_json_put_str(&w, pst_buf_str(answer));
-  pst_json_key(&w, "finish");
-  pst_json_put_cstr(&w, finishes[last->finish]);
+  pst_json_member_str(&w, "text", pst_buf_str(answer));
+  pst_json_member_cstr(&w, "finish", finishes[last->finish]);
   const struct {
     const char *name;
     int64_t value;
@@ -154,8 +152,7 @@ void pst_cli_print_answer(const pst_buf *answer, const pst_engine_event *last) {
                  {"drafted", last->n_drafted},
                  {"accepted", last->n_accepted}};
   for (size_t i = 0; i < PST_ARRAY_LEN(numbers); i++) {
-    pst_json_key(&w, numbers[i].name);
-    pst_json_put_int(&w, numbers[i].value);
+    pst_json_member_int(&w, numbers[i].name, numbers[i].value);
   }
   pst_json_end_object(&w);
   puts(pst_buf_text(&out));

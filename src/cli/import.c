@@ -31,16 +31,11 @@ static void print_summary(const pst_cli_args *a, const pst_evals_info *info) {
     pst_buf out = PST_BUF_INIT;
     pst_json_writer w = pst_json_writer_on(&out, true);
     pst_json_begin_object(&w);
-    pst_json_key(&w, "workload");
-    pst_json_put_cstr(&w, info->name);
-    pst_json_key(&w, "folder");
-    pst_json_put_cstr(&w, info->folder);
-    pst_json_key(&w, "items");
-    pst_json_put_int(&w, (int64_t)info->n_items);
-    pst_json_key(&w, "clusters");
-    pst_json_put_int(&w, n_clusters);
-    pst_json_key(&w, "labels");
-    pst_json_put_int(&w, (int64_t)info->n_labels);
+    pst_json_member_cstr(&w, "workload", info->name);
+    pst_json_member_cstr(&w, "folder", info->folder);
+    pst_json_member_int(&w, "items", (int64_t)info->n_items);
+    pst_json_member_int(&w, "clusters", n_clusters);
+    pst_json_member_int(&w, "labels", (int64_t)info->n_labels);
     pst_json_key(&w, "parts");
     pst_json_begin_object(&w);
     for (int i = 0; i < PST_EVALS_PART_COUNT; i++) {

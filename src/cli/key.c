@@ -20,10 +20,8 @@ static void put_secret(const char *name, const char *secret, bool json) {
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "name");
-  pst_json_put_cstr(&w, name);
-  pst_json_key(&w, "key");
-  pst_json_put_cstr(&w, secret);
+  pst_json_member_cstr(&w, "name", name);
+  pst_json_member_cstr(&w, "key", secret);
   pst_json_end_object(&w);
   puts(pst_buf_text(&text));
   pst_buf_done(&text);
@@ -106,22 +104,17 @@ static void put_json(listing *l, const pst_store_key *k, const pst_store_budget 
   pst_json_writer *w = &l->w;
   const char *const texts[][2] = {{"name", k->name}, {"hint", k->hint}, {"workload", k->workload}};
   pst_json_begin_object(w);
-  pst_json_key(w, "id");
-  pst_json_put_int(w, k->id);
+  pst_json_member_int(w, "id", k->id);
   for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++) {
     pst_json_key(w, texts[i][0]);
     pst_json_put_cstr(w, *texts[i][1] ? texts[i][1] : NULL);
   }
-  pst_json_key(w, "disabled");
-  pst_json_put_bool(w, k->disabled_ms != 0);
-  pst_json_key(w, "created_ms");
-  pst_json_put_int(w, k->created_ms);
-  pst_json_key(w, "keep");
-  pst_json_put_cstr(w, k->has_consent ? pst_store_keep_name(k->consent.keep) : NULL); /* null: the server's */
-  pst_json_key(w, "train");
-  pst_json_put_bool(w, k->consent.train);
-  pst_json_key(w, "retention_days");
-  pst_json_put_int(w, k->consent.retention_days);
+  pst_json_member_bool(w, "disabled", k->disabled_ms != 0);
+  pst_json_member_int(w, "created_ms", k->created_ms);
+  pst_json_member_cstr(w, "keep",
+                       k->has_consent ? pst_store_keep_name(k->consent.keep) : NULL); /* null: the server's */
+  pst_json_member_bool(w, "train", k->consent.train);
+  pst_json_member_int(w, "retention_days", k->consent.retention_days);
   put_amount(w, "limit_day_usd", k->limits.day_nusd);
   put_amount(w, "limit_month_usd", k->limits.month_nusd);
   put_amount(w, "limit_total_usd", k->limits.total_nusd);
@@ -129,10 +122,8 @@ static void put_json(listing *l, const pst_store_key *k, const pst_store_budget 
   put_amount(w, "spent_month_usd", b->month_nusd);
   put_amount(w, "spent_total_usd", b->total_nusd);
   put_amount(w, "reserved_usd", b->open_nusd);
-  pst_json_key(w, "open_reservations");
-  pst_json_put_int(w, b->n_open);
-  pst_json_key(w, "overruns");
-  pst_json_put_int(w, b->n_overruns);
+  pst_json_member_int(w, "open_reservations", b->n_open);
+  pst_json_member_int(w, "overruns", b->n_overruns);
   pst_json_end_object(w);
 }
 

@@ -53,18 +53,12 @@ static int put_model(void *user, const pst_models_file *f, bool intact) {
   }
   pst_json_writer *w = &l->w;
   pst_json_begin_object(w);
-  pst_json_key(w, "name");
-  pst_json_put_cstr(w, f->name);
-  pst_json_key(w, "path");
-  pst_json_put_cstr(w, f->path);
-  pst_json_key(w, "bytes");
-  pst_json_put_int(w, f->bytes);
-  pst_json_key(w, "sha256");
-  pst_json_put_cstr(w, f->sha256);
-  pst_json_key(w, "licence");
-  pst_json_put_cstr(w, f->licence);
-  pst_json_key(w, "intact");
-  pst_json_put_bool(w, intact);
+  pst_json_member_cstr(w, "name", f->name);
+  pst_json_member_cstr(w, "path", f->path);
+  pst_json_member_int(w, "bytes", f->bytes);
+  pst_json_member_cstr(w, "sha256", f->sha256);
+  pst_json_member_cstr(w, "licence", f->licence);
+  pst_json_member_bool(w, "intact", intact);
   pst_json_key(w, "adapters");
   pst_json_begin_array(w);
   l->sha256 = f->sha256;
@@ -96,10 +90,8 @@ static int put_entry(void *user, const pst_models_entry *e) {
     pst_json_key(w, pairs[i][0]);
     pst_json_put_cstr(w, pairs[i][1]);
   }
-  pst_json_key(w, "bytes");
-  pst_json_put_int(w, e->bytes);
-  pst_json_key(w, "pulled");
-  pst_json_put_bool(w, pulled);
+  pst_json_member_int(w, "bytes", e->bytes);
+  pst_json_member_bool(w, "pulled", pulled);
   pst_json_end_object(w);
   return 0;
 }

@@ -27,12 +27,9 @@ static int print_json(const pst_optimizer_result *r) {
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "run");
-  pst_json_put_int(&w, r->run_id);
-  pst_json_key(&w, "verdict");
-  pst_json_put_cstr(&w, pst_optimizer_verdict_name(r->verdict));
-  pst_json_key(&w, "plan_hash");
-  pst_json_put_cstr(&w, r->plan_hash);
+  pst_json_member_int(&w, "run", r->run_id);
+  pst_json_member_cstr(&w, "verdict", pst_optimizer_verdict_name(r->verdict));
+  pst_json_member_cstr(&w, "plan_hash", r->plan_hash);
   pst_json_key(&w, "plan");
   pst_json_put_raw(&w, pst_str_from(r->plan_json));
   pst_json_key(&w, "evidence");

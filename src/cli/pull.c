@@ -37,18 +37,12 @@ static int convert(void *user, const char *folder, const char *out_path, pst_err
 
 static void put_file(pst_json_writer *w, const pst_models_file *f, bool was_there) {
   pst_json_begin_object(w);
-  pst_json_key(w, "name");
-  pst_json_put_cstr(w, f->name);
-  pst_json_key(w, "path");
-  pst_json_put_cstr(w, f->path);
-  pst_json_key(w, "bytes");
-  pst_json_put_int(w, f->bytes);
-  pst_json_key(w, "sha256");
-  pst_json_put_cstr(w, f->sha256);
-  pst_json_key(w, "licence");
-  pst_json_put_cstr(w, f->licence);
-  pst_json_key(w, "was_there");
-  pst_json_put_bool(w, was_there);
+  pst_json_member_cstr(w, "name", f->name);
+  pst_json_member_cstr(w, "path", f->path);
+  pst_json_member_int(w, "bytes", f->bytes);
+  pst_json_member_cstr(w, "sha256", f->sha256);
+  pst_json_member_cstr(w, "licence", f->licence);
+  pst_json_member_bool(w, "was_there", was_there);
   pst_json_end_object(w);
 }
 

@@ -19,14 +19,10 @@ static void print_result(bool json, const char *in, const char *out, const char 
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "path");
-  pst_json_put_cstr(&w, out);
-  pst_json_key(&w, "bytes");
-  pst_json_put_int(&w, size_of(out));
-  pst_json_key(&w, "source_bytes");
-  pst_json_put_int(&w, size_of(in));
-  pst_json_key(&w, "n_fallback");
-  pst_json_put_int(&w, n_fallback);
+  pst_json_member_cstr(&w, "path", out);
+  pst_json_member_int(&w, "bytes", size_of(out));
+  pst_json_member_int(&w, "source_bytes", size_of(in));
+  pst_json_member_int(&w, "n_fallback", n_fallback);
   pst_json_end_object(&w);
   puts(pst_buf_text(&text));
   pst_buf_done(&text);

@@ -144,14 +144,11 @@ static int put_feedback(void *user, const pst_store_feedback *f) {
   pst_json_member_opt(w, "completion_id", f->completion_id);
   pst_json_member_int(w, "time_ms", f->time_ms);
   pst_json_member_opt(w, "thumbs", pst_str_from(thumbs));
-  pst_json_key(w, "score");
-  pst_json_put_double(w, f->has_score ? f->score : (double)NAN);
+  pst_json_member_double(w, "score", f->has_score ? f->score : (double)NAN);
   pst_json_member_opt(w, "correction", f->correction);
   pst_json_member_opt(w, "outcome", f->outcome);
-  pst_json_key(w, "retry");
-  pst_json_put_bool(w, f->retried);
-  pst_json_key(w, "abandon");
-  pst_json_put_bool(w, f->abandoned);
+  pst_json_member_bool(w, "retry", f->retried);
+  pst_json_member_bool(w, "abandon", f->abandoned);
   pst_json_end_object(w);
   return 0;
 }

@@ -65,12 +65,9 @@ static int put_provider(void *user, pst_str name, pst_str base_url, pst_str key_
     return 0;
   }
   pst_json_begin_object(&l->w);
-  pst_json_key(&l->w, "name");
-  pst_json_put_str(&l->w, name);
-  pst_json_key(&l->w, "base_url");
-  pst_json_put_str(&l->w, base_url);
-  pst_json_key(&l->w, "key_env");
-  pst_json_put_str(&l->w, key_env);
+  pst_json_member_str(&l->w, "name", name);
+  pst_json_member_str(&l->w, "base_url", base_url);
+  pst_json_member_str(&l->w, "key_env", key_env);
   pst_json_end_object(&l->w);
   return 0;
 }
@@ -92,12 +89,9 @@ static int put_price(void *user, pst_str provider, pst_str model, pst_store_pric
     pst_json_key(&l->w, i ? "model" : "provider");
     pst_json_put_str(&l->w, names[i]);
   }
-  pst_json_key(&l->w, "input_usd");
-  pst_json_put_cstr(&l->w, input);
-  pst_json_key(&l->w, "cached_input_usd");
-  pst_json_put_cstr(&l->w, price.cached_input == PST_STORE_NO_LIMIT ? NULL : cached);
-  pst_json_key(&l->w, "output_usd");
-  pst_json_put_cstr(&l->w, output);
+  pst_json_member_cstr(&l->w, "input_usd", input);
+  pst_json_member_cstr(&l->w, "cached_input_usd", price.cached_input == PST_STORE_NO_LIMIT ? NULL : cached);
+  pst_json_member_cstr(&l->w, "output_usd", output);
   pst_json_end_object(&l->w);
   return 0;
 }
@@ -111,8 +105,7 @@ static int list(const pst_cli_args *a, pst_store *store, pst_error *err) {
   if (known) (void)pst_cli_show_money(nusd, money);
   if (l.json) {
     pst_json_begin_object(&l.w);
-    pst_json_key(&l.w, "machine_usd_per_hour");
-    pst_json_put_cstr(&l.w, known ? money : NULL);
+    pst_json_member_cstr(&l.w, "machine_usd_per_hour", known ? money : NULL);
     pst_json_key(&l.w, "providers");
     pst_json_begin_array(&l.w);
   } else {

@@ -73,17 +73,13 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
                 {"near_to_items", (int64_t)r->n_near}, {"without_input", result->n_without_input}};
   pst_json_begin_object(&w);
   pst_json_member_cstr(&w, "objective", pst_tune_objective_name(objective));
-  pst_json_key(&w, "adapter");
-  pst_json_put_cstr(&w, r->adapter.name);
-  pst_json_key(&w, "file");
-  pst_json_put_cstr(&w, r->adapter.file);
-  pst_json_key(&w, "plan_hash");
-  pst_json_put_cstr(&w, r->plan_hash);
+  pst_json_member_cstr(&w, "adapter", r->adapter.name);
+  pst_json_member_cstr(&w, "file", r->adapter.file);
+  pst_json_member_cstr(&w, "plan_hash", r->plan_hash);
   pst_json_key(&w, "plan");
   pst_json_put_raw(&w, pst_str_from(r->plan_json));
   for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) {
-    pst_json_key(&w, counts[i].key);
-    pst_json_put_int(&w, counts[i].value);
+    pst_json_member_int(&w, counts[i].key, counts[i].value);
   }
   pst_json_member_double(&w, "answer_tokens", r->answer_tokens);
   if (r->n_codes) {

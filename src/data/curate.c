@@ -120,8 +120,7 @@ static void put_value(rewriter *r, pst_json_writer *w, pst_str key, const pst_js
 
 static void put_message(rewriter *r, pst_json_writer *w, const char *role, pst_str content) {
   pst_json_begin_object(w);
-  pst_json_key(w, "role");
-  pst_json_put_cstr(w, role);
+  pst_json_member_cstr(w, "role", role);
   pst_json_key(w, "content");
   put_text(r, w, content);
 }
@@ -167,10 +166,8 @@ static void put_line(rewriter *r, const pst_data_candidate *x, const pst_data_ex
     pst_json_key(&w, "tools");
     pst_json_put_value(&w, e->tools);
   }
-  pst_json_key(&w, "part");
-  pst_json_put_cstr(&w, x->held ? "held" : "train");
-  pst_json_key(&w, "cluster");
-  pst_json_put_int(&w, x->cluster);
+  pst_json_member_cstr(&w, "part", x->held ? "held" : "train");
+  pst_json_member_int(&w, "cluster", x->cluster);
   pst_json_end_object(&w);
   pst_buf_putc(out, '\n');
 }
@@ -201,30 +198,23 @@ static int write_lines(pst_data_curation *c, pst_buf *out, int64_t *ids) {
 static void write_params(const pst_data_curate_options *o, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "near_duplicate");
-  pst_json_put_double(&w, o->near_duplicate > 0 ? o->near_duplicate : 0.8);
+  pst_json_member_double(&w, "near_duplicate", o->near_duplicate > 0 ? o->near_duplicate : 0.8);
   pst_json_key(&w, "min_score");
   if (o->has_min_score)
     pst_json_put_double(&w, o->min_score);
   else
     pst_json_put_null(&w);
-  pst_json_key(&w, "most_per_label");
-  pst_json_put_int(&w, o->most_per_label);
-  pst_json_key(&w, "held");
-  pst_json_put_double(&w, o->held < 0 ? 0.1 : o->held);
-  pst_json_key(&w, "keep_pii");
-  pst_json_put_bool(&w, o->keep_pii);
-  pst_json_key(&w, "drop_suspects");
-  pst_json_put_bool(&w, o->drop_suspects);
+  pst_json_member_int(&w, "most_per_label", o->most_per_label);
+  pst_json_member_double(&w, "held", o->held < 0 ? 0.1 : o->held);
+  pst_json_member_bool(&w, "keep_pii", o->keep_pii);
+  pst_json_member_bool(&w, "drop_suspects", o->drop_suspects);
   pst_json_member_cstr(&w, "kind", pst_data_kind_name(o->kind));
   if (o->gap_model) {
     pst_json_member_cstr(&w, "gap_model", o->gap_model);
     pst_json_member_double(&w, "least_gap", o->least_gap);
-    pst_json_key(&w, "flag_gaps");
-    pst_json_put_bool(&w, o->flag_gaps);
+    pst_json_member_bool(&w, "flag_gaps", o->flag_gaps);
   }
-  pst_json_key(&w, "seed");
-  pst_json_put_int(&w, (int64_t)o->seed);
+  pst_json_member_int(&w, "seed", (int64_t)o->seed);
   pst_json_end_object(&w);
 }
 

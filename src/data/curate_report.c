@@ -18,8 +18,7 @@ static void put_text(pst_data_curation *c, pst_json_writer *w, const char *name,
   if (cut) s.n = TEXT_BYTES - pst_utf8_incomplete_tail((pst_str){s.data, TEXT_BYTES});
   safe.n = s.n;
   if (cut) pst_buf_puts(&safe, "\xe2\x80\xa6");
-  pst_json_key(w, name);
-  pst_json_put_str(w, pst_buf_str(&safe));
+  pst_json_member_str(w, name, pst_buf_str(&safe));
   if (safe.failed) w->out->failed = true;
   pst_buf_done(&safe);
 }
@@ -60,10 +59,8 @@ static void put_example(pst_data_curation *c, pst_json_writer *w, const pst_data
   pst_json_begin_object(w);
   put_candidate(c, w, x, texts);
   if (x->reason == PST_DATA_CONTAMINATED) {
-    pst_json_key(w, "item");
-    pst_json_put_str(w, c->guards[x->other].item);
-    pst_json_key(w, "workload");
-    pst_json_put_str(w, c->guards[x->other].workload);
+    pst_json_member_str(w, "item", c->guards[x->other].item);
+    pst_json_member_str(w, "workload", c->guards[x->other].workload);
   } else if (x->other >= 0) {
     pst_json_member_int(w, "like", x->other);
   }
@@ -73,8 +70,7 @@ static void put_example(pst_data_curation *c, pst_json_writer *w, const pst_data
 static void put_reason(pst_data_curation *c, pst_json_writer *w, pst_data_reason reason, bool texts) {
   int most = c->options->n_examples > 0 ? c->options->n_examples : EXAMPLES;
   pst_json_begin_object(w);
-  pst_json_key(w, "reason");
-  pst_json_put_cstr(w, pst_data_reason_name(reason));
+  pst_json_member_cstr(w, "reason", pst_data_reason_name(reason));
   pst_json_member_int(w, "n", c->done.n_by_reason[reason]);
   pst_json_key(w, "examples");
   pst_json_begin_array(w);
@@ -96,12 +92,9 @@ static void put_suspects(pst_data_curation *c, pst_json_writer *w, bool texts) {
     if (!x->suspect) continue;
     pst_json_begin_object(w);
     put_candidate(c, w, x, texts);
-    pst_json_key(w, "likely");
-    pst_json_put_str(w, x->opinion.label);
-    pst_json_key(w, "probability");
-    pst_json_put_double(w, x->opinion.probability);
-    pst_json_key(w, "own");
-    pst_json_put_double(w, x->opinion.own);
+    pst_json_member_str(w, "likely", x->opinion.label);
+    pst_json_member_double(w, "probability", x->opinion.probability);
+    pst_json_member_double(w, "own", x->opinion.own);
     pst_json_end_object(w);
     most--;
   }
@@ -127,10 +120,8 @@ void pst_data_report_write(pst_data_curation *c, bool texts, pst_buf *out) {
                 {"wall_ms", d->wall_ms}};
   pst_json_writer w = pst_json_writer_on(out, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "data_set");
-  pst_json_put_cstr(&w, d->hash[0] ? d->hash : NULL);
-  pst_json_key(&w, "workload");
-  pst_json_put_str(&w, c->options->workload);
+  pst_json_member_cstr(&w, "data_set", d->hash[0] ? d->hash : NULL);
+  pst_json_member_str(&w, "workload", c->options->workload);
   for (size_t i = 0; i < PST_ARRAY_LEN(counts); i++) pst_json_member_int(&w, counts[i].name, counts[i].value);
   pst_json_key(&w, "dropped");
   pst_json_begin_array(&w);

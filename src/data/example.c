@@ -131,14 +131,12 @@ static void write_chat(const pst_data_example *e, const pst_store_request *r, ps
   pst_json_begin_object(&w);
   pst_json_member_str(&w, "id", r->completion_id);
   pst_json_member_str(&w, "object", PST_STR("chat.completion"));
-  pst_json_key(&w, "created");
-  pst_json_put_int(&w, r->time_ms / 1000);
+  pst_json_member_int(&w, "created", r->time_ms / 1000);
   pst_json_member_str(&w, "model", r->model);
   pst_json_key(&w, "choices");
   pst_json_begin_array(&w);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "index");
-  pst_json_put_int(&w, 0);
+  pst_json_member_int(&w, "index", 0);
   pst_json_key(&w, "message");
   put_answer(&w, e);
   pst_json_member_str(&w, "finish_reason", e->tool_calls ? PST_STR("tool_calls") : r->finish);

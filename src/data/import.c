@@ -78,16 +78,13 @@ static void write_output(importer *m, pst_str text, const pst_json *tool_calls) 
   pst_json_key(&w, "choices");
   pst_json_begin_array(&w);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "index");
-  pst_json_put_int(&w, 0);
-  pst_json_key(&w, "text");
-  pst_json_put_str(&w, text);
+  pst_json_member_int(&w, "index", 0);
+  pst_json_member_str(&w, "text", text);
   if (pst_json_size(tool_calls)) {
     pst_json_key(&w, "tool_calls");
     pst_json_put_value(&w, tool_calls);
   }
-  pst_json_key(&w, "finish");
-  pst_json_put_cstr(&w, "stop");
+  pst_json_member_cstr(&w, "finish", "stop");
   pst_json_end_object(&w);
   pst_json_end_array(&w);
   pst_json_end_object(&w);
@@ -146,10 +143,8 @@ static const char *role_of_turn(pst_str from) {
 
 static void put_message(pst_json_writer *w, const char *role, pst_str content) {
   pst_json_begin_object(w);
-  pst_json_key(w, "role");
-  pst_json_put_cstr(w, role);
-  pst_json_key(w, "content");
-  pst_json_put_str(w, content);
+  pst_json_member_cstr(w, "role", role);
+  pst_json_member_str(w, "content", content);
   pst_json_end_object(w);
 }
 

@@ -29,8 +29,7 @@ static void put_metadata(pst_json_writer *w, const pst_engine_gguf *g) {
   for (size_t i = 0; i < pst_engine_gguf_n_values(g); i++) {
     const pst_engine_gguf_value *v = pst_engine_gguf_value_at(g, i);
     pst_json_begin_object(w);
-    pst_json_key(w, "key");
-    pst_json_put_str(w, v->key);
+    pst_json_member_str(w, "key", v->key);
     pst_json_member_cstr(w, "kind", pst_engine_gguf_kind_name(v->element));
     if (v->kind == PST_ENGINE_GGUF_ARRAY) {
       pst_json_member_int(w, "n", (int64_t)PST_MIN(v->n, (uint64_t)INT64_MAX));
@@ -65,8 +64,7 @@ static void put_types(pst_json_writer *w, const pst_engine_gguf *g) {
     pst_json_member_int(w, "tensors", tensors[t]);
     pst_json_member_int(w, "params", params[t]);
     pst_json_member_int(w, "bytes", bytes[t]);
-    pst_json_key(w, "bits_per_weight");
-    pst_json_put_double(w, round(800.0 * (double)bytes[t] / (double)params[t]) / 100);
+    pst_json_member_double(w, "bits_per_weight", round(800.0 * (double)bytes[t] / (double)params[t]) / 100);
     pst_json_end_object(w);
   }
   pst_json_end_array(w);
@@ -77,8 +75,7 @@ static void put_tensors(pst_json_writer *w, const pst_engine_gguf *g) {
   for (size_t i = 0; i < pst_engine_gguf_n_tensors(g); i++) {
     const pst_engine_gguf_tensor *t = pst_engine_gguf_tensor_at(g, i);
     pst_json_begin_object(w);
-    pst_json_key(w, "name");
-    pst_json_put_str(w, t->name);
+    pst_json_member_str(w, "name", t->name);
     pst_json_member_cstr(w, "type", pst_kernels_type_info(t->type)->name);
     pst_json_key(w, "shape"); /* rows last, as in the file */
     pst_json_begin_array(w);
@@ -101,8 +98,7 @@ static void put_token(pst_json_writer *w, const char *key, const pst_engine_toke
   }
   pst_json_begin_object(w);
   pst_json_member_int(w, "id", id);
-  pst_json_key(w, "text");
-  pst_json_put_str(w, pst_engine_tokenizer_bytes(t, id));
+  pst_json_member_str(w, "text", pst_engine_tokenizer_bytes(t, id));
   pst_json_end_object(w);
 }
 

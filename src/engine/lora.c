@@ -32,6 +32,18 @@ void pst_engine_lora_done(pst_engine_lora *lora) {
   *lora = (pst_engine_lora){0};
 }
 
+int pst_engine_lora_check_merge(const pst_engine_lora *lora, const pst_engine_model_info *base, const char *path,
+                                pst_error *err) {
+  if (lora->notes[PST_ENGINE_LORA_CODES])
+    return pst_error_set(err, PST_E_UNSUPPORTED, path,
+                         "it answers in codes, which weights with it merged in would too and nobody would expand; tune "
+                         "without --codes");
+  return strcmp(lora->architecture, base->architecture)
+             ? pst_error_set(err, PST_E_BAD_INPUT, path, "is for models of architecture '%s', not '%s'",
+                             lora->architecture, base->architecture)
+             : 0;
+}
+
 double pst_engine_lora_scale(const pst_engine_lora *lora, const pst_engine_lora_target *target) {
   return lora->alpha == 0 ? 1 : (double)lora->alpha / target->rank;
 }

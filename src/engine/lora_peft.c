@@ -444,8 +444,7 @@ static int put_patterns(const writing *w, pst_json_writer *j) {
       if (w->lora->targets[i].rank == rank || (k == 1 && w->lora->alpha != 0)) continue;
       const char *full = module_name(w, i, "", "");
       if (!full) return pst_error_set(w->err, PST_E_NOMEM, w->path, "no memory to write the adapter");
-      pst_json_key(j, full);
-      pst_json_put_int(j, w->lora->targets[i].rank);
+      pst_json_member_int(j, full, w->lora->targets[i].rank);
     }
     pst_json_end_object(j);
   }
@@ -457,24 +456,16 @@ static int write_config(const writing *w, const char *path) {
   pst_json_writer j = pst_json_writer_on(&out, true);
   int rank = w->lora->targets[0].rank;
   pst_json_begin_object(&j);
-  pst_json_key(&j, "peft_type");
-  pst_json_put_cstr(&j, "LORA");
-  pst_json_key(&j, "task_type");
-  pst_json_put_cstr(&j, "CAUSAL_LM");
+  pst_json_member_cstr(&j, "peft_type", "LORA");
+  pst_json_member_cstr(&j, "task_type", "CAUSAL_LM");
   pst_json_key(&j, "base_model_name_or_path");
   pst_json_put_null(&j);
-  pst_json_key(&j, "bias");
-  pst_json_put_cstr(&j, "none");
-  pst_json_key(&j, "fan_in_fan_out");
-  pst_json_put_bool(&j, false);
-  pst_json_key(&j, "inference_mode");
-  pst_json_put_bool(&j, true);
-  pst_json_key(&j, "r");
-  pst_json_put_int(&j, rank);
-  pst_json_key(&j, "lora_alpha");
-  pst_json_put_double(&j, w->lora->alpha == 0 ? (double)rank : (double)w->lora->alpha);
-  pst_json_key(&j, "lora_dropout");
-  pst_json_put_double(&j, 0);
+  pst_json_member_cstr(&j, "bias", "none");
+  pst_json_member_bool(&j, "fan_in_fan_out", false);
+  pst_json_member_bool(&j, "inference_mode", true);
+  pst_json_member_int(&j, "r", rank);
+  pst_json_member_double(&j, "lora_alpha", w->lora->alpha == 0 ? (double)rank : (double)w->lora->alpha);
+  pst_json_member_double(&j, "lora_dropout", 0);
   int code = put_modules(w, &j);
   if (!code) code = put_patterns(w, &j);
   pst_json_end_object(&j);

@@ -280,13 +280,7 @@ int pst_engine_merge(const char *in_path, const char *adapter_path, const char *
   int code = type ? parse_target(type, &target, err) : 0;
   if (!code) code = pst_engine_model_examine(in_path, &model, err);
   if (!code) code = pst_engine_lora_read(adapter_path, &model->info, &lora, err);
-  if (!code && lora.notes[PST_ENGINE_LORA_CODES])
-    code = pst_error_set(err, PST_E_UNSUPPORTED, adapter_path,
-                         "it answers in codes, which merged weights would too and nobody would expand; tune without "
-                         "--codes to merge");
-  if (!code && strcmp(lora.architecture, model->info.architecture) != 0)
-    code = pst_error_set(err, PST_E_BAD_INPUT, adapter_path, "is for models of architecture '%s', not '%s'",
-                         lora.architecture, model->info.architecture);
+  if (!code) code = pst_engine_lora_check_merge(&lora, &model->info, adapter_path, err);
   if (!code) code = convert_file(in_path, out_path, target, &lora, progress, ret_n_fallback, err);
   pst_engine_lora_done(&lora);
   pst_engine_model_unref(model);

@@ -148,8 +148,7 @@ static void put_header(pst_json_writer *j, const pst_engine_safetensors_item *it
     pst_json_key(j, "__metadata__");
     pst_json_begin_object(j);
     for (size_t i = 0; i < n_notes; i++) {
-      pst_json_key(j, notes[i].key);
-      pst_json_put_cstr(j, notes[i].text);
+      pst_json_member_cstr(j, notes[i].key, notes[i].text);
     }
     pst_json_end_object(j);
   }
@@ -157,8 +156,7 @@ static void put_header(pst_json_writer *j, const pst_engine_safetensors_item *it
     uint64_t end = at + items[i].shape[0] * items[i].shape[1] * sizeof(float);
     pst_json_key(j, items[i].name);
     pst_json_begin_object(j);
-    pst_json_key(j, "dtype");
-    pst_json_put_cstr(j, "F32");
+    pst_json_member_cstr(j, "dtype", "F32");
     pst_json_key(j, "shape");
     pst_json_begin_array(j);
     for (size_t d = 0; d < 2; d++) pst_json_put_int(j, (int64_t)items[i].shape[d]);

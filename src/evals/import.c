@@ -448,14 +448,12 @@ static void write_items(const importer *m, pst_buf *out) {
     char made[32];
     snprintf(made, sizeof made, "line-%06u", e->line);
     pst_json_begin_object(&w);
-    pst_json_key(&w, "id");
-    pst_json_put_str(&w, e->id.n ? e->id : pst_str_from(made));
+    pst_json_member_str(&w, "id", e->id.n ? e->id : pst_str_from(made));
     pst_json_key(&w, "messages");
     pst_json_begin_array(&w);
     pst_json_begin_object(&w);
     pst_json_member_cstr(&w, "role", "user");
-    pst_json_key(&w, "content");
-    pst_json_put_str(&w, e->text);
+    pst_json_member_str(&w, "content", e->text);
     pst_json_end_object(&w);
     pst_json_end_array(&w);
     pst_json_key(&w, "reference");
@@ -630,8 +628,7 @@ static void write_workload(const importer *m, const char *name, pst_buf *out) {
            base ? base + 1 : m->path, m->n, (unsigned long long)m->options->seed, whats[m->kind]);
   pst_json_writer w = pst_json_writer_on(out, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "schema");
-  pst_json_put_int(&w, 1);
+  pst_json_member_int(&w, "schema", 1);
   pst_json_member_cstr(&w, "name", name);
   pst_json_member_cstr(&w, "description", about);
   pst_json_key(&w, "task");
@@ -652,27 +649,20 @@ static void write_workload(const importer *m, const char *name, pst_buf *out) {
   pst_json_end_object(&w);
   pst_json_key(&w, "goal");
   pst_json_begin_object(&w);
-  pst_json_key(&w, "quality_floor");
-  pst_json_put_double(&w, 0.5);
-  pst_json_key(&w, "max_quality_loss");
-  pst_json_put_double(&w, 0.01);
-  pst_json_key(&w, "margin");
-  pst_json_put_double(&w, 0.05);
+  pst_json_member_double(&w, "quality_floor", 0.5);
+  pst_json_member_double(&w, "max_quality_loss", 0.01);
+  pst_json_member_double(&w, "margin", 0.05);
   pst_json_member_cstr(&w, "objective", "cost");
-  pst_json_key(&w, "latency_p95_ms");
-  pst_json_put_int(&w, 2000);
+  pst_json_member_int(&w, "latency_p95_ms", 2000);
   pst_json_end_object(&w);
   pst_json_key(&w, "settings");
   pst_json_begin_object(&w);
-  pst_json_key(&w, "machine_usd_per_hour");
-  pst_json_put_double(&w, 0.1);
-  pst_json_key(&w, "monthly_requests");
-  pst_json_put_int(&w, 100000);
+  pst_json_member_double(&w, "machine_usd_per_hour", 0.1);
+  pst_json_member_int(&w, "monthly_requests", 100000);
   pst_json_end_object(&w);
   pst_json_key(&w, "privacy");
   pst_json_begin_object(&w);
-  pst_json_key(&w, "remote");
-  pst_json_put_bool(&w, false);
+  pst_json_member_bool(&w, "remote", false);
   pst_json_end_object(&w);
   pst_json_end_object(&w);
   pst_buf_putc(out, '\n');
@@ -686,16 +676,6 @@ static int write_file(const char *folder, const char *name, const pst_buf *text,
                   : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to import");
   pst_free(path);
   return code;
-}
-
-static void remove_folder(const char *folder) {
-  static const char *const names[] = {"workload.json", "items.jsonl"};
-  for (size_t i = 0; i < PST_ARRAY_LEN(names); i++) {
-    char *path = pst_path_join(folder, names[i]);
-    if (path) unlink(path);
-    pst_free(path);
-  }
-  rmdir(folder);
 }
 
 /* Written beside the folder and read back as a workload before it gets its name. */
@@ -717,7 +697,7 @@ static int write_folder(importer *m, const char *folder, const pst_buf *workload
                ? pst_error_set(m->err, PST_E_EXISTS, folder, "is there already; name a new folder")
                : pst_error_set_errno(m->err, errnum, folder, "cannot make the folder");
   }
-  if (code) remove_folder(path);
+  if (code) (void)pst_dir_remove(path);
 done:
   pst_buf_done(&beside);
   return code;

@@ -125,25 +125,18 @@ static int write_params(const runner *r, pst_buf *out) {
   pst_free(sorted);
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "data");
-  pst_json_put_cstr(&w, r->workload->items_hash);
-  pst_json_key(&w, "exclude_self");
-  pst_json_put_bool(&w, o->exclude_self);
-  pst_json_key(&w, "items");
-  pst_json_put_cstr(&w, hex);
-  pst_json_key(&w, "n");
-  pst_json_put_int(&w, (int64_t)o->n_items);
+  pst_json_member_cstr(&w, "data", r->workload->items_hash);
+  pst_json_member_bool(&w, "exclude_self", o->exclude_self);
+  pst_json_member_cstr(&w, "items", hex);
+  pst_json_member_int(&w, "n", (int64_t)o->n_items);
   pst_json_key(&w, "parts");
   pst_json_begin_object(&w);
   for (int i = 0; i < PST_EVALS_PART_COUNT; i++)
     if (parts[i]) pst_json_member_cstr(&w, pst_evals_part_name((pst_evals_part)i), r->workload->part_hash[i]);
   pst_json_end_object(&w);
-  pst_json_key(&w, "plan");
-  pst_json_put_cstr(&w, r->plan->hash);
-  pst_json_key(&w, "warm");
-  pst_json_put_bool(&w, o->warm);
-  pst_json_key(&w, "workload");
-  pst_json_put_cstr(&w, r->workload->info.fingerprint);
+  pst_json_member_cstr(&w, "plan", r->plan->hash);
+  pst_json_member_bool(&w, "warm", o->warm);
+  pst_json_member_cstr(&w, "workload", r->workload->info.fingerprint);
   pst_json_end_object(&w);
   return pst_buf_status(out);
 }
@@ -170,28 +163,19 @@ static void write_answer(const runner *r, const pst_evals_answer *a, const pst_e
   };
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "item");
-  pst_json_put_str(&w, r->workload->info.items[a->item].id);
+  pst_json_member_str(&w, "item", r->workload->info.items[a->item].id);
   if (a->done) {
-    pst_json_key(&w, "accepted");
-    pst_json_put_bool(&w, a->grade.accepted);
-    pst_json_key(&w, "score");
-    pst_json_put_double(&w, a->grade.score);
-    pst_json_key(&w, "answer");
-    pst_json_put_str(&w, a->text);
-    pst_json_key(&w, "margin");
-    pst_json_put_double(&w, a->margin);
+    pst_json_member_bool(&w, "accepted", a->grade.accepted);
+    pst_json_member_double(&w, "score", a->grade.score);
+    pst_json_member_str(&w, "answer", a->text);
+    pst_json_member_double(&w, "margin", a->margin);
   } else {
-    pst_json_key(&w, "error");
-    pst_json_put_int(&w, a->error_code);
-    pst_json_key(&w, "place");
-    pst_json_put_cstr(&w, failure->place);
-    pst_json_key(&w, "message");
-    pst_json_put_cstr(&w, failure->message);
+    pst_json_member_int(&w, "error", a->error_code);
+    pst_json_member_cstr(&w, "place", failure->place);
+    pst_json_member_cstr(&w, "message", failure->message);
   }
   for (size_t i = 0; i < PST_ARRAY_LEN(numbers); i++) {
-    pst_json_key(&w, numbers[i].key);
-    pst_json_put_int(&w, numbers[i].value);
+    pst_json_member_int(&w, numbers[i].key, numbers[i].value);
   }
   pst_json_end_object(&w);
 }

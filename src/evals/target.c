@@ -31,8 +31,7 @@ static int plain_plan(const pst_evals_workload *workload, pst_str provider, pst_
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "schema");
-  pst_json_put_int(&w, 1);
+  pst_json_member_int(&w, "schema", 1);
   pst_json_member_str(&w, "workload", pst_str_from(info->name));
   if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
   if (info->n_labels) {
@@ -61,8 +60,7 @@ static int plain_plan(const pst_evals_workload *workload, pst_str provider, pst_
   }
   write_prompt(&info->prompts[0], &w);
   pst_json_member_str(&w, "layout", pst_str_from(pst_gateway_layout_name(layout)));
-  pst_json_key(&w, "max_tokens");
-  pst_json_put_int(&w, info->max_tokens);
+  pst_json_member_int(&w, "max_tokens", info->max_tokens);
   pst_json_end_object(&w);
   pst_json_end_object(&w);
   int code = pst_buf_status(&text);

@@ -57,8 +57,7 @@ static int read_line(finetune *f, pst_str line, bool may_hold_out, pst_error *er
   int code = pst_json_parse(line.data, line.n, "line", &doc, err);
   if (code) return code;
   pst_json_begin_object(&w);
-  pst_json_key(&w, "model");
-  pst_json_put_cstr(&w, "base");
+  pst_json_member_cstr(&w, "model", "base");
   for (pst_json_iter it = pst_json_iterate(pst_json_root(doc)); pst_json_next(&it);) {
     if (!pst_str_is(it.key, "messages") && !pst_str_is(it.key, "tools")) continue;
     pst_json_key_str(&w, it.key);
@@ -240,12 +239,9 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
     pst_buf tuned = PST_BUF_INIT;
     pst_buf_printf(&tuned, "%.*s:%s", (int)model.n, model.data, name);
     pst_json_begin_object(&w);
-    pst_json_key(&w, "fine_tuned_model");
-    pst_json_put_str(&w, pst_buf_str(&tuned));
-    pst_json_key(&w, "trained_tokens");
-    pst_json_put_int(&w, report.n_tokens);
-    pst_json_key(&w, "held_out_loss");
-    pst_json_put_double(&w, report.held_out_loss);
+    pst_json_member_str(&w, "fine_tuned_model", pst_buf_str(&tuned));
+    pst_json_member_int(&w, "trained_tokens", report.n_tokens);
+    pst_json_member_double(&w, "held_out_loss", report.held_out_loss);
     pst_json_end_object(&w);
     (void)snprintf(text, sizeof text, "New fine-tuned model created: %.120s", pst_buf_text(&tuned));
     pst_flywheel_job_event(f->job, "info", text, NULL);

@@ -203,8 +203,7 @@ static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   if (changed) why = "another plan was put in force since this one was compared with the one before it";
   pst_json_writer j = pst_json_writer_on(out, false);
   pst_json_begin_object(&j);
-  pst_json_key(&j, "promoted");
-  pst_json_put_bool(&j, !why);
+  pst_json_member_bool(&j, "promoted", !why);
   pst_json_member_cstr(&j, "why", why ? why : "it holds on held-back items against the plan that was in force");
   pst_json_end_object(&j);
   return code;

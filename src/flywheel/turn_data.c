@@ -126,14 +126,12 @@ static void put_reference(pst_json_writer *w, const pst_evals_info *info, pst_st
 static void put_item(pst_buf *out, const pst_evals_info *info, const line *l) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "id");
-  pst_json_put_str(&w, l->id);
+  pst_json_member_str(&w, "id", l->id);
   pst_json_key(&w, "messages");
   pst_json_put_raw(&w, l->messages);
   pst_json_key(&w, "reference");
   put_reference(&w, info, l->answer);
-  pst_json_key(&w, "part");
-  pst_json_put_cstr(&w, pst_evals_part_name(PST_EVALS_EXAMPLES));
+  pst_json_member_cstr(&w, "part", pst_evals_part_name(PST_EVALS_EXAMPLES));
   pst_json_end_object(&w);
   pst_buf_putc(out, '\n');
 }

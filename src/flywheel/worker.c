@@ -31,12 +31,9 @@ void pst_flywheel_job_event(const pst_flywheel_job *job, const char *level, cons
   pst_json_writer w = pst_json_writer_on(&text, false);
   if (!job->run) return;
   pst_json_begin_object(&w);
-  pst_json_key(&w, "time_ms");
-  pst_json_put_int(&w, pst_clock_unix_ms());
-  pst_json_key(&w, "level");
-  pst_json_put_cstr(&w, level);
-  pst_json_key(&w, "message");
-  pst_json_put_cstr(&w, message);
+  pst_json_member_int(&w, "time_ms", pst_clock_unix_ms());
+  pst_json_member_cstr(&w, "level", level);
+  pst_json_member_cstr(&w, "message", message);
   if (data) {
     pst_json_key(&w, "data");
     pst_json_put_raw(&w, pst_str_from(data));

@@ -58,12 +58,9 @@ static int put_in_order(entry *entries, size_t n, pst_error *err) {
 /* Members in canonical order: answer, id, input. */
 static void write_example(pst_json_writer *w, const pst_gateway_example *e) {
   pst_json_begin_object(w);
-  pst_json_key(w, "answer");
-  pst_json_put_str(w, e->answer);
-  pst_json_key(w, "id");
-  pst_json_put_str(w, e->id);
-  pst_json_key(w, "input");
-  pst_json_put_str(w, e->input);
+  pst_json_member_str(w, "answer", e->answer);
+  pst_json_member_str(w, "id", e->id);
+  pst_json_member_str(w, "input", e->input);
   pst_json_end_object(w);
 }
 

@@ -63,8 +63,7 @@ static int keep_inputs(pst_gateway_live *live, const pst_gateway_call *call, pst
   pst_buf out = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "model");
-  pst_json_put_str(&w, call->model);
+  pst_json_member_str(&w, "model", call->model);
   pst_json_key(&w, "input");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < call->n_inputs; i++) write_input(&w, &call->inputs[i]);
@@ -311,16 +310,12 @@ static void keep_tool_calls(const pst_chat_tool_call *calls, size_t n, pst_buf *
   pst_json_begin_array(&w);
   for (size_t i = 0; i < n; i++) {
     pst_json_begin_object(&w);
-    pst_json_key(&w, "id");
-    pst_json_put_str(&w, calls[i].id);
-    pst_json_key(&w, "type");
-    pst_json_put_cstr(&w, "function");
+    pst_json_member_str(&w, "id", calls[i].id);
+    pst_json_member_cstr(&w, "type", "function");
     pst_json_key(&w, "function");
     pst_json_begin_object(&w);
-    pst_json_key(&w, "name");
-    pst_json_put_str(&w, calls[i].name);
-    pst_json_key(&w, "arguments");
-    pst_json_put_str(&w, calls[i].arguments);
+    pst_json_member_str(&w, "name", calls[i].name);
+    pst_json_member_str(&w, "arguments", calls[i].arguments);
     pst_json_end_object(&w);
     pst_json_end_object(&w);
   }
@@ -378,16 +373,13 @@ static void write_output(const pst_gateway_live *live, pst_buf *out) {
   pst_json_begin_array(&w);
   for (int i = 0; i < live->n; i++) {
     pst_json_begin_object(&w);
-    pst_json_key(&w, "index");
-    pst_json_put_int(&w, i);
-    pst_json_key(&w, "text");
-    pst_json_put_str(&w, pst_buf_str(&live->choices[i].text));
+    pst_json_member_int(&w, "index", i);
+    pst_json_member_str(&w, "text", pst_buf_str(&live->choices[i].text));
     if (live->choices[i].tool_calls.n && !pst_buf_status(&live->choices[i].tool_calls)) {
       pst_json_key(&w, "tool_calls");
       pst_json_put_raw(&w, pst_buf_str(&live->choices[i].tool_calls));
     }
-    pst_json_key(&w, "finish");
-    pst_json_put_cstr(&w, finish_name(live->choices[i].finish));
+    pst_json_member_cstr(&w, "finish", finish_name(live->choices[i].finish));
     pst_json_end_object(&w);
   }
   pst_json_end_array(&w);

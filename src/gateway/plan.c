@@ -368,8 +368,7 @@ static void put_float(pst_json_writer *w, const char *key, float value) {
     (void)snprintf(text, sizeof text, "%.*g", precision, (double)value);
     if (strtof(text, NULL) == value) break;
   }
-  pst_json_key(w, key);
-  pst_json_put_double(w, strtod(text, NULL) + 0.0);
+  pst_json_member_double(w, key, strtod(text, NULL) + 0.0);
 }
 
 static void put_engine(pst_json_writer *w, const pst_gateway_engine_spec *e) {
@@ -386,8 +385,7 @@ static void put_engine(pst_json_writer *w, const pst_gateway_engine_spec *e) {
   pst_json_member_int(w, "context", e->options.n_ctx);
   pst_json_member_int(w, "kv_tokens", e->options.kv_tokens);
   pst_json_member_int(w, "max_queue", e->options.max_queue);
-  pst_json_key(w, "reuse");
-  pst_json_put_bool(w, !e->options.no_reuse);
+  pst_json_member_bool(w, "reuse", !e->options.no_reuse);
   pst_json_end_object(w);
 }
 
@@ -438,8 +436,7 @@ static void put_leaf(pst_json_writer *w, const pst_gateway_plan *plan, const pst
     pst_json_begin_object(w);
     pst_json_member_cstr(w, "index", n->examples_index);
     pst_json_member_int(w, "k", n->n_examples);
-    pst_json_key(w, "fixed");
-    pst_json_put_bool(w, n->examples_fixed);
+    pst_json_member_bool(w, "fixed", n->examples_fixed);
     pst_json_end_object(w);
   }
   pst_json_member_cstr(w, "constraint", pst_gateway_constraint_name(n->constraint));
@@ -452,8 +449,7 @@ static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst
   pst_json_member_cstr(w, "op", op_words[n->op]);
   if (n->op == PST_GATEWAY_OP_CASCADE) {
     pst_json_member_cstr(w, "signal", "margin");
-    pst_json_key(w, "threshold");
-    pst_json_put_double(w, n->threshold);
+    pst_json_member_double(w, "threshold", n->threshold);
     pst_json_key(w, "inputs");
     pst_json_begin_array(w);
     for (int i = 0; i < n->n_inputs; i++) put_node(w, plan, &n->inputs[i]);

@@ -53,10 +53,8 @@ int pst_gateway_provider_set(pst_store *store, pst_str name, pst_str base_url, p
   pst_buf setting = PST_BUF_INIT, value = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&value, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "base_url");
-  pst_json_put_str(&w, base_url);
-  pst_json_key(&w, "key_env");
-  pst_json_put_str(&w, key_env);
+  pst_json_member_str(&w, "base_url", base_url);
+  pst_json_member_str(&w, "key_env", key_env);
   pst_json_end_object(&w);
   int code = setting_name(name, &setting) || pst_buf_status(&value) ? no_memory(err) : 0;
   if (!code) code = pst_store_setting_set(store, pst_buf_str(&setting), pst_buf_str(&value), err);

@@ -80,11 +80,10 @@ void pst_kernels_block_put(uint32_t type, const uint8_t *codes, void *block) {
   }
 }
 
-/* Where a block's (super-)scale stands. */
-static size_t scale_place(uint32_t type) { return type == PST_TYPE_Q6_K ? 208 : type == PST_TYPE_Q3_K ? 108 : 0; }
+size_t pst_kernels_scale_place(uint32_t type) { return type == PST_TYPE_Q6_K ? 208 : type == PST_TYPE_Q3_K ? 108 : 0; }
 
 int pst_kernels_block_stretch(uint32_t type, float factor, void *block) {
-  uint8_t *at = (uint8_t *)block + scale_place(type);
+  uint8_t *at = (uint8_t *)block + pst_kernels_scale_place(type);
   bool two = type == PST_TYPE_Q4_1 || type == PST_TYPE_Q5_1 || type == PST_TYPE_Q4_K || type == PST_TYPE_Q5_K;
   uint16_t h[2] = {0, 0};
   for (int i = 0; i < (two ? 2 : 1); i++) {
@@ -104,7 +103,7 @@ static void fill(pst_kernels_grid *g, size_t at, size_t n, float scale, float mi
 
 static void grid_k(uint32_t type, const uint8_t *block, pst_kernels_grid *g) {
   bool has_min = type == PST_TYPE_Q4_K || type == PST_TYPE_Q5_K;
-  float d = pst_half_widen(pst_load_u16(block + scale_place(type)));
+  float d = pst_half_widen(pst_load_u16(block + pst_kernels_scale_place(type)));
   float dmin = has_min ? pst_half_widen(pst_load_u16(block + 2)) : 0;
   for (size_t j = 0; j < K_SUBS; j++) {
     uint8_t sc[2], mn[2];

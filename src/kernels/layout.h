@@ -85,6 +85,9 @@ void pst_kernels_decode_codes(uint32_t type, const uint8_t *row, size_t block, u
 /* The scale bytes of the same, widened to bytes: sc[half], mn[half]; Q6_K, Q3_K, IQ4_XS scales are signed. Types with a header only. */
 void pst_kernels_decode_scales(uint32_t type, const uint8_t *row, size_t block, uint8_t ret_sc[2], uint8_t ret_mn[2]);
 
+/* Where the half-precision (super-)scale stands in a block as it is in a file. */
+size_t pst_kernels_scale_place(uint32_t type);
+
 extern const int8_t pst_kernels_iq4_values[16];
 extern const int8_t pst_kernels_mxfp4_values[16];
 /* 2^(e - 128): half of the E8M0 scale, because the table of values is doubled. Exact for every e. */

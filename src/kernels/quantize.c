@@ -494,7 +494,6 @@ static void iq4_put_scales(const int *sc, uint8_t *dst) {
 
 static void signed_store(const signed_format *f, const float *x, const k_signed *k, uint8_t *dst) {
   uint8_t codes[K_BLOCK];
-  size_t d_at = f->type == PST_TYPE_Q6_K ? 208 : f->type == PST_TYPE_Q3_K ? 108 : 0;
   for (int j = 0; j < f->n_subs; j++) {
     float scale = k->d * (float)k->sc[j];
     if (f->type == PST_TYPE_IQ4_XS)
@@ -509,7 +508,7 @@ static void signed_store(const signed_format *f, const float *x, const k_signed 
     for (int j = 0; j < f->n_subs; j++) dst[192 + j] = (uint8_t)(int8_t)k->sc[j];
     break;
   }
-  pst_store_u16(dst + d_at, pst_half_narrow(k->d));
+  pst_store_u16(dst + pst_kernels_scale_place(f->type), pst_half_narrow(k->d));
   pst_kernels_block_put(f->type, codes, dst);
 }
 

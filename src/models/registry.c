@@ -74,14 +74,10 @@ static int record_write(const char *home, const char *name, const char *licence,
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, true);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "name");
-  pst_json_put_cstr(&w, name);
-  pst_json_key(&w, "licence");
-  pst_json_put_cstr(&w, licence ? licence : "");
-  pst_json_key(&w, "sha256");
-  pst_json_put_cstr(&w, sha256);
-  pst_json_key(&w, "bytes");
-  pst_json_put_int(&w, (int64_t)st.st_size);
+  pst_json_member_cstr(&w, "name", name);
+  pst_json_member_cstr(&w, "licence", licence ? licence : "");
+  pst_json_member_cstr(&w, "sha256", sha256);
+  pst_json_member_int(&w, "bytes", (int64_t)st.st_size);
   pst_json_key(&w, "inode"); /* as text: 64 bits do not fit a JSON number everywhere */
   char number[24];
   (void)snprintf(number, sizeof number, "%llu", (unsigned long long)st.st_ino);
@@ -418,8 +414,8 @@ static int remove_locked(const char *home, const char *name, const pst_models_fi
   if (!code && unlink(record) && errno != ENOENT)
     code = pst_error_set_errno(err, errno, record, "the record cannot be removed");
   if (!code) {
-    pst_models_remove_tree(notices);
-    pst_models_remove_tree(partial);
+    (void)pst_dir_remove(notices);
+    (void)pst_dir_remove(partial);
     code = pst_models_each(home, match_sharer, &sharer, err);
   }
   if (!code && file->path && !sharer.found && unlink(file->path) && errno != ENOENT)
@@ -503,7 +499,7 @@ static int adopt_locked(const char *home, const char *path, const char *name, co
   }
   if (!code) code = pst_models_commit(home, name, licence, moved, sha256, bytes, &blob, err);
   if (code && moved && !pst_file_exists(path)) (void)rename(moved, path); /* as it was */
-  if (dir) pst_models_remove_tree(dir);
+  if (dir) (void)pst_dir_remove(dir);
   pst_free(moved);
   pst_free(dir);
   pst_free(blob);

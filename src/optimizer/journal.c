@@ -76,8 +76,7 @@ int pst_optimizer_journal_put(pst_optimizer_journal *j, const char *key, const p
   pst_buf row = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&row, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "elapsed_us");
-  pst_json_put_int(&w, pst_optimizer_journal_now_us(j));
+  pst_json_member_int(&w, "elapsed_us", pst_optimizer_journal_now_us(j));
   pst_json_key(&w, "value");
   pst_json_put_raw(&w, pst_buf_str(value));
   pst_json_end_object(&w);

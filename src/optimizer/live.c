@@ -105,10 +105,8 @@ static int describe(void *state, const char *name, const char *sha256, pst_buf *
     const pst_engine_model_info *info = pst_engine_model_get_info(model);
     pst_json_writer w = pst_json_writer_on(out, false);
     pst_json_begin_object(&w);
-    pst_json_key(&w, "weights");
-    pst_json_put_cstr(&w, info->weights);
-    pst_json_key(&w, "has_template");
-    pst_json_put_bool(&w, info->has_template);
+    pst_json_member_cstr(&w, "weights", info->weights);
+    pst_json_member_bool(&w, "has_template", info->has_template);
     pst_json_member_int(&w, "n_ctx", info->n_ctx_train);
     pst_json_member_int(&w, "n_params", info->n_params);
     pst_json_member_int(&w, "step_bytes", info->step_bytes);
@@ -319,8 +317,7 @@ static void put_classifier(const pst_classifier *c, const pst_optimizer_model *e
   const pst_classifier_info *info = pst_classifier_get_info(c);
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "artefact");
-  pst_json_put_cstr(&w, artefact);
+  pst_json_member_cstr(&w, "artefact", artefact);
   if (encoder) pst_json_member_cstr(&w, "encoder", encoder->name);
   pst_json_member_int(&w, "records", (int64_t)info->n_records);
   pst_json_member_int(&w, "labels", (int64_t)info->n_labels);
@@ -363,8 +360,7 @@ static int classifier(void *state, const pst_optimizer_model *encoder, pst_buf *
   if (code == PST_E_NO_DATA || code == PST_E_LIMIT) {
     pst_json_writer w = pst_json_writer_on(out, false);
     pst_json_begin_object(&w);
-    pst_json_key(&w, "none");
-    pst_json_put_cstr(&w, why.message);
+    pst_json_member_cstr(&w, "none", why.message);
     pst_json_end_object(&w);
     pst_free(records);
     return 0;
@@ -469,8 +465,7 @@ static void put_run(const pst_evals_run *r, const looked look[2], pst_buf *out) 
     drafted += r->answers[i].n_drafted;
     accepted += r->answers[i].n_accepted;
   }
-  pst_json_key(&w, "right");
-  pst_json_put_str(&w, pst_buf_str(&right));
+  pst_json_member_str(&w, "right", pst_buf_str(&right));
   static const char *const lists[] = {"prompt", "cached", "completion", "total_ms"};
   for (size_t k = 0; k < PST_ARRAY_LEN(lists); k++) {
     pst_json_key(&w, lists[k]);

@@ -14,8 +14,7 @@ static void put_engine(pst_json_writer *w, const pst_optimizer_space *s, const p
     pst_json_member_str(w, x[texts[i]].name, pst_str_from(x[texts[i]].values[c->v[texts[i]]]));
   const int numbers[] = {PST_OPTIMIZER_SLOTS, PST_OPTIMIZER_CHUNK, PST_OPTIMIZER_THREADS};
   for (size_t i = 0; i < PST_ARRAY_LEN(numbers); i++) {
-    pst_json_key(w, x[numbers[i]].name);
-    pst_json_put_int(w, x[numbers[i]].number[c->v[numbers[i]]]);
+    pst_json_member_int(w, x[numbers[i]].name, x[numbers[i]].number[c->v[numbers[i]]]);
   }
   pst_json_end_object(w);
 }
@@ -87,11 +86,9 @@ static void put_model(pst_json_writer *w, const pst_optimizer_space *s, const ps
     pst_json_key(w, "examples");
     pst_json_begin_object(w);
     pst_json_member_str(w, "index", pst_str_from(s->examples_index));
-    pst_json_key(w, "k");
-    pst_json_put_int(w, x[PST_OPTIMIZER_EXAMPLES].number[e]);
+    pst_json_member_int(w, "k", x[PST_OPTIMIZER_EXAMPLES].number[e]);
     if (x[PST_OPTIMIZER_EXAMPLES].fixed[e]) {
-      pst_json_key(w, "fixed");
-      pst_json_put_bool(w, true);
+      pst_json_member_bool(w, "fixed", true);
     }
     pst_json_end_object(w);
   }
@@ -105,11 +102,9 @@ static void put_model(pst_json_writer *w, const pst_optimizer_space *s, const ps
   }
   pst_json_key(w, "sampling");
   pst_json_begin_object(w);
-  pst_json_key(w, "temperature");
-  pst_json_put_int(w, 0);
+  pst_json_member_int(w, "temperature", 0);
   pst_json_end_object(w);
-  pst_json_key(w, "max_tokens");
-  pst_json_put_int(w, s->workload->max_tokens);
+  pst_json_member_int(w, "max_tokens", s->workload->max_tokens);
   pst_json_end_object(w);
 }
 
@@ -123,8 +118,7 @@ static void put_node(pst_json_writer *w, const pst_optimizer_space *s, const pst
     pst_json_begin_object(w);
     pst_json_member_str(w, "op", PST_STR("cascade"));
     pst_json_member_str(w, "signal", PST_STR("margin"));
-    pst_json_key(w, "threshold");
-    pst_json_put_double(w, pst_optimizer_point_of(s, c)->threshold);
+    pst_json_member_double(w, "threshold", pst_optimizer_point_of(s, c)->threshold);
     pst_json_key(w, "inputs");
     pst_json_begin_array(w);
     put_classifier(w, classifier);
@@ -138,8 +132,7 @@ int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_c
   pst_json_writer w = pst_json_writer_on(out, false);
   const pst_evals_info *info = s->workload;
   pst_json_begin_object(&w);
-  pst_json_key(&w, "schema");
-  pst_json_put_int(&w, 1);
+  pst_json_member_int(&w, "schema", 1);
   pst_json_member_str(&w, "workload", pst_str_from(info->name));
   if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
   if (info->n_labels) {

@@ -195,8 +195,7 @@ static int write_params(run *r, pst_error *err) {
   pst_json_member_int(&w, "version", SPACE_VERSION);
   pst_json_member_cstr(&w, "fingerprint", r->info->fingerprint);
   pst_json_member_cstr(&w, "seed", seed);
-  pst_json_key(&w, "budget_s");
-  pst_json_put_double(&w, r->in.budget_s);
+  pst_json_member_double(&w, "budget_s", r->in.budget_s);
   pst_json_member_int(&w, "max_items", (int64_t)r->in.max_items);
   pst_json_member_int(&w, "threads", r->in.threads);
   pst_json_member_int(&w, "machine_nusd_per_hour", r->in.price_nusd_per_hour);

@@ -108,10 +108,8 @@ static void feedback_work(pst_server_call *call) {
     } else if (!code) {
       pst_json_writer w = pst_json_writer_on(&call->out, false);
       pst_json_begin_object(&w);
-      pst_json_key(&w, "object");
-      pst_json_put_cstr(&w, "feedback");
-      pst_json_key(&w, "completion_id");
-      pst_json_put_str(&w, f.completion_id);
+      pst_json_member_cstr(&w, "object", "feedback");
+      pst_json_member_str(&w, "completion_id", f.completion_id);
       pst_json_end_object(&w);
       call->status = 200;
     }

@@ -76,16 +76,14 @@ typedef struct listing {
 static void begin_list(listing *l, pst_server_call *call) {
   l->w = pst_json_writer_on(&call->out, false);
   pst_json_begin_object(&l->w);
-  pst_json_key(&l->w, "object");
-  pst_json_put_cstr(&l->w, "list");
+  pst_json_member_cstr(&l->w, "object", "list");
   pst_json_key(&l->w, "data");
   pst_json_begin_array(&l->w);
 }
 
 static void end_list(listing *l) {
   pst_json_end_array(&l->w);
-  pst_json_key(&l->w, "has_more");
-  pst_json_put_bool(&l->w, l->n > l->limit);
+  pst_json_member_bool(&l->w, "has_more", l->n > l->limit);
   pst_json_end_object(&l->w);
 }
 
@@ -451,8 +449,7 @@ static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const
   pst_json_member_int(&w, "seed", q->has_seed ? q->seed : 1);
   pst_json_member_int(&w, "n_epochs", q->n_epochs);
   pst_json_member_int(&w, "batch_size", q->batch_size);
-  pst_json_key(&w, "learning_rate_multiplier");
-  pst_json_put_double(&w, q->learning_rate_multiplier);
+  pst_json_member_double(&w, "learning_rate_multiplier", q->learning_rate_multiplier);
   pst_json_member_int(&w, "key_id", call->key.id);
   pst_json_member_int(&w, "run", run);
   pst_json_end_object(&w);

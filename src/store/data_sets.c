@@ -5,11 +5,8 @@
  * texts (a turn's folder, an index of examples). Does not know what stands in a line. Reports kept beside a set name records by number only, never by text. */
 #include "store/db.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- put ---- */
 
@@ -498,23 +495,11 @@ static int look_row(sqlite3_stmt *stmt, void *context) {
   return 0;
 }
 
-/* A folder with the files in it. */
-static int remove_folder(const char *path) {
-  DIR *dir = opendir(path);
-  if (!dir) return -1;
-  for (struct dirent *e; (e = readdir(dir));)
-    if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) (void)unlinkat(dirfd(dir), e->d_name, 0);
-  (void)closedir(dir);
-  return rmdir(path);
-}
-
 static int clean_row(sqlite3_stmt *stmt, void *context) {
   const cleaning *c = context;
-  pst_str kind = pst_store_column_str(stmt, 0);
-  char *path = path_of_product(c->store, kind, pst_store_column_str(stmt, 1));
+  char *path = path_of_product(c->store, pst_store_column_str(stmt, 0), pst_store_column_str(stmt, 1));
   if (!path) return PST_E_NOMEM;
-  if ((pst_str_is(kind, PST_STORE_PRODUCT_FOLDER) ? remove_folder(path) : unlink(path)) && errno != ENOENT)
-    pst_log(PST_LOG_ERROR, "event=data_set_not_removed path=%s error=\"%s\"", path, strerror(errno));
+  if (!pst_dir_remove(path)) pst_log(PST_LOG_ERROR, "event=data_set_not_removed path=%s", path);
   pst_free(path);
   return 0;
 }

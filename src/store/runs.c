@@ -4,12 +4,8 @@
  * are stored once, so that going on may repeat the last steps. What a row means is the caller's business. */
 #include "store/db.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- create, find ---- */
@@ -193,23 +189,6 @@ int pst_store_run_end(pst_store *store, int64_t run_id, pst_store_run_state stat
 
 /* ---- one at a time ---- */
 
-/* The file is removed by who holds it: a lock on one that has no name any more is no lock. */
-static int try_lock(const char *path, int *ret_fd, pst_error *err) {
-  for (;;) {
-    struct stat now;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) return pst_error_set_errno(err, errno, path, "the lock file cannot be made");
-    int reason = flock(fd, LOCK_EX | LOCK_NB) ? errno : 0;
-    if (!reason && !fstat(fd, &now) && now.st_nlink > 0) {
-      *ret_fd = fd;
-      return 0;
-    }
-    (void)close(fd);
-    if (reason == EWOULDBLOCK) return PST_E_BUSY;
-    if (reason && reason != EINTR) return pst_error_set_errno(err, reason, path, "the lock cannot be taken");
-  }
-}
-
 int pst_store_run_lock_take(pst_store *store, const char *kind, pst_str question, pst_store_run_lock *ret_lock,
                             pst_error *err) {
   pst_store_run_lock lock = PST_STORE_RUN_LOCK_INIT;
@@ -218,7 +197,7 @@ int pst_store_run_lock_take(pst_store *store, const char *kind, pst_str question
   int n = snprintf(lock.path, sizeof lock.path, "%s/%s-%.16s.lock", store->home, kind, hash);
   if (n < 0 || (size_t)n >= sizeof lock.path)
     return pst_error_set(err, PST_E_LIMIT, "home", "the path of the data directory is too long");
-  int code = try_lock(lock.path, &lock.fd, err);
+  int code = pst_file_try_lock(lock.path, &lock.fd, err);
   if (code == PST_E_BUSY)
     return pst_error_set(err, code, kind, "another process is at the same work; wait for its end");
   if (!code) *ret_lock = lock;

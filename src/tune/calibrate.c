@@ -102,13 +102,7 @@ static int load_float(const char *path, const char *adapter, int n_threads, pst_
   if (code) return code;
   const pst_engine_model_info *info = pst_engine_model_get_info(source);
   if (adapter) code = pst_engine_lora_read(adapter, info, &lora, err);
-  if (!code && adapter && lora.notes[PST_ENGINE_LORA_CODES])
-    code = pst_error_set(err, PST_E_UNSUPPORTED, adapter,
-                         "it answers in codes, which merged weights would too and nobody would expand; tune without "
-                         "--codes to calibrate");
-  if (!code && adapter && strcmp(lora.architecture, info->architecture) != 0)
-    code = pst_error_set(err, PST_E_BAD_INPUT, adapter, "is for models of architecture '%s', not '%s'",
-                         lora.architecture, info->architecture);
+  if (!code && adapter) code = pst_engine_lora_check_merge(&lora, info, adapter, err);
   if (!code && !(code = pst_tune_model_load(source, PST_TUNE_FLOAT, ret_model, err)) && adapter &&
       (code = merge(ret_model, &lora, adapter, err)))
     pst_tune_model_done(ret_model);

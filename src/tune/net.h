@@ -5,6 +5,8 @@
 #include "tune/lora.h"
 #include "tune/ops.h"
 
+enum { PST_TUNE_LOGIT_BYTES = 48 << 20 }; /* most that logits of scored tokens take at a time, up to 16 of them */
+
 #define REAL float
 #define FN(name) pst_tune_##name##_f32
 #include "tune/net_types.inc"

@@ -265,7 +265,6 @@ static int open_references(trainer *t, size_t longest, size_t n_chosen) {
 }
 
 int pst_tune_memory(const pst_engine_model *model, const pst_tune_options *o, int64_t *ret_bytes, pst_error *err) {
-  enum { LOGIT_BYTES = 48 << 20 }; /* as net.inc has them */
   pst_engine_decoder d;
   int code = pst_engine_decoder_get(model, &d, err);
   if (code) return code;
@@ -284,7 +283,8 @@ int pst_tune_memory(const pst_engine_model *model, const pst_tune_options *o, in
                                                  : 4 * (layers * matrices + (d.tied ? 1 : 2) * head);
   /* Of a token: what every layer keeps, and about three layers' worth that is made on the way. */
   double kept = outputs + 4 * embd + (double)(info->n_heads * info->head_dim) + PST_ENGINE_ROLE_COUNT * o->rank;
-  *ret_bytes = (int64_t)(weights + 4 * (layers + 3) * kept * o->max_tokens + 5 * 4 * layers * adapter + LOGIT_BYTES);
+  *ret_bytes =
+      (int64_t)(weights + 4 * (layers + 3) * kept * o->max_tokens + 5 * 4 * layers * adapter + PST_TUNE_LOGIT_BYTES);
   return 0;
 }
 

@@ -68,11 +68,9 @@ static void write_root(const maker *m, const char *adapter, pst_json_writer *w) 
   if (adapter) pst_json_member_str(w, "adapter", pst_str_from(adapter));
   pst_json_key(w, "sampling");
   pst_json_begin_object(w);
-  pst_json_key(w, "temperature");
-  pst_json_put_int(w, 0);
+  pst_json_member_int(w, "temperature", 0);
   pst_json_end_object(w);
-  pst_json_key(w, "max_tokens");
-  pst_json_put_int(w, m->info->max_tokens);
+  pst_json_member_int(w, "max_tokens", m->info->max_tokens);
   pst_json_end_object(w);
 }
 
@@ -80,8 +78,7 @@ static int make_plan(const maker *m, const char *model, const char *adapter, pst
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "schema");
-  pst_json_put_int(&w, 1);
+  pst_json_member_int(&w, "schema", 1);
   pst_json_member_str(&w, "workload", pst_str_from(m->info->name));
   if (m->info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(m->info->input_pattern));
   if (m->info->n_labels) {
@@ -518,17 +515,9 @@ static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out,
   return code;
 }
 
-static int note_state(void *user, const pst_store_data_set *set) {
-  *(bool *)user = set->state == PST_STORE_DATA_WITHDRAWN;
-  return 0;
-}
-
 /* A checkpoint holds numbers made of the texts. Where records of theirs were erased while it was written it must not wait for another run. */
 static void forget_withdrawn(const maker *m, const char *checkpoint) {
-  bool withdrawn = false;
-  if (!m->o->data_set || pst_store_data_set_get(m->store, pst_str_from(m->o->data_set), note_state, &withdrawn, NULL))
-    return;
-  if (withdrawn) (void)remove(checkpoint);
+  if (m->o->data_set && pst_store_data_withdrawn(m->store, pst_str_from(m->o->data_set))) (void)remove(checkpoint);
 }
 
 /* "banking77-1a2b3c4d", or "banking77-1a2b3c4d-2" for the second adapter of the same texts: what a name may not hold becomes a dash. */

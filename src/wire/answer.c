@@ -34,8 +34,7 @@ static void put_bytes(pst_json_writer *w, pst_str bytes) {
 }
 
 static void put_token_members(pst_json_writer *w, pst_str bytes, double logprob) {
-  pst_json_key(w, "token");
-  pst_json_put_str(w, bytes);
+  pst_json_member_str(w, "token", bytes);
   pst_json_key(w, "logprob");
   put_logprob(w, logprob);
   pst_json_key(w, "bytes");
@@ -140,19 +139,14 @@ static void put_tool_calls(pst_json_writer *w, const pst_wire_choice *choice, bo
     const pst_chat_tool_call *call = &choice->tool_calls[i];
     pst_json_begin_object(w);
     if (chunk) {
-      pst_json_key(w, "index");
-      pst_json_put_int(w, (int64_t)i);
+      pst_json_member_int(w, "index", (int64_t)i);
     }
-    pst_json_key(w, "id");
-    pst_json_put_str(w, call->id);
-    pst_json_key(w, "type");
-    pst_json_put_cstr(w, "function");
+    pst_json_member_str(w, "id", call->id);
+    pst_json_member_cstr(w, "type", "function");
     pst_json_key(w, "function");
     pst_json_begin_object(w);
-    pst_json_key(w, "name");
-    pst_json_put_str(w, call->name);
-    pst_json_key(w, "arguments");
-    pst_json_put_str(w, call->arguments);
+    pst_json_member_str(w, "name", call->name);
+    pst_json_member_str(w, "arguments", call->arguments);
     pst_json_end_object(w);
     pst_json_end_object(w);
   }
@@ -162,8 +156,7 @@ static void put_tool_calls(pst_json_writer *w, const pst_wire_choice *choice, bo
 static void put_message(pst_json_writer *w, const pst_wire_choice *choice) {
   pst_json_key(w, "message");
   pst_json_begin_object(w);
-  pst_json_key(w, "role");
-  pst_json_put_cstr(w, "assistant");
+  pst_json_member_cstr(w, "role", "assistant");
   pst_json_key(w, "content");
   if (choice->text.n == 0 && choice->n_tool_calls)
     pst_json_put_null(w);
@@ -179,12 +172,10 @@ static void put_delta(pst_json_writer *w, const pst_wire_choice *choice, bool fi
   pst_json_key(w, "delta");
   pst_json_begin_object(w);
   if (first) {
-    pst_json_key(w, "role");
-    pst_json_put_cstr(w, "assistant");
+    pst_json_member_cstr(w, "role", "assistant");
   }
   if (choice->text.n || first) {
-    pst_json_key(w, "content");
-    pst_json_put_str(w, choice->text);
+    pst_json_member_str(w, "content", choice->text);
   }
   if (choice->n_tool_calls) put_tool_calls(w, choice, true);
   pst_json_end_object(w);
@@ -192,11 +183,9 @@ static void put_delta(pst_json_writer *w, const pst_wire_choice *choice, bool fi
 
 static void put_choice(pst_json_writer *w, const pst_wire_answer *a, const pst_wire_choice *choice, bool chunk) {
   pst_json_begin_object(w);
-  pst_json_key(w, "index");
-  pst_json_put_int(w, choice->index);
+  pst_json_member_int(w, "index", choice->index);
   if (a->kind == PST_WIRE_TEXT) {
-    pst_json_key(w, "text");
-    pst_json_put_str(w, choice->text);
+    pst_json_member_str(w, "text", choice->text);
   } else if (chunk) {
     put_delta(w, choice, a->first);
   } else {
@@ -209,8 +198,7 @@ static void put_choice(pst_json_writer *w, const pst_wire_answer *a, const pst_w
     put_text_logprobs(w, choice);
   else
     put_chat_logprobs(w, choice);
-  pst_json_key(w, "finish_reason");
-  pst_json_put_cstr(w, pst_wire_finish_name(choice->finish));
+  pst_json_member_cstr(w, "finish_reason", pst_wire_finish_name(choice->finish));
   pst_json_end_object(w);
 }
 
@@ -218,16 +206,12 @@ static void put_choice(pst_json_writer *w, const pst_wire_answer *a, const pst_w
 
 static void put_usage(pst_json_writer *w, const pst_wire_usage *usage) {
   pst_json_begin_object(w);
-  pst_json_key(w, "prompt_tokens");
-  pst_json_put_int(w, usage->prompt_tokens);
-  pst_json_key(w, "completion_tokens");
-  pst_json_put_int(w, usage->completion_tokens);
-  pst_json_key(w, "total_tokens");
-  pst_json_put_int(w, usage->prompt_tokens + usage->completion_tokens);
+  pst_json_member_int(w, "prompt_tokens", usage->prompt_tokens);
+  pst_json_member_int(w, "completion_tokens", usage->completion_tokens);
+  pst_json_member_int(w, "total_tokens", usage->prompt_tokens + usage->completion_tokens);
   pst_json_key(w, "prompt_tokens_details");
   pst_json_begin_object(w);
-  pst_json_key(w, "cached_tokens");
-  pst_json_put_int(w, usage->cached_tokens);
+  pst_json_member_int(w, "cached_tokens", usage->cached_tokens);
   pst_json_end_object(w);
   pst_json_end_object(w);
 }
@@ -237,14 +221,10 @@ static void write_answer(const pst_wire_answer *a, bool chunk, pst_buf *out) {
                                             {"text_completion", "text_completion"}};
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "id");
-  pst_json_put_str(&w, a->id);
-  pst_json_key(&w, "object");
-  pst_json_put_cstr(&w, objects[a->kind == PST_WIRE_TEXT][chunk]);
-  pst_json_key(&w, "created");
-  pst_json_put_int(&w, a->created);
-  pst_json_key(&w, "model");
-  pst_json_put_str(&w, a->model);
+  pst_json_member_str(&w, "id", a->id);
+  pst_json_member_cstr(&w, "object", objects[a->kind == PST_WIRE_TEXT][chunk]);
+  pst_json_member_int(&w, "created", a->created);
+  pst_json_member_str(&w, "model", a->model);
   pst_json_key(&w, "choices");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < a->n_choices; i++) put_choice(&w, a, &a->choices[i], chunk);
@@ -310,14 +290,10 @@ void pst_wire_error_write(const pst_wire_error *error, const char *message, cons
   pst_json_begin_object(&w);
   pst_json_key(&w, "error");
   pst_json_begin_object(&w);
-  pst_json_key(&w, "message");
-  pst_json_put_cstr(&w, message);
-  pst_json_key(&w, "type");
-  pst_json_put_cstr(&w, error->type);
-  pst_json_key(&w, "param");
-  pst_json_put_cstr(&w, param && *param ? param : NULL);
-  pst_json_key(&w, "code");
-  pst_json_put_cstr(&w, error->code);
+  pst_json_member_cstr(&w, "message", message);
+  pst_json_member_cstr(&w, "type", error->type);
+  pst_json_member_cstr(&w, "param", param && *param ? param : NULL);
+  pst_json_member_cstr(&w, "code", error->code);
   pst_json_end_object(&w);
   pst_json_end_object(&w);
 }
@@ -326,14 +302,10 @@ void pst_wire_error_write(const pst_wire_error *error, const char *message, cons
 
 static void put_model(pst_json_writer *w, const pst_wire_model *model) {
   pst_json_begin_object(w);
-  pst_json_key(w, "id");
-  pst_json_put_str(w, model->id);
-  pst_json_key(w, "object");
-  pst_json_put_cstr(w, "model");
-  pst_json_key(w, "created");
-  pst_json_put_int(w, model->created);
-  pst_json_key(w, "owned_by");
-  pst_json_put_str(w, model->owner);
+  pst_json_member_str(w, "id", model->id);
+  pst_json_member_cstr(w, "object", "model");
+  pst_json_member_int(w, "created", model->created);
+  pst_json_member_str(w, "owned_by", model->owner);
   pst_json_end_object(w);
 }
 
@@ -345,8 +317,7 @@ void pst_wire_model_write(const pst_wire_model *model, pst_buf *out) {
 void pst_wire_models_write(const pst_wire_model *models, size_t n, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "object");
-  pst_json_put_cstr(&w, "list");
+  pst_json_member_cstr(&w, "object", "list");
   pst_json_key(&w, "data");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < n; i++) put_model(&w, &models[i]);

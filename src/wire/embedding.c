@@ -86,8 +86,7 @@ void pst_wire_embedding_write(const pst_wire_embedding_answer *a, pst_buf *out) 
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_buf vector = PST_BUF_INIT;
   pst_json_begin_object(&w);
-  pst_json_key(&w, "object");
-  pst_json_put_cstr(&w, "list");
+  pst_json_member_cstr(&w, "object", "list");
   pst_json_key(&w, "data");
   pst_json_begin_array(&w);
   for (size_t i = 0; i < a->n_vectors; i++) {
@@ -95,23 +94,18 @@ void pst_wire_embedding_write(const pst_wire_embedding_answer *a, pst_buf *out) 
     (a->base64 ? put_base64 : put_numbers)(a->vectors + i * a->n_dims, a->n_dims, &vector);
     if (pst_buf_status(&vector)) out->failed = true;
     pst_json_begin_object(&w);
-    pst_json_key(&w, "object");
-    pst_json_put_cstr(&w, "embedding");
-    pst_json_key(&w, "index");
-    pst_json_put_int(&w, (int64_t)i);
+    pst_json_member_cstr(&w, "object", "embedding");
+    pst_json_member_int(&w, "index", (int64_t)i);
     pst_json_key(&w, "embedding");
     pst_json_put_raw(&w, pst_buf_str(&vector));
     pst_json_end_object(&w);
   }
   pst_json_end_array(&w);
-  pst_json_key(&w, "model");
-  pst_json_put_str(&w, a->model);
+  pst_json_member_str(&w, "model", a->model);
   pst_json_key(&w, "usage");
   pst_json_begin_object(&w);
-  pst_json_key(&w, "prompt_tokens");
-  pst_json_put_int(&w, a->prompt_tokens);
-  pst_json_key(&w, "total_tokens");
-  pst_json_put_int(&w, a->prompt_tokens);
+  pst_json_member_int(&w, "prompt_tokens", a->prompt_tokens);
+  pst_json_member_int(&w, "total_tokens", a->prompt_tokens);
   pst_json_end_object(&w);
   pst_json_end_object(&w);
   pst_buf_done(&vector);

@@ -52,8 +52,7 @@ void pst_wire_deleted_write(pst_str object, pst_str id, pst_json_writer *w) {
   pst_json_begin_object(w);
   put_text(w, "id", id);
   put_text(w, "object", object);
-  pst_json_key(w, "deleted");
-  pst_json_put_bool(w, true);
+  pst_json_member_bool(w, "deleted", true);
   pst_json_end_object(w);
 }
 

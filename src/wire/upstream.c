@@ -21,10 +21,8 @@ static void put_content(pst_json_writer *w, const pst_chat_message *m) {
         continue;
       }
       pst_json_begin_object(w);
-      pst_json_key(w, "type");
-      pst_json_put_cstr(w, "text");
-      pst_json_key(w, "text");
-      pst_json_put_str(w, m->parts[i].text);
+      pst_json_member_cstr(w, "type", "text");
+      pst_json_member_str(w, "text", m->parts[i].text);
       pst_json_end_object(w);
     }
     pst_json_end_array(w);
@@ -40,12 +38,10 @@ static void put_message(pst_json_writer *w, const pst_chat_message *m) {
     pst_json_put_cstr(w, pst_chat_role_name(m->role));
   put_content(w, m);
   if (m->name.n) {
-    pst_json_key(w, "name");
-    pst_json_put_str(w, m->name);
+    pst_json_member_str(w, "name", m->name);
   }
   if (m->tool_call_id.n) {
-    pst_json_key(w, "tool_call_id");
-    pst_json_put_str(w, m->tool_call_id);
+    pst_json_member_str(w, "tool_call_id", m->tool_call_id);
   }
   if (m->n_tool_calls) {
     pst_json_key(w, "tool_calls");
@@ -53,16 +49,12 @@ static void put_message(pst_json_writer *w, const pst_chat_message *m) {
     for (size_t i = 0; i < m->n_tool_calls; i++) {
       const pst_chat_tool_call *call = &m->tool_calls[i];
       pst_json_begin_object(w);
-      pst_json_key(w, "id");
-      pst_json_put_str(w, call->id);
-      pst_json_key(w, "type");
-      pst_json_put_cstr(w, "function");
+      pst_json_member_str(w, "id", call->id);
+      pst_json_member_cstr(w, "type", "function");
       pst_json_key(w, "function");
       pst_json_begin_object(w);
-      pst_json_key(w, "name");
-      pst_json_put_str(w, call->name);
-      pst_json_key(w, "arguments");
-      pst_json_put_str(w, call->arguments);
+      pst_json_member_str(w, "name", call->name);
+      pst_json_member_str(w, "arguments", call->arguments);
       pst_json_end_object(w);
       pst_json_end_object(w);
     }
@@ -97,14 +89,12 @@ static int put_prompts(pst_json_writer *w, const pst_wire_request *q, pst_error 
 
 static void put_number(pst_json_writer *w, const char *key, bool has, double value) {
   if (!has) return;
-  pst_json_key(w, key);
-  pst_json_put_double(w, value);
+  pst_json_member_double(w, key, value);
 }
 
 static void put_integer(pst_json_writer *w, const char *key, bool has, int64_t value) {
   if (!has) return;
-  pst_json_key(w, key);
-  pst_json_put_int(w, value);
+  pst_json_member_int(w, key, value);
 }
 
 static void put_sampling(pst_json_writer *w, const pst_wire_request *q) {
@@ -130,22 +120,18 @@ static void put_sampling(pst_json_writer *w, const pst_wire_request *q) {
     for (size_t i = 0; i < q->n_bias; i++) {
       char id[16];
       snprintf(id, sizeof id, "%d", (int)q->bias[i].token);
-      pst_json_key(w, id);
-      pst_json_put_double(w, (double)q->bias[i].bias);
+      pst_json_member_double(w, id, (double)q->bias[i].bias);
     }
     pst_json_end_object(w);
   }
   if (q->user.n) {
-    pst_json_key(w, "user");
-    pst_json_put_str(w, q->user);
+    pst_json_member_str(w, "user", q->user);
   }
   if (q->safety_identifier.n) {
-    pst_json_key(w, "safety_identifier");
-    pst_json_put_str(w, q->safety_identifier);
+    pst_json_member_str(w, "safety_identifier", q->safety_identifier);
   }
   if (q->reasoning_effort.n) {
-    pst_json_key(w, "reasoning_effort");
-    pst_json_put_str(w, q->reasoning_effort);
+    pst_json_member_str(w, "reasoning_effort", q->reasoning_effort);
   }
 }
 
@@ -153,15 +139,12 @@ static void put_format(pst_json_writer *w, const pst_wire_request *q) {
   if (q->format == PST_WIRE_FORMAT_TEXT) return;
   pst_json_key(w, "response_format");
   pst_json_begin_object(w);
-  pst_json_key(w, "type");
-  pst_json_put_cstr(w, q->format == PST_WIRE_FORMAT_JSON_OBJECT ? "json_object" : "json_schema");
+  pst_json_member_cstr(w, "type", q->format == PST_WIRE_FORMAT_JSON_OBJECT ? "json_object" : "json_schema");
   if (q->format == PST_WIRE_FORMAT_JSON_SCHEMA) {
     pst_json_key(w, "json_schema");
     pst_json_begin_object(w);
-    pst_json_key(w, "name");
-    pst_json_put_str(w, q->schema_name);
-    pst_json_key(w, "strict");
-    pst_json_put_bool(w, q->schema_strict);
+    pst_json_member_str(w, "name", q->schema_name);
+    pst_json_member_bool(w, "strict", q->schema_strict);
     pst_json_key(w, "schema");
     pst_json_put_value(w, q->schema);
     pst_json_end_object(w);
@@ -177,20 +160,17 @@ static void put_tools(pst_json_writer *w, const pst_wire_request *q) {
   pst_json_key(w, "tool_choice");
   if (q->tool_choice == PST_WIRE_TOOLS_NAMED) {
     pst_json_begin_object(w);
-    pst_json_key(w, "type");
-    pst_json_put_cstr(w, "function");
+    pst_json_member_cstr(w, "type", "function");
     pst_json_key(w, "function");
     pst_json_begin_object(w);
-    pst_json_key(w, "name");
-    pst_json_put_str(w, q->tool_name);
+    pst_json_member_str(w, "name", q->tool_name);
     pst_json_end_object(w);
     pst_json_end_object(w);
   } else {
     pst_json_put_cstr(w, choices[q->tool_choice]);
   }
   if (!q->parallel_tool_calls) {
-    pst_json_key(w, "parallel_tool_calls");
-    pst_json_put_bool(w, false);
+    pst_json_member_bool(w, "parallel_tool_calls", false);
   }
 }
 
@@ -202,8 +182,7 @@ static void put_chat(pst_json_writer *w, const pst_wire_request *q) {
   put_format(w, q);
   put_tools(w, q);
   if (q->n_logprobs >= 0) {
-    pst_json_key(w, "logprobs");
-    pst_json_put_bool(w, true);
+    pst_json_member_bool(w, "logprobs", true);
     put_integer(w, "top_logprobs", q->n_logprobs > 0, q->n_logprobs);
   }
 }
@@ -211,8 +190,7 @@ static void put_chat(pst_json_writer *w, const pst_wire_request *q) {
 int pst_wire_upstream_write(const pst_wire_request *request, pst_str model, bool stream, pst_buf *out, pst_error *err) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "model");
-  pst_json_put_str(&w, model);
+  pst_json_member_str(&w, "model", model);
   if (request->kind == PST_WIRE_CHAT) {
     put_chat(&w, request);
   } else {
@@ -222,12 +200,10 @@ int pst_wire_upstream_write(const pst_wire_request *request, pst_str model, bool
   }
   put_sampling(&w, request);
   if (stream) {
-    pst_json_key(&w, "stream");
-    pst_json_put_bool(&w, true);
+    pst_json_member_bool(&w, "stream", true);
     pst_json_key(&w, "stream_options");
     pst_json_begin_object(&w);
-    pst_json_key(&w, "include_usage");
-    pst_json_put_bool(&w, true);
+    pst_json_member_bool(&w, "include_usage", true);
     pst_json_end_object(&w);
   }
   pst_json_end_object(&w);

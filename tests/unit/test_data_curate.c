@@ -81,13 +81,10 @@ static size_t n_rows;
 static void put_row(const char *text, const char *label, const char *subject) {
   pst_json_writer w = pst_json_writer_on(&rows, false);
   pst_json_begin_object(&w);
-  pst_json_key(&w, "text");
-  pst_json_put_cstr(&w, text);
-  pst_json_key(&w, "label");
-  pst_json_put_cstr(&w, label);
+  pst_json_member_cstr(&w, "text", text);
+  pst_json_member_cstr(&w, "label", label);
   if (subject) {
-    pst_json_key(&w, "subject");
-    pst_json_put_cstr(&w, subject);
+    pst_json_member_cstr(&w, "subject", subject);
   }
   pst_json_end_object(&w);
   pst_buf_putc(&rows, '\n');
