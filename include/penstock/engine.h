@@ -138,7 +138,7 @@ typedef struct pst_engine_adapter_info {
 } pst_engine_adapter_info;
 
 /* Reads and packs an adapter for a model. Errors: those of pst_engine_lora_read; PST_E_BAD_INPUT (made for another architecture or for other shapes), PST_E_UNSUPPORTED (a
- * tensor whose product takes no adapter here: experts, recurrences, the head; an encoder), PST_E_LIMIT (rank). Codes that the model's vocabulary does not have are
+ * tensor whose product takes no adapter here: experts, recurrences, the head), PST_E_LIMIT (rank). Codes that the model's vocabulary does not have are
  * PST_E_BAD_INPUT too. One reference for the caller. */
 int pst_engine_adapter_open(const pst_engine_model *model, const char *path, pst_engine_adapter **ret_adapter,
                             pst_error *err);
@@ -199,11 +199,16 @@ typedef struct pst_engine_turn {
   bool neighbours; /* elements 2i and 2i + 1 are a pair; else i and i + n_rot / 2 */
 } pst_engine_turn;
 
+typedef struct pst_engine_affine {
+  const float *weight, *bias; /* [n_embd]; weight NULL: there is none */
+} pst_engine_affine;
+
 /* NULL: the layer does without. */
 typedef struct pst_engine_decoder_layer {
   const float *attn_norm, *post_attn_norm, *ffn_norm, *post_ffn_norm; /* [n_embd] */
   const float *q_norm, *k_norm;             /* [head_dim], each head by itself, before turning */
   const float *bias[PST_ENGINE_ROLE_COUNT]; /* [rows] */
+  pst_engine_affine attn_sum_norm, ffn_sum_norm; /* encoders: layer norms of x with a branch's output added */
   int window;                               /* 0: all positions before; else the last so many */
   int turn;                                 /* of the decoder's turns; -1: none */
 } pst_engine_decoder_layer;
@@ -218,10 +223,20 @@ typedef struct pst_engine_decoder {
   bool tied; /* the head is the embedding */
   int n_turns;
   pst_engine_turn turns[2];
+  /* Encoders. */
+  bool both_ways;     /* every token sees the whole text */
+  bool pools_first;   /* a text's vector is its first token's state; else the mean of all */
+  int n_positions;    /* rows of pst_engine_decoder_positions, added to the embedding */
+  const float *segment; /* [n_embd], added too; or NULL */
+  pst_engine_affine embedding_norm;
 } pst_engine_decoder;
 
 /* PST_E_UNSUPPORTED, by name: an architecture that is none of llama, qwen2, qwen3 and gemma3. */
 int pst_engine_decoder_get(const pst_engine_model *model, pst_engine_decoder *ret_decoder, pst_error *err);
+/* The same of an encoder: x = layer norm of (embedding + position + segment); in each layer x = attn_sum_norm(x + o(attention(q, k, v of x))), then
+ * x = ffn_sum_norm(x + down(gelu(up of x))), GELU being x Phi(x); no gate, no head, output_norm NULL. PST_E_UNSUPPORTED, by name: an architecture other than bert, pooling by the last
+ * token, or projections behind the pooling. */
+int pst_engine_decoder_get_encoder(const pst_engine_model *model, pst_engine_decoder *ret_decoder, pst_error *err);
 void pst_engine_decoder_get_layer(const pst_engine_model *model, int layer, pst_engine_decoder_layer *ret_layer);
 void pst_engine_decoder_shape(const pst_engine_model *model, pst_engine_role role, size_t *ret_rows, size_t *ret_cols);
 /* Rows [first, first + n) of a layer's matrix, of the embedding, of the head: float32, ret_out[n][cols], in the row order of the file. Any thread. */
@@ -229,6 +244,7 @@ void pst_engine_decoder_rows(const pst_engine_model *model, int layer, pst_engin
                              float *ret_out);
 void pst_engine_decoder_embedding(const pst_engine_model *model, size_t first, size_t n, float *ret_out);
 void pst_engine_decoder_head(const pst_engine_model *model, size_t first, size_t n, float *ret_out);
+void pst_engine_decoder_positions(const pst_engine_model *model, size_t first, size_t n, float *ret_out);
 
 /* ---- text and tokens -------------------------------------------------------------------------------------------- */
 
@@ -497,17 +513,18 @@ typedef struct pst_engine_embed_request {
   const int32_t *tokens; /* of all texts, one behind the other; copied */
   const size_t *lengths; /* [n_texts] tokens of each text, at least 1; copied */
   size_t n_texts;        /* at least 1 */
+  pst_engine_adapter *adapter; /* with which all of them are read; referenced; NULL: the base */
   int priority;          /* lower first; same priority in order of arrival */
   pst_engine_embed_callback callback;
   void *user;
 } pst_engine_embed_request;
 
-/* Any thread. Errors at once: PST_E_UNSUPPORTED (the model generates text), PST_E_BAD_INPUT (an empty text, a token out of range), PST_E_LIMIT (a text longer than
+/* Any thread. Errors at once: PST_E_UNSUPPORTED (the model generates text), PST_E_BAD_INPUT (an empty text, a token out of range, another model's adapter), PST_E_LIMIT (a text longer than
  * the context), PST_E_BUSY. On success exactly one event will come; pst_engine_cancel takes the id. */
 int pst_engine_embed(pst_engine *engine, const pst_engine_embed_request *request, uint64_t *ret_request_id,
                      pst_error *err);
 /* The same, waiting for the end: ret_vectors [n_texts][n_dims]. Not on the engine's thread. */
-int pst_engine_embed_wait(pst_engine *engine, const int32_t *tokens, const size_t *lengths, size_t n_texts,
+int pst_engine_embed_wait(pst_engine *engine, pst_engine_adapter *adapter, const int32_t *tokens, const size_t *lengths, size_t n_texts,
                           float *ret_vectors, pst_error *err);
 /* The first `dims` of a vector of n_dims, brought to length 1 again; a zero vector stays one. Sound for dims >= info.min_dims (Kusupati et al. 2022,
  * arXiv:2205.13147). PST_E_BAD_INPUT: dims out of range. Pure. */

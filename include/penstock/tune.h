@@ -157,6 +157,15 @@ int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, si
                    const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
                    pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err);
 
+/* The same for an encoder (bert) that learns to tell texts apart: a text is its tokens as the encoder reads them and, as its last token, its label, one of n_labels;
+ * logits are head * vector * PST_TUNE_HEAD_SCALE, the vector being what the engine would give. head [n_labels][n_embd]: where it starts, and as trained when all went well. Of
+ * the looks at held-out texts that which tells most of them apart counts; their n_asked are all. Only SFT; no scorer. */
+int pst_tune_train_encoder(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
+                           const pst_tune_text *held_out, size_t n_held_out, size_t n_labels,
+                           const pst_tune_options *options, float *head, pst_engine_lora *ret_lora,
+                           pst_tune_report *ret_report, pst_error *err);
+#define PST_TUNE_HEAD_SCALE 20
+
 /* ---- a workload's examples as texts (tune/workload.c) ---------------------------------------------------------------- */
 
 /* What was said of answers to an input: one that was wanted, one that was not, or both. */

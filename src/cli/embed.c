@@ -117,7 +117,7 @@ static int compute(const pst_cli_args *a, pst_engine_model *model, texts *t, int
   if (!t->vectors) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the vectors");
   int code = tokenize(model, t, err);
   if (!code) code = pst_engine_create(model, &o, &engine, err);
-  if (!code) code = pst_engine_embed_wait(engine, t->tokens.ids, t->lengths, t->n, t->vectors, err);
+  if (!code) code = pst_engine_embed_wait(engine, NULL, t->tokens.ids, t->lengths, t->n, t->vectors, err);
   for (size_t i = 0; i < t->n && !code; i++)
     code = pst_engine_embedding_cut(t->vectors + i * n_dims, (int)n_dims, dims);
   pst_engine_free(engine);

@@ -418,9 +418,6 @@ static int read_codes(const making *m) {
 static int make(making *m) {
   const pst_engine_model *model = m->model;
   pst_engine_adapter *a = m->adapter;
-  if (model->info.n_dims)
-    return pst_error_set(m->err, PST_E_UNSUPPORTED, NULL, "the model is an encoder (%s), which takes no adapters here",
-                         model->info.architecture);
   if (!m->lora->architecture || strcmp(m->lora->architecture, model->info.architecture) != 0)
     return pst_error_set(m->err, PST_E_BAD_INPUT, NULL, "the adapter is for models of architecture '%s', not '%s'",
                          m->lora->architecture ? m->lora->architecture : "(none)", model->info.architecture);

@@ -1,7 +1,6 @@
-/* A plain decoder's layer table and its weights as float32, for those who compute over a model by other means than the engine (training).
+/* A plain decoder's or encoder's layer table and its weights as float32, for those who compute over a model by other means than the engine (training).
  *
- * Owns the choice of what counts as a plain decoder: norms, attention, a gated feed-forward branch and nothing beside. Knows nothing of what is done
- * with the numbers. */
+ * Owns the choice of what counts as plain: norms, attention, a feed-forward branch and nothing beside. Knows nothing of what is done with the numbers. */
 #include "engine/model.h"
 
 #include <string.h>
@@ -52,6 +51,28 @@ int pst_engine_decoder_get(const pst_engine_model *model, pst_engine_decoder *re
   return 0;
 }
 
+static pst_engine_affine affine_of(pst_engine_layernorm n) { return (pst_engine_affine){n.weight, n.bias}; }
+
+int pst_engine_decoder_get_encoder(const pst_engine_model *model, pst_engine_decoder *ret_decoder, pst_error *err) {
+  const pst_engine_encoding *e = &model->encoding;
+  bool known = !strcmp(model->info.architecture, "bert");
+  if (!known || e->n_dense || (e->pooling != PST_ENGINE_POOL_MEAN && e->pooling != PST_ENGINE_POOL_FIRST))
+    return pst_error_set(err, PST_E_UNSUPPORTED, model->info.path,
+                         known ? "encoders that project their vectors, or pool by the last token, are not trained here"
+                               : "encoders of architecture %s are not trained here; those of bert are",
+                         model->info.architecture);
+  *ret_decoder = (pst_engine_decoder){.info = &model->info,
+                                      .embedding_scale = model->embedding_scale,
+                                      .attention_scale = model->attention_scale,
+                                      .norm_eps = model->norm_eps,
+                                      .both_ways = true,
+                                      .pools_first = e->pooling == PST_ENGINE_POOL_FIRST,
+                                      .n_positions = (int)e->positions.n_rows,
+                                      .segment = e->segment,
+                                      .embedding_norm = affine_of(e->embedding_norm)};
+  return 0;
+}
+
 void pst_engine_decoder_get_layer(const pst_engine_model *model, int layer, pst_engine_decoder_layer *ret_layer) {
   const pst_engine_layer *y = &model->layers[layer];
   *ret_layer = (pst_engine_decoder_layer){.attn_norm = y->attn_norm,
@@ -60,6 +81,8 @@ void pst_engine_decoder_get_layer(const pst_engine_model *model, int layer, pst_
                                           .post_ffn_norm = y->post_ffn_norm,
                                           .q_norm = y->q_norm,
                                           .k_norm = y->k_norm,
+                                          .attn_sum_norm = affine_of(y->attn_sum_norm),
+                                          .ffn_sum_norm = affine_of(y->ffn_sum_norm),
                                           .window = y->window,
                                           .turn = y->rope};
   ret_layer->bias[PST_ENGINE_ROLE_Q] = y->q_bias;
@@ -91,4 +114,8 @@ void pst_engine_decoder_embedding(const pst_engine_model *model, size_t first, s
 
 void pst_engine_decoder_head(const pst_engine_model *model, size_t first, size_t n, float *ret_out) {
   rows_of(&model->head, first, n, ret_out);
+}
+
+void pst_engine_decoder_positions(const pst_engine_model *model, size_t first, size_t n, float *ret_out) {
+  rows_of(&model->encoding.positions, first, n, ret_out);
 }

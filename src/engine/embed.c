@@ -35,14 +35,14 @@ static void on_end(void *user, const pst_engine_embed_event *event) {
   pthread_mutex_unlock(&w->lock);
 }
 
-int pst_engine_embed_wait(pst_engine *e, const int32_t *tokens, const size_t *lengths, size_t n_texts,
-                          float *ret_vectors, pst_error *err) {
+int pst_engine_embed_wait(pst_engine *e, pst_engine_adapter *adapter, const int32_t *tokens, const size_t *lengths,
+                          size_t n_texts, float *ret_vectors, pst_error *err) {
   waiting w = {.vectors = ret_vectors};
   uint64_t id;
   pthread_mutex_init(&w.lock, NULL);
   pthread_cond_init(&w.ended, NULL);
   pst_engine_embed_request request = {
-      .tokens = tokens, .lengths = lengths, .n_texts = n_texts, .callback = on_end, .user = &w};
+      .tokens = tokens, .lengths = lengths, .n_texts = n_texts, .adapter = adapter, .callback = on_end, .user = &w};
   int code = pst_engine_embed(e, &request, &id, err);
   if (!code) {
     pthread_mutex_lock(&w.lock);

@@ -23,6 +23,7 @@ typedef struct job {
   int32_t *tokens;
   size_t *starts;                    /* [n_texts + 1] */
   float *vectors;                    /* [n_texts][n_dims] */
+  pst_engine_adapter *adapter;       /* NULL: the base */
   size_t n_texts, n_done, n_planned; /* n_planned: with those of the step at hand */
   int64_t served;                    /* tokens that it has had, and those of others before it came */
   pst_engine_embed_callback callback;
@@ -157,12 +158,15 @@ static void job_free(job *j) {
   pst_free(j->tokens);
   pst_free(j->starts);
   pst_free(j->vectors);
+  pst_engine_adapter_unref(j->adapter);
   pst_free(j);
 }
 
 static int check(const pst_engine_encoder *e, const pst_engine_embed_request *r, size_t *ret_n_tokens, pst_error *err) {
   size_t n = 0;
   if (!r->callback) return pst_error_set(err, PST_E_BAD_INPUT, NULL, "a request needs a callback");
+  if (r->adapter && r->adapter->model_key != e->model->content_key)
+    return pst_error_set(err, PST_E_BAD_INPUT, "adapter", "the adapter was opened for another model");
   if (r->n_texts == 0) return pst_error_set(err, PST_E_BAD_INPUT, "input", "there is no text");
   for (size_t i = 0; i < r->n_texts; i++) {
     if (r->lengths[i] == 0) return pst_error_set(err, PST_E_BAD_INPUT, "input", "text %zu has no tokens", i);
@@ -193,6 +197,7 @@ static job *job_create(const pst_engine_embed_request *r, size_t n_tokens, size_
   for (size_t i = 0; i < r->n_texts; i++) j->starts[i + 1] = j->starts[i] + r->lengths[i];
   j->n_texts = r->n_texts;
   j->priority = r->priority;
+  if (r->adapter) j->adapter = pst_engine_adapter_ref(r->adapter);
   j->callback = r->callback;
   j->user = r->user;
   j->submit_us = pst_clock_us();
@@ -329,7 +334,8 @@ static void plan(pst_engine_encoder *e) {
     j->served += n;
     e->places[e->n_items] = (place){j, i};
     e->items[e->n_items++] =
-        (pst_engine_forward_item){.tokens = j->tokens + j->starts[i], .n = n, .pages = e->page_table + n_pages};
+        (pst_engine_forward_item){
+            .tokens = j->tokens + j->starts[i], .n = n, .pages = e->page_table + n_pages, .adapter = j->adapter};
     n_tokens += n;
     n_pages += (n + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
   }

@@ -70,7 +70,7 @@ static void place_all(pst_engine_forward *f, layout *l) {
   f->convolved = place(l, n * pst_engine_delta_channels(f->model) * fl);
   f->branch = place(l, n * embd * fl);
   f->gate_up = place(l, n * 2 * ff * fl);
-  size_t adapted = both_ways(f->model) ? 0 : PST_ENGINE_ADAPTED_PRODUCTS * n;
+  size_t adapted = PST_ENGINE_ADAPTED_PRODUCTS * n;
   f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
   f->inner = place(l, f->any_float ? adapted * PST_ENGINE_ADAPTER_MAX_RANK * fl : 0);
   place_input(l, &f->in_inner, adapted * PST_ENGINE_ADAPTED_BLOCKS, PST_KERNELS_BLOCK);

@@ -72,7 +72,7 @@ static int embed_batch(pst_engine *engine, const pst_classifier_record *records,
   tokens->n = 0;
   for (size_t i = 0; i < n && !code; i++)
     code = pst_gateway_embed_beginning(engine, records[i].text, tokens, &lengths[i], err);
-  return code ? code : pst_engine_embed_wait(engine, tokens->ids, lengths, n, ret, err);
+  return code ? code : pst_engine_embed_wait(engine, NULL, tokens->ids, lengths, n, ret, err);
 }
 
 static int embed_all(pst_engine *engine, const pst_classifier_options *options, pst_classifier_record *records,

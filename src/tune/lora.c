@@ -10,12 +10,13 @@ static void place_layer(const pst_tune_model *model, pst_tune_lora *lora, const 
     pst_tune_members of = pst_tune_group_members((pst_tune_group)g);
     y->a[g] = lora->n;
     for (int r = of.first; r < of.first + of.n; r++) {
-      y->place[r] = roles[r] ? y->n_trained[g]++ : PST_TUNE_NO_ADAPTER;
-      if (roles[r]) lora->n += lora->rank * model->layers[layer].linear[r].n_in;
+      bool trained = roles[r] && model->layers[layer].linear[r].n_out;
+      y->place[r] = trained ? y->n_trained[g]++ : PST_TUNE_NO_ADAPTER;
+      if (trained) lora->n += lora->rank * model->layers[layer].linear[r].n_in;
     }
     for (int r = of.first; r < of.first + of.n; r++) {
       y->b[r] = lora->n;
-      if (roles[r]) lora->n += lora->rank * model->layers[layer].linear[r].n_out;
+      if (y->place[r] >= 0) lora->n += lora->rank * model->layers[layer].linear[r].n_out;
     }
   }
 }
@@ -29,6 +30,8 @@ int pst_tune_lora_init(const pst_tune_model *model, size_t rank, double alpha, c
   l.layers = pst_calloc(l.n_layers, sizeof *l.layers);
   if (!l.layers) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for an adapter's table");
   for (size_t i = 0; i < l.n_layers; i++) place_layer(model, &l, roles, i);
+  l.head = l.n;
+  l.n += model->n_labels * model->n_embd;
   *ret_lora = l;
   return 0;
 }

@@ -20,6 +20,7 @@ typedef struct pst_tune_lora {
   size_t rank;
   double scale;
   size_t n_layers, n; /* numbers altogether */
+  size_t head;        /* encoders: offset of the trained head [n_labels][n_embd]; n where there is none */
   pst_tune_lora_layer *layers;
 } pst_tune_lora;
 

@@ -72,6 +72,10 @@ static const float *copy(copier *c, const float *row, size_t n) {
   return at;
 }
 
+static pst_engine_affine copy_affine(copier *c, pst_engine_affine a) {
+  return (pst_engine_affine){copy(c, a.weight, c->m->n_embd), copy(c, a.bias, c->m->n_embd)};
+}
+
 /* Matrices that read the same input lie one behind the other (rows are multiples of 32 floats), so that they can be taken as one. */
 static void copy_group(copier *c, size_t layer, pst_tune_layer *y, pst_tune_members of) {
   for (int r = of.first; r < of.first + of.n; r++) {
@@ -92,10 +96,13 @@ static void copy_layer(copier *c, size_t i, pst_tune_layer *y) {
                         .post_ffn_norm = copy(c, from.post_ffn_norm, m->n_embd),
                         .q_norm = copy(c, from.q_norm, m->head_dim),
                         .k_norm = copy(c, from.k_norm, m->head_dim),
+                        .attn_sum_norm = copy_affine(c, from.attn_sum_norm),
+                        .ffn_sum_norm = copy_affine(c, from.ffn_sum_norm),
                         .window = (size_t)from.window,
                         .turn = from.turn};
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++)
     pst_engine_decoder_shape(c->source, (pst_engine_role)r, &y->linear[r].n_out, &y->linear[r].n_in);
+  if (!y->linear[PST_ENGINE_ROLE_GATE].n_out) y->linear[PST_ENGINE_ROLE_GATE].n_in = m->n_embd; /* there is no gate */
   for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++)
     if (!c->packed || !packs_group(y, (pst_tune_group)g))
       copy_group(c, i, y, pst_tune_group_members((pst_tune_group)g));
@@ -106,7 +113,14 @@ static void copy_all(copier *c, const pst_engine_decoder *d) {
   pst_tune_model *m = c->m;
   float *embedding = take(c, m->n_vocab * m->n_embd), *head = embedding;
   if (embedding) pst_engine_decoder_embedding(c->source, 0, m->n_vocab, embedding);
-  if (!d->tied) {
+  if (d->both_ways) {
+    float *positions = d->n_positions ? take(c, (size_t)d->n_positions * m->n_embd) : NULL;
+    if (positions) pst_engine_decoder_positions(c->source, 0, (size_t)d->n_positions, positions);
+    m->positions = positions;
+    m->segment = copy(c, d->segment, m->n_embd);
+    m->embedding_norm = copy_affine(c, d->embedding_norm);
+    head = NULL;
+  } else if (!d->tied) {
     head = c->packed && packs_head(m) ? NULL : take(c, m->n_vocab * m->n_embd);
     if (head) pst_engine_decoder_head(c->source, 0, m->n_vocab, head);
   }
@@ -175,6 +189,7 @@ static int pack_group(packer *p, size_t layer, pst_tune_group group) {
   for (int r = of.first; r < of.first + of.n && !code; r++) {
     pst_tune_linear *l = &y->linear[r];
     float *w = p->matrix + at * n_in;
+    if (!l->n_out) continue;
     if (p->next) pst_engine_decoder_rows(p->source, (int)layer, (pst_engine_role)r, 0, l->n_out, w);
     code = pack(p, l->n_out, n_in, w, n_in, 1, &l->packed);
     at += l->n_out;
@@ -186,7 +201,7 @@ static int pack_head(packer *p) {
   pst_tune_model *m = p->m;
   size_t n = m->n_embd;
   const float *w = m->head ? m->head : p->matrix;
-  if (!packs_head(m)) return 0;
+  if (m->both_ways || !packs_head(m)) return 0;
   if (p->next && !m->head) pst_engine_decoder_head(p->source, 0, m->n_vocab, p->matrix);
   int code = pack(p, m->n_vocab, n, w, n, 1, &m->packed_head);
   return code ? code : pack(p, n, m->n_vocab, w, 1, n, &m->back_head);
@@ -202,7 +217,7 @@ static int pack_all(packer *p) {
 /* Room for the greatest matrix as floats, and threads with room for a group of the kernels' rows. */
 static int make_room(packer *p, pst_error *err) {
   const pst_tune_model *m = p->m;
-  size_t most = m->head ? 0 : m->n_vocab * m->n_embd, longest = PST_MAX(m->n_vocab, m->n_embd);
+  size_t most = m->head || m->both_ways ? 0 : m->n_vocab * m->n_embd, longest = PST_MAX(m->n_vocab, m->n_embd);
   for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) {
     size_t n_in = inputs_of(m->layers, (pst_tune_group)g), n_out = outputs_of(m->layers, (pst_tune_group)g);
     most = PST_MAX(most, n_in * n_out);
@@ -229,12 +244,10 @@ static int pack_model(const pst_engine_model *source, pst_tune_model *m, const c
 
 /* ---- the model ---- */
 
-int pst_tune_model_load(const pst_engine_model *source, pst_tune_precision precision, pst_tune_model *ret_model,
-                        pst_error *err) {
-  pst_engine_decoder d;
-  int code = pst_engine_decoder_get(source, &d, err);
-  if (code) return code;
-  const pst_engine_model_info *s = d.info;
+static int load(const pst_engine_model *source, const pst_engine_decoder *d, pst_tune_precision precision,
+                size_t n_labels, pst_tune_model *ret_model, pst_error *err) {
+  const pst_engine_model_info *s = d->info;
+  int code = 0;
   pst_tune_model m = {.n_layers = (size_t)s->n_layers,
                       .n_embd = (size_t)s->n_embd,
                       .n_ff = (size_t)s->n_ff,
@@ -243,16 +256,19 @@ int pst_tune_model_load(const pst_engine_model *source, pst_tune_precision preci
                       .head_dim = (size_t)s->head_dim,
                       .n_vocab = (size_t)s->n_vocab,
                       .n_ctx = (size_t)s->n_ctx_train,
-                      .embedding_scale = d.embedding_scale,
-                      .attention_scale = d.attention_scale,
-                      .norm_eps = d.norm_eps,
-                      .gelu = d.gelu,
-                      .n_turns = d.n_turns,
-                      .turns = {d.turns[0], d.turns[1]}};
+                      .embedding_scale = d->embedding_scale,
+                      .attention_scale = d->attention_scale,
+                      .norm_eps = d->norm_eps,
+                      .gelu = d->gelu,
+                      .both_ways = d->both_ways,
+                      .pools_first = d->pools_first,
+                      .n_labels = n_labels,
+                      .n_turns = d->n_turns,
+                      .turns = {d->turns[0], d->turns[1]}};
   m.layers = pst_calloc(m.n_layers, sizeof *m.layers);
   if (!m.layers) return pst_error_set(err, PST_E_NOMEM, s->path, "no memory for the layer table");
   copier c = {source, &m, precision == PST_TUNE_INT8, NULL, 0};
-  copy_all(&c, &d);
+  copy_all(&c, d);
   m.bytes = c.n_floats * sizeof(float);
   m.memory = c.next = pst_malloc_aligned(m.bytes, 64);
   if (!m.memory) {
@@ -260,12 +276,26 @@ int pst_tune_model_load(const pst_engine_model *source, pst_tune_precision preci
     return pst_error_set(err, PST_E_NOMEM, s->path, "no memory for %.0f MB of weights", (double)m.bytes / 1e6);
   }
   c.n_floats = 0;
-  copy_all(&c, &d);
+  copy_all(&c, d);
   if (c.packed && (code = pack_model(source, &m, s->path, err)))
     pst_tune_model_done(&m);
   else
     *ret_model = m;
   return code;
+}
+
+int pst_tune_model_load(const pst_engine_model *source, pst_tune_precision precision, pst_tune_model *ret_model,
+                        pst_error *err) {
+  pst_engine_decoder d;
+  int code = pst_engine_decoder_get(source, &d, err);
+  return code ? code : load(source, &d, precision, 0, ret_model, err);
+}
+
+int pst_tune_model_load_encoder(const pst_engine_model *source, pst_tune_precision precision, size_t n_labels,
+                                pst_tune_model *ret_model, pst_error *err) {
+  pst_engine_decoder d;
+  int code = pst_engine_decoder_get_encoder(source, &d, err);
+  return code ? code : load(source, &d, precision, n_labels, ret_model, err);
 }
 
 void pst_tune_model_done(pst_tune_model *model) {

@@ -1,4 +1,4 @@
-/* A decoder with a LoRA adapter: loss of a batch, and what it derives by the adapter's numbers. In float for training, in double for checks. */
+/* A decoder with a LoRA adapter, or an encoder with one and a head that tells texts apart: loss of a batch, and what it derives by their numbers. In float for training, in double for checks. */
 #ifndef PST_TUNE_NET_H
 #define PST_TUNE_NET_H
 

@@ -54,6 +54,10 @@ typedef struct trainer {
   int64_t session_tokens;
   double score_shown; /* the last measured; NAN: none yet */
   const char *architecture;
+  size_t n_right; /* of a pass: scores whose target was the likeliest */
+  /* Encoders: texts end in their label, one of n_labels; the head [n_labels][n_embd] to start from. 0: a decoder is trained. */
+  size_t n_labels;
+  const float *head;
   pst_error *err;
 } trainer;
 
@@ -121,7 +125,7 @@ static bool is_teacher(const pst_tune_text *x, size_t n_vocab) {
 }
 
 static int check_texts(const trainer *t, const pst_tune_text *texts, size_t n, const char *what, size_t *longest) {
-  size_t n_vocab = t->model.n_vocab;
+  size_t n_vocab = t->model.n_vocab, n_outcomes = t->n_labels ? t->n_labels : n_vocab;
   for (size_t i = 0; i < n; i++) {
     const pst_tune_text *x = &texts[i];
     char place[64];
@@ -132,11 +136,13 @@ static int check_texts(const trainer *t, const pst_tune_text *texts, size_t n, c
       return pst_error_set(t->err, PST_E_BAD_INPUT, place,
                            "a teacher says of 1 to %d tokens of the vocabulary how likely they are",
                            (int)PST_TUNE_TEACHER_MOST);
-    if (x->n > t->model.n_ctx)
+    if (t->n_labels && x->n_given != x->n - 1)
+      return pst_error_set(t->err, PST_E_BAD_INPUT, place, "a text for an encoder ends in its label, and nothing else is scored");
+    if (x->n - (t->n_labels > 0) > t->model.n_ctx)
       return pst_error_set(t->err, PST_E_LIMIT, place, "%zu tokens are more than the model's context of %zu", x->n,
                            t->model.n_ctx);
     for (size_t k = 0; k < x->n; k++)
-      if (x->tokens[k] < 0 || (size_t)x->tokens[k] >= n_vocab)
+      if (x->tokens[k] < 0 || (size_t)x->tokens[k] >= (k + 1 < x->n ? n_vocab : n_outcomes))
         return pst_error_set(t->err, PST_E_BAD_INPUT, place, "token %ld is not in the vocabulary", (long)x->tokens[k]);
     *longest = PST_MAX(*longest, x->n);
   }
@@ -186,7 +192,8 @@ static void make_key(trainer *t) {
                             o->objective,    o->beta,
                             o->smoothing,    o->teacher_share,
                             o->score_share,  (double)(o->scorer.score ? o->scorer.n : 0),
-                            o->precision};
+                            o->precision,
+                            (double)t->n_labels};
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);
@@ -294,7 +301,8 @@ static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longe
   size_t longest = 2, most = 0;
   int threads = o->threads > 0 ? o->threads : pst_cpu_count();
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) roles[r] = o->roles >> r & 1;
-  int code = pst_tune_model_load(model, o->precision, &t->model, t->err);
+  int code = t->n_labels ? pst_tune_model_load_encoder(model, o->precision, t->n_labels, &t->model, t->err)
+                         : pst_tune_model_load(model, o->precision, &t->model, t->err);
   if (!code) code = check_texts(t, t->texts, t->n_texts, "text", &longest);
   if (!code) code = check_texts(t, t->held_out, t->n_held_out, "held-out text", &longest);
   if (!code) code = check_pairs(t, t->texts, t->n_texts, "texts", &most);
@@ -328,6 +336,7 @@ static int open_trainer(trainer *t, const pst_engine_model *model) {
                             t->net->params, t->net->grads, t->memory,  t->memory + n};
   t->epoch = -1;
   pst_tune_lora_start(&t->model, &t->lora, o->seed, t->net->params);
+  if (t->head) memcpy(t->net->params + t->lora.head, t->head, (n - t->lora.head) * sizeof *t->head);
   if (!code && o->start) code = take_start(t);
   make_key(t);
   memcpy(t->best, t->net->params, n * sizeof *t->best);
@@ -391,6 +400,7 @@ static void run_batch(trainer *t, pass *p, size_t first) {
     if (p->log_probs) pst_tune_log_probs(t->net->losses, b, p->log_probs + first);
   }
   p->loss += sum;
+  t->n_right += t->net->n_right;
   if (p->factor != 0) {
     t->state.n_tokens += (int64_t)b->n_tokens;
     t->session_tokens += (int64_t)b->n_tokens;
@@ -486,6 +496,7 @@ static int run_chosen(trainer *t, bool derive, double *ret_loss) {
   double weight = sft ? scored_weight(c->texts, c->n) : (double)n_examples;
   pass p = {.texts = c->texts, .references = c->references, .factor = derive ? 1 / weight : 0};
   t->rewards = (pst_tune_rewards){.n = 0};
+  t->n_right = 0;
   if (t->contrasts) code = find_point(t, &p.point);
   if (!code) code = run_texts(t, &p, 0, c->n);
   if (!code) *ret_loss = p.loss / weight;
@@ -586,6 +597,12 @@ static bool is_better(const pst_tune_state *s, const pst_tune_evaluation *e, uin
   return e->loss < s->best_loss;
 }
 
+/* Of an encoder: its loss rises with its confidence while it still tells more texts apart, and probabilities are calibrated afterwards. */
+static bool tells_better(const pst_tune_state *s, const pst_tune_evaluation *e) {
+  if (s->best.step < 0 || e->n_right != s->best.n_right) return s->best.step < 0 || e->n_right > s->best.n_right;
+  return e->loss < s->best.loss;
+}
+
 /* ---- how long ---- */
 
 /* Rewards of what was chosen last, for the report. */
@@ -658,11 +675,16 @@ static int evaluate(trainer *t) {
     s->last.n_right = count_bits(right);
     t->score_shown = (double)s->last.n_right / (double)s->n_sample;
   }
+  if (t->n_labels) { /* whoever is told apart was asked already */
+    s->last.n_asked = (int32_t)t->n_held_out;
+    s->last.n_right = (int32_t)t->n_right;
+    t->score_shown = (double)t->n_right / (double)t->n_held_out;
+  }
   if (code) return code;
   pst_log(PST_LOG_INFO, "event=tune_evaluation step=%lld loss=%.4f asked=%d right=%d", (long long)s->step,
           s->held_out_loss, s->last.n_asked, s->last.n_right);
   if (s->n_evaluations < (int64_t)PST_ARRAY_LEN(s->evaluations)) s->evaluations[s->n_evaluations++] = s->last;
-  if (is_better(s, &s->last, right)) {
+  if (t->n_labels ? tells_better(s, &s->last) : is_better(s, &s->last, right)) {
     s->best = s->last;
     s->best_right = right;
     s->best_asked = s->last.n_asked > 0;
@@ -785,13 +807,15 @@ static pst_tune_report report_of(const trainer *t, double session_seconds) {
   return r;
 }
 
-int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
-                   const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
-                   pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err) {
-  trainer t = {
-      .o = options, .texts = texts, .held_out = held_out, .n_texts = n_texts, .n_held_out = n_held_out, .err = err};
+/* head: NULL, or where an encoder's stands and comes back. */
+static int train(trainer t, const pst_engine_model *model, float *head, pst_engine_lora *ret_lora,
+                 pst_tune_report *ret_report) {
+  const pst_tune_options *options = t.o;
+  size_t n_texts = t.n_texts, n_held_out = t.n_held_out;
+  pst_error *err = t.err;
   pst_engine_lora lora = {0};
   bool found = false;
+  t.head = head;
   t.architecture = pst_engine_model_get_info(model)->architecture;
   t.score_shown = NAN;
   t.start_us = t.saved_us = pst_clock_us();
@@ -812,7 +836,9 @@ int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, si
   int64_t began_us = pst_clock_us();
   if (!code) code = run_steps(&t);
   if (!code && t.session_tokens) code = save(&t); /* so that what follows may be killed, too */
-  if (!code) code = put_adapter(&t, n_held_out ? t.best : t.net->params, &lora);
+  const float *best = n_held_out ? t.best : t.net ? t.net->params : NULL;
+  if (!code) code = put_adapter(&t, best, &lora);
+  if (!code && head) memcpy(head, best + t.lora.head, (t.lora.n - t.lora.head) * sizeof *head);
   if (!code) {
     *ret_report = report_of(&t, PST_MAX((double)(pst_clock_us() - began_us) / 1e6, 1e-6));
     *ret_lora = lora;
@@ -821,4 +847,29 @@ int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, si
   }
   close_trainer(&t);
   return code;
+}
+
+int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
+                   const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
+                   pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err) {
+  trainer t = {
+      .o = options, .texts = texts, .held_out = held_out, .n_texts = n_texts, .n_held_out = n_held_out, .err = err};
+  return train(t, model, NULL, ret_lora, ret_report);
+}
+
+int pst_tune_train_encoder(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
+                           const pst_tune_text *held_out, size_t n_held_out, size_t n_labels,
+                           const pst_tune_options *options, float *head, pst_engine_lora *ret_lora,
+                           pst_tune_report *ret_report, pst_error *err) {
+  trainer t = {.o = options,
+               .texts = texts,
+               .held_out = held_out,
+               .n_texts = n_texts,
+               .n_held_out = n_held_out,
+               .n_labels = n_labels,
+               .err = err};
+  if (n_labels < 2 || options->objective != PST_TUNE_SFT || options->share_prefixes)
+    return pst_error_set(err, PST_E_BAD_INPUT, "labels",
+                         "an encoder learns to tell two labels or more apart, each text by itself");
+  return train(t, model, head, ret_lora, ret_report);
 }

@@ -63,7 +63,7 @@ static pst_engine *open_engine(const char *path, int threads) {
 
 static void embed(pst_engine *engine, const int32_t *tokens, const size_t *lengths, size_t n, float *vectors) {
   pst_error err = PST_ERROR_INIT;
-  if (pst_engine_embed_wait(engine, tokens, lengths, n, vectors, &err)) fail_msg("%s", err.message);
+  if (pst_engine_embed_wait(engine, NULL, tokens, lengths, n, vectors, &err)) fail_msg("%s", err.message);
 }
 
 static pst_json_doc *open_golden(void) {

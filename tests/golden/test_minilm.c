@@ -41,7 +41,7 @@ static double check(const pst_engine_model *model, pst_engine *engine, const pst
   assert_int_equal(tokens.n, pst_json_size(ids));
   for (pst_json_iter it = pst_json_iterate(ids); pst_json_next(&it);)
     assert_int_equal(tokens.ids[it.index - 1], pst_json_int(it.value, -1));
-  if (pst_engine_embed_wait(engine, tokens.ids, &tokens.n, 1, vector, &err)) fail_msg("%s", err.message);
+  if (pst_engine_embed_wait(engine, NULL, tokens.ids, &tokens.n, 1, vector, &err)) fail_msg("%s", err.message);
   pst_engine_tokens_done(&tokens);
   double length = 0;
   for (int d = 0; d < DIMS; d++) length += (double)vector[d] * (double)vector[d];

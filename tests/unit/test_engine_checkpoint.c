@@ -165,7 +165,7 @@ static void embed(const char *path, const char *text, float vector[EMBD], pst_en
   tokens->n = 0;
   if (pst_engine_model_open(path, 1, &model, &err) || pst_engine_create(model, NULL, &engine, &err) ||
       pst_engine_embed_tokenize(model, pst_str_from(text), tokens, &err) ||
-      pst_engine_embed_wait(engine, tokens->ids, &tokens->n, 1, vector, &err))
+      pst_engine_embed_wait(engine, NULL, tokens->ids, &tokens->n, 1, vector, &err))
     fail_msg("%s: %s", err.place, err.message);
   pst_engine_free(engine);
   pst_engine_model_unref(model);

@@ -94,7 +94,7 @@ static void test_wrong_kind(void **state) {
   pst_engine_free(encoder);
   pst_engine *generator = open_tiny(&(test_tiny){.architecture = "llama"}, NULL);
   assert_false(pst_engine_model_encodes(pst_engine_model_get_info(pst_engine_get_model(generator))->path));
-  assert_int_equal(pst_engine_embed_wait(generator, tokens, &length, 1, vector, &err), PST_E_UNSUPPORTED);
+  assert_int_equal(pst_engine_embed_wait(generator, NULL, tokens, &length, 1, vector, &err), PST_E_UNSUPPORTED);
   assert_non_null(strstr(err.message, "generates text"));
   pst_engine_free(generator);
 }
@@ -106,14 +106,14 @@ static void test_refusals(void **state) {
   float vector[DIMS];
   uint64_t id;
   pst_engine *engine = open_tiny(&(test_tiny){.architecture = "nomic-bert", .n_layers = 1}, NULL);
-  assert_int_equal(pst_engine_embed_wait(engine, tokens, &none, 0, vector, &err), PST_E_BAD_INPUT);
-  assert_int_equal(pst_engine_embed_wait(engine, tokens, &none, 1, vector, &err), PST_E_BAD_INPUT);
-  assert_int_equal(pst_engine_embed_wait(engine, tokens, &more, 1, vector, &err), PST_E_LIMIT);
-  assert_int_equal(pst_engine_embed_wait(engine, tokens, &whole, 1, vector, &err), 0);
+  assert_int_equal(pst_engine_embed_wait(engine, NULL, tokens, &none, 0, vector, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_engine_embed_wait(engine, NULL, tokens, &none, 1, vector, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_engine_embed_wait(engine, NULL, tokens, &more, 1, vector, &err), PST_E_LIMIT);
+  assert_int_equal(pst_engine_embed_wait(engine, NULL, tokens, &whole, 1, vector, &err), 0);
   tokens[0] = 288;
-  assert_int_equal(pst_engine_embed_wait(engine, tokens, &one, 1, vector, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_engine_embed_wait(engine, NULL, tokens, &one, 1, vector, &err), PST_E_BAD_INPUT);
   tokens[0] = -1;
-  assert_int_equal(pst_engine_embed_wait(engine, tokens, &one, 1, vector, &err), PST_E_BAD_INPUT);
+  assert_int_equal(pst_engine_embed_wait(engine, NULL, tokens, &one, 1, vector, &err), PST_E_BAD_INPUT);
   pst_engine_embed_request request = {.tokens = tokens, .lengths = &one, .n_texts = 1};
   assert_int_equal(pst_engine_embed(engine, &request, &id, &err), PST_E_BAD_INPUT); /* no callback */
   pst_engine_free(engine);
@@ -218,7 +218,7 @@ static void test_counts(void **state) {
   const size_t lengths[] = {1, 2, 3};
   float vectors[3 * DIMS];
   pst_engine *engine = open_tiny(&(test_tiny){.architecture = "bert"}, NULL);
-  assert_int_equal(pst_engine_embed_wait(engine, tokens, lengths, 3, vectors, &err), 0);
+  assert_int_equal(pst_engine_embed_wait(engine, NULL, tokens, lengths, 3, vectors, &err), 0);
   pst_engine_stats stats;
   do pst_engine_get_stats(engine, &stats); /* counted just after the callback's step */
   while (stats.n_requests == 0);
