@@ -24,19 +24,24 @@ typedef struct pst_classifier_record {
   pst_str text, label;
   uint32_t group;      /* records of one group (near-duplicates) are never parted between folds */
   const float *vector; /* [options.n_dims]: the encoder's, of length 1; NULL where the options name none */
+  bool held_out;       /* with options.head: its training has not seen the record */
 } pst_classifier_record;
 
 typedef struct pst_classifier_options {
-  int threads;                   /* 0: pst_cpu_count(); changes nothing but the time */
-  const char *encoder;           /* SHA-256 of the model file that made the records' vectors; NULL: n-grams alone */
-  int n_dims;                    /* of the vectors; 0 without an encoder */
+  int threads; /* 0: pst_cpu_count(); changes nothing but the time */
+  const char
+      *encoder; /* SHA-256 of what made the records' vectors, a model's file or its adapter's; NULL: n-grams alone */
+  int n_dims;   /* of the vectors; 0 without an encoder */
+  /* [n_labels][n_dims], labels ascending bytewise: scores of labels by a vector's product with their row, trained together with the encoder. Beside it n-grams are fitted; how much
+   * these weigh, the penalty and the temperature are chosen on records held out, instead of folds. NULL: one model is fitted over both. */
+  const float *head;
   bool (*cancelled)(void *user); /* asked between fits; NULL: never */
   void *user;
 } pst_classifier_options;
 
 /* Fits a classifier and appends its artefact to *out. The strength of the penalty and the temperature are chosen on held-out folds of the records, never on
  * others. The order of the records does not matter. options NULL: the defaults. Errors: PST_E_NO_DATA (one label only, or fewer than two groups),
- * PST_E_BAD_INPUT (an empty label), PST_E_LIMIT (more than 10,000 labels, or records times labels above 32 Mi), PST_E_CANCELLED, PST_E_NOMEM. */
+ * PST_E_NO_DATA too where none is held out from a head, PST_E_BAD_INPUT (an empty label), PST_E_LIMIT (more than 10,000 labels, or records times labels above 32 Mi), PST_E_CANCELLED, PST_E_NOMEM. */
 int pst_classifier_train(const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
                          pst_buf *out, pst_error *err);
 

@@ -206,11 +206,11 @@ typedef struct pst_engine_affine {
 /* NULL: the layer does without. */
 typedef struct pst_engine_decoder_layer {
   const float *attn_norm, *post_attn_norm, *ffn_norm, *post_ffn_norm; /* [n_embd] */
-  const float *q_norm, *k_norm;             /* [head_dim], each head by itself, before turning */
-  const float *bias[PST_ENGINE_ROLE_COUNT]; /* [rows] */
+  const float *q_norm, *k_norm;                  /* [head_dim], each head by itself, before turning */
+  const float *bias[PST_ENGINE_ROLE_COUNT];      /* [rows] */
   pst_engine_affine attn_sum_norm, ffn_sum_norm; /* encoders: layer norms of x with a branch's output added */
-  int window;                               /* 0: all positions before; else the last so many */
-  int turn;                                 /* of the decoder's turns; -1: none */
+  int window;                                    /* 0: all positions before; else the last so many */
+  int turn;                                      /* of the decoder's turns; -1: none */
 } pst_engine_decoder_layer;
 
 /* What one token's way through a decoder is made of: x = embedding * embedding_scale; in each layer x += post(o(attention(turned q, k, v of norm(x)))) and
@@ -224,9 +224,9 @@ typedef struct pst_engine_decoder {
   int n_turns;
   pst_engine_turn turns[2];
   /* Encoders. */
-  bool both_ways;     /* every token sees the whole text */
-  bool pools_first;   /* a text's vector is its first token's state; else the mean of all */
-  int n_positions;    /* rows of pst_engine_decoder_positions, added to the embedding */
+  bool both_ways;       /* every token sees the whole text */
+  bool pools_first;     /* a text's vector is its first token's state; else the mean of all */
+  int n_positions;      /* rows of pst_engine_decoder_positions, added to the embedding */
   const float *segment; /* [n_embd], added too; or NULL */
   pst_engine_affine embedding_norm;
 } pst_engine_decoder;
@@ -510,11 +510,11 @@ typedef struct pst_engine_embed_event {
 typedef void (*pst_engine_embed_callback)(void *user, const pst_engine_embed_event *event); /* as pst_engine_callback */
 
 typedef struct pst_engine_embed_request {
-  const int32_t *tokens; /* of all texts, one behind the other; copied */
-  const size_t *lengths; /* [n_texts] tokens of each text, at least 1; copied */
-  size_t n_texts;        /* at least 1 */
+  const int32_t *tokens;       /* of all texts, one behind the other; copied */
+  const size_t *lengths;       /* [n_texts] tokens of each text, at least 1; copied */
+  size_t n_texts;              /* at least 1 */
   pst_engine_adapter *adapter; /* with which all of them are read; referenced; NULL: the base */
-  int priority;          /* lower first; same priority in order of arrival */
+  int priority;                /* lower first; same priority in order of arrival */
   pst_engine_embed_callback callback;
   void *user;
 } pst_engine_embed_request;
@@ -524,8 +524,8 @@ typedef struct pst_engine_embed_request {
 int pst_engine_embed(pst_engine *engine, const pst_engine_embed_request *request, uint64_t *ret_request_id,
                      pst_error *err);
 /* The same, waiting for the end: ret_vectors [n_texts][n_dims]. Not on the engine's thread. */
-int pst_engine_embed_wait(pst_engine *engine, pst_engine_adapter *adapter, const int32_t *tokens, const size_t *lengths, size_t n_texts,
-                          float *ret_vectors, pst_error *err);
+int pst_engine_embed_wait(pst_engine *engine, pst_engine_adapter *adapter, const int32_t *tokens, const size_t *lengths,
+                          size_t n_texts, float *ret_vectors, pst_error *err);
 /* The first `dims` of a vector of n_dims, brought to length 1 again; a zero vector stays one. Sound for dims >= info.min_dims (Kusupati et al. 2022,
  * arXiv:2205.13147). PST_E_BAD_INPUT: dims out of range. Pure. */
 int pst_engine_embedding_cut(float *vector, int n_dims, int dims);

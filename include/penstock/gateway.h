@@ -73,7 +73,8 @@ typedef struct pst_gateway_node {
   bool examples_fixed; /* the first n of the index instead of the nearest */
   pst_gateway_constraint constraint;
   pst_engine_speculation speculation;
-  const char *adapter; /* LOCAL: SHA-256 of the adapter's file in the store; NULL: the base */
+  const char
+      *adapter; /* LOCAL, CLASSIFIER with an engine: SHA-256 of the adapter's file in the store; NULL: the base */
   const char *answers; /* LOCAL, with SPEC_ANSWERS: SHA-256 of the file of past answers in the store; NULL: none */
   pst_engine_sampling sampling;
   int max_tokens;
@@ -124,8 +125,11 @@ typedef struct pst_gateway pst_gateway;
 /* Trains a classifier on labelled records and keeps its artefact in the store, by content hash. encoder: NULL for one over n-grams alone; else an engine whose vectors
  * of the texts it reads too, as shipped and with the hash of its file (the gateway makes them: vectors in the records, and an encoder in the options, are not
  * looked at). The same records are trained on once, by one process: what came of them is noted in HOME/classifiers. ret_ms: how long training took, vectors included,
- * now or then; NULL: not wanted. Errors: those of pst_classifier_train, of the store, and of opening the encoder; PST_E_UNSUPPORTED: it is none. Blocks. */
-int pst_gateway_classifier_build(pst_gateway *gateway, const pst_gateway_engine_spec *encoder,
+ * now or then; NULL: not wanted. Errors: those of pst_classifier_train, of the store, and of opening the encoder; PST_E_UNSUPPORTED: it is none. Blocks.
+ *
+ * adapter: NULL, or SHA-256 of the file of one for the encoder that was trained together with options->head: the classifier is made beside that head, which is in it from then on. It is
+ * noted by the adapter: with a head it is made anew, without one it is looked for (PST_E_NOT_FOUND). */
+int pst_gateway_classifier_build(pst_gateway *gateway, const pst_gateway_engine_spec *encoder, const char *adapter,
                                  const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
                                  char ret_hash[65], int64_t *ret_ms, pst_error *err);
 /* Opens a kept artefact; pst_classifier_free. PST_E_NOT_FOUND, PST_E_CORRUPT. */

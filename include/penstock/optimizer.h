@@ -22,6 +22,8 @@ extern "C" {
 typedef struct pst_optimizer_model {
   const char *name;   /* as a plan names it: catalogue name or path */
   const char *sha256; /* of the file; may be NULL */
+  const char *
+      adapter; /* encoders: file of the adapter with which it was trained to tell the workload's labels apart; NULL: as it is */
 } pst_optimizer_model;
 
 typedef struct pst_optimizer_options {

@@ -89,10 +89,12 @@ typedef struct pst_tune_options {
   /* SFT with teachers: a scored token's loss is (1 - share) times its negative log-likelihood plus share times KL(teacher || model) over the teacher's likeliest tokens and all
    * others as one outcome (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). 0 to 1. */
   double teacher_share;
-  double smoothing;     /* DPO: share of pairs that are taken to be the wrong way round, 0 to below 1/2 */
-  int rank;             /* of every adapter, 1 to 256 */
-  double alpha;         /* the scale is alpha / rank */
-  unsigned roles;       /* which linear layers: bits 1 << pst_engine_role */
+  double
+      smoothing; /* DPO: share of pairs that are taken to be the wrong way round; encoders: of labels, spread over all of them. 0 to below 1/2 */
+  double dropout; /* encoders: share of what each branch adds to the state that a step goes without; 0 to below 1 */
+  int rank;       /* of every adapter, 1 to 256 */
+  double alpha;   /* the scale is alpha / rank */
+  unsigned roles; /* which linear layers: bits 1 << pst_engine_role */
   double learning_rate; /* the highest: rises over the warm-up, then falls as a cosine to final_share of it */
   double warmup_share, final_share;
   double weight_decay, beta1, beta2, epsilon; /* AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) */
@@ -220,6 +222,39 @@ void pst_tune_workload_result_done(pst_tune_workload_result *result);
  * plan that uses it; what it was made of (data_set, from) is noted in the same transaction. Errors: PST_E_EXISTS (the name, before training where it is another's), PST_E_NOT_FOUND (model, prompt, adapter), PST_E_NO_DATA (too few examples), PST_E_BAD_INPUT (codes with a teacher among them), those of pst_tune_train and of the store. Blocks. */
 int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_tune_workload_options *options, pst_tune_workload_result *ret_result, pst_error *err);
+
+/* ---- an encoder that tells a choice task's labels apart (tune/encoder.c) ---------------------------------------------- */
+
+typedef struct pst_tune_encoder_options {
+  const pst_evals_workload *workload;
+  const char *model, *sha256; /* the encoder as it is called here, and the hash of its file */
+  const char *name;           /* of the adapter; NULL: made of the workload's name and the texts' hash */
+  double held_out_share;      /* of the examples, by cluster; at most max_held_out of them */
+  size_t max_held_out;
+  const char *data_set;  /* hash of the set that examples came from, which is noted with the adapter; NULL: none */
+  bool leave_checkpoint; /* as in pst_tune_workload_options */
+  pst_tune_options training;
+} pst_tune_encoder_options;
+pst_tune_encoder_options pst_tune_encoder_options_default(void);
+
+typedef struct pst_tune_encoder_result {
+  pst_tune_report report;
+  size_t n_texts, n_held_out, n_labels;
+  size_t n_near; /* left out as near-duplicates of items that judge */
+  pst_store_adapter adapter;
+  char classifier[65];                          /* artefact, made beside the head */
+  double accuracy, log_loss, calibration_error; /* its, on the held-out examples */
+  char plan_hash[65];                           /* of a plan in which it answers alone; kept in the store */
+  char *plan_json;                              /* canonical */
+  char *checkpoint;                             /* where it was left; NULL: it was not */
+} pst_tune_encoder_result;
+void pst_tune_encoder_result_done(pst_tune_encoder_result *result);
+
+/* Trains an encoder on the examples of a choice task (no other part is read), keeps its adapter by name, makes a classifier beside the head that was trained with it, and a plan of
+ * the two. Errors: PST_E_NO_DATA (too few examples, one label), PST_E_UNSUPPORTED (the model), PST_E_EXISTS (the name), PST_E_CANCELLED (a checkpoint is left), those of
+ * pst_tune_train, of the classifier and of the store. Blocks. */
+int pst_tune_encoder(pst_gateway *gateway, pst_store *store, const pst_tune_encoder_options *options,
+                     pst_tune_encoder_result *ret_result, pst_error *err);
 
 /* What training on a workload's examples would be made of. */
 typedef struct pst_tune_outlook {

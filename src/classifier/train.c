@@ -1,7 +1,8 @@
 /* Training: records to an artefact. Each label's records are cut into folds by group; for every fold a model that has not seen it scores it, at each strength of
  * the penalty, the weaker ones starting from where the stronger ended. The strength with the lowest log loss at its own temperature is taken, and the last
  * model is fitted on all records with it. So the temperature, the accuracy and the thresholds in the artefact are of records that the scoring model had not seen.
- * An encoder's vectors are columns of the same model, as the grams are. */
+ * An encoder's vectors are columns of the same model, as the grams are. Where the encoder was trained together with a head, vectors of what it has seen say nothing
+ * about others: grams are fitted for themselves, and added to the head's scores with a weight that is found on the records held out from both. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -224,6 +225,115 @@ static int choose(training *t, pst_classifier_info *info, size_t *ret_best) {
   return pst_classifier_assess(&h, info) ? no_memory(t) : 0;
 }
 
+static void describe(const training *t, const fit *f, pst_classifier_info *info) {
+  info->labels = t->labels;
+  info->n_labels = t->n_labels;
+  info->n_features = f->dictionary.n;
+  info->n_records = t->n;
+  info->penalty = f->logistic.penalty;
+  info->encoder = t->options->encoder;
+  info->n_dims = t->options->n_dims;
+}
+
+/* ---- beside a head ---- */
+
+enum { SEEN, HELD_OUT, N_SHARES = 8 };
+/* Of the grams in the sum of both scores; the head has the rest. */
+static double share_at(size_t i) { return 0.1 * (double)i; }
+
+static int part_by_head(training *t) {
+  size_t n = 0;
+  for (size_t i = 0; i < t->n; i++) n += t->folds[i] = t->records[i].held_out ? HELD_OUT : SEEN;
+  return n && n < t->n ? 0
+                       : pst_error_set(t->err, PST_E_NO_DATA, "classifier",
+                                       "%zu of %zu records are held out from the encoder's training", n, t->n);
+}
+
+/* The head's scores of the held-out records [n_held_out][n_labels], and their labels. */
+static void score_by_head(const training *t, float *scores, uint32_t *classes) {
+  size_t n_dims = (size_t)t->options->n_dims, at = 0;
+  for (size_t i = 0; i < t->n; i++) {
+    if (t->folds[i] != HELD_OUT) continue;
+    for (size_t k = 0; k < t->n_labels; k++) {
+      double sum = 0;
+      for (size_t d = 0; d < n_dims; d++)
+        sum += (double)t->options->head[k * n_dims + d] * (double)t->records[i].vector[d];
+      scores[at * t->n_labels + k] = (float)sum;
+    }
+    classes[at++] = t->classes[i];
+  }
+}
+
+/* Of the grams fitted at one strength: sums with the head's scores at each share; the best so far stays in *info. */
+static void mix(training *t, size_t s, const pst_classifier_held_out *head, float *sums, pst_classifier_info *info,
+                size_t *ret_strength, double *ret_share) {
+  pst_classifier_held_out h = {sums, head->labels, head->n, t->n_labels};
+  for (size_t k = 0; k < N_SHARES; k++) {
+    double share = share_at(k);
+    size_t at = 0;
+    for (size_t i = 0; i < t->n; i++) {
+      if (t->folds[i] != HELD_OUT) continue;
+      for (size_t c = 0; c < t->n_labels; c++, at++)
+        sums[at] = (float)(share * (double)t->scores[s][i * t->n_labels + c] + (1 - share) * (double)head->scores[at]);
+    }
+    double temperature = pst_classifier_temperature(&h), loss = pst_classifier_log_loss(&h, temperature);
+    if (info->temperature > 0 && !(loss < info->log_loss)) continue;
+    info->log_loss = loss;
+    info->temperature = temperature;
+    *ret_strength = s;
+    *ret_share = share;
+  }
+}
+
+/* Weights of the grams times their share, of the vector's elements by the head, and the bias. */
+static int join(const training *t, const fit *f, double share, pst_classifier_info *info, pst_buf *out) {
+  size_t n = t->n_labels, n_grams = f->dictionary.n, n_dims = (size_t)t->options->n_dims;
+  double *w = pst_calloc((n_grams + n_dims + 1) * n, sizeof *w);
+  if (!w) return no_memory(t);
+  for (size_t i = 0; i < n_grams * n; i++) w[i] = share * f->weights[i];
+  for (size_t d = 0; d < n_dims; d++)
+    for (size_t k = 0; k < n; k++) w[(n_grams + d) * n + k] = (1 - share) * (double)t->options->head[k * n_dims + d];
+  for (size_t k = 0; k < n; k++) w[(n_grams + n_dims) * n + k] = share * f->weights[n_grams * n + k];
+  describe(t, f, info);
+  int code = pst_classifier_artefact_write(info, &f->dictionary, w, out) ? no_memory(t) : 0;
+  pst_free(w);
+  return code;
+}
+
+static int train_beside_head(training *t, pst_classifier_info *info, pst_buf *out) {
+  size_t n_held_out = 0, best = 0;
+  double share = 0;
+  int code = part_by_head(t);
+  for (size_t i = 0; i < t->n; i++) n_held_out += t->folds[i] == HELD_OUT;
+  float *scores = pst_calloc(n_held_out * t->n_labels + 1, 2 * sizeof *scores);
+  uint32_t *classes = pst_calloc(n_held_out + 1, sizeof *classes);
+  if (!code && (!scores || !classes)) code = no_memory(t);
+  if (!code) {
+    float *sums = scores + n_held_out * t->n_labels;
+    pst_classifier_held_out head = {scores, classes, n_held_out, t->n_labels};
+    score_by_head(t, scores, classes);
+    code = run_fold(t, HELD_OUT);
+    for (size_t s = 0; s < N_STRENGTHS && !code; s++) mix(t, s, &head, sums, info, &best, &share);
+    if (!code) { /* the sums of the best once more, for the curve */
+      for (size_t i = 0, at = 0; i < t->n; i++)
+        for (size_t c = 0; c < t->n_labels && t->folds[i] == HELD_OUT; c++, at++)
+          sums[at] = (float)(share * (double)t->scores[best][i * t->n_labels + c] + (1 - share) * (double)scores[at]);
+      pst_classifier_held_out h = {sums, classes, n_held_out, t->n_labels};
+      code = pst_classifier_assess(&h, info) ? no_memory(t) : 0;
+    }
+  }
+  fit f = {.weights = NULL};
+  if (!code) code = fit_init(t, FOLDS, &f);
+  for (size_t s = 0; s <= best && !code; s++) code = fit_at(t, &f, strengths[s]);
+  if (!code) code = join(t, &f, share, info, out);
+  pst_log(PST_LOG_DEBUG, "event=classifier_beside_head held_out=%zu strength=%g share=%.1f accuracy=%.4f", n_held_out,
+          strengths[best], share, info->accuracy);
+  fit_done(&f);
+  pst_free(scores);
+  pst_free(classes);
+  return code;
+}
+
 /* ---- the whole ---- */
 
 static int prepare(training *t, const pst_classifier_record *records) {
@@ -239,8 +349,8 @@ static int prepare(training *t, const pst_classifier_record *records) {
   int code = find_labels(t);
   if (!code) code = draw_folds(t);
   if (!code && pst_classifier_texts_init(&t->texts, t->records, t->n)) code = no_memory(t);
-  if (!code && pst_classifier_vectors_init(&t->vectors, t->records, t->n, (size_t)t->options->n_dims))
-    code = no_memory(t);
+  size_t n_dims = t->options->head ? 0 : (size_t)t->options->n_dims;
+  if (!code && pst_classifier_vectors_init(&t->vectors, t->records, t->n, n_dims)) code = no_memory(t);
   for (size_t s = 0; s < N_STRENGTHS && !code; s++)
     if (!(t->scores[s] = pst_calloc(t->n * t->n_labels, sizeof(float)))) code = no_memory(t);
   return code;
@@ -264,13 +374,7 @@ static int fit_all(training *t, pst_classifier_info *info, double strength, pst_
   pst_buf bytes = PST_BUF_INIT;
   int code = fit_init(t, FOLDS, &f);
   for (size_t s = 0; s < N_STRENGTHS && strengths[s] <= strength && !code; s++) code = fit_at(t, &f, strengths[s]);
-  info->labels = t->labels;
-  info->n_labels = t->n_labels;
-  info->n_features = f.dictionary.n;
-  info->n_records = t->n;
-  info->penalty = f.logistic.penalty;
-  info->encoder = t->options->encoder;
-  info->n_dims = t->options->n_dims;
+  describe(t, &f, info);
   if (!code) pst_classifier_vectors_unscale(&t->vectors, f.dictionary.n, t->n_labels, f.weights);
   if (!code) code = pst_classifier_artefact_write(info, &f.dictionary, f.weights, &bytes) ? no_memory(t) : 0;
   if (!code) pst_buf_append_str(out, pst_buf_str(&bytes));
@@ -288,6 +392,11 @@ int pst_classifier_train(const pst_classifier_record *records, size_t n, const p
   size_t best = 0;
   t.n_threads = t.options->threads > 0 ? t.options->threads : pst_cpu_count();
   int code = prepare(&t, records);
+  if (!code && t.options->head) {
+    code = train_beside_head(&t, &info, out);
+    training_done(&t);
+    return code;
+  }
   for (uint32_t fold = 0; fold < FOLDS && !code; fold++) code = run_fold(&t, fold);
   if (!code) code = choose(&t, &info, &best);
   if (!code) code = fit_all(&t, &info, strengths[best], out);

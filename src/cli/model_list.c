@@ -16,7 +16,7 @@ static int add_model(pst_cli_model_list *list, const char *home, const char *nam
   list->names[at] = pst_strdup(file->name[0] ? file->name : file->path);
   if (!list->names[at] && !code) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory");
   list->n_files++;
-  pst_optimizer_model model = {list->names[at], file->sha256};
+  pst_optimizer_model model = {list->names[at], file->sha256, NULL};
   if (pst_engine_model_encodes(file->path))
     list->encoders[list->n_encoders++] = model;
   else

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cli/workbench.h"
+#include "cli/tune.h"
 
 /* The line that moves, by the clock where time is the measure. */
 typedef struct watch {
@@ -150,6 +150,17 @@ static void print_result(const pst_flywheel_tune_result *result, const char *mod
   printf("plan %s\nmeasure it: penstock eval %s --target %.12s\n", r->plan_hash, folder, r->plan_hash);
 }
 
+static int end(pst_cli_workbench *b, pst_models_file *file, int code, pst_error *err) {
+  if (code == PST_E_NO_DATA) {
+    char line[1024];
+    fprintf(stderr, "penstock: %s\n", pst_error_format(err, line, sizeof line));
+    code = PST_CLI_NO_DATA;
+  }
+  pst_models_file_done(file);
+  pst_cli_workbench_close(b);
+  return code;
+}
+
 static int run_tune(const pst_cli_args *a, pst_error *err) {
   pst_cli_workbench b = {NULL, NULL, NULL, NULL};
   pst_flywheel_tune_result r;
@@ -161,6 +172,8 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
   if (!pst_tune_objective_from(pst_str_from(pst_cli_text(a, "objective")), &objective))
     return pst_error_set(err, PST_E_BAD_INPUT, "objective", "\"%.40s\" is none of sft, dpo and kto",
                          pst_cli_text(a, "objective"));
+  bool encodes = false;
+  pst_models_file file = {.path = NULL};
   pst_flywheel_tune_options o = {.tune = options_of(a, objective),
                                  .min_score = pst_cli_number(a, "min-score"),
                                  .teacher = pst_cli_text(a, "teacher")};
@@ -168,6 +181,7 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
   watch w = {.start_us = pst_clock_us(), .timed = o.tune.training.steps == 0};
   int code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (code) return code;
+  if (!pst_models_resolve(b.home, o.tune.model, &file, NULL)) encodes = pst_engine_model_encodes(file.path);
   pst_cli_catch_interrupts();
   bool quiet = pst_cli_flag(a, "quiet");
   if (w.timed)
@@ -175,6 +189,11 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
   else
     pst_progress_begin(&w.bar, "tuning", o.tune.training.steps, false, quiet);
   o.tune.training.user = &w;
+  if (encodes) {
+    code = pst_cli_tune_encoder(a, &b, &file, precision, on_progress, &w, err);
+    pst_progress_end(&w.bar);
+    return end(&b, &file, code, err);
+  }
   code = pst_flywheel_tune(b.gateway, b.store, b.workload, &o, &r, err);
   pst_progress_end(&w.bar);
   if (!code && pst_cli_text(a, "output"))
@@ -184,13 +203,7 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
   else if (!code)
     print_result(&r, o.tune.model, a->words[0]);
   if (!code) pst_tune_workload_result_done(&r.tuned);
-  if (code == PST_E_NO_DATA) {
-    char line[1024];
-    fprintf(stderr, "penstock: %s\n", pst_error_format(err, line, sizeof line));
-    code = PST_CLI_NO_DATA;
-  }
-  pst_cli_workbench_close(&b);
-  return code;
+  return end(&b, &file, code, err);
 }
 
 static const pst_cli_option options[] = {
@@ -213,12 +226,12 @@ static const pst_cli_option options[] = {
     {"minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
     {"steps", 0, PST_CLI_INT, "N", "0", 0, 1e9, false,
      "so many optimizer steps instead, whatever they take (0: by time)"},
-    {"epochs", 0, PST_CLI_INT, "N", "8", 1, 1e6, false, "times that each example is seen at most"},
-    {"rank", 'r', PST_CLI_INT, "N", "16", 1, 256, false, "rank of the adapter"},
+    {"epochs", 0, PST_CLI_INT, "N", "8", 1, 1e6, false, "times that each example is seen at most (encoders: 4)"},
+    {"rank", 'r', PST_CLI_INT, "N", "16", 1, 256, false, "rank of the adapter (encoders: 32)"},
     {"alpha", 0, PST_CLI_NUMBER, "N", NULL, 1e-3, 1e6, false,
      "the adapter's scale is alpha / rank (default: twice the rank)"},
     {"rate", 0, PST_CLI_NUMBER, "N", NULL, 1e-7, 1, false, "highest learning rate (default: 0.001; dpo, kto: 0.0001)"},
-    {"batch", 0, PST_CLI_INT, "N", "16", 1, 65536, false, "examples in an optimizer step"},
+    {"batch", 0, PST_CLI_INT, "N", "16", 1, 65536, false, "examples in an optimizer step (encoders: 32)"},
     {"precision", 0, PST_CLI_TEXT, "NAME", "int8", 0, 0, false,
      "of products with the frozen weights: int8, as they are served, or float, which takes about twice as long"},
     {"prompt", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false,

@@ -69,6 +69,16 @@ static void print_expected(const pst_json *r) {
            number(r, "expected.codes.plain_answer_tokens"));
 }
 
+static void print_encoder(const pst_json *r) {
+  const pst_json *none = pst_json_path(r, "encoder.none"), *name = pst_json_path(r, "encoder.name");
+  if (none) printf("  encoder  none: %.*s\n", (int)pst_json_str(none).n, pst_json_str(none).data);
+  if (!name) return;
+  printf(
+      "  encoder  %.*s: %.0f examples, %.0f steps in %.1f minutes, with n-grams %.1f%% of %.0f held-out examples right\n",
+      (int)pst_json_str(name).n, pst_json_str(name).data, number(r, "encoder.examples"), number(r, "encoder.steps"),
+      number(r, "encoder.seconds") / 60, 100 * number(r, "encoder.accuracy"), number(r, "encoder.held_out"));
+}
+
 static void print_report(const pst_json *r) {
   printf("turn %.0f of %.*s\n", number(r, "run"), (int)pst_json_str(pst_json_path(r, "workload")).n,
          pst_json_str(pst_json_path(r, "workload")).data);
@@ -81,6 +91,7 @@ static void print_report(const pst_json *r) {
     printf("           %.0f records left out: pictures, calls of tools, or no input of the workload's\n",
            number(r, "data.without_text"));
   print_expected(r);
+  print_encoder(r);
   printf("  adapter  %.*s: %.0f examples, %.0f steps in %.1f minutes, held-out loss %.3f to %.3f\n",
          (int)pst_json_str(pst_json_path(r, "adapter.name")).n, pst_json_str(pst_json_path(r, "adapter.name")).data,
          number(r, "adapter.examples"), number(r, "adapter.steps"), number(r, "adapter.seconds") / 60,

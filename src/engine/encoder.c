@@ -333,9 +333,8 @@ static void plan(pst_engine_encoder *e) {
     e->stats.n_running += j->n_planned++ == j->n_done;
     j->served += n;
     e->places[e->n_items] = (place){j, i};
-    e->items[e->n_items++] =
-        (pst_engine_forward_item){
-            .tokens = j->tokens + j->starts[i], .n = n, .pages = e->page_table + n_pages, .adapter = j->adapter};
+    e->items[e->n_items++] = (pst_engine_forward_item){
+        .tokens = j->tokens + j->starts[i], .n = n, .pages = e->page_table + n_pages, .adapter = j->adapter};
     n_tokens += n;
     n_pages += (n + PST_KERNELS_PAGE - 1) / PST_KERNELS_PAGE;
   }

@@ -8,8 +8,6 @@
 #include "flywheel/turn.h"
 
 enum { TUNE_S = 1200, PLAN_S = 360 };
-/* Training that is killed does what it did since its last checkpoint again: at most this share of its time. */
-#define CHECKPOINT_SHARE 0.05
 
 /* ---- steps ---- */
 
@@ -66,9 +64,10 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
       .leave_checkpoint = true, /* until the turn has ended: what is between here and there may be killed, too */
       .training = pst_tune_options_default()};
   pst_tune_workload_result r;
-  w.training.seconds = t->tune_s;
+  w.training.seconds = t->tune_s - pst_json_double(pst_json_path(pst_json_root(t->encoder), "seconds"), 0);
   w.training.max_epochs = PST_FLYWHEEL_TURN_EPOCHS;
-  w.training.checkpoint_seconds = PST_MIN(w.training.checkpoint_seconds, CHECKPOINT_SHARE * t->tune_s);
+  w.training.checkpoint_seconds =
+      PST_MIN(w.training.checkpoint_seconds, PST_FLYWHEEL_CHECKPOINT_SHARE * w.training.seconds);
   w.training.seed = o->seed;
   w.training.threads = o->threads;
   w.training.on_progress = o->on_tuning;
@@ -278,6 +277,8 @@ static int go(pst_flywheel_turn_state *t, pst_error *err) {
     code = step(t, PST_FLYWHEEL_TURN_DATA, "data: records become examples", pst_flywheel_turn_data, &t->data, err);
   if (!code) code = pst_flywheel_turn_open(t, err);
   if (!code) code = step(t, "expected", "what tuning should be worth", pst_flywheel_turn_expect, &t->expected, err);
+  if (!code && pst_flywheel_turn_encodes(t))
+    code = step(t, "encoder", "tune: an encoder for the labels", pst_flywheel_turn_encoder, &t->encoder, err);
   if (!code) code = step(t, "adapter", "tune: an adapter for the examples", tune, &t->adapter, err);
   if (!code)
     code = step(t, "plan", "plan: search and verify, the adapter among the candidates", plan, &t->planned, err);
@@ -290,7 +291,9 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
   pst_buf report = PST_BUF_INIT, plan_json = PST_BUF_INIT, evidence = PST_BUF_INIT;
   pst_json_writer j = pst_json_writer_on(&plan_json, false), e = pst_json_writer_on(&evidence, false);
   char verdict[32], checkpoint[4096];
-  if (*text_at(pst_json_root(t->adapter), "checkpoint", checkpoint, sizeof checkpoint)) (void)remove(checkpoint);
+  const pst_json *tuned[] = {pst_json_root(t->encoder), pst_json_root(t->adapter)};
+  for (size_t i = 0; i < PST_ARRAY_LEN(tuned); i++)
+    if (*text_at(tuned[i], "checkpoint", checkpoint, sizeof checkpoint)) (void)remove(checkpoint);
   pst_json_put_value(&j, pst_json_get(planned, "plan"));
   pst_json_put_value(&e, pst_json_get(planned, "evidence"));
   pst_flywheel_turn_report(t, &report);
@@ -332,6 +335,7 @@ int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   pst_store_run_lock_give(&lock);
   pst_json_free(t.data);
   pst_json_free(t.expected);
+  pst_json_free(t.encoder);
   pst_json_free(t.adapter);
   pst_json_free(t.planned);
   pst_json_free(t.gated);

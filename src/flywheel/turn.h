@@ -1,11 +1,13 @@
 /* What the files of a turn share. Private to flywheel: turn.c (the steps in their order, adapter, plan, gate), turn_data.c (records to examples),
- * turn_report.c (what is expected, what came). */
+ * turn_encoder.c (an encoder for a choice task), turn_report.c (what is expected, what came). */
 #ifndef PST_FLYWHEEL_TURN_H
 #define PST_FLYWHEEL_TURN_H
 
 #include <penstock/data.h>
 #include <penstock/flywheel.h>
 
+/* Training that is killed does what it did since its last checkpoint again: at most this share of its time. */
+#define PST_FLYWHEEL_CHECKPOINT_SHARE 0.05
 enum { PST_FLYWHEEL_TURN_EPOCHS = 8 }; /* most times that an example is seen */
 #define PST_FLYWHEEL_TURN_DATA "data"  /* key of that step */
 
@@ -18,8 +20,8 @@ typedef struct pst_flywheel_turn_state {
   const pst_evals_workload *workload; /* the caller's, or `own` */
   pst_evals_workload *own;            /* with the records' examples; NULL: there are none */
   int64_t run_id, created_ms;
-  char data_set[65]; /* empty: none */
-  pst_json_doc *data, *expected, *adapter, *planned, *gated;
+  char data_set[65];                                                   /* empty: none */
+  pst_json_doc *data, *expected, *encoder, *adapter, *planned, *gated; /* encoder NULL: there is nothing for one */
 } pst_flywheel_turn_state;
 
 /* Step "data": curates the workload's records into a data set and writes a folder HOME/turns/<fingerprint of the workload>-<hash of the set> with its lines as further
@@ -30,6 +32,9 @@ int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *
 int pst_flywheel_turn_outdated(const pst_flywheel_turn_state *t, bool *ret_outdated, pst_error *err);
 /* Opens the folder that the step left, if it left one, in the workload's place. */
 int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);
+/* Whether the task is one of labels and there is an encoder to tell them apart; step "encoder": its adapter and the classifier beside it, or {"none": why}. */
+bool pst_flywheel_turn_encodes(const pst_flywheel_turn_state *t);
+int pst_flywheel_turn_encoder(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
 /* Step "expected": what a request to the tuned plan should cost by the machine's cost model, and when training is paid back. */
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
 /* Member "codes" of an open object: {"n", "plain_answer_tokens", "saved"}, the share of an answer's tokens; none where n is 0 or not a number. */

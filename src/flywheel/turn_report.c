@@ -141,6 +141,7 @@ void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out) {
   pst_json_member_double(&w, "run", (double)t->run_id);
   put_doc(&w, "data", t->data);
   put_doc(&w, "expected", t->expected);
+  if (t->encoder) put_doc(&w, "encoder", t->encoder);
   put_doc(&w, "adapter", t->adapter);
   pst_json_key(&w, "plan");
   pst_json_begin_object(&w);

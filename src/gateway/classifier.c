@@ -66,17 +66,17 @@ static bool read_note(pst_store *store, const char *path, trained *ret) {
 }
 
 /* Vectors of n records' texts into ret[n][n_dims]; `tokens` and `lengths` [n] are room to work in. */
-static int embed_batch(pst_engine *engine, const pst_classifier_record *records, size_t n, pst_engine_tokens *tokens,
-                       size_t *lengths, float *ret, pst_error *err) {
+static int embed_batch(pst_engine *engine, pst_engine_adapter *adapter, const pst_classifier_record *records, size_t n,
+                       pst_engine_tokens *tokens, size_t *lengths, float *ret, pst_error *err) {
   int code = 0;
   tokens->n = 0;
   for (size_t i = 0; i < n && !code; i++)
     code = pst_gateway_embed_beginning(engine, records[i].text, tokens, &lengths[i], err);
-  return code ? code : pst_engine_embed_wait(engine, NULL, tokens->ids, lengths, n, ret, err);
+  return code ? code : pst_engine_embed_wait(engine, adapter, tokens->ids, lengths, n, ret, err);
 }
 
-static int embed_all(pst_engine *engine, const pst_classifier_options *options, pst_classifier_record *records,
-                     size_t n, float *vectors, pst_error *err) {
+static int embed_all(pst_engine *engine, pst_engine_adapter *adapter, const pst_classifier_options *options,
+                     pst_classifier_record *records, size_t n, float *vectors, pst_error *err) {
   size_t lengths[TEXTS_PER_BATCH], n_dims = (size_t)options->n_dims;
   pst_engine_tokens tokens = {NULL, 0, 0};
   int code = 0;
@@ -84,7 +84,7 @@ static int embed_all(pst_engine *engine, const pst_classifier_options *options, 
     if (options->cancelled && options->cancelled(options->user))
       code = pst_error_set(err, PST_E_CANCELLED, "classifier", "cancelled");
     else
-      code = embed_batch(engine, records + i, PST_MIN(n - i, (size_t)TEXTS_PER_BATCH), &tokens, lengths,
+      code = embed_batch(engine, adapter, records + i, PST_MIN(n - i, (size_t)TEXTS_PER_BATCH), &tokens, lengths,
                          vectors + i * n_dims, err);
   }
   for (size_t i = 0; i < n; i++) records[i].vector = vectors + i * n_dims;
@@ -93,35 +93,39 @@ static int embed_all(pst_engine *engine, const pst_classifier_options *options, 
 }
 
 /* Trains on the records with an encoder's vectors beside their texts. */
-static int train_with_encoder(pst_gateway *g, const pst_gateway_engine_spec *encoder,
+static int train_with_encoder(pst_gateway *g, const pst_gateway_engine_spec *encoder, const char *adapter_hash,
                               const pst_classifier_record *records, size_t n, pst_classifier_options options,
                               pst_buf *out, pst_error *err) {
   pst_gateway_slot *slot = NULL;
+  pst_engine_adapter *adapter = NULL;
   pst_classifier_record *own = NULL;
   float *vectors = NULL;
   int code = pst_gateway_engines_take_now(g->engines, encoder, NULL, &slot, err);
   if (code) return code;
-  options.encoder = encoder->sha256;
+  options.encoder = adapter_hash ? adapter_hash : encoder->sha256;
   options.n_dims = pst_engine_model_get_info(slot->model)->n_dims;
   if (!options.n_dims)
     code =
         pst_error_set(err, PST_E_UNSUPPORTED, encoder->model, "generates text and makes no vectors for a classifier");
+  if (!code && adapter_hash) code = pst_gateway_slot_adapter(g->engines, slot, g->store, adapter_hash, &adapter, err);
   if (!code) {
     own = pst_calloc(PST_MAX(n, 1), sizeof *own);
     vectors = pst_calloc(PST_MAX(n, 1) * (size_t)options.n_dims, sizeof *vectors);
     if (!own || !vectors) code = no_memory(err);
   }
   if (!code && n) memcpy(own, records, n * sizeof *own);
-  if (!code) code = embed_all(slot->engine, &options, own, n, vectors, err);
+  if (!code) code = embed_all(slot->engine, adapter, &options, own, n, vectors, err);
   if (!code) code = pst_classifier_train(own, n, &options, out, err);
+  pst_engine_adapter_unref(adapter);
   pst_gateway_engines_give(g->engines, slot);
   pst_free(vectors);
   pst_free(own);
   return code;
 }
 
-static int train(pst_gateway *g, const pst_gateway_engine_spec *encoder, const pst_classifier_record *records, size_t n,
-                 const pst_classifier_options *options, const char *note, trained *ret, pst_error *err) {
+static int train(pst_gateway *g, const pst_gateway_engine_spec *encoder, const char *adapter,
+                 const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
+                 const char *note, trained *ret, pst_error *err) {
   pst_buf artefact = PST_BUF_INIT;
   pst_classifier_options o = options ? *options : (pst_classifier_options){0};
   trained t;
@@ -129,7 +133,7 @@ static int train(pst_gateway *g, const pst_gateway_engine_spec *encoder, const p
   int64_t start = pst_clock_us();
   o.encoder = NULL;
   o.n_dims = 0;
-  int code = encoder ? train_with_encoder(g, encoder, records, n, o, &artefact, err)
+  int code = encoder ? train_with_encoder(g, encoder, adapter, records, n, o, &artefact, err)
                      : pst_classifier_train(records, n, &o, &artefact, err);
   t.ms = (pst_clock_us() - start) / 1000;
   if (!code) code = pst_store_file_put(g->store, artefact.data, artefact.n, t.hash, err);
@@ -145,10 +149,11 @@ static int train(pst_gateway *g, const pst_gateway_engine_spec *encoder, const p
   return code;
 }
 
-int pst_gateway_classifier_build(pst_gateway *g, const pst_gateway_engine_spec *encoder,
+int pst_gateway_classifier_build(pst_gateway *g, const pst_gateway_engine_spec *encoder, const char *adapter,
                                  const pst_classifier_record *records, size_t n, const pst_classifier_options *options,
                                  char ret_hash[65], int64_t *ret_ms, pst_error *err) {
   pst_store *store = g->store;
+  bool anew = adapter && options && options->head;
   char key[65];
   trained t;
   pst_buf dir = PST_BUF_INIT, note = PST_BUF_INIT, lock = PST_BUF_INIT;
@@ -156,15 +161,21 @@ int pst_gateway_classifier_build(pst_gateway *g, const pst_gateway_engine_spec *
   if (encoder && (!encoder->sha256 || strcmp(encoder->weights, "shipped") != 0))
     return pst_error_set(err, PST_E_BAD_INPUT, encoder->model,
                          "a classifier's encoder is one file as it ships; name its hash, and no other weights");
-  hash_records(encoder ? encoder->sha256 : NULL, records, n, key);
+  if (adapter)
+    (void)snprintf(key, sizeof key, "%s", adapter);
+  else
+    hash_records(encoder ? encoder->sha256 : NULL, records, n, key);
   pst_buf_printf(&dir, "%s/classifiers", pst_store_home(store));
   pst_buf_printf(&note, "%s/classifiers/%s", pst_store_home(store), key);
   pst_buf_printf(&lock, "%s/classifiers/%s.lock", pst_store_home(store), key);
   if (pst_buf_status(&dir) || pst_buf_status(&note) || pst_buf_status(&lock)) code = no_memory(err);
-  if (!code && !read_note(store, note.data, &t)) {
-    code = pst_dir_make(dir.data, err);
+  if (!code && (anew || !read_note(store, note.data, &t))) {
+    if (adapter && !anew)
+      code = pst_error_set(err, PST_E_NOT_FOUND, adapter, "no classifier was made beside this adapter; tune it again");
+    if (!code) code = pst_dir_make(dir.data, err);
     if (!code) code = pst_file_lock(lock.data, &fd, err);
-    if (!code && !read_note(store, note.data, &t)) code = train(g, encoder, records, n, options, note.data, &t, err);
+    if (!code && (anew || !read_note(store, note.data, &t)))
+      code = train(g, encoder, adapter, records, n, options, note.data, &t, err);
   }
   if (fd >= 0) (void)close(fd);
   if (!code) {
@@ -209,11 +220,11 @@ static int foreign_label(pst_str label, pst_error *err) {
                        (int)PST_MIN(label.n, (size_t)100), label.data);
 }
 
-/* The engine of the leaf makes the vectors that the classifier was trained on, or there are none on either side. */
+/* The engine of the leaf, with its adapter where it has one, makes the vectors that the classifier was trained on, or there are none on either side. */
 static int check_encoder(const pst_gateway_plan *plan, const pst_gateway_node *leaf, const pst_classifier_info *info,
                          pst_error *err) {
   bool named = leaf->engine >= 0 && leaf->engine < plan->n_engines;
-  const char *own = named ? plan->engines[leaf->engine].sha256 : NULL;
+  const char *own = leaf->adapter ? leaf->adapter : named ? plan->engines[leaf->engine].sha256 : NULL;
   if (!info->encoder && !named) return 0;
   if (!info->encoder)
     return pst_error_set(err, PST_E_BAD_INPUT, "engine", "the classifier reads n-grams alone; leave the engine out");
@@ -223,8 +234,8 @@ static int check_encoder(const pst_gateway_plan *plan, const pst_gateway_node *l
                          info->encoder);
   if (own && !strcmp(own, info->encoder)) return 0;
   return pst_error_set(err, PST_E_BAD_INPUT, "engine",
-                       "the classifier reads vectors of the encoder %.12s..., this engine's file is %.12s...",
-                       info->encoder, own ? own : "unknown");
+                       "the classifier reads vectors of the encoder %.12s..., this engine's %s is %.12s...",
+                       info->encoder, leaf->adapter ? "adapter" : "file", own ? own : "unknown");
 }
 
 static const pst_classifier *find_kept(pst_gateway *g, const char *hash) {
@@ -293,7 +304,12 @@ static int prepare_encoder(pst_gateway_live *live, int64_t *ret_bound, pst_error
                          "its vectors have %d elements, the classifier reads such of %d", info->n_dims, n_dims);
   live->lengths = pst_arena_calloc(live->arena, 1, sizeof *live->lengths);
   if (!live->lengths) return no_memory(err);
-  int code = pst_gateway_embed_beginning(live->slot->engine, live->input, &live->prompt_tokens, &live->lengths[0], err);
+  int code = 0;
+  if (live->leaf->adapter)
+    code = pst_gateway_slot_adapter(live->gateway->engines, live->slot, live->gateway->store, live->leaf->adapter,
+                                    &live->adapter, err);
+  if (!code)
+    code = pst_gateway_embed_beginning(live->slot->engine, live->input, &live->prompt_tokens, &live->lengths[0], err);
   if (!code && pst_gateway_cost_local_bound(live->machine_nusd_per_hour, info, (int64_t)live->lengths[0], ret_bound))
     code = pst_error_set(err, PST_E_LIMIT, NULL, "the cost of the call cannot be bounded in 64 bits");
   return code;

@@ -123,6 +123,7 @@ int pst_gateway_embed_submit(pst_gateway_live *live, size_t n_texts, pst_error *
   pst_engine_embed_request request = {.tokens = live->prompt_tokens.ids,
                                       .lengths = live->lengths,
                                       .n_texts = n_texts,
+                                      .adapter = live->adapter,
                                       .priority = pst_gateway_local_priority(live),
                                       .callback = on_event,
                                       .user = live};

@@ -101,7 +101,8 @@ static int ready(pst_gateway_live *live, pst_error *err) {
   if (!code) code = pst_gateway_embed_check_model(live, pst_engine_model_get_info(live->slot->model), err);
   if (!code) code = live->kind == PST_GATEWAY_EMBED ? pst_gateway_embed_prompt(live, err) : make_prompt(live, err);
   if (!code && live->kind == PST_GATEWAY_EMBED) {
-    code = find_bound(live, err);
+    code = find_extras(live, err);
+    if (!code) code = find_bound(live, err);
     return code ? code : pst_gateway_stage_reserve(live, err);
   }
   if (code) return code;

@@ -240,6 +240,9 @@ static int read_classifier(reader *r, const pst_json *v, const char *path, pst_g
   if (r->owned->plan.n_labels == 0)
     return fail(r, path, "a classifier chooses among labels, and the plan has none; give it a list \"labels\"");
   int code = read_text(r, v, "artefact", &n->classifier);
+  if (!code) code = read_text(r, v, "adapter", &n->adapter);
+  if (!code && n->adapter && !pst_json_get(v, "engine"))
+    return fail(r, path, "an adapter is an encoder's; name the engine that it is for");
   if (code || !pst_json_get(v, "engine") || (code = read_engine_name(r, v, path, n))) return code;
   const pst_gateway_engine_spec *e = &r->owned->plan.engines[n->engine];
   if (e->sha256 && !strcmp(e->weights, "shipped")) return 0;
@@ -457,6 +460,7 @@ static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst
   } else if (n->op == PST_GATEWAY_OP_CLASSIFIER) {
     pst_json_member_cstr(w, "artefact", n->classifier);
     if (n->engine >= 0 && n->engine < plan->n_engines) pst_json_member_cstr(w, "engine", plan->engines[n->engine].name);
+    put_optional(w, "adapter", n->adapter);
   } else {
     put_leaf(w, plan, n);
   }

@@ -280,6 +280,7 @@ static int classifier_plan(const pst_optimizer_live *l, const pst_optimizer_mode
   (void)snprintf(own.list[0].artefact, sizeof own.list[0].artefact, "%s", artefact);
   own.list[0].encoder = encoder ? encoder->name : NULL;
   own.list[0].encoder_sha256 = encoder ? encoder->sha256 : NULL;
+  own.list[0].adapter = encoder ? encoder->adapter : NULL;
   alone.v[PST_OPTIMIZER_CLASSIFIER] = 1;
   int code = pst_optimizer_space_init(&space, l->info, &unused, 1, l->threads, NULL, NULL, &own, err);
   if (!code) code = parse_choice(&space, &alone, ret, err);
@@ -319,6 +320,7 @@ static void put_classifier(const pst_classifier *c, const pst_optimizer_model *e
   pst_json_begin_object(&w);
   pst_json_member_cstr(&w, "artefact", artefact);
   if (encoder) pst_json_member_cstr(&w, "encoder", encoder->name);
+  if (encoder && encoder->adapter) pst_json_member_cstr(&w, "adapter", encoder->adapter);
   pst_json_member_int(&w, "records", (int64_t)info->n_records);
   pst_json_member_int(&w, "labels", (int64_t)info->n_labels);
   pst_json_member_int(&w, "features", (int64_t)info->n_features);
@@ -355,9 +357,9 @@ static int classifier(void *state, const pst_optimizer_model *encoder, pst_buf *
     spec.model = encoder->name;
     spec.sha256 = encoder->sha256;
   }
-  int code =
-      pst_gateway_classifier_build(l->gateway, encoder ? &spec : NULL, records, n, &o, artefact, &train_ms, &why);
-  if (code == PST_E_NO_DATA || code == PST_E_LIMIT) {
+  int code = pst_gateway_classifier_build(l->gateway, encoder ? &spec : NULL, encoder ? encoder->adapter : NULL,
+                                          records, n, &o, artefact, &train_ms, &why);
+  if (code == PST_E_NO_DATA || code == PST_E_LIMIT || (code == PST_E_NOT_FOUND && encoder && encoder->adapter)) {
     pst_json_writer w = pst_json_writer_on(out, false);
     pst_json_begin_object(&w);
     pst_json_member_cstr(&w, "none", why.message);

@@ -113,13 +113,14 @@ static int find_classifier(planning *p, const pst_optimizer_model *encoder, pst_
   const pst_json *v = NULL;
   char key[PST_OPTIMIZER_CLASSIFIER_KEY];
   note(p, encoder ? "train a classifier on the examples and their vectors" : "train a classifier on the examples");
-  pst_optimizer_classifier_key(encoder ? encoder->sha256 : NULL, key);
+  pst_optimizer_classifier_key(!encoder ? NULL : encoder->adapter ? encoder->adapter : encoder->sha256, key);
   int code = ask(p, key, train_classifier, encoder, &v, err);
   pst_str artefact = code ? (pst_str){NULL, 0} : pst_json_str(pst_json_get(v, "artefact"));
   if (code || !artefact.n) return code;
   pst_optimizer_classifier *c = &p->classifiers.list[p->classifiers.n++];
   c->encoder = encoder ? encoder->name : NULL;
   c->encoder_sha256 = encoder ? encoder->sha256 : NULL;
+  c->adapter = encoder ? encoder->adapter : NULL;
   (void)snprintf(c->artefact, sizeof c->artefact, "%.*s", (int)PST_MIN(artefact.n, sizeof c->artefact - 1),
                  artefact.data ? artefact.data : "");
   c->accuracy = pst_json_double(pst_json_get(v, "accuracy"), 0);

@@ -60,6 +60,7 @@ static void put_classifier(pst_json_writer *w, const pst_optimizer_classifier *c
   pst_json_member_str(w, "op", PST_STR("classifier"));
   pst_json_member_str(w, "artefact", pst_str_from(c->artefact));
   if (c->encoder) pst_json_member_cstr(w, "engine", ENCODER);
+  if (c->adapter) pst_json_member_cstr(w, "adapter", c->adapter);
   pst_json_end_object(w);
 }
 

@@ -159,12 +159,33 @@ static int add_adapter(run *r, const pst_store_adapter *row) {
   return 0;
 }
 
+/* An adapter of one of the encoders: the newest of each is what its classifier may read through. *ret_own: it was one. */
+static int add_encoder(run *r, const pst_store_adapter *row, bool *ret_own) {
+  for (size_t i = 0; i < r->n_encoders; i++) {
+    const pst_optimizer_model *base = &r->encoders[i];
+    if (!base->sha256 || strcmp(base->sha256, row->base_sha256) != 0) continue;
+    *ret_own = true;
+    for (size_t k = 0; k < r->n_encoders; k++)
+      if (r->encoders[k].adapter && !strcmp(r->encoders[k].name, base->name)) return 0;
+    if (base->adapter || r->n_encoders == PST_ARRAY_LEN(r->encoders)) return 0;
+    pst_optimizer_model tuned = {base->name, base->sha256, pst_arena_strndup(r->arena, row->file, strlen(row->file))};
+    if (!tuned.adapter) return PST_E_NOMEM;
+    r->encoders[r->n_encoders++] = tuned;
+    return 0;
+  }
+  return 0;
+}
+
 /* Newest first: what was trained last must not be what there is no room for. */
 static int add_adapters(run *r, pst_error *err) {
   adapter_list l = {.r = r};
   int code = pst_store_adapter_each(r->store, list_adapter, &l, err);
   if (!code && l.n) qsort(l.rows, l.n, sizeof *l.rows, newest_first);
-  for (size_t i = 0; i < l.n && !code; i++) code = add_adapter(r, &l.rows[i]);
+  for (size_t i = 0; i < l.n && !code; i++) {
+    bool encoders = false;
+    code = add_encoder(r, &l.rows[i], &encoders);
+    if (!code && !encoders) code = add_adapter(r, &l.rows[i]);
+  }
   pst_free(l.rows);
   return code;
 }
@@ -235,6 +256,7 @@ static int write_params(run *r, pst_error *err) {
     pst_json_begin_object(&w);
     pst_json_member_cstr(&w, "name", r->encoders[i].name);
     pst_json_member_cstr(&w, "sha256", r->encoders[i].sha256);
+    if (r->encoders[i].adapter) pst_json_member_cstr(&w, "adapter", r->encoders[i].adapter);
     pst_json_end_object(&w);
   }
   pst_json_end_array(&w);
@@ -279,7 +301,8 @@ static int read_params(run *r, const pst_json *params) {
   for (pst_json_iter it = pst_json_iterate(pst_json_get(params, "encoders")); pst_json_next(&it);)
     if (r->n_encoders < PST_ARRAY_LEN(r->encoders))
       r->encoders[r->n_encoders++] =
-          (pst_optimizer_model){kept(r, pst_json_get(it.value, "name")), kept(r, pst_json_get(it.value, "sha256"))};
+          (pst_optimizer_model){kept(r, pst_json_get(it.value, "name")), kept(r, pst_json_get(it.value, "sha256")),
+                                kept(r, pst_json_get(it.value, "adapter"))};
   if (!reference || !reference[0]) return 0;
   return pst_store_plan_get(r->store, pst_str_from(reference), &r->reference_plan, NULL, r->err);
 }

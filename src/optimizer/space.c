@@ -60,10 +60,11 @@ static void fill_lossy(pst_optimizer_space *s) {
     add_value(&s->axes[PST_OPTIMIZER_CONSTRAINT], pst_gateway_constraint_name((pst_gateway_constraint)i), i, false);
 }
 
-/* "alone", "first90%", "alone with ENCODER" ... */
+/* "alone", "first90%", "alone with ENCODER", "alone with tuned ENCODER" ... */
 static int add_classifier(pst_optimizer_space *s, const char *how, const pst_optimizer_classifier *c, pst_error *err) {
-  const char *text = c->encoder ? pst_arena_printf(s->arena, "%s with %s", how, c->encoder)
-                                : pst_arena_strndup(s->arena, how, strlen(how));
+  const char *text = c->encoder
+                         ? pst_arena_printf(s->arena, "%s with %s%s", how, c->adapter ? "tuned " : "", c->encoder)
+                         : pst_arena_strndup(s->arena, how, strlen(how));
   if (!text) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the candidates");
   add_value(&s->axes[PST_OPTIMIZER_CLASSIFIER], text, 0, false);
   return 0;

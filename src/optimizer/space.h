@@ -61,6 +61,7 @@ enum { PST_OPTIMIZER_N_POINTS = 3, PST_OPTIMIZER_MAX_CLASSIFIERS = 4 };
 typedef struct pst_optimizer_classifier {
   char artefact[65];
   const char *encoder, *encoder_sha256; /* the model whose vectors of the input it reads; NULL: n-grams alone */
+  const char *adapter;                  /* the encoder's, by its file; NULL: none */
   double accuracy;
   double item_us; /* measured: one answer through the gateway */
   pst_classifier_point points[PST_OPTIMIZER_N_POINTS];

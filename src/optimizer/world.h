@@ -29,19 +29,17 @@ typedef struct pst_optimizer_world {
   bool (*cancelled)(void *state); /* NULL: never */
   /* Trains a classifier on the workload's examples part, and on nothing else: {"artefact", "encoder" (its name, where it has one), "records", "labels", "features",
    * "seconds", "accuracy", "log_loss", "calibration_error", "item_us", "curve": [[threshold, answered, accuracy] ...]}; {"none": why} where there is nothing to
-   * learn from. encoder: the model whose vectors of the texts it reads beside n-grams; NULL: n-grams alone. The function NULL: the world has no classifiers. */
+   * learn from. encoder: the model whose vectors of the texts it reads beside n-grams; NULL: n-grams alone. One with an adapter was trained before: it is looked for. The function NULL: the world has no classifiers. */
   int (*classifier)(void *state, const pst_optimizer_model *encoder, pst_buf *out, pst_error *err);
   /* What tuning a local model would be made of: {"examples", "records", "prompt_tokens", "answer_tokens", "adapter_params", "tokens_per_second", "probed",
    * "served": {"requests", "days"}}, or {"why_not": text, "examples", "records"} where it cannot be. NULL: nobody knows. */
   int (*outlook)(void *state, const char *model, pst_buf *out, pst_error *err);
 } pst_optimizer_world;
 
-/* The log's key of a classifier. encoder_sha256: of the file of its encoder, or NULL. Returns ret_key. */
+/* The log's key of a classifier. reads: SHA-256 of the file of its encoder, or of the encoder's adapter; or NULL. Returns ret_key. */
 enum { PST_OPTIMIZER_CLASSIFIER_KEY = 80 };
-static inline const char *pst_optimizer_classifier_key(const char *encoder_sha256,
-                                                       char ret_key[PST_OPTIMIZER_CLASSIFIER_KEY]) {
-  (void)snprintf(ret_key, PST_OPTIMIZER_CLASSIFIER_KEY, "classifier%s%.64s", encoder_sha256 ? " " : "",
-                 encoder_sha256 ? encoder_sha256 : "");
+static inline const char *pst_optimizer_classifier_key(const char *reads, char ret_key[PST_OPTIMIZER_CLASSIFIER_KEY]) {
+  (void)snprintf(ret_key, PST_OPTIMIZER_CLASSIFIER_KEY, "classifier%s%.64s", reads ? " " : "", reads ? reads : "");
   return ret_key;
 }
 

@@ -92,6 +92,7 @@ static int check_options(const pst_tune_options *o, pst_error *err) {
                       : !(o->beta > 0)                                     ? "beta"
                       : !(o->teacher_share >= 0 && o->teacher_share <= 1)  ? "teacher_share"
                       : !(o->smoothing >= 0 && o->smoothing < 0.5)         ? "smoothing"
+                      : !(o->dropout >= 0 && o->dropout < 1)               ? "dropout"
                       : o->rank < 1 || o->rank > 256                       ? "rank"
                       : !(o->alpha > 0)                                    ? "alpha"
                       : !(o->roles & ((1u << PST_ENGINE_ROLE_COUNT) - 1))  ? "roles"
@@ -137,7 +138,8 @@ static int check_texts(const trainer *t, const pst_tune_text *texts, size_t n, c
                            "a teacher says of 1 to %d tokens of the vocabulary how likely they are",
                            (int)PST_TUNE_TEACHER_MOST);
     if (t->n_labels && x->n_given != x->n - 1)
-      return pst_error_set(t->err, PST_E_BAD_INPUT, place, "a text for an encoder ends in its label, and nothing else is scored");
+      return pst_error_set(t->err, PST_E_BAD_INPUT, place,
+                           "a text for an encoder ends in its label, and nothing else is scored");
     if (x->n - (t->n_labels > 0) > t->model.n_ctx)
       return pst_error_set(t->err, PST_E_LIMIT, place, "%zu tokens are more than the model's context of %zu", x->n,
                            t->model.n_ctx);
@@ -192,8 +194,8 @@ static void make_key(trainer *t) {
                             o->objective,    o->beta,
                             o->smoothing,    o->teacher_share,
                             o->score_share,  (double)(o->scorer.score ? o->scorer.n : 0),
-                            o->precision,
-                            (double)t->n_labels};
+                            o->precision,    (double)t->n_labels,
+                            o->dropout};
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);
@@ -316,6 +318,10 @@ static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longe
     code =
         pst_tune_net_create_f32(&t->model, &t->lora, t->team, t->max_tokens, t->max_tokens, longest, &t->net, t->err);
   if (!code) t->net->teacher_share = o->objective == PST_TUNE_SFT ? o->teacher_share : 0;
+  if (!code && t->n_labels) {
+    t->net->smoothing = o->smoothing;
+    t->net->dropout = o->dropout;
+  }
   *ret_longest = longest;
   return code;
 }
@@ -520,6 +526,7 @@ static void draw_order(trainer *t, int64_t epoch) {
 static int derive_step(trainer *t, int64_t step, double *ret_loss) {
   size_t n = t->n_texts / t->unit;
   t->chosen.n = 0;
+  t->net->draw = pst_random_u64(t->o->seed, 0x64726f70u, (uint64_t)step);
   for (size_t i = 0; i < t->batch_units; i++) {
     uint64_t at = (uint64_t)step * t->batch_units + i;
     int64_t epoch = (int64_t)(at / n);

@@ -8,8 +8,9 @@
 
 #include "tune/codes.h"
 #include "tune/distill.h"
+#include "tune/keep.h"
 
-enum { MIN_TEXTS = 8, MOST_OF_A_NAME = 99 };
+enum { MIN_TEXTS = 8 };
 
 typedef struct maker {
   pst_gateway *gateway;
@@ -494,7 +495,6 @@ static int train(maker *m, const pst_tune_options *options, pst_engine_lora *lor
 /* HOME/tune/<hash>: a run with other texts or options has another file. */
 static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out, size_t n) {
   pst_buf text = PST_BUF_INIT;
-  char hash[65];
   pst_buf_printf(&text, "%s %s %g %g %s %g %s %s %s %s %s %d %g %u %g %g %g %g %d %d %lld %g %d %d %d %g %llu",
                  pst_tune_objective_name(t->objective), pst_tune_precision_name(t->precision), t->beta, t->smoothing,
                  m->o->teacher ? m->o->teacher : "", t->teacher_share, m->o->from ? m->o->from : "", m->data,
@@ -502,16 +502,9 @@ static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out,
                  t->final_share, t->clip, t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds, t->patience,
                  t->evaluations, (int)t->share_prefixes, t->score_share, (unsigned long long)t->seed);
   if (m->codes) pst_buf_printf(&text, " codes %s", m->codes_note.data);
-  if (pst_buf_status(&text)) return no_memory(m);
-  pst_sha256_hex(text.data, text.n, hash);
+  int code =
+      pst_buf_status(&text) ? no_memory(m) : pst_tune_checkpoint_path(m->store, pst_buf_str(&text), out, n, m->err);
   pst_buf_done(&text);
-  char *dir = pst_path_join(pst_store_home(m->store), "tune");
-  if (!dir) return no_memory(m);
-  int code = pst_dir_make(dir, m->err);
-  int length = snprintf(out, n, "%s/%.24s.checkpoint", dir, hash);
-  pst_free(dir);
-  if (!code && (length < 0 || (size_t)length >= n))
-    code = pst_error_set(m->err, PST_E_LIMIT, "home", "the path of the data directory is too long");
   return code;
 }
 
@@ -520,29 +513,13 @@ static void forget_withdrawn(const maker *m, const char *checkpoint) {
   if (m->o->data_set && pst_store_data_withdrawn(m->store, pst_str_from(m->o->data_set))) (void)remove(checkpoint);
 }
 
-/* "banking77-1a2b3c4d", or "banking77-1a2b3c4d-2" for the second adapter of the same texts: what a name may not hold becomes a dash. */
-static void name_of(const maker *m, int number, char out[64]) {
-  if (m->o->name) {
-    snprintf(out, 64, "%s", m->o->name);
-    return;
-  }
-  int n = snprintf(out, 64, "%.48s-%.8s", m->info->name, m->data);
-  if (number > 1) snprintf(out + n, 64 - (size_t)n, "-%d", number);
-  for (char *c = out; *c; c++)
-    if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || *c == '.' || *c == '_' ||
-          *c == '-'))
-      *c = '-';
-}
-
 static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_result *r) {
-  char name[64], run[64], codes[32] = "";
+  char run[64], codes[32] = "";
   const pst_engine_code *list;
   if (m->codes) snprintf(codes, sizeof codes, ", %zu codes", pst_engine_codes_list(m->codes, &list));
   snprintf(run, sizeof run, "%s, %lld steps, seed %llu%s", pst_tune_objective_name(m->o->training.objective),
            (long long)r->report.n_steps, (unsigned long long)m->o->training.seed, codes);
-  pst_gateway_adapter adapter = {.name = name,
-                                 .lora = lora,
-                                 .model = m->o->model,
+  pst_gateway_adapter adapter = {.model = m->o->model,
                                  .workload = m->info->name,
                                  .data = m->data,
                                  .run = run,
@@ -556,15 +533,7 @@ static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_resul
       pst_buf_status(&way) ? no_memory(m) : pst_engine_lora_set_note(lora, PST_ENGINE_LORA_PROMPT, way.data, m->err);
   pst_buf_done(&way);
   if (!code && m->codes) code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_CODES, m->codes_note.data, m->err);
-  for (int i = 1; !code && i <= MOST_OF_A_NAME;
-       i++) { /* other steps, objectives or teachers make another adapter of them */
-    name_of(m, i, name);
-    code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_NAME, name, m->err);
-    if (!code) code = pst_gateway_adapter_add(m->store, &adapter, &r->adapter, m->err);
-    if (code != PST_E_EXISTS || m->o->name) break;
-    if (i < MOST_OF_A_NAME) code = 0;
-  }
-  return code;
+  return code ? code : pst_tune_adapter_keep(m->store, adapter, m->o->name, lora, &r->adapter, m->err);
 }
 
 /* A name that is taken is refused before the work. Only a run that was killed when it had kept its adapter, and left its checkpoint, gives the same one again. */

@@ -52,10 +52,10 @@ static int open_shared(void **state) {
                                     .sha256 = encoder_hash,
                                     .weights = "shipped",
                                     .options = pst_engine_options_default()};
-    if (pst_gateway_classifier_build(shared.gateway, &spec, records, n, NULL, encoded, NULL, &err))
+    if (pst_gateway_classifier_build(shared.gateway, &spec, NULL, records, n, NULL, encoded, NULL, &err))
       fail_msg("%s", err.message);
   }
-  if (pst_gateway_classifier_build(shared.gateway, NULL, records, n, NULL, artefact, NULL, &err))
+  if (pst_gateway_classifier_build(shared.gateway, NULL, NULL, records, n, NULL, artefact, NULL, &err))
     fail_msg("%s", err.message);
   assert_int_equal(pst_store_machine_price_set(shared.store, 3600 * PST_STORE_NUSD_PER_USD, &err), 0);
   return 0;
@@ -411,10 +411,10 @@ static void a_wrong_encoder_is_refused(void **state) {
                                   .sha256 = generator,
                                   .weights = "shipped",
                                   .options = pst_engine_options_default()};
-  assert_int_equal(pst_gateway_classifier_build(shared.gateway, &spec, records, n, NULL, hash, NULL, &err),
+  assert_int_equal(pst_gateway_classifier_build(shared.gateway, &spec, NULL, records, n, NULL, hash, NULL, &err),
                    PST_E_UNSUPPORTED);
   spec.sha256 = NULL;
-  assert_int_equal(pst_gateway_classifier_build(shared.gateway, &spec, records, n, NULL, hash, NULL, &err),
+  assert_int_equal(pst_gateway_classifier_build(shared.gateway, &spec, NULL, records, n, NULL, hash, NULL, &err),
                    PST_E_BAD_INPUT);
 }
 
@@ -461,12 +461,12 @@ static void the_same_records_are_trained_on_once(void **state) {
   char *dir = pst_path_join(shared.home, "classifiers");
   size_t n_before = n_entries(dir);
   assert_int_equal(n_before, minilm ? 4 : 2); /* the note and its lock, and those of the other kind */
-  assert_int_equal(pst_gateway_classifier_build(shared.gateway, NULL, records, n, NULL, hash, &ms, &err), 0);
+  assert_int_equal(pst_gateway_classifier_build(shared.gateway, NULL, NULL, records, n, NULL, hash, &ms, &err), 0);
   assert_string_equal(hash, artefact);
   assert_true(ms >= 0 && ms < 60000); /* what it took the first time */
   assert_int_equal(n_entries(dir), n_before);
   records[0].label = PST_STR("bad");
-  assert_int_equal(pst_gateway_classifier_build(shared.gateway, NULL, records, n, NULL, other, NULL, &err), 0);
+  assert_int_equal(pst_gateway_classifier_build(shared.gateway, NULL, NULL, records, n, NULL, other, NULL, &err), 0);
   assert_string_not_equal(other, artefact);
   assert_int_equal(n_entries(dir), n_before + 2);
   /* A damaged artefact is found by its hash, not trusted. */
