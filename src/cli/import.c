@@ -83,8 +83,8 @@ static const pst_cli_option options[] = {
     {"limit", 'n', PST_CLI_INT, "N", "0", 0, 1e7, false, "a sample of so many lines, each label in its share (0: all)"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9e15, false, "seed of the sample and the parts"},
     {"shares", 0, PST_CLI_TEXT, "A,B,C,D", NULL, 0, 0, false,
-     "shares of examples, search, verify, sealed (default: 0.2 each for the last three, but no more than about 1000, 1500 and "
-     "1500 items; the rest for examples)"},
+     "shares of examples, search, verify, sealed (default: 0.2 each for the last three, but no more than about 600, 1000 and "
+     "900 items; the rest for examples)"},
     PST_CLI_QUIET,
     PST_CLI_JSON,
 };

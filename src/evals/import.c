@@ -732,7 +732,7 @@ static int check_options(const char *folder, const pst_evals_import_options *o, 
 /* The shares asked for, or the usual ones of n items: a part that judges says no more for being larger than this, and what it would take is worth more as examples. */
 static void find_shares(const pst_evals_import_options *o, size_t n, double shares[PST_EVALS_PART_COUNT]) {
   static const double most[PST_EVALS_PART_COUNT] = {
-      [PST_EVALS_SEARCH] = 1000, [PST_EVALS_VERIFY] = 1500, [PST_EVALS_SEALED] = 1500};
+      [PST_EVALS_SEARCH] = 600, [PST_EVALS_VERIFY] = 1000, [PST_EVALS_SEALED] = 900};
   double sum = 0;
   for (int i = 0; i < PST_EVALS_PART_COUNT; i++) sum += o->shares[i];
   for (int i = 0; i < PST_EVALS_PART_COUNT && sum > 0; i++) shares[i] = o->shares[i] / sum;

@@ -281,7 +281,7 @@ static int keep_plan(const maker *m, pst_tune_encoder_result *r) {
 }
 
 pst_tune_encoder_options pst_tune_encoder_options_default(void) {
-  pst_tune_encoder_options o = {.held_out_share = 0.1, .max_held_out = 512, .training = pst_tune_options_default()};
+  pst_tune_encoder_options o = {.held_out_share = 0.05, .max_held_out = 512, .training = pst_tune_options_default()};
   o.training.rank = 32;
   o.training.alpha = 64;
   o.training.batch_texts = 32;
