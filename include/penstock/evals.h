@@ -161,6 +161,9 @@ pst_evals_interval pst_evals_newcombe(int64_t n11, int64_t n10, int64_t n01, int
 double pst_evals_mcnemar_mid_p(int64_t n10, int64_t n01); /* two-sided mid-p (Fagerland 2013) */
 /* Smallest paired difference that n items detect with this power at two-sided alpha, given the share of discordant pairs; at most 1. */
 double pst_evals_detectable(int64_t n, double discordant, double alpha, double power);
+/* Items after which the two-sided interval at 1 - alpha of a paired difference lies above `least` with this power, where `difference` is the true one; whole, at least 1;
+ * INFINITY where difference <= least. discordant: the share of discordant pairs. With least 0 the inverse of pst_evals_detectable. */
+double pst_evals_items_needed(double difference, double least, double discordant, double alpha, double power);
 /* Nearest-rank quantile of n values (sorted in place), q in [0, 1]; NAN for n 0. */
 double pst_evals_quantile(double *values, size_t n, double q);
 

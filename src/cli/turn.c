@@ -53,6 +53,23 @@ static void print_quality(const char *title, const pst_json *of) {
   putchar('\n');
 }
 
+/* The best plan of prompted models, and how the one taken stands against it. */
+static void print_prompted(const pst_json *r) {
+  const pst_json *p = pst_json_path(r, "prompted"), *d = pst_json_path(p, "comparison.difference");
+  pst_str why = pst_json_str(pst_json_path(r, "prompted_not_asked")),
+          part = pst_json_str(pst_json_path(p, "cost_part"));
+  pst_str name = pst_json_str(pst_json_path(p, "name"));
+  if (why.n) printf("  prompted the best plan of prompted models was not asked: %.*s\n", (int)why.n, why.data);
+  if (!p) return;
+  print_quality("prompted", p);
+  printf("           %.*s\n           against it %+.1f points [%+.1f, %+.1f], paired on %.0f items", (int)name.n,
+         name.data, 100 * pst_json_double(pst_json_at(d, 0), NAN), 100 * pst_json_double(pst_json_at(d, 1), NAN),
+         100 * pst_json_double(pst_json_at(d, 2), NAN), number(p, "comparison.n"));
+  if (number(p, "cost_ratio") > 0) printf(", at %.3g of its cost per accepted answer", number(p, "cost_ratio"));
+  if (part.n) printf(", about %.*s", (int)part.n, part.data);
+  putchar('\n');
+}
+
 static void print_expected(const pst_json *r) {
   double then = number(r, "expected.request_nusd"), ratio = number(r, "expected.cost_ratio");
   if (!(then > 0)) return;
@@ -101,6 +118,7 @@ static void print_report(const pst_json *r) {
            number(r, "adapter.score.asked"));
   print_quality("before", pst_json_path(r, "before"));
   print_quality("plan", pst_json_path(r, "plan"));
+  print_prompted(r);
   double now = number(r, "before.estimate.request_nusd"), then = number(r, "plan.estimate.request_nusd");
   if (then > 0) printf("  came     $%.3g per 1,000 requests", 1000 * then / 1e9);
   if (now > 0 && then > 0) printf(", %.3g%% of what they cost", 100 * then / now);

@@ -124,6 +124,15 @@ double pst_evals_detectable(int64_t n, double discordant, double alpha, double p
   return high;
 }
 
+/* The same formula read the other way, with the difference's variance under the hypothesis that it is `least`. */
+double pst_evals_items_needed(double difference, double least, double discordant, double alpha, double power) {
+  if (!(difference > least)) return INFINITY;
+  double psi = fmin(fmax(discordant, fmax(fabs(difference), fabs(least))), 1);
+  double root =
+      z_of_tail(alpha / 2) * sqrt(psi - least * least) + z_of_tail(1 - power) * sqrt(psi - difference * difference);
+  return fmax(ceil(root * root / ((difference - least) * (difference - least))), 1);
+}
+
 static int compare_doubles(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);

@@ -133,6 +133,17 @@ static void put_doc(pst_json_writer *w, const char *key, const pst_json_doc *doc
   pst_json_put_value(w, pst_json_root(doc));
 }
 
+/* How the plan stands against the best one without anything that was learned; nothing where no plan was taken. */
+static void put_against_prompted(pst_json_writer *w, const pst_json *verification) {
+  static const char *const members[] = {"prompted", "prompted_not_asked"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(members); i++) {
+    const pst_json *v = pst_json_get(verification, members[i]);
+    if (!v) continue;
+    pst_json_key(w, members[i]);
+    pst_json_put_value(w, v);
+  }
+}
+
 void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out) {
   const pst_json *planned = pst_json_root(t->planned), *e = pst_json_get(planned, "evidence");
   pst_json_writer w = pst_json_writer_on(out, false);
@@ -161,6 +172,7 @@ void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out) {
   pst_json_end_object(&w);
   pst_json_key(&w, "before");
   pst_json_put_value(&w, pst_json_get(e, "reference"));
+  put_against_prompted(&w, pst_json_get(e, "verification"));
   put_doc(&w, "gate", t->gated);
   pst_json_end_object(&w);
 }

@@ -11,6 +11,13 @@
   X(verify_share, 0.33, "of the budget", "chosen: two plans over the held-back items")                                \
   X(verify_overrun, 1.2, "of the budget",                                                                             \
     "chosen: a further finalist is asked only where the run then ends below this")                                    \
+  X(verify_power, 0.999, "", "chosen: how surely held-back items show a difference that is there")                    \
+  X(verify_safety, 3, "times", "chosen: what a plan is asked beyond that, since a search flatters what it favours")   \
+  X(baseline_items, 200, "items", "chosen: a share is known to 7 points, an accepted answer's cost to about a sixth") \
+  X(baseline_share, 0.10, "of the budget",                                                                            \
+    "chosen: for finding the best plan of prompted models where what was learned is ahead of them")                   \
+  X(baseline_time, 0.35, "of the time left", "chosen: what asking that plan held-back items may take of it")          \
+  X(baseline_gain, 0.005, "of its worth", "chosen: what the search for that plan goes on for")                        \
   X(search_share, 0.30, "of the budget",                                                                              \
     "chosen: the search gets this much even where calibration took longer than planned")                              \
   X(finals_share, 0.06, "of the budget", "chosen: kept for asking the finalists more items")                          \

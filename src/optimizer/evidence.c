@@ -277,6 +277,45 @@ static void put_loss(pst_json_writer *w, const pst_optimizer_state *s, const pst
   pst_json_member_bool(w, "loss_missed_by_interval", d->high < -s->goal.max_quality_loss);
 }
 
+/* A cost as a part of another, in words: "a fifth", "a 12th"; nothing above 0.6 of it. */
+static void put_part(pst_json_writer *w, double ratio) {
+  static const char *const small[] = {"half", "a third", "a quarter", "a fifth"};
+  if (!(ratio > 1e-6 && ratio < 0.6)) return;
+  int n = (int)round(1 / ratio), teens = n % 100;
+  const char *end = "th";
+  if (teens < 11 || teens > 13) end = n % 10 == 1 ? "st" : n % 10 == 2 ? "nd" : n % 10 == 3 ? "rd" : "th";
+  char text[40];
+  (void)snprintf(text, sizeof text, "%s %d%s", n == 8 || n == 11 || n == 18 ? "an" : "a", n, end);
+  pst_json_member_cstr(w, "cost_part", n < 6 ? small[n - 2] : text);
+}
+
+/* What was learned, against what prompts alone reach. */
+static void put_prompted(pst_json_writer *w, const pst_optimizer_outcome *o) {
+  const pst_optimizer_state *s = o->state;
+  const pst_optimizer_verification *v = o->verification;
+  const pst_optimizer_answers *own = &s->verify[o->chosen], *a = &s->verify[v->prompted];
+  const pst_optimizer_estimate *e = &s->estimates[v->prompted];
+  pst_evals_interval q = pst_evals_wilson(a->k, a->n, C(confidence));
+  double ratio = per_1000(o->estimate.request_nusd, (double)own->k / own->n) / per_1000(e->request_nusd, q.estimate);
+  pst_buf name = PST_BUF_INIT;
+  pst_optimizer_class_name(s->space, &s->space->classes[v->prompted], &name);
+  pst_json_key(w, "prompted");
+  pst_json_begin_object(w);
+  pst_json_member_cstr(w, "name", pst_buf_text(&name));
+  pst_buf_done(&name);
+  put_choice(w, s->space, &s->best_exact[v->prompted]);
+  put_answers(w, "search", &s->search[v->prompted]);
+  put_answers(w, "verify", a);
+  put_estimate(w, "estimate", e);
+  put_cost(w, e, q);
+  put_comparison(w, "comparison", &v->against_prompted); /* "reference": the prompted plan */
+  pst_json_key(
+      w, "cost_ratio"); /* per accepted answer, the plan taken's by this one's; 0: none of this one's was accepted */
+  put_rounded(w, ratio);
+  put_part(w, ratio);
+  pst_json_end_object(w);
+}
+
 static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
   const pst_optimizer_state *s = o->state;
   const pst_optimizer_verification *v = o->verification;
@@ -297,7 +336,7 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     put_answers(w, "verify", &s->verify[t->class_index]);
     put_estimate(w, "estimate", &s->estimates[t->class_index]);
     put_cost(w, &s->estimates[t->class_index],
-             t->asked ? t->comparison.a
+             t->asked ? t->quality
                       : pst_evals_wilson(s->search[t->class_index].k, s->search[t->class_index].n, C(confidence)));
     pst_json_member_bool(w, "asked", t->asked);
     pst_json_member_cstr(w, "not_asked", t->why_not);
@@ -305,8 +344,8 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
       put_comparison(w, "comparison", &t->comparison);
       pst_json_member_bool(w, "same_answers", t->same_answers);
       pst_json_member_bool(w, "floor_holds", t->floor_holds);
-      pst_json_member_bool(w, "floor_holds_by_interval", t->comparison.a.low >= s->goal.quality_floor);
-      pst_json_member_bool(w, "floor_missed_by_interval", t->comparison.a.high < s->goal.quality_floor);
+      pst_json_member_bool(w, "floor_holds_by_interval", t->quality.low >= s->goal.quality_floor);
+      pst_json_member_bool(w, "floor_missed_by_interval", t->quality.high < s->goal.quality_floor);
       if (v->best >= 0) put_loss(w, s, t);
       pst_json_member_bool(w, "ceiling_holds", t->ceiling_holds);
       pst_json_member_bool(w, "better", t->better);
@@ -322,16 +361,8 @@ static void put_trials(pst_json_writer *w, const pst_optimizer_outcome *o) {
     put_answers(w, "verify", &s->verify[v->best]);
     pst_json_end_object(w);
   }
-  if (v->prompted >= 0) {
-    pst_json_key(w, "prompted");
-    pst_json_begin_object(w);
-    put_choice(w, s->space, &s->best_exact[v->prompted]);
-    put_answers(w, "verify", &s->verify[v->prompted]);
-    put_estimate(w, "estimate", &s->estimates[v->prompted]);
-    put_cost(w, &s->estimates[v->prompted], v->against_prompted.b);
-    put_comparison(w, "comparison", &v->against_prompted); /* "reference": the prompted plan */
-    pst_json_end_object(w);
-  }
+  if (v->taken >= 0 && v->why_not_prompted) pst_json_member_cstr(w, "prompted_not_asked", v->why_not_prompted);
+  if (v->against_prompted.n) put_prompted(w, o);
   pst_json_end_object(w);
 }
 

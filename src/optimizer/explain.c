@@ -253,6 +253,51 @@ static void put_fields(pst_buf *out, const pst_json *e) {
     pst_buf_puts(out, "  * with the constraint on all labels, since there are no examples to take them from\n");
 }
 
+/* ---- what was learned, against what prompts alone reach ---- */
+
+static void put_choice_name(pst_buf *out, const pst_json *f) {
+  static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
+  bool alone = is_alone(f, "choice.classifier");
+  if (pst_json_path(f, "choice.classifier") && !is(f, "choice.classifier", "none")) {
+    pst_buf_puts(out, "classifier ");
+    put_str(out, f, "choice.classifier");
+    pst_buf_puts(out, alone ? " (nothing is generated)" : " then ");
+  }
+  for (size_t i = 0; i < PST_ARRAY_LEN(names) && !alone; i++) {
+    if (i) pst_buf_putc(out, ' ');
+    put_str(out, pst_json_path(f, "choice"), names[i]);
+  }
+}
+
+static void put_prompted(pst_buf *out, const pst_json *e) {
+  const pst_json *p = pst_json_path(e, "verification.prompted"),
+                 *why = pst_json_path(e, "verification.prompted_not_asked");
+  if (why) {
+    pst_buf_puts(out, "\nThe best plan of prompted models was not asked beside it: ");
+    pst_buf_append_str(out, pst_json_str(why));
+    pst_buf_putc(out, '\n');
+  }
+  if (!p) return;
+  pst_buf_puts(out, "\nThe best plan of prompted models, on the same items: ");
+  put_choice_name(out, p);
+  pst_buf_puts(out, "\n     quality ");
+  put_percent(out, p, "verify.quality");
+  pst_buf_printf(out, "; against it the plan taken has %+.1f points [%+.1f, %+.1f], paired on %.0f items\n     ",
+                 100 * bound(p, "comparison.difference", 0), 100 * bound(p, "comparison.difference", 1),
+                 100 * bound(p, "comparison.difference", 2), number(p, "comparison.n"));
+  put_cost(out, p);
+  pst_buf_puts(out, " per 1,000 accepted");
+  double ratio = number(p, "cost_ratio");
+  if (ratio > 0) pst_buf_printf(out, "; the plan taken costs %.3g of that", ratio);
+  if (pst_json_path(p, "cost_part")) {
+    pst_buf_puts(out, ", about ");
+    put_str(out, p, "cost_part");
+  }
+  pst_buf_putc(out, '\n');
+}
+
+/* ---- the plan ---- */
+
 int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *out, pst_error *err) {
   pst_json_doc *doc = NULL, *seen = NULL;
   int code = pst_json_parse(evidence, strlen(evidence), "evidence", &doc, err);
@@ -277,6 +322,7 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
           "ratio: estimated / measured; the measured highest load is the estimate by the ratio found flat out\n",
           number(t.measured, "n"), number(t.measured, "load_rps"), number(t.measured, "n_saturated"),
           number(t.measured, "seconds"));
+    put_prompted(out, e);
     put_fields(out, e);
     code = pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the explanation") : 0;
   }
@@ -322,27 +368,14 @@ static void put_verdict(pst_buf *out, const pst_json *e) {
 
 static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {
   pst_buf_printf(out, " against %.1f%% of the reference: ", 100 * bound(f, "comparison.reference", 0));
-  pst_buf_printf(out, "%+.1f points [%+.1f, %+.1f], ", 100 * bound(f, "comparison.difference", 0),
-                 100 * bound(f, "comparison.difference", 1), 100 * bound(f, "comparison.difference", 2));
+  pst_buf_printf(out, "%+.1f points [%+.1f, %+.1f] on %.0f items, ", 100 * bound(f, "comparison.difference", 0),
+                 100 * bound(f, "comparison.difference", 1), 100 * bound(f, "comparison.difference", 2),
+                 number(f, "comparison.n"));
   const char *how = is(f, "comparison.non_inferior", "yes")  ? "not inferior"
                     : is(f, "comparison.non_inferior", "no") ? "inferior"
                                                              : "undecided";
   pst_buf_printf(out, "%s at a margin of %.1f (mid-p %.3g)\n", how, 100 * number(e, "goal.margin"),
                  number(f, "comparison.mcnemar_mid_p"));
-}
-
-static void put_choice_name(pst_buf *out, const pst_json *f) {
-  static const char *const names[] = {"model", "weights", "kv", "prompt", "layout", "examples", "constraint"};
-  bool alone = is_alone(f, "choice.classifier");
-  if (pst_json_path(f, "choice.classifier") && !is(f, "choice.classifier", "none")) {
-    pst_buf_puts(out, "classifier ");
-    put_str(out, f, "choice.classifier");
-    pst_buf_puts(out, alone ? " (nothing is generated)" : " then ");
-  }
-  for (size_t i = 0; i < PST_ARRAY_LEN(names) && !alone; i++) {
-    if (i) pst_buf_putc(out, ' ');
-    put_str(out, pst_json_path(f, "choice"), names[i]);
-  }
 }
 
 /* How a limit stands: "holds, by the whole interval". */
@@ -390,7 +423,7 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
     return;
   }
   pst_buf_puts(out, "\n     quality ");
-  put_percent(out, f, "comparison.plan");
+  put_percent(out, f, "verify.quality");
   bool same = pst_json_bool(pst_json_path(f, "same_answers"), false);
   if (same) pst_buf_puts(out, ", the reference's own answers\n");
   if (!same) put_difference(out, e, f);
@@ -403,22 +436,21 @@ static void put_trial(pst_buf *out, const pst_json *e, const pst_json *f, int ra
                  better ? "" : ", it is no better than the reference by the objective");
 }
 
-/* What was learned, against what prompts alone reach. */
-static void put_prompted(pst_buf *out, const pst_json *e) {
-  const pst_json *p = pst_json_path(e, "verification.prompted");
-  if (!p) return;
-  pst_buf_puts(out, "\nThe best plan of prompted models, on the same items: ");
-  put_choice_name(out, p);
-  pst_buf_puts(out, "\n     quality ");
-  put_percent(out, p, "comparison.reference");
-  pst_buf_printf(out, "; against it the plan taken has %+.1f points [%+.1f, %+.1f], paired on %.0f items\n     ",
-                 100 * bound(p, "comparison.difference", 0), 100 * bound(p, "comparison.difference", 1),
-                 100 * bound(p, "comparison.difference", 2), number(p, "comparison.n"));
-  put_cost(out, p);
-  double ratio = bound(p, "nusd_per_1000_accepted", 0) / bound(pst_json_path(e, "plan"), "nusd_per_1000_accepted", 0);
-  pst_buf_puts(out, " per 1,000 accepted");
-  if (isfinite(ratio)) pst_buf_printf(out, ", %.3g times the cost of the plan taken", ratio);
-  pst_buf_putc(out, '\n');
+/* Whom the finalists were asked beside, and on how many items. */
+static void put_held_back(pst_buf *out, const pst_json *e) {
+  double before = number(e, "verification.asked_before"), n = number(e, "verification.n"),
+         reference = number(e, "verification.reference.n");
+  pst_buf_printf(out, "\nFinalists, in the order fixed before the held-back items were asked (%.0f of %.0f items; ", n,
+                 number(e, "verification.available"));
+  if (before > 0)
+    pst_buf_printf(out, "%.0f plan%s had been asked them before, which wears them out)\n", before,
+                   before == 1 ? "" : "s");
+  else
+    pst_buf_puts(out, "never asked before)\n");
+  if (reference < n)
+    pst_buf_printf(out,
+                   "  the reference was asked the first %.0f: by the search it lies so far behind that they show it\n",
+                   reference);
 }
 
 static void put_tuning_cost(pst_buf *out, const pst_json *t) {
@@ -503,14 +535,7 @@ int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
   const pst_json *e = pst_json_root(doc);
   put_verdict(out, e);
   int rank = 1;
-  double before = number(e, "verification.asked_before");
-  pst_buf_printf(out, "\nFinalists, in the order fixed before the held-back items were asked (%.0f of %.0f items; ",
-                 number(e, "verification.n"), number(e, "verification.available"));
-  if (before > 0)
-    pst_buf_printf(out, "%.0f plan%s had been asked them before, which wears them out)\n", before,
-                   before == 1 ? "" : "s");
-  else
-    pst_buf_puts(out, "never asked before)\n");
+  put_held_back(out, e);
   put_search_floor(out, e);
   for (pst_json_iter it = pst_json_iterate(pst_json_path(e, "verification.finalists")); pst_json_next(&it);)
     put_trial(out, e, it.value, rank++);

@@ -7,7 +7,7 @@
 #include "optimizer/optimize.h"
 
 #define C PST_OPTIMIZER_CONST
-#define SPACE_VERSION 4 /* of the meaning of the log: grows when the search asks other questions */
+#define SPACE_VERSION 5 /* of the meaning of the log: grows when the search asks other questions */
 
 typedef struct run {
   pst_gateway *gateway;

@@ -360,11 +360,13 @@ typedef struct candidate {
   double voi, seconds;
 } candidate;
 
-static candidate pick(const pst_optimizer_state *s, double left_s) {
+/* prompted: among prompted classes alone, those too that something learned dominates. */
+static candidate pick(const pst_optimizer_state *s, bool prompted, double left_s) {
   size_t n = s->space->n_classes;
   double best = -INFINITY, second = -INFINITY;
   int best_index = -1;
   for (size_t i = 0; i < n; i++) {
+    if (prompted && !pst_optimizer_is_prompted_class(s, i)) continue;
     double u = pst_optimizer_expected_utility(s, &s->estimates[i], s->beliefs[i]);
     if (u > best) {
       second = best;
@@ -377,7 +379,8 @@ static candidate pick(const pst_optimizer_state *s, double left_s) {
   candidate chosen = {-1, 0, 0, 0};
   double chosen_rate = 0;
   for (size_t i = 0; i < n; i++) {
-    if (s->pruned[i] || s->search[i].n >= (int)s->n_search) continue;
+    bool out = prompted ? !pst_optimizer_is_prompted_class(s, i) : s->pruned[i];
+    if (out || s->search[i].n >= (int)s->n_search) continue;
     int to = next_to(s, (int)i), more = to - s->search[i].n;
     double seconds = pst_optimizer_seconds(s, (int)i, more);
     if (more <= 0 || seconds > left_s) continue;
@@ -458,9 +461,8 @@ static void tell(const pst_optimizer_state *s, const char *phase) {
   pst_buf_done(&text);
 }
 
-int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *err) {
-  candidate first = {s->reference, PST_MIN((int)(2 * C(first_block)), (int)s->n_search), 0, 0};
-  int code = s->reference < 0 ? 0 : take_step(s, &first, err);
+static int search_all(pst_optimizer_state *s, double deadline_s, pst_error *err) {
+  int code = 0;
   double price_per_s = (double)s->speed->price_nusd_per_hour / 3600;
   bool money = strcmp(s->goal.objective, "quality") && strcmp(s->goal.objective, "latency");
   s->why_stopped = NULL;
@@ -468,8 +470,8 @@ int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *e
     tell(s, "search");
     /* The first few are taken however late it is: a verdict on nothing would be worth nothing. */
     bool begun = s->n_steps > (size_t)C(least_steps);
-    double left_s = begun ? deadline_s - (double)s->journal->elapsed_us / 1e6 : INFINITY;
-    candidate c = pick(s, left_s), best = {-1, 0, 0, 0};
+    double left_s = begun ? deadline_s - pst_optimizer_elapsed_s(s) : INFINITY;
+    candidate c = pick(s, false, left_s), best = {-1, 0, 0, 0};
     bool too_dear = money && c.voi * C(horizon_months) < price_per_s * c.seconds, ends = c.class_index < 0 || too_dear;
     if (ends) best = unasked_best(s, left_s);
     /* Every other step at most: the rest is the objective's. */
@@ -477,14 +479,61 @@ int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *e
     if (best.class_index >= 0)
       code = take_step(s, &best, err);
     else if (c.class_index < 0)
-      s->why_stopped = (double)s->journal->elapsed_us / 1e6 + 2 > deadline_s ? "the time for the search was spent"
-                                                                             : "nothing that fits the time left pays";
+      s->why_stopped = pst_optimizer_elapsed_s(s) + 2 > deadline_s ? "the time for the search was spent"
+                                                                   : "nothing that fits the time left pays";
     else if (too_dear)
       s->why_stopped = "another measurement costs more than it is expected to save";
     else
       code = take_step(s, &c, err);
   }
   return code;
+}
+
+int pst_optimizer_best_prompted(const pst_optimizer_state *s) {
+  int best = -1;
+  double most = 0;
+  for (size_t i = 0; i < s->space->n_classes; i++) {
+    if (s->estimates[i].capacity <= 0 || !pst_optimizer_is_prompted_class(s, i)) continue;
+    double u = pst_optimizer_expected_utility(s, &s->estimates[i], s->beliefs[i]);
+    if (best >= 0 && u <= most) continue;
+    best = (int)i;
+    most = u;
+  }
+  return best;
+}
+
+/* Whoever is ahead may be so only because nobody asked the prompted plans: among them the same search goes on, until the best is known as a finalist would be and none
+ * of the others is expected to be worth more. */
+static int search_prompted(pst_optimizer_state *s, double deadline_s, pst_error *err) {
+  int code = 0, best, want = PST_MIN((int)C(final_items), (int)s->n_search);
+  while (!code && (best = pst_optimizer_best_prompted(s)) >= 0) {
+    double worth = pst_optimizer_expected_utility(s, &s->estimates[best], s->beliefs[best]);
+    double left_s = deadline_s - pst_optimizer_elapsed_s(s);
+    int asked = s->search[best].n;
+    candidate c = pick(s, true, left_s);
+    if (asked == 0 || c.class_index < 0 || c.voi < C(baseline_gain) * fabs(worth)) {
+      int to = PST_MIN(next_to(s, best), want);
+      c = (candidate){best, to, 0, pst_optimizer_seconds(s, best, to - asked)};
+    }
+    if (c.to <= s->search[c.class_index].n || c.seconds > left_s) break;
+    tell(s, "search: prompted plans");
+    code = take_step(s, &c, err);
+  }
+  return code;
+}
+
+int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *err) {
+  candidate first = {s->reference, PST_MIN((int)(2 * C(first_block)), (int)s->n_search), 0, 0};
+  int code = s->reference < 0 ? 0 : take_step(s, &first, err);
+  bool learned = false;
+  for (size_t i = 0; i < s->space->n_classes && !learned; i++) learned = !pst_optimizer_is_prompted_class(s, i);
+  double share_s = learned ? C(baseline_share) * s->budget_s : 0;
+  if (!code) code = search_all(s, deadline_s - share_s, err);
+  int best = best_measured(s);
+  if (code || !learned || best < 0) return code;
+  return pst_optimizer_is_prompted_class(s, (size_t)best)
+             ? search_all(s, deadline_s, err)
+             : search_prompted(s, fmin(deadline_s, pst_optimizer_elapsed_s(s) + share_s), err);
 }
 
 /* ---- finalists ---- */
@@ -527,8 +576,9 @@ int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_
     n = add_finest(s, ret_classes, rank_measured(s, ret_classes, most), most);
     for (int i = 0; i < n && !code && !again; i++) {
       int c = ret_classes[i];
-      double now = (double)s->journal->elapsed_us / 1e6;
-      if (s->search[c].n >= want || now + pst_optimizer_seconds(s, c, want - s->search[c].n) > deadline_s) continue;
+      if (s->search[c].n >= want ||
+          pst_optimizer_elapsed_s(s) + pst_optimizer_seconds(s, c, want - s->search[c].n) > deadline_s)
+        continue;
       tell(s, "finalists");
       code = take_step(s, &(candidate){c, want, 0, pst_optimizer_seconds(s, c, want - s->search[c].n)}, err);
       again = true;

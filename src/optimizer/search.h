@@ -61,6 +61,14 @@ typedef struct pst_optimizer_state {
   const char *why_stopped;
 } pst_optimizer_state;
 
+/* Of the run, as the log has it: what decisions go by. */
+static inline double pst_optimizer_elapsed_s(const pst_optimizer_state *s) {
+  return (double)s->journal->elapsed_us / 1e6;
+}
+static inline bool pst_optimizer_is_prompted_class(const pst_optimizer_state *s, size_t class_index) {
+  return pst_optimizer_is_prompted(s->space, &s->space->classes[class_index]);
+}
+
 int pst_optimizer_state_init(pst_optimizer_state *s, size_t max_items, pst_error *err);
 void pst_optimizer_state_done(pst_optimizer_state *s);
 
@@ -78,8 +86,11 @@ bool pst_optimizer_is_cheap_enough(const pst_optimizer_state *s, double request_
 double pst_optimizer_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e, double q);
 double pst_optimizer_expected_utility(const pst_optimizer_state *s, const pst_optimizer_estimate *e,
                                       pst_optimizer_belief b);
-/* Measures what pays most per second until nothing pays or `deadline_s` of the run is reached. */
+/* Measures what pays most per second until nothing pays or `deadline_s` of the run is reached. Where something learned is ahead then, a share of the budget goes into
+ * finding the best prompted plan, which it is to be compared with. */
 int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *err);
+/* The prompted class that the search makes the most of, of those that keep the goal's limit of time, asked or not; -1: there is none. */
+int pst_optimizer_best_prompted(const pst_optimizer_state *s);
 /* The best measured classes, best first, each on at least final_items (time allowing); returns how many in *ret_n. */
 int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_classes, size_t *ret_n, pst_error *err);
 /* Chooses a class's exact fields by replay of the trace, and keeps choice and estimate in the state. */

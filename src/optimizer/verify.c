@@ -1,5 +1,7 @@
-/* Verification (verify.h). The number of items is fixed by the time left before the first answer comes, and never by what answers say: looking and stopping
- * would spoil the interval. A second look at the same part is no longer a first one, so those before are counted. */
+/* Verification (verify.h). Whom it asks how many items is fixed before the first answer comes, by the time left and by what the search believes, and never by what
+ * answers say: looking and stopping would spoil the interval. Where the search sees a plan far behind, few items show that, and time that it would take to know to the
+ * last digit how far is better spent. What the search got wrong costs power then, never an error of the verdict: an interval over few items is a wide one. A second
+ * look at the same part is no longer a first one, so those before are counted. */
 #include "optimizer/verify.h"
 
 #include <math.h>
@@ -37,20 +39,6 @@ void pst_optimizer_pair(const pst_optimizer_answers *a, const pst_optimizer_answ
                                                        : PST_EVALS_NOT_ENOUGH_DATA;
 }
 
-/* As many items as the time left allows for the reference and one finalist, at least LEAST_ITEMS, at most all. */
-static int choose_n(const pst_optimizer_state *s, const int *finalists, size_t n_finalists) {
-  double left = s->budget_s - (double)s->journal->elapsed_us / 1e6;
-  double per_item =
-      (pst_optimizer_seconds(s, s->reference, 1000) + pst_optimizer_seconds(s, finalists[0], 1000)) / 1000;
-  for (size_t i = 0; i < n_finalists; i++)
-    if (finalists[i] == s->reference) per_item = pst_optimizer_seconds(s, s->reference, 1000) / 1000;
-  if (s->finest >= 0 && s->finest != s->reference && s->finest != finalists[0])
-    per_item += pst_optimizer_seconds(s, s->finest, 1000) / 1000;
-  double n = 0.95 * left / per_item;
-  n = n < LEAST_ITEMS ? LEAST_ITEMS : n;
-  return n < (double)s->n_verify ? (int)n : (int)s->n_verify;
-}
-
 static int count_use(pst_optimizer_state *s, int64_t *ret_uses, pst_error *err) {
   const pst_json *value = pst_optimizer_journal_find(s->journal, "use of verify");
   pst_buf answer = PST_BUF_INIT;
@@ -82,13 +70,16 @@ double pst_optimizer_measured_nusd(const pst_optimizer_state *s, const pst_optim
   return (a->wall_us / 3.6e9 * (double)s->speed->price_nusd_per_hour + (double)a->cost_nusd) / a->n;
 }
 
-/* Against a reference outside the space, of which nothing is estimated: both as they were measured on these items, one after the other in the same way. */
-static bool is_cheaper_measured(const pst_optimizer_state *s, const pst_optimizer_trial *t, double q) {
-  const pst_optimizer_answers *own = &s->verify[t->class_index], *other = &s->verify[s->reference];
-  double nusd = pst_optimizer_measured_nusd(s, other), reference = t->comparison.b.estimate;
-  if (reference < s->goal.quality_floor || !pst_optimizer_is_cheap_enough(s, nusd, reference)) return true;
-  if (!strcmp(s->goal.objective, "latency")) return own->busy_ms / own->n < other->busy_ms / other->n;
-  return per_accepted(pst_optimizer_measured_nusd(s, own), q) < per_accepted(nusd, reference);
+/* The objective as it was measured on a's items, one after the other. */
+static double objective_measured(const pst_optimizer_state *s, const pst_optimizer_answers *a, double q) {
+  if (!strcmp(s->goal.objective, "latency")) return a->busy_ms / a->n;
+  return per_accepted(pst_optimizer_measured_nusd(s, a), q);
+}
+
+/* That of a reference outside the space, of which nothing is estimated. */
+static double objective_of_measured(const pst_optimizer_state *s, const pst_optimizer_answers *a, double q) {
+  bool holds = q >= s->goal.quality_floor && pst_optimizer_is_cheap_enough(s, pst_optimizer_measured_nusd(s, a), q);
+  return holds ? objective_measured(s, a, q) : INFINITY;
 }
 
 /* Not to be worse is not enough to take a plan's place: what changes nothing (an adapter that learned nothing, say) would wander in. The reference counts at its
@@ -96,8 +87,10 @@ static bool is_cheaper_measured(const pst_optimizer_state *s, const pst_optimize
 static bool is_cheaper(const pst_optimizer_state *s, const pst_optimizer_trial *t, const pst_optimizer_estimate *alike,
                        double q) {
   int r = s->reference;
-  if ((size_t)r == s->space->n_classes) return is_cheaper_measured(s, t, q);
-  double reference = t->comparison.b.estimate, own = objective_at(s, &s->estimates[t->class_index], fmin(q, 1));
+  double reference = t->comparison.b.estimate;
+  if ((size_t)r == s->space->n_classes)
+    return objective_measured(s, &s->verify[t->class_index], q) < objective_of_measured(s, &s->verify[r], reference);
+  double own = objective_at(s, &s->estimates[t->class_index], fmin(q, 1));
   return own < objective_of_reference(s, &s->reference_estimate, reference) &&
          own < objective_of_reference(s, &s->estimates[r], reference) &&
          own < objective_of_reference(s, alike, reference);
@@ -144,7 +137,9 @@ static void judge(const pst_optimizer_state *s, const pst_optimizer_verification
                   const pst_optimizer_estimate *alike) {
   pst_optimizer_pair(&s->verify[t->class_index], &s->verify[s->reference], s->goal.margin, &t->comparison);
   const pst_optimizer_estimate *e = &s->estimates[t->class_index];
-  double q = t->comparison.a.estimate;
+  const pst_optimizer_answers *own = &s->verify[t->class_index];
+  t->quality = pst_evals_wilson(own->k, own->n, C(confidence));
+  double q = t->quality.estimate;
   t->asked = true;
   t->same_answers = t->class_index == s->reference;
   if (t->same_answers) { /* token for token: no matter how few the items are, it is not worse */
@@ -167,69 +162,191 @@ static void judge(const pst_optimizer_state *s, const pst_optimizer_verification
 /* More items might let it pass: neither its difference nor its distance to a floor is settled against it, and it is, or may be, better. */
 static bool undecided(const pst_optimizer_state *s, const pst_optimizer_trial *t) {
   bool loss_may_hold = t->loss_holds || t->against_best.difference.high >= -s->goal.max_quality_loss;
-  return t->ceiling_holds && t->comparison.a.high >= s->goal.quality_floor && loss_may_hold && t->may_be_better &&
+  return t->ceiling_holds && t->quality.high >= s->goal.quality_floor && loss_may_hold && t->may_be_better &&
          t->comparison.non_inferior != PST_EVALS_NO;
+}
+
+/* ---- how many items ---- */
+
+/* What the search believes of a class's quality; of a reference outside the space, what its answers say. */
+static pst_evals_interval believed(const pst_optimizer_state *s, int i) {
+  const pst_optimizer_answers *a = &s->search[i];
+  return (size_t)i < s->space->n_classes ? pst_optimizer_belief_interval(s->beliefs[i], C(confidence))
+                                         : pst_evals_wilson(a->k, a->n, C(confidence));
+}
+
+/* Items that show a's lead over b to exceed `least`, at the near ends of what is believed of both; INFINITY: as many as there are. */
+static double items_for(const pst_optimizer_state *s, int a, int b, double least) {
+  double high = believed(s, a).low, low = believed(s, b).high;
+  double n = pst_evals_items_needed(high - low, least, high * (1 - low) + low * (1 - high), 1 - C(confidence),
+                                    C(verify_power));
+  return fmax(C(verify_safety) * n, LEAST_ITEMS);
+}
+
+/* The lead over the reference that makes a finalist better by the objective: a dearer plan must be right more often. INFINITY: none does. */
+static double lead_wanted(const pst_optimizer_state *s, int finalist) {
+  int r = s->reference;
+  if (!strcmp(s->goal.objective, "quality")) return 0;
+  bool outside = (size_t)r == s->space->n_classes;
+  double q = believed(s, r).high;
+  double reference = outside ? objective_of_measured(s, &s->search[r], q)
+                             : fmin(objective_of_reference(s, &s->reference_estimate, q),
+                                    objective_of_reference(s, &s->estimates[r], q));
+  double own = outside ? objective_measured(s, &s->search[finalist], 1) : objective_at(s, &s->estimates[finalist], 1);
+  if (!strcmp(s->goal.objective, "latency")) return own < reference ? 0 : INFINITY;
+  return fmax(own / reference - q, 0); /* own / (q + lead) < reference */
+}
+
+/* Items that the reference is asked beside a finalist: they show that this is not worse, and that it is better, whichever way shows that first. */
+static double reference_items(const pst_optimizer_state *s, int finalist) {
+  int r = s->reference;
+  if (finalist == r || s->finest == r) return INFINITY; /* it is asked as such */
+  double better = items_for(s, finalist, r, lead_wanted(s, finalist));
+  bool limit = s->finest >= 0 && strcmp(s->goal.objective, "quality") != 0;
+  if (limit) better = fmin(better, items_for(s, s->finest, r, s->goal.max_quality_loss));
+  return fmax(better, items_for(s, finalist, r, 0));
+}
+
+/* Whom to ask how many items, as far as those of a part go round. */
+typedef struct quotas {
+  struct {
+    int class_index;
+    double n;
+  } list[4];
+  size_t n;
+} quotas;
+
+static void add_quota(quotas *q, int class_index, double n) {
+  size_t i = 0;
+  while (i < q->n && q->list[i].class_index != class_index) i++;
+  q->list[i].class_index = class_index;
+  q->list[i].n = i < q->n ? fmax(q->list[i].n, n) : n;
+  q->n = PST_MAX(q->n, i + 1);
+}
+
+/* With at most n items for each. */
+static double seconds_of(const pst_optimizer_state *s, const quotas *q, int n) {
+  double sum = 0;
+  for (size_t i = 0; i < q->n; i++) sum += pst_optimizer_seconds(s, q->list[i].class_index, (int)fmin(q->list[i].n, n));
+  return sum;
 }
 
 static const char *const no_time = "the time was spent";
 
+/* How many items the best prompted plan is asked, so that what was learned is compared with it. Its time is planned for where the first finalist is a learned one; behind
+ * a prompted one such a plan is asked late, if at all. */
+static void plan_prompted(const pst_optimizer_state *s, pst_optimizer_verification *v, quotas *q) {
+  double left = s->budget_s - pst_optimizer_elapsed_s(s);
+  int learned = -1, least = PST_MIN(LEAST_ITEMS, (int)s->n_verify);
+  for (size_t i = v->n_trials; i-- > 0;)
+    if (!pst_optimizer_is_prompted_class(s, (size_t)v->trials[i].class_index)) learned = (int)i;
+  v->prompted = pst_optimizer_best_prompted(s);
+  if (v->prompted < 0) v->why_not_prompted = "no plan of prompted models keeps the goal's limit of time";
+  if (v->prompted < 0 || learned < 0) return;
+  double n = fmax(items_for(s, v->trials[learned].class_index, v->prompted, 0), C(baseline_items));
+  double fit = 1000 * C(baseline_time) * left / pst_optimizer_seconds(s, v->prompted, 1000);
+  v->n_prompted = (int)fmax(fmin(fmin(n, (double)s->n_verify), fit), least);
+  quotas with = *q;
+  add_quota(&with, v->prompted, v->n_prompted);
+  if (pst_optimizer_elapsed_s(s) + seconds_of(s, &with, least) > C(verify_overrun) * s->budget_s)
+    v->n_prompted = 0;
+  else if (learned == 0)
+    *q = with;
+}
+
+/* As many items for the finalists as the time left allows beside the measures, at least LEAST_ITEMS, at most all. */
+static void plan_items(const pst_optimizer_state *s, pst_optimizer_verification *v) {
+  quotas q = {.n = 0};
+  int first = v->trials[0].class_index, all = (int)s->n_verify;
+  add_quota(&q, first, INFINITY);
+  add_quota(&q, s->reference, reference_items(s, first));
+  if (s->finest >= 0) add_quota(&q, s->finest, INFINITY);
+  plan_prompted(s, v, &q);
+  double left = 0.95 * (s->budget_s - pst_optimizer_elapsed_s(s));
+  int low = PST_MIN(LEAST_ITEMS, all), high = all; /* low fits, or is asked all the same */
+  while (low < high) {
+    int middle = low + (high - low + 1) / 2;
+    if (seconds_of(s, &q, middle) <= left)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  v->n_items = low;
+  for (size_t i = 0; i < v->n_trials; i++)
+    v->trials[i].n_reference = (int)fmin(reference_items(s, v->trials[i].class_index), v->n_items);
+  v->n_prompted = PST_MIN(v->n_prompted, v->n_items);
+}
+
+/* Seconds that asking a class up to n held-back items still takes. */
+static double seconds_left(const pst_optimizer_state *s, int class_index, int n) {
+  int more = n - s->verify[class_index].n;
+  return more > 0 ? pst_optimizer_seconds(s, class_index, more) : 0;
+}
+
 /* Why a further finalist is not asked; NULL: it is. The first is always asked: a verdict rests on it. */
-static const char *why_not(const pst_optimizer_state *s, int class_index, int n) {
-  double spent = (double)s->journal->elapsed_us / 1e6, needed = pst_optimizer_seconds(s, class_index, n);
-  double high = pst_optimizer_belief_interval(s->beliefs[class_index], C(confidence)).high;
+static const char *why_not(const pst_optimizer_state *s, const pst_optimizer_verification *v,
+                           const pst_optimizer_trial *t) {
+  double needed = seconds_left(s, t->class_index, v->n_items) + seconds_left(s, s->reference, t->n_reference);
+  if (v->n_prompted && !pst_optimizer_is_prompted_class(s, (size_t)t->class_index))
+    needed += seconds_left(s, v->prompted, v->n_prompted);
+  double high = pst_optimizer_belief_interval(s->beliefs[t->class_index], C(confidence)).high;
   if (high < s->goal.quality_floor) return "by its search items it does not reach the floor";
   if (high < s->loss_floor) return "by its search items it lies too far below the best plan";
-  return spent + needed > C(verify_overrun) * s->budget_s ? no_time : NULL;
+  return pst_optimizer_elapsed_s(s) + needed > C(verify_overrun) * s->budget_s ? no_time : NULL;
 }
 
-/* The prompted class that the search makes the most of, asked or not: where something learned is far ahead, it asks few of them. -1: there is none. */
-static int best_prompted(const pst_optimizer_state *s) {
-  int best = -1;
-  double most = 0;
-  for (size_t i = 0; i < s->space->n_classes; i++) {
-    if (s->estimates[i].capacity <= 0 || !pst_optimizer_is_prompted(s->space, &s->space->classes[i])) continue;
-    double u = pst_optimizer_expected_utility(s, &s->estimates[i], s->beliefs[i]);
-    if (best >= 0 && u <= most) continue;
-    best = (int)i;
-    most = u;
-  }
-  return best;
+/* ---- asking ---- */
+
+static void note(const pst_optimizer_state *s, const char *text) {
+  if (s->world->note) s->world->note(s->world->state, text);
 }
 
+/* With the lengths of its answers to these items, as finalists are estimated. */
 static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verification *v, pst_error *err) {
-  int taken = v->trials[v->taken].class_index, best = best_prompted(s);
-  if (best < 0 || pst_optimizer_is_prompted(s->space, &s->space->classes[taken])) return 0;
-  double left = C(verify_overrun) * s->budget_s - (double)s->journal->elapsed_us / 1e6;
-  double fit = 1000 * left / pst_optimizer_seconds(s, best, 1000);
-  int asked = s->verify[best].n, n = fit < v->n_items ? PST_MAX((int)fit, asked) : v->n_items;
-  if (n < LEAST_ITEMS && n < v->n_items) return 0;
-  if (s->world->note) s->world->note(s->world->state, "verify: the best prompted plan, to compare with");
+  int taken = v->trials[v->taken].class_index, best = v->prompted;
+  if (pst_optimizer_is_prompted_class(s, (size_t)taken))
+    v->why_not_prompted = "the plan taken is a prompted one itself";
+  if (v->why_not_prompted) return 0;
+  if (!v->n_prompted) {
+    v->why_not_prompted = "the time left was too short for it";
+    return 0;
+  }
+  note(s, "verify: the best prompted plan, to compare with");
   int code = pst_optimizer_choose_exact(s, best, err);
-  if (!code) code = pst_optimizer_measure(s, best, true, n, err);
-  if (code) return code;
-  v->prompted = best;
-  pst_optimizer_pair(&s->verify[taken], &s->verify[best], s->goal.margin, &v->against_prompted);
-  return 0;
+  if (!code) code = pst_optimizer_measure(s, best, true, v->n_prompted, err);
+  if (!code) code = pst_optimizer_replay_class(s, best, &s->best_exact[best], &s->estimates[best], err);
+  if (!code) pst_optimizer_pair(&s->verify[taken], &s->verify[best], s->goal.margin, &v->against_prompted);
+  return code;
 }
 
-/* With the lengths of the answers that it gave to the held-back items, as finalists will be. */
-static int estimate_reference(pst_optimizer_state *s, pst_error *err) {
+/* As many items as a finalist is to be paired with it on; estimated with the lengths of its answers to them, as finalists will be. */
+static int ask_reference(pst_optimizer_state *s, int n, pst_error *err) {
   int r = s->reference;
-  if ((size_t)r == s->space->n_classes) return 0;
-  int code = pst_optimizer_replay_class(s, r, &s->reference_choice, &s->reference_estimate, err);
+  if (s->verify[r].n >= n) return 0;
+  note(s, "verify: the reference plan on held-back items");
+  int code = pst_optimizer_measure(s, r, true, n, err);
+  if (code || (size_t)r == s->space->n_classes) return code;
+  code = pst_optimizer_replay_class(s, r, &s->reference_choice, &s->reference_estimate, err);
   return code ? code : pst_optimizer_replay_class(s, r, &s->best_exact[r], &s->estimates[r], err);
 }
 
-/* What is the measure for all trials: the reference, and the best plan found where the goal limits what may be lost against it. */
-static int ask_measures(pst_optimizer_state *s, pst_optimizer_verification *v, pst_error *err) {
-  if (s->world->note) s->world->note(s->world->state, "verify: the reference plan on held-back items");
-  int code = pst_optimizer_measure(s, s->reference, true, v->n_items, err);
-  if (!code) code = estimate_reference(s, err);
+/* The best plan found, where the goal limits what may be lost against it. */
+static int ask_best(pst_optimizer_state *s, pst_optimizer_verification *v, pst_error *err) {
   v->best = s->finest;
-  if (v->best < 0 || code) return code;
-  if (s->world->note) s->world->note(s->world->state, "verify: the best plan found");
-  code = pst_optimizer_measure(s, v->best, true, v->n_items, err);
-  if (!code) pair_with_best(s, s->reference, v->best, &v->reference_against_best);
+  if (v->best < 0) return 0;
+  note(s, "verify: the best plan found");
+  return pst_optimizer_measure(s, v->best, true, v->n_items, err);
+}
+
+static int try_finalist(pst_optimizer_state *s, pst_optimizer_verification *v, pst_optimizer_trial *t, pst_error *err) {
+  int c = t->class_index, code = ask_reference(s, t->n_reference, err);
+  pst_optimizer_estimate alike;
+  if (!code && v->best >= 0) pair_with_best(s, s->reference, v->best, &v->reference_against_best);
+  if (!code) note(s, t == v->trials ? "verify: the first finalist" : "verify: the next finalist");
+  if (!code) code = pst_optimizer_measure(s, c, true, v->n_items, err);
+  if (!code) code = pst_optimizer_replay_class(s, c, &s->best_exact[c], &s->estimates[c], err);
+  if (!code) code = estimate_alike(s, c, &alike, err);
+  if (!code) judge(s, v, t, &alike);
   return code;
 }
 
@@ -243,26 +360,20 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
   bool inconclusive = false;
   int code = 0;
   if (v.n_trials) {
-    v.n_items = choose_n(s, finalists, n_finalists);
+    plan_items(s, &v);
     code = count_use(s, &v.uses, err);
-    if (!code) code = ask_measures(s, &v, err);
+    if (!code) code = ask_reference(s, v.trials[0].n_reference, err);
+    if (!code) code = ask_best(s, &v, err);
   }
   for (size_t i = 0; i < v.n_trials && !code; i++) {
-    v.trials[i].why_not = v.taken >= 0 ? "an earlier one passed"
-                          : i          ? why_not(s, v.trials[i].class_index, v.n_items)
-                                       : NULL;
-    inconclusive |= v.trials[i].why_not == no_time;
-    if (v.trials[i].why_not) continue;
-    if (s->world->note) s->world->note(s->world->state, i ? "verify: the next finalist" : "verify: the first finalist");
-    code = pst_optimizer_measure(s, v.trials[i].class_index, true, v.n_items, err);
-    int c = v.trials[i].class_index;
-    if (!code) code = pst_optimizer_replay_class(s, c, &s->best_exact[c], &s->estimates[c], err);
-    pst_optimizer_estimate alike;
-    if (!code) code = estimate_alike(s, c, &alike, err);
+    pst_optimizer_trial *t = &v.trials[i];
+    t->why_not = v.taken >= 0 ? "an earlier one passed" : i ? why_not(s, &v, t) : NULL;
+    inconclusive |= t->why_not == no_time;
+    if (t->why_not) continue;
+    code = try_finalist(s, &v, t, err);
     if (code) break;
-    judge(s, &v, &v.trials[i], &alike);
-    inconclusive |= undecided(s, &v.trials[i]);
-    if (v.trials[i].passed) v.taken = (int)i;
+    inconclusive |= undecided(s, t);
+    if (t->passed) v.taken = (int)i;
   }
   if (!code && v.taken >= 0) code = compare_with_prompted(s, &v, err);
   v.verdict = v.taken >= 0 ? PST_OPTIMIZER_FOUND : inconclusive ? PST_OPTIMIZER_NOT_ENOUGH_DATA : PST_OPTIMIZER_NONE;

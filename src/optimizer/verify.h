@@ -10,8 +10,10 @@ typedef struct pst_optimizer_trial {
   int class_index;
   bool asked;
   const char *why_not; /* asked, in words; NULL: it was */
-  bool same_answers;   /* as the reference: nothing but exact fields differs, so there is nothing to compare */
+  int n_reference; /* items that the reference is asked at least, to be paired with it; fixed before the first answer */
+  bool same_answers; /* as the reference: nothing but exact fields differs, so there is nothing to compare */
   pst_evals_comparison comparison;   /* a: finalist, b: reference */
+  pst_evals_interval quality;        /* on all items that it was asked, which may be more than the reference was */
   bool floor_holds;                  /* by the point estimate */
   pst_evals_comparison against_best; /* a: finalist, b: the best plan found; only where there is such a limit */
   bool loss_holds;                   /* goal.max_quality_loss, by the point estimate; true without such a limit */
@@ -25,16 +27,18 @@ typedef struct pst_optimizer_trial {
 typedef struct pst_optimizer_verification {
   pst_optimizer_trial trials[PST_OPTIMIZER_MAX_FINALISTS];
   size_t n_trials;
-  int n_items;  /* fixed before the first answer */
+  int n_items;  /* of finalists, and of the best plan found; fixed before the first answer */
   int64_t uses; /* how many plans were asked these items before this run */
   int taken;    /* trial that passed; -1: none */
   /* The best plan that the search found, asked the same items where the goal limits what may be lost against it; -1: it does not. */
   int best;
   pst_evals_comparison reference_against_best; /* a: the reference, b: that plan */
   /* The best plan of prompted models, asked the first of the same items when the plan taken is no such plan itself: what was learned is compared with
-   * what prompts alone reach, and not only with the reference. -1: there is none, or the time was spent. */
+   * what prompts alone reach, and not only with the reference. -1: there is none. */
   int prompted;
-  pst_evals_comparison against_prompted; /* a: the plan taken, b: the prompted one */
+  int n_prompted;                        /* fixed before the first answer; 0: it is not asked */
+  pst_evals_comparison against_prompted; /* a: the plan taken, b: the prompted one; n 0: it was not asked */
+  const char *why_not_prompted;          /* asked, in words; NULL: it was, or no plan was taken */
   pst_optimizer_verdict verdict;
 } pst_optimizer_verification;
 

@@ -106,6 +106,38 @@ static void detectable(void **state) {
   assert_true(pst_evals_detectable(0, 0.1, 0.05, 0.8) == 1);
 }
 
+/* So many items show what they are meant to, about as often as they are meant to: by Tango's interval over drawn pairs. */
+static void items_needed(void **state) {
+  (void)state;
+  enum { N_DRAWN = 2000 };
+  static const struct {
+    double a, b, least, power;
+  } cases[] = {{0.8, 0.02, 0, 0.9}, {0.6, 0.5, 0, 0.8}, {0.6, 0.6, -0.05, 0.9}, {0.9, 0.6, 0.2, 0.9}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++) {
+    double a = cases[i].a, b = cases[i].b, discordant = a * (1 - b) + b * (1 - a);
+    double n = pst_evals_items_needed(a - b, cases[i].least, discordant, 0.05, cases[i].power);
+    pst_random r = {11, i, 0};
+    int shown = 0;
+    for (int drawn = 0; drawn < N_DRAWN; drawn++) {
+      int64_t counts[4] = {0};
+      for (int k = 0; k < (int)n; k++) {
+        bool first = pst_random_next_unit(&r) < a, second = pst_random_next_unit(&r) < b;
+        counts[2 * !first + !second]++;
+      }
+      shown += pst_evals_tango(counts[0], counts[1], counts[2], counts[3], 0.95).low > cases[i].least;
+    }
+    double share = (double)shown / N_DRAWN;
+    if (share < cases[i].power - 0.03 || (n > 30 && share > cases[i].power + 0.03))
+      fail_msg("row %zu: %.0f items show it in %.3f of draws", i, n, share);
+  }
+  for (int64_t n = 20; n < 3000; n = 2 * n + 1) { /* the inverse of what so many detect */
+    double d = pst_evals_detectable(n, 0.3, 0.05, 0.8);
+    assert_true(fabs(pst_evals_items_needed(d, 0, 0.3, 0.05, 0.8) - (double)n) <= 1);
+  }
+  assert_true(isinf(pst_evals_items_needed(0.1, 0.1, 0.3, 0.05, 0.8)));
+  assert_true(pst_evals_items_needed(1, 0, 1, 0.05, 0.8) >= 1);
+}
+
 static void quantiles(void **state) {
   (void)state;
   double values[] = {5, 1, 4, 2, 3};
@@ -117,9 +149,9 @@ static void quantiles(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(wilson),         cmocka_unit_test(paired),  cmocka_unit_test(paired_properties),
-      cmocka_unit_test(all_concordant), cmocka_unit_test(mcnemar), cmocka_unit_test(detectable),
-      cmocka_unit_test(quantiles),
+      cmocka_unit_test(wilson),         cmocka_unit_test(paired),    cmocka_unit_test(paired_properties),
+      cmocka_unit_test(all_concordant), cmocka_unit_test(mcnemar),   cmocka_unit_test(detectable),
+      cmocka_unit_test(items_needed),   cmocka_unit_test(quantiles),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,7 +39,10 @@ typedef struct fake {
   bool idle_adapter;     /* one is there that changes nothing: it answers as its base does, word for word */
   const char *reference; /* document of the plan in force, or NULL */
   const char *outlook;   /* what tuning would be made of, or NULL */
-  bool few_plans;        /* no examples to show, so that a search takes a moment */
+  int times; /* as slow as other worlds, with as much more of a budget: the processor's own time, which counts too, is little beside that; 0: once */
+  bool few_plans;  /* no examples to show, so that a search takes a moment */
+  int rambling_ms; /* what a model takes for an answer that neither examples nor an adapter show it, none of them right; 0: as long as others and as right */
+  int prompted_ms; /* what any answer of a model without an adapter takes; 0: as long as others */
 } fake;
 
 static pst_evals_item items[N_ITEMS];
@@ -128,6 +131,7 @@ static int calibrate(void *state, const pst_optimizer_space *s, const pst_optimi
 /* The truth of this world: retrieved examples help, up to 8; labels help; the second model is a little better. */
 static double model_truth(const fake *f, const pst_gateway_plan *p) {
   const pst_gateway_node *n = p->root.op == PST_GATEWAY_OP_CASCADE ? &p->root.inputs[1] : &p->root;
+  if (f->rambling_ms && !n->adapter && !n->n_examples) return 0;
   if (n->adapter && !f->idle_adapter) return f->adapter;
   double q = 0.1 + (n->n_examples ? n->examples_fixed ? 0.1 : 0.35 + 0.05 * log2(n->n_examples) : 0);
   if (n->constraint != PST_GATEWAY_FREE) q += 0.15;
@@ -180,6 +184,11 @@ static uint64_t who_answers(const pst_gateway_plan *p) {
   return pst_hash64(text, strlen(text), 0);
 }
 
+static size_t item_us(const fake *f, const pst_gateway_node *n) {
+  int ms = n->op != PST_GATEWAY_OP_LOCAL || n->adapter ? 0 : n->n_examples ? f->prompted_ms : f->rambling_ms;
+  return (ms ? (size_t)ms * 1000 : 60000) * (size_t)PST_MAX(f->times, 1);
+}
+
 static int measure(void *state, pst_str plan_json, bool verify, const size_t *asked, size_t n, pst_buf *out,
                    pst_error *err) {
   fake *f = state;
@@ -189,13 +198,14 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *as
   double q = truth(f, plan) -
              (verify && (plan->root.n_examples || plan->root.op != PST_GATEWAY_OP_LOCAL) ? f->verify_penalty : 0);
   if (f->idle_adapter && plan->root.adapter && !verify) q += 0.3; /* by luck, on the items of the search */
+  size_t wall_us = item_us(f, &plan->root) * n;
   uint64_t who = f->idle_adapter ? who_answers(plan) : pst_hash64(plan->hash, 64, 0);
   pst_buf_puts(out, "{\"right\":\"");
   for (size_t i = 0; i < n; i++) pst_buf_putc(out, pst_random_unit(who, 1, asked[i]) < q ? '1' : '0');
   pst_buf_printf(out,
                  "\",\"prompt\":[%zu],\"cached\":[0],\"completion\":[%zu],\"total_ms\":[%zu],\"steps\":0,\"drafted\":0,"
                  "\"accepted\":0,\"failed\":0,\"wall_us\":%zu,\"cost_nusd\":0,\"run\":0",
-                 100 * n, (f->long_answers ? 60 : 3) * n, 100 * n, 60000 * n);
+                 100 * n, (f->long_answers ? 60 : 3) * n, 100 * n, wall_us);
   if (f->long_answers)
     pst_buf_printf(out,
                    ",\"lookup\":{\"tokens\":%zu,\"steps\":%zu,\"drafted\":%zu},\"answers\":{\"tokens\":%zu,"
@@ -204,7 +214,7 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *as
   pst_buf_putc(out, '}');
   pst_gateway_plan_unref(plan);
   for (size_t i = 0; i < n; i++) assert_true(items[asked[i]].part == (verify ? PST_EVALS_VERIFY : PST_EVALS_SEARCH));
-  return called(f, (int64_t)(60000 * n), err);
+  return called(f, (int64_t)wall_us, err);
 }
 
 static int lengths(void *state, const pst_optimizer_space *s, const pst_optimizer_choice *c, const size_t *asked,
@@ -286,7 +296,7 @@ static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const ps
                             .examples_index = f->few_plans ? NULL : INDEX_HASH,
                             .answers = f->long_answers ? ANSWERS_HASH : NULL,
                             .seed = seed,
-                            .budget_s = 180,
+                            .budget_s = 180 * PST_MAX(f->times, 1),
                             .threads = 2,
                             .price_nusd_per_hour = 100000000,
                             .created_ms = 1};
@@ -597,6 +607,7 @@ static void test_finds_and_replays(void **state) {
   assert_int_equal(a.code, 0);
   assert_int_equal(a.verdict, PST_OPTIMIZER_FOUND);
   assert_null(strstr(a.evidence, "\"prompted\":"));
+  assert_non_null(strstr(a.evidence, "\"prompted_not_asked\":\"the plan taken is a prompted one itself\""));
   pst_gateway_plan *plan = NULL;
   assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", &plan, NULL), 0);
   assert_string_equal(plan->hash, a.hash);
@@ -828,7 +839,8 @@ static void test_a_bad_classifier_is_left_out(void **state) {
 static void test_a_good_adapter_is_taken(void **state) {
   (void)state;
   pst_evals_info w = make_workload();
-  pst_optimizer_journal j = {0};
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.65, .adapter = 0.93};
   outcome o = search(&f, &j, 3, &w);
   assert_int_equal(o.code, 0);
@@ -843,11 +855,111 @@ static void test_a_good_adapter_is_taken(void **state) {
   pst_optimizer_journal_close(&j);
   outcome_done(&o);
 
-  j = (pst_optimizer_journal){0};
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake bad = {.ceiling = 0.9, .adapter = 0.1};
   o = search(&bad, &j, 3, &w);
   assert_int_equal(o.code, 0);
   assert_null(strstr(o.plan, ADAPTER));
+  pst_optimizer_journal_close(&j);
+  outcome_done(&o);
+}
+
+/* ---- how many items ---- */
+
+static int64_t count(const pst_json_doc *doc, const char *path) {
+  return pst_json_int(pst_json_path(pst_json_root(doc), path), -1);
+}
+
+static pst_json_doc *evidence_of(const outcome *o) {
+  pst_json_doc *doc = NULL;
+  assert_int_equal(o->code, 0);
+  assert_int_equal(pst_json_parse(o->evidence, strlen(o->evidence), "evidence", &doc, NULL), 0);
+  return doc;
+}
+
+/* A reference that rambles and is never right takes three times as long as what was tuned: few items show that it is far behind, so that all are left for the plan, and time
+ * for the best prompted plan, which the search looked for although what was tuned was ahead of it from the first. */
+static void test_a_reference_far_behind_is_asked_few_items(void **state) {
+  (void)state;
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.65, .adapter = 0.93, .rambling_ms = 200, .times = 20};
+  outcome o = search(&f, &j, 3, &w);
+  pst_json_doc *doc = evidence_of(&o);
+  assert_int_equal(o.verdict, PST_OPTIMIZER_FOUND);
+  assert_non_null(strstr(o.plan, ADAPTER));
+  assert_in_range(count(doc, "verification.reference.n"), 100, 200);
+  assert_int_equal(count(doc, "verification.n"), N_VERIFY);
+  assert_int_equal(count(doc, "plan.verify.n"), N_VERIFY);
+  const pst_json *p = pst_json_path(pst_json_root(doc), "verification.prompted"), *choice = pst_json_get(p, "choice");
+  assert_non_null(p);
+  assert_true(pst_str_starts(pst_json_str(pst_json_get(choice, "examples")), PST_STR("nearest")));
+  assert_in_range(count(doc, "verification.prompted.search.n"), 64, N_SEARCH);
+  assert_in_range(count(doc, "verification.prompted.verify.n"), 200, N_VERIFY);
+  assert_int_equal(count(doc, "verification.prompted.comparison.n"), count(doc, "verification.prompted.verify.n"));
+  assert_true(j.elapsed_us <= 20 * 180 * 1000000LL);
+  /* What it costs is said as a part of the prompted plan's cost, per accepted answer. */
+  double own = pst_json_double(pst_json_at(pst_json_path(pst_json_root(doc), "plan.nusd_per_1000_accepted"), 0), NAN);
+  double other = pst_json_double(pst_json_at(pst_json_get(p, "nusd_per_1000_accepted"), 0), NAN);
+  double ratio = pst_json_double(pst_json_get(p, "cost_ratio"), NAN);
+  assert_true(fabs(ratio - own / other) < 1e-3 * ratio);
+  static const char *const parts[] = {"half", "a third", "a quarter", "a fifth", "a 6th", "a 7th", "an 8th"};
+  int n = (int)round(1 / ratio);
+  assert_in_range(n, 2, 8);
+  assert_true(pst_str_is(pst_json_str(pst_json_get(p, "cost_part")), parts[n - 2]));
+  pst_buf text = PST_BUF_INIT;
+  assert_int_equal(pst_optimizer_summary(o.evidence, &text, NULL), 0);
+  assert_non_null(strstr(pst_buf_text(&text), "the reference was asked the first 1"));
+  assert_non_null(strstr(pst_buf_text(&text), parts[n - 2]));
+  assert_null(strstr(pst_buf_text(&text), "nan"));
+  pst_buf_done(&text);
+  pst_json_free(doc);
+  pst_optimizer_journal_close(&j);
+  outcome_done(&o);
+}
+
+/* What held-back items are answered says nothing about how many are asked. */
+static void test_numbers_of_items_are_fixed_beforehand(void **state) {
+  (void)state;
+  if (test_is_sanitized()) skip(); /* another outcome of code that others run */
+  pst_evals_info w = make_workload();
+  char asked[2][2][300] = {{{0}}};
+  for (size_t run = 0; run < 2; run++) {
+    pst_optimizer_journal j;
+    assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+    fake f = {.ceiling = 0.65, .classifier = 0.9, .rambling_ms = 600, .verify_penalty = run ? 0.85 : 0, .times = 20};
+    outcome o = search(&f, &j, 3, &w);
+    assert_int_equal(o.code, 0);
+    assert_int_equal(o.verdict == PST_OPTIMIZER_FOUND, run == 0);
+    size_t n = 0;
+    for (size_t i = 0; i < j.n_rows && n < 2; i++)
+      if (!strncmp(j.rows[i].key, "verify ", 7))
+        (void)snprintf(asked[run][n++], sizeof asked[run][0], "%s", j.rows[i].key);
+    assert_int_equal(n, 2);
+    pst_optimizer_journal_close(&j);
+    outcome_done(&o);
+  }
+  for (size_t i = 0; i < 2; i++) assert_string_equal(asked[0][i], asked[1][i]);
+}
+
+/* One for whom there is no time is named with the reason. */
+static void test_a_prompted_plan_too_slow_to_ask_is_named(void **state) {
+  (void)state;
+  if (test_is_sanitized()) skip(); /* another outcome of code that others run */
+  pst_evals_info w = make_workload();
+  pst_optimizer_journal j;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.65, .classifier = 0.9, .rambling_ms = 200, .prompted_ms = 4000, .times = 20};
+  outcome o = search(&f, &j, 3, &w);
+  pst_json_doc *doc = evidence_of(&o);
+  assert_int_equal(o.verdict, PST_OPTIMIZER_FOUND);
+  assert_null(pst_json_path(pst_json_root(doc), "verification.prompted"));
+  pst_buf text = PST_BUF_INIT;
+  assert_int_equal(pst_optimizer_summary(o.evidence, &text, NULL), 0);
+  assert_non_null(strstr(pst_buf_text(&text), "was not asked beside it: the time left was too short for it"));
+  pst_buf_done(&text);
+  pst_json_free(doc);
   pst_optimizer_journal_close(&j);
   outcome_done(&o);
 }
@@ -859,17 +971,23 @@ static void test_an_idle_adapter_is_not_taken(void **state) {
   pst_evals_info w = make_workload();
   w.goal.quality_floor = 0.1; /* which no luck makes the plan in force miss */
   for (size_t o = 0; o < PST_ARRAY_LEN(objectives); o++) {
-    pst_optimizer_journal first = {0}, second = {0};
+    pst_optimizer_journal first, second;
+    assert_int_equal(pst_optimizer_journal_open(&first, NULL, 7, false, NULL), 0);
+    assert_int_equal(pst_optimizer_journal_open(&second, NULL, 7, false, NULL), 0);
     w.goal.objective = objectives[o];
     fake f = {.ceiling = 0.9, .few_plans = true};
     outcome a = search(&f, &first, 2, &w);
     assert_int_equal(a.code, 0);
     f.reference = a.plan;
     f.idle_adapter = true;
+    f.times = 20;
     outcome b = search(&f, &second, 12, &w);
     assert_int_equal(b.code, 0);
     assert_non_null(strstr(b.evidence, "\"model\":\"small:idle\"")); /* it was asked */
     if (strstr(b.plan, ADAPTER)) fail_msg("%s: %s in the place of %s", objectives[o], b.plan, a.plan);
+    pst_json_doc *doc = evidence_of(&b); /* so near to each other, the plan in force is asked all items */
+    assert_int_equal(count(doc, "verification.reference.n"), N_VERIFY);
+    pst_json_free(doc);
     pst_optimizer_journal_close(&first);
     pst_optimizer_journal_close(&second);
     outcome_done(&a);
@@ -1174,6 +1292,9 @@ int main(void) {
       cmocka_unit_test(test_an_adapter_costs_its_bytes),
       cmocka_unit_test(test_a_good_adapter_is_taken),
       cmocka_unit_test(test_an_idle_adapter_is_not_taken),
+      cmocka_unit_test(test_a_reference_far_behind_is_asked_few_items),
+      cmocka_unit_test(test_numbers_of_items_are_fixed_beforehand),
+      cmocka_unit_test(test_a_prompted_plan_too_slow_to_ask_is_named),
       cmocka_unit_test(test_a_cascade_costs_what_is_left),
       cmocka_unit_test(test_tuning_is_proposed),
       cmocka_unit_test(test_tuning_is_not_proposed),
