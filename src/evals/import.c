@@ -324,8 +324,9 @@ static int find_clusters(importer *m) {
 }
 
 typedef struct cluster {
-  uint32_t size, drawn; /* drawn: its place in the shuffled order */
-  uint32_t first, label;
+  uint32_t size, drawn;   /* drawn: its place in the shuffled order */
+  uint32_t number, label; /* the most frequent one: near-duplicates need not bear the same */
+  size_t start;           /* of its entries among those in order of clusters */
 } cluster;
 
 static int compare_clusters(const void *a, const void *b) {
@@ -370,8 +371,37 @@ static pst_evals_part draw_part(const double shares[PST_EVALS_PART_COUNT], const
   return (pst_evals_part)part;
 }
 
+/* Clusters by number, and the entries [n] in order of clusters. counts [n_labels]: zeros, as they are left. Returns how many clusters there are. */
+static size_t list_clusters(const importer *m, cluster *list, uint32_t *members, uint32_t *counts) {
+  size_t n = 0, start = 0;
+  for (size_t i = 0; i < m->n; i++) {
+    list[m->entries[i].cluster].size++;
+    n = PST_MAX(n, (size_t)m->entries[i].cluster + 1);
+  }
+  for (size_t c = 0; c < n; c++) {
+    list[c].number = (uint32_t)c;
+    list[c].start = start;
+    start += list[c].size;
+    list[c].size = 0;
+  }
+  for (size_t i = 0; i < m->n; i++) {
+    cluster *c = &list[m->entries[i].cluster];
+    members[c->start + c->size++] = (uint32_t)i;
+  }
+  for (size_t c = 0; c < n; c++) {
+    const uint32_t *own = members + list[c].start;
+    list[c].label = m->entries[own[0]].label_number;
+    for (size_t i = 0; i < list[c].size; i++) {
+      uint32_t label = m->entries[own[i]].label_number;
+      if (++counts[label] > counts[list[c].label]) list[c].label = label;
+    }
+    for (size_t i = 0; i < list[c].size; i++) counts[m->entries[own[i]].label_number] = 0;
+  }
+  return n;
+}
+
 static int draw_parts(importer *m, const double shares[PST_EVALS_PART_COUNT]) {
-  uint32_t *order = pst_calloc(m->n + 1, sizeof *order);
+  uint32_t *order = pst_calloc(m->n + 1, sizeof *order), *members = pst_calloc(m->n + 1, sizeof *members);
   cluster *list = pst_calloc(m->n + 1, sizeof *list);
   uint32_t(*of_label)[PST_EVALS_PART_COUNT] = pst_calloc(m->n_labels + 1, sizeof *of_label);
   uint32_t *n_label = pst_calloc(m->n_labels + 1, sizeof *n_label);
@@ -379,24 +409,21 @@ static int draw_parts(importer *m, const double shares[PST_EVALS_PART_COUNT]) {
   uint32_t of_all[PST_EVALS_PART_COUNT] = {0};
   pst_random random = {m->options->seed, STREAM_DRAWS, 0};
   size_t n = 0;
-  int code = order && list && of_label && n_label && parts ? 0 : no_memory(m);
+  int code = order && members && list && of_label && n_label && parts ? 0 : no_memory(m);
   if (code) goto done;
-  for (size_t i = 0; i < m->n; i++) {
-    cluster *c = &list[m->entries[i].cluster];
-    if (!c->size++) *c = (cluster){1, 0, m->entries[i].cluster, m->entries[i].label_number};
-    n = PST_MAX(n, (size_t)m->entries[i].cluster + 1);
-  }
+  n = list_clusters(m, list, members, n_label);
   for (size_t i = 0; i < n; i++) order[i] = (uint32_t)i;
   shuffle(order, n, m->options->seed, STREAM_PARTS);
   for (size_t i = 0; i < n; i++) list[order[i]].drawn = (uint32_t)i;
   qsort(list, n, sizeof *list, compare_clusters); /* great ones first, while there is room for them */
-  for (size_t i = 0; i < n; i++) n_label[list[i].label] += list[i].size;
+  for (size_t i = 0; i < m->n; i++) n_label[m->entries[i].label_number]++;
   for (size_t i = 0; i < n; i++) {
     pst_evals_part part = draw_part(shares, of_label[list[i].label], n_label[list[i].label], list[i].size, &random);
     if (part == PST_EVALS_PART_COUNT) part = neediest(shares, of_label[list[i].label], of_all, list[i].size);
-    parts[list[i].first] = part;
-    of_label[list[i].label][part] += list[i].size;
+    parts[list[i].number] = part;
     of_all[part] += list[i].size;
+    for (size_t k = 0; k < list[i].size; k++)
+      of_label[m->entries[members[list[i].start + k]].label_number][part]++;
   }
   for (size_t i = 0; i < m->n; i++) m->entries[i].part = parts[m->entries[i].cluster];
   for (int p = 0; p < PST_EVALS_PART_COUNT && !code; p++)
@@ -408,6 +435,7 @@ static int draw_parts(importer *m, const double shares[PST_EVALS_PART_COUNT]) {
           pst_evals_part_name((pst_evals_part)p), m->n, n);
 done:
   pst_free(order);
+  pst_free(members);
   pst_free(list);
   pst_free(of_label);
   pst_free(n_label);

@@ -1,4 +1,5 @@
 """`penstock import` and `penstock eval` as a person uses them: folders, verdicts, resume after a kill, and mistakes."""
+import collections
 import json
 import os
 import signal
@@ -76,9 +77,15 @@ def test_import_of_public_sets(penstock, test_data, tmp_path, name, kind, grader
     for part, most in zip(PARTS[1:], (600, 1000, 900)):  # a fifth, and no more than is needed to judge; large clusters go where they find room
         share = min(0.2, most / len(items))
         assert abs(sum(i["part"] == part for i in items) / len(items) - share) <= 0.2 * share
+    if kind == "choice":  # near-duplicates that bear several labels must not leave the examples without one of them
+        counts = collections.Counter((i["reference"], i["part"] == "examples") for i in items)
+        learned = sum(i["part"] == "examples" for i in items) / len(items)
+        for label in workload["task"]["labels"]:
+            total = counts[label, True] + counts[label, False]
+            assert abs(counts[label, True] - learned * total) <= max(4, 0.15 * total), (label, counts[label, True], total)
 
 
-@pytest.mark.parametrize("n, parts", [(2000, (800, 400, 400, 400)), (4000, (1700, 600, 800, 800)), (9000, (6500, 600, 1000, 900))])
+@pytest.mark.parametrize("n, parts", [(2000, (800, 400, 400, 400)), (4000, (1800, 600, 800, 800)), (9000, (6500, 600, 1000, 900))])
 def test_judging_parts_stop_growing(penstock, tmp_path, n, parts):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": " ".join(f"w{i * 10 + k}" for k in range(3)), "label": f"l{i % 3}"}) + "\n" for i in range(n)), encoding="utf-8")

@@ -118,7 +118,7 @@ static pst_flywheel_turn_options turn_options(const pst_optimizer_model *m) {
 
 /* The turn's report; *ret_promoted. */
 static pst_json_doc *turn(const test_gateway *t, const pst_evals_workload *w, bool *ret_promoted) {
-  const pst_optimizer_model m = {model, model_hash};
+  const pst_optimizer_model m = {model, model_hash, NULL};
   pst_flywheel_turn_options o = turn_options(&m);
   pst_flywheel_turn_result r = {0};
   pst_json_doc *doc = NULL;
@@ -192,7 +192,7 @@ static void plant(const test_gateway *t, const pst_store_adapter *from, const ch
 
 /* Plans are searched with the planted adapter among the candidates. It must have been asked, and the plan in force must be what comes out. */
 static void assert_refused(const test_gateway *t, const pst_evals_workload *w, const char *name) {
-  const pst_optimizer_model m = {model, model_hash};
+  const pst_optimizer_model m = {model, model_hash, NULL};
   pst_optimizer_options o = {
       .models = &m, .n_models = 1, .seed = 5, .budget_s = 0.8, .threads = 2, .fresh = true, .quiet = true};
   pst_optimizer_result r = {0};
@@ -354,7 +354,7 @@ static void make_set(pst_store *store, char ret_hash[65]) {
 /* The newest that there is room for, and none that learned from what was erased. */
 static void test_which_adapters_are_candidates(void **state) {
   (void)state;
-  const pst_optimizer_model m = {model, model_hash};
+  const pst_optimizer_model m = {model, model_hash, NULL};
   const pst_optimizer_options o = {
       .models = &m, .n_models = 1, .seed = 5, .budget_s = 1, .threads = 1, .quiet = true, .cancelled = at_once};
   pst_tune_workload_options tuning = {.model = model, .training = pst_tune_options_default()};
@@ -425,7 +425,7 @@ static int child_main(char **argv) {
   pst_evals_workload *w = NULL;
   (void)snprintf(model, sizeof model, "%s", argv[4]);
   (void)snprintf(model_hash, sizeof model_hash, "%s", argv[5]);
-  const pst_optimizer_model m = {model, model_hash};
+  const pst_optimizer_model m = {model, model_hash, NULL};
   pst_flywheel_turn_options o = turn_options(&m);
   o.note = kill_at_note;
   o.on_tuning = kill_at_step;
@@ -619,7 +619,7 @@ static void test_a_finished_search_is_taken_up(void **state) {
 /* A second turn of the workload would take the same steps of the same run. */
 static void test_one_turn_at_a_time(void **state) {
   (void)state;
-  const pst_optimizer_model m = {model, model_hash};
+  const pst_optimizer_model m = {model, model_hash, NULL};
   pst_flywheel_turn_options o = turn_options(&m);
   pst_flywheel_turn_result r;
   pst_store_run_lock lock;

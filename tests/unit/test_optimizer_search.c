@@ -278,7 +278,7 @@ static const pst_optimizer_target adapted[] = {{.name = "small"}, {.name = "larg
 static const pst_optimizer_target idle[] = {
     {.name = "small"}, {.name = "small:idle", .base = "small", .adapter = ADAPTER, .adapter_params = 50}};
 
-static const pst_optimizer_model encoder = {"vectors", ENCODER_HASH};
+static const pst_optimizer_model encoder = {"vectors", ENCODER_HASH, NULL};
 
 static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const pst_evals_info *w) {
   outcome o = {0};

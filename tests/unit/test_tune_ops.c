@@ -277,7 +277,7 @@ static void check_score(double share) {
                                .n_embd = EMBD,
                                .n_vocab = VOCAB,
                                .tile_rows = 3,
-                               .head = t.head,
+                               .head = {NULL, t.head, EMBD, 1},
                                .x = t.x,
                                .logits = t.logits,
                                .losses = t.losses,
