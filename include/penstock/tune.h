@@ -124,6 +124,11 @@ typedef struct pst_tune_options {
   void *user;
 } pst_tune_options;
 pst_tune_options pst_tune_options_default(void);
+/* The default for an objective: preferences want a much lower rate than examples, for what is learned is a difference, and the model is held to where it began; a pair has one prompt,
+ * which is computed once. */
+pst_tune_options pst_tune_options_for(pst_tune_objective objective);
+/* To go on from an adapter, which is read until training begins: `start`, rank, alpha and roles. */
+void pst_tune_options_start(pst_tune_options *options, const pst_engine_lora *start);
 
 typedef struct pst_tune_report {
   int64_t n_steps, best_step; /* steps done; after which the adapter is from (n_steps without held-out texts) */
@@ -167,6 +172,21 @@ int pst_tune_train_encoder(const pst_engine_model *model, const pst_tune_text *t
                            const pst_tune_options *options, float *head, pst_engine_lora *ret_lora,
                            pst_tune_report *ret_report, pst_error *err);
 #define PST_TUNE_HEAD_SCALE 20
+
+/* ---- texts in output codes (tune/coded_texts.c) ------------------------------------------------------------------- */
+
+/* By which codes answers are written; zeroed: by none. */
+typedef struct pst_tune_coding {
+  const char *given; /* a table as pst_engine_codes_write gives it; NULL: one is made of the answers */
+  size_t most;       /* codes that are made; 0: none are */
+  double from;       /* share of the answers' tokens that those made must save, else there are none */
+  const pst_str *labels;
+  size_t n_labels; /* the only answers that there are; 0: any */
+} pst_tune_coding;
+/* Writes the answers of texts [n] in codes, of which those made are made of the first n_learned. Then the texts' tokens are in *ret_tokens (the caller's: pst_free), and *ret_codes says how they are read (the
+ * caller's); where there are no codes neither is touched. Errors: PST_E_BAD_INPUT (the table; a text that has one of its codes), PST_E_NOMEM. */
+int pst_tune_texts_code(const pst_engine_model *model, const pst_tune_coding *coding, pst_tune_text *texts, size_t n,
+                        size_t n_learned, int32_t **ret_tokens, pst_engine_codes **ret_codes, pst_error *err);
 
 /* ---- a workload's examples as texts (tune/workload.c) ---------------------------------------------------------------- */
 

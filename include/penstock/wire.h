@@ -215,7 +215,7 @@ void pst_wire_models_write(const pst_wire_model *models, size_t n,
                            pst_buf *out); /* {"object": "list", "data": [...]} */
 void pst_wire_model_write(const pst_wire_model *model, pst_buf *out);
 
-/* ---- files and fine-tuning (wire/finetune.c, wire/multipart.c) -------------------------------------------------- */
+/* ---- files and fine-tuning (wire/finetune.c, wire/tuning_file.c, wire/multipart.c) -------------------------------------------------- */
 
 /* A part of a form (RFC 7578); views into the body. */
 typedef struct pst_wire_part {
@@ -236,25 +236,42 @@ int64_t pst_wire_id_parse(const char *prefix, pst_str text);
 void pst_wire_file_write(const pst_wire_file *file, pst_json_writer *w);
 void pst_wire_deleted_write(pst_str object, pst_str id, pst_json_writer *w);
 
-/* POST /v1/fine_tuning/jobs. Numbers that were left out or "auto" are 0. */
+typedef enum pst_wire_tuning_method {
+  PST_WIRE_TUNING_SUPERVISED,
+  PST_WIRE_TUNING_DPO,
+  PST_WIRE_TUNING_METHOD_COUNT
+} pst_wire_tuning_method;
+const char *pst_wire_tuning_method_name(pst_wire_tuning_method method); /* "dpo" */
+bool pst_wire_tuning_method_from(pst_str name, pst_wire_tuning_method *ret_method);
+
+/* Those that were left out or "auto" are 0. */
+typedef struct pst_wire_hyperparameters {
+  int64_t n_epochs, batch_size;
+  double learning_rate_multiplier;
+  double beta; /* DPO */
+} pst_wire_hyperparameters;
+
+/* POST /v1/fine_tuning/jobs. */
 typedef struct pst_wire_tuning_request {
   pst_str model, training_file, validation_file, suffix;
-  int64_t seed, n_epochs, batch_size;
-  double learning_rate_multiplier;
+  pst_wire_tuning_method method;
+  pst_wire_hyperparameters hyper;
+  int64_t seed;
   bool has_seed;
   pst_json_doc *doc;
 } pst_wire_tuning_request;
-/* PST_E_BAD_INPUT with the field; PST_E_UNSUPPORTED: a method other than supervised, integrations. */
+/* PST_E_BAD_INPUT with the field; PST_E_UNSUPPORTED: a method other than those, a hyperparameter that the method does not have, integrations. */
 int pst_wire_tuning_parse(pst_str body, pst_wire_tuning_request *ret_request, pst_error *err);
 void pst_wire_tuning_done(pst_wire_tuning_request *request); /* fine on a zeroed struct */
 
 typedef struct pst_wire_tuning_job {
-  int64_t id, created, finished;                      /* unix seconds; finished 0: not yet */
-  pst_str model, tuned_model, status;                 /* tuned_model empty: null */
-  pst_str training_file, validation_file;             /* validation_file empty: null */
-  pst_str suffix, error;                              /* empty: null */
-  int64_t seed, n_epochs, batch_size, trained_tokens; /* 0: "auto", null */
-  double learning_rate_multiplier;
+  int64_t id, created, finished;          /* unix seconds; finished 0: not yet */
+  pst_str model, tuned_model, status;     /* tuned_model empty: null */
+  pst_str training_file, validation_file; /* validation_file empty: null */
+  pst_str suffix, error;                  /* empty: null */
+  pst_wire_tuning_method method;
+  pst_wire_hyperparameters hyper; /* 0: "auto" */
+  int64_t seed, trained_tokens;   /* trained_tokens 0: null */
 } pst_wire_tuning_job;
 void pst_wire_tuning_job_write(const pst_wire_tuning_job *job, pst_json_writer *w);
 
@@ -264,6 +281,18 @@ typedef struct pst_wire_tuning_event {
   const pst_json *data;   /* NULL: none; figures of a step */
 } pst_wire_tuning_event;
 void pst_wire_tuning_event_write(const pst_wire_tuning_event *event, pst_json_writer *w);
+
+/* A line of a file to learn from: a conversation that ends with its answer; DPO: the same conversation with a preferred answer and with another. */
+typedef struct pst_wire_tuning_line {
+  pst_wire_request wanted;
+  pst_wire_request unwanted; /* DPO; else zeroed */
+} pst_wire_tuning_line;
+/* Calls fn for each line of a JSONL file that is not blank, in order; a result other than 0 stops and is returned. Lines have the shapes of the OpenAI API: {"messages": [..., answer]}; DPO:
+ * {"input": {"messages": [...]}, "preferred_output": [answer], "non_preferred_output": [answer]}. A line is fn's until it returns. *ret_n: lines so far. Every error, fn's too, begins with
+ * "line N: " and has no place. PST_E_BAD_INPUT: a line that has not its method's shape, or with two answers that are the same. */
+int pst_wire_tuning_lines_each(pst_str file, pst_wire_tuning_method method,
+                               int (*fn)(void *user, const pst_wire_tuning_line *line, pst_error *err), void *user,
+                               int64_t *ret_n, pst_error *err);
 
 /* ---- requests to providers (wire/upstream.c) --------------------------------------------------------------------- */
 

@@ -21,12 +21,6 @@ static void on_progress(void *user, const pst_tune_progress *p) {
   pst_progress_update(&w->bar, w->timed ? (pst_clock_us() - w->start_us) / 1000000 : p->step);
 }
 
-/* Preferences want a much lower rate than examples: what is learned is a difference, and the model is held to where it began. */
-static double rate_of(const pst_cli_args *a, pst_tune_objective objective) {
-  if (pst_cli_given(a, "rate")) return pst_cli_number(a, "rate");
-  return objective == PST_TUNE_SFT ? 1e-3 : 1e-4;
-}
-
 static pst_tune_workload_options options_of(const pst_cli_args *a, pst_tune_objective objective) {
   pst_tune_workload_options o = {.model = pst_cli_text(a, "model"),
                                  .layout = pst_cli_text(a, "layout"),
@@ -38,22 +32,21 @@ static pst_tune_workload_options options_of(const pst_cli_args *a, pst_tune_obje
                                  .teacher = pst_cli_text(a, "distill"),
                                  .from = pst_cli_text(a, "from"),
                                  .codes = (size_t)pst_cli_int(a, "codes"),
-                                 .training = pst_tune_options_default()};
+                                 .training = pst_tune_options_for(objective)};
   pst_tune_options *t = &o.training;
-  t->objective = objective;
   t->beta = pst_cli_number(a, "beta");
   t->smoothing = pst_cli_number(a, "smoothing");
   t->teacher_share = pst_cli_number(a, "distill-share");
   t->rank = (int)pst_cli_int(a, "rank");
   t->alpha = pst_cli_given(a, "alpha") ? pst_cli_number(a, "alpha") : 2.0 * t->rank;
-  t->learning_rate = rate_of(a, objective);
+  if (pst_cli_given(a, "rate")) t->learning_rate = pst_cli_number(a, "rate");
   t->batch_texts = (int)pst_cli_int(a, "batch");
   t->max_epochs = (int)pst_cli_int(a, "epochs");
   t->steps = pst_cli_int(a, "steps");
   t->seconds = t->steps ? 0 : 60 * pst_cli_number(a, "minutes");
   t->seed = (uint64_t)pst_cli_int(a, "seed");
   t->threads = (int)pst_cli_int(a, "threads");
-  t->share_prefixes = pst_cli_flag(a, "share-prefixes") || objective == PST_TUNE_DPO; /* a pair has one prompt */
+  t->share_prefixes = t->share_prefixes || pst_cli_flag(a, "share-prefixes");
   t->on_progress = on_progress;
   t->cancelled = pst_cli_interrupted;
   return o;

@@ -1,4 +1,4 @@
-/* The job "fine_tune": an uploaded file of conversations becomes an adapter of a model, known by name.
+/* The job "fine_tune": an uploaded file of conversations, or of preferences between answers, becomes an adapter of a model, known by name.
  *
  * Owns the way from lines to texts. A conversation is learned as it will be served: through the model's own template, the answer with what ends it there. What the
  * file says twice is never both learned and held out. */
@@ -23,9 +23,14 @@ typedef struct text_list {
 
 typedef struct finetune {
   pst_flywheel_job *job;
+  pst_wire_tuning_method method;
+  size_t unit; /* texts of an example: 2 in DPO */
   pst_flywheel_model base;
-  pst_arena *arena; /* the texts' tokens */
+  char *model, *from;    /* its name, and that of the adapter to start from (NULL: none) */
+  pst_engine_lora start; /* that adapter */
+  pst_arena *arena;      /* the texts' tokens */
   text_list learned, held_out;
+  bool may_hold_out; /* of the file at hand */
   int64_t next_event;
   double shown_held_out; /* held-out loss of the last event; NAN: none */
   char *dir;             /* HOME/jobs */
@@ -35,62 +40,53 @@ typedef struct finetune {
 
 static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the texts"); }
 
-static int keep_text(finetune *f, bool may_hold_out, const pst_engine_tokens *tokens, size_t n_given, pst_error *err) {
-  bool hold = may_hold_out && f->held_out.n < MAX_HELD_OUT &&
+/* By the prompt, so that all that is said of it is on one side. */
+static text_list *list_for(finetune *f, const pst_engine_tokens *tokens, size_t n_given) {
+  bool hold = f->may_hold_out && f->held_out.n < MAX_HELD_OUT * f->unit &&
               pst_hash64(tokens->ids, n_given * sizeof *tokens->ids, 7) % HELD_OUT_SHARE == 0;
-  text_list *list = hold ? &f->held_out : &f->learned;
-  int32_t *ids = pst_arena_alloc(f->arena, tokens->n * sizeof *ids);
-  if (!ids || pst_array_reserve((void **)&list->texts, &list->capacity, list->n + 1, sizeof *list->texts))
-    return no_memory(err);
-  memcpy(ids, tokens->ids, tokens->n * sizeof *ids);
-  list->texts[list->n++] = (pst_tune_text){.tokens = ids, .n = tokens->n, .n_given = n_given, .weight = 1};
-  return 0;
+  return hold ? &f->held_out : &f->learned;
 }
 
-static int read_line(finetune *f, pst_str line, bool may_hold_out, pst_error *err) {
-  pst_json_doc *doc = NULL;
-  pst_wire_request request = {0};
-  pst_buf body = PST_BUF_INIT;
+/* list: where it goes; NULL there: that is decided here, and told. */
+static int keep_text(finetune *f, const pst_wire_request *request, text_list **list, pst_error *err) {
   pst_engine_tokens tokens = {0};
-  size_t n_given = 0;
-  pst_json_writer w = pst_json_writer_on(&body, false);
-  int code = pst_json_parse(line.data, line.n, "line", &doc, err);
-  if (code) return code;
-  pst_json_begin_object(&w);
-  pst_json_member_cstr(&w, "model", "base");
-  for (pst_json_iter it = pst_json_iterate(pst_json_root(doc)); pst_json_next(&it);) {
-    if (!pst_str_is(it.key, "messages") && !pst_str_is(it.key, "tools")) continue;
-    pst_json_key_str(&w, it.key);
-    pst_json_put_value(&w, it.value);
+  size_t n_given = 0, most = (size_t)pst_engine_model_get_info(f->base.model)->n_ctx_train;
+  int code = pst_engine_render_answered(f->base.model, &request->chat, &tokens, &n_given, err);
+  if (!code && tokens.n > most)
+    code = pst_error_set(err, PST_E_LIMIT, NULL, "%zu tokens are more than the model's context of %zu", tokens.n, most);
+  if (!code) {
+    if (!*list) *list = list_for(f, &tokens, n_given);
+    text_list *l = *list;
+    int32_t *ids = pst_arena_alloc(f->arena, tokens.n * sizeof *ids);
+    if (!ids || pst_array_reserve((void **)&l->texts, &l->capacity, l->n + 1, sizeof *l->texts)) {
+      code = no_memory(err);
+    } else {
+      memcpy(ids, tokens.ids, tokens.n * sizeof *ids);
+      l->texts[l->n++] = (pst_tune_text){.tokens = ids, .n = tokens.n, .n_given = n_given, .weight = 1};
+    }
   }
-  pst_json_end_object(&w);
-  code =
-      pst_buf_status(&body) ? no_memory(err) : pst_wire_request_parse(PST_WIRE_CHAT, pst_buf_str(&body), &request, err);
-  if (!code && request.chat.n_messages < 2)
-    code = pst_error_set(err, PST_E_BAD_INPUT, "messages", "a conversation has a question and an answer");
-  if (!code) code = pst_engine_render_answered(f->base.model, &request.chat, &tokens, &n_given, err);
-  if (!code) code = keep_text(f, may_hold_out, &tokens, n_given, err);
   pst_engine_tokens_done(&tokens);
-  pst_wire_request_done(&request);
-  pst_buf_done(&body);
-  pst_json_free(doc);
   return code;
 }
 
-static int read_file(finetune *f, pst_str hash, bool may_hold_out, pst_error *err) {
+static int keep_line(void *user, const pst_wire_tuning_line *line, pst_error *err) {
+  finetune *f = user;
+  text_list *list = NULL;
+  int code = keep_text(f, &line->wanted, &list, err);
+  if (!code && f->unit == 2) code = keep_text(f, &line->unwanted, &list, err);
+  return code;
+}
+
+static int read_file(finetune *f, pst_str hash, const char *field, pst_error *err) {
   char *path = NULL, *data = NULL;
   size_t n = 0;
-  int64_t line = 0;
+  int64_t n_lines = 0;
   int code = pst_store_file_path(f->job->store, hash, &path, err);
   if (!code) code = pst_file_read(path, SIZE_MAX / 2, &data, &n, err);
-  for (size_t at = 0; at < n && !code;) {
+  if (!code) {
     pst_error why = PST_ERROR_INIT;
-    size_t end = PST_MIN(pst_str_find((pst_str){data, n}, PST_STR("\n"), at), n);
-    pst_str one = pst_str_trim((pst_str){data + at, end - at});
-    at = end + 1;
-    line++;
-    if (one.n) code = read_line(f, one, may_hold_out, &why);
-    if (code) pst_error_set(err, code, "training_file", "line %" PRId64 ": %s: %s", line, why.place, why.message);
+    code = pst_wire_tuning_lines_each((pst_str){data, n}, f->method, keep_line, f, &n_lines, &why);
+    if (code) pst_error_set(err, code, field, "%s", why.message);
   }
   pst_free(path);
   pst_free(data);
@@ -103,19 +99,25 @@ static int read_texts(finetune *f, pst_error *err) {
   pst_str validation = pst_json_str(pst_json_get(f->job->params, "validation_hash"));
   int code = 0;
   if (validation.n) {
-    code = read_file(f, validation, false, err);
+    code = read_file(f, validation, "validation_file", err);
     f->held_out = f->learned;
-    f->held_out.n = PST_MIN(f->held_out.n, (size_t)MAX_HELD_OUT);
+    f->held_out.n = PST_MIN(f->held_out.n, MAX_HELD_OUT * f->unit);
     f->learned = (text_list){0};
   }
-  return code ? code : read_file(f, training, !validation.n, err);
+  f->may_hold_out = !validation.n;
+  if (!code) code = read_file(f, training, "training_file", err);
+  if (!code && !f->learned.n) { /* all of one prompt */
+    f->learned = f->held_out;
+    f->held_out = (text_list){0};
+  }
+  return code;
 }
 
 /* ---- training ---- */
 
 static void on_progress(void *user, const pst_tune_progress *p) {
   finetune *f = user;
-  char text[160], data[200];
+  char text[160], data[280];
   double held_out = p->held_out_loss;
   (void)snprintf(text, sizeof text, "step %" PRId64 " of %" PRId64 ", loss %.4f, %.0f tokens/s, %.0f s left", p->step,
                  p->n_steps, p->loss, p->tokens_per_second, p->seconds_left);
@@ -127,6 +129,9 @@ static void on_progress(void *user, const pst_tune_progress *p) {
   int n = snprintf(data, sizeof data, "{\"step\":%" PRId64 ",\"total_steps\":%" PRId64 ",\"train_loss\":%.5f", p->step,
                    p->n_steps, p->loss);
   if (measured) n += snprintf(data + n, sizeof data - (size_t)n, ",\"valid_loss\":%.5f", held_out);
+  if (p->margin == p->margin)
+    n += snprintf(data + n, sizeof data - (size_t)n, ",\"reward_margin\":%.5f,\"reward_accuracy\":%.4f", p->margin,
+                  p->accuracy);
   (void)snprintf(data + n, sizeof data - (size_t)n, "}");
   (void)snprintf(text, sizeof text, "Step %" PRId64 "/%" PRId64 ": training loss=%.2f", p->step, p->n_steps, p->loss);
   pst_flywheel_job_event(f->job, "info", text, data);
@@ -149,15 +154,19 @@ static size_t longest(const text_list *list) {
   return most;
 }
 
-static int train(finetune *f, const char *checkpoint, pst_engine_lora *lora, pst_tune_report *report, pst_error *err) {
+/* What the job asks for, and else what is usual. */
+static pst_tune_options options_of(finetune *f, const char *checkpoint) {
   const pst_json *params = f->job->params;
-  pst_tune_options o = pst_tune_options_default();
-  double times = pst_json_double(pst_json_get(params, "learning_rate_multiplier"), 0);
+  pst_tune_options o = pst_tune_options_for(f->method == PST_WIRE_TUNING_DPO ? PST_TUNE_DPO : PST_TUNE_SFT);
+  double times = pst_json_double(pst_json_get(params, "learning_rate_multiplier"), 0),
+         beta = pst_json_double(pst_json_get(params, "beta"), 0);
   int64_t epochs = pst_json_int(pst_json_get(params, "n_epochs"), 0),
           batch = pst_json_int(pst_json_get(params, "batch_size"), 0);
   if (times > 0) o.learning_rate *= times;
+  if (beta > 0) o.beta = beta;
   if (epochs > 0) o.max_epochs = (int)epochs;
   if (batch > 0) o.batch_texts = (int)batch;
+  if (f->from) pst_tune_options_start(&o, &f->start);
   o.seed = (uint64_t)pst_json_int(pst_json_get(params, "seed"), 1);
   o.threads = f->job->options->threads;
   o.max_tokens = (int)PST_MAX((size_t)o.max_tokens, PST_MAX(longest(&f->learned), longest(&f->held_out)));
@@ -165,8 +174,31 @@ static int train(finetune *f, const char *checkpoint, pst_engine_lora *lora, pst
   o.on_progress = on_progress;
   o.cancelled = is_cancelled;
   o.user = f;
-  return pst_tune_train(f->base.model, f->learned.texts, f->learned.n, f->held_out.texts, f->held_out.n, &o, lora,
-                        report, err);
+  return o;
+}
+
+/* Answers in the codes of the adapter to start from. */
+static int code_list(const finetune *f, const text_list *list, int32_t **ret_tokens, pst_error *err) {
+  const pst_tune_coding coding = {.given = f->start.notes[PST_ENGINE_LORA_CODES]};
+  pst_engine_codes *codes = NULL;
+  int code = pst_tune_texts_code(f->base.model, &coding, list->texts, list->n, list->n, ret_tokens, &codes, err);
+  pst_engine_codes_free(codes);
+  return code;
+}
+
+static int train(finetune *f, const char *checkpoint, pst_engine_lora *lora, pst_tune_report *report, pst_error *err) {
+  const char *codes = f->start.notes[PST_ENGINE_LORA_CODES];
+  int32_t *learned = NULL, *held_out = NULL;
+  int code = codes ? code_list(f, &f->learned, &learned, err) : 0;
+  if (!code && codes) code = code_list(f, &f->held_out, &held_out, err);
+  pst_tune_options o = options_of(f, checkpoint);
+  if (!code)
+    code = pst_tune_train(f->base.model, f->learned.texts, f->learned.n, f->held_out.texts, f->held_out.n, &o, lora,
+                          report, err);
+  if (!code && codes) code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_CODES, codes, err);
+  pst_free(learned);
+  pst_free(held_out);
+  return code;
 }
 
 /* ---- the adapter ---- */
@@ -186,19 +218,18 @@ static void name_adapter(const finetune *f, char name[64]) {
 }
 
 static int add_adapter(finetune *f, pst_engine_lora *lora, char name[64], pst_error *err) {
-  char run[40], model[256];
+  char run[40];
   char *path = place(f, "gguf");
-  pst_str target = pst_json_str(pst_json_get(f->job->params, "target"));
   pst_str data = pst_json_str(pst_json_get(f->job->params, "training_hash"));
   char hash[65];
   (void)snprintf(hash, sizeof hash, "%.*s", (int)data.n, data.data);
-  (void)snprintf(model, sizeof model, "%.*s", (int)target.n, target.data);
   pst_wire_id_write("ftjob", f->job->id, run);
   name_adapter(f, name);
   int code = path ? 0 : no_memory(err);
   if (!code) code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_NAME, name, err);
   if (!code) code = pst_engine_lora_write_gguf(lora, path, err);
-  const pst_gateway_adapter adapter = {.name = name, .path = path, .model = model, .data = hash, .run = run};
+  const pst_gateway_adapter adapter = {
+      .name = name, .path = path, .model = f->model, .data = hash, .run = run, .origin = {NULL, f->from}};
   if (!code) code = pst_gateway_adapter_add(f->job->store, &adapter, NULL, err);
   if (path) (void)unlink(path);
   pst_free(path);
@@ -207,13 +238,40 @@ static int add_adapter(finetune *f, pst_engine_lora *lora, char name[64], pst_er
 
 /* ---- the job ---- */
 
-static int open_model(finetune *f, pst_error *err) {
+/* "model:adapter" where there is such an adapter, else the whole is a model's name. */
+static int find_names(finetune *f, pst_error *err) {
   pst_str target = pst_json_str(pst_json_get(f->job->params, "target"));
-  int code = pst_flywheel_model_open(f->job->store, target, f->job->options->threads, &f->base, err);
+  pst_store_adapter row;
+  size_t colon = target.n;
+  while (colon > 0 && target.data[colon - 1] != ':') colon--;
+  pst_str adapter = {target.data + colon, target.n - colon};
+  int code = colon > 1 && adapter.n ? pst_store_adapter_get(f->job->store, adapter, &row, err) : PST_E_NOT_FOUND;
+  if (code && code != PST_E_NOT_FOUND) return code;
+  f->model = pst_strndup(target.data, code ? target.n : colon - 1);
+  if (!code) f->from = pst_strndup(adapter.data, adapter.n);
+  return f->model && (code || f->from) ? 0 : no_memory(err);
+}
+
+static int open_model(finetune *f, pst_error *err) {
+  if (!pst_wire_tuning_method_from(pst_json_str(pst_json_get(f->job->params, "method")), &f->method))
+    f->method = PST_WIRE_TUNING_SUPERVISED;
+  f->unit = f->method == PST_WIRE_TUNING_DPO ? 2 : 1;
+  int code = find_names(f, err);
+  if (!code)
+    code = pst_flywheel_model_open(f->job->store, pst_str_from(f->model), f->job->options->threads, &f->base, err);
+  if (!code && f->from) code = pst_gateway_adapter_read(f->job->store, f->from, f->model, &f->start, err);
   f->dir = pst_path_join(pst_store_home(f->job->store), "jobs");
   f->arena = pst_arena_create();
   if (!code && (!f->dir || !f->arena)) code = no_memory(err);
   return code ? code : pst_dir_make(f->dir, err);
+}
+
+/* What the model is called from now on: the name that the job had for its base, and the adapter's. */
+static void put_tuned_model(const finetune *f, const char *name, pst_buf *out) {
+  pst_str model = pst_json_str(pst_json_get(f->job->params, "model"));
+  size_t from = f->from ? strlen(f->from) + 1 : 0;
+  if (from && model.n > from && !memcmp(model.data + model.n - from + 1, f->from, from - 1)) model.n -= from;
+  pst_buf_printf(out, "%.*s:%s", (int)model.n, model.data, name);
 }
 
 static int run(finetune *f, pst_buf *result, pst_error *err) {
@@ -226,18 +284,17 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
   char *checkpoint = code ? NULL : place(f, "checkpoint");
   if (!code && !checkpoint) code = no_memory(err);
   if (!code) {
-    (void)snprintf(text, sizeof text, "Fine-tuning job started: %zu examples, %zu held out", f->learned.n,
-                   f->held_out.n);
+    (void)snprintf(text, sizeof text, "Fine-tuning job started: %zu examples, %zu held out", f->learned.n / f->unit,
+                   f->held_out.n / f->unit);
     pst_flywheel_job_event(f->job, "info", text, NULL);
     code = train(f, checkpoint, &lora, &report, err);
   }
   if (!code) code = add_adapter(f, &lora, name, err);
   if (checkpoint && (!code || (code == PST_E_CANCELLED && f->job->cancelled))) (void)unlink(checkpoint);
   if (!code) {
-    pst_str model = pst_json_str(pst_json_get(f->job->params, "model"));
     pst_json_writer w = pst_json_writer_on(result, false);
     pst_buf tuned = PST_BUF_INIT;
-    pst_buf_printf(&tuned, "%.*s:%s", (int)model.n, model.data, name);
+    put_tuned_model(f, name, &tuned);
     pst_json_begin_object(&w);
     pst_json_member_str(&w, "fine_tuned_model", pst_buf_str(&tuned));
     pst_json_member_int(&w, "trained_tokens", report.n_tokens);
@@ -256,6 +313,9 @@ int pst_flywheel_finetune(pst_flywheel_job *job, pst_buf *result, pst_error *err
   finetune f = {.job = job, .shown_held_out = NAN};
   int code = run(&f, result, err);
   pst_flywheel_model_close(&f.base);
+  pst_engine_lora_done(&f.start);
+  pst_free(f.model);
+  pst_free(f.from);
   pst_arena_free(f.arena);
   pst_free(f.learned.texts);
   pst_free(f.held_out.texts);

@@ -226,12 +226,14 @@ static void put_job(pst_json_writer *w, const pst_store_job *job) {
       .validation_file = pst_json_str(pst_json_get(p, "validation_file")),
       .suffix = pst_json_str(pst_json_get(p, "suffix")),
       .seed = pst_json_int(pst_json_get(p, "seed"), 0),
-      .n_epochs = pst_json_int(pst_json_get(p, "n_epochs"), 0),
-      .batch_size = pst_json_int(pst_json_get(p, "batch_size"), 0),
-      .learning_rate_multiplier = pst_json_double(pst_json_get(p, "learning_rate_multiplier"), 0),
+      .hyper = {.n_epochs = pst_json_int(pst_json_get(p, "n_epochs"), 0),
+                .batch_size = pst_json_int(pst_json_get(p, "batch_size"), 0),
+                .learning_rate_multiplier = pst_json_double(pst_json_get(p, "learning_rate_multiplier"), 0),
+                .beta = pst_json_double(pst_json_get(p, "beta"), 0)},
       .trained_tokens = pst_json_int(pst_json_get(r, "trained_tokens"), 0),
       .error = job->state == PST_STORE_JOB_FAILED ? job->message : PST_STR(""),
   };
+  (void)pst_wire_tuning_method_from(pst_json_str(pst_json_get(p, "method")), &out.method);
   pst_wire_tuning_job_write(&out, w);
   pst_json_free(params);
   pst_json_free(result);
@@ -359,33 +361,21 @@ void pst_server_jobs_get(pst_server_call *call) {
 
 /* ---- a new job ---- */
 
-/* Every line an object with messages, the last of them the answer; the error names the line. */
-static int check_lines(pst_str text, const char *name, pst_error *err) {
-  int64_t line = 0, n = 0;
-  for (size_t at = 0; at < text.n;) {
-    size_t end = PST_MIN(pst_str_find(text, PST_STR("\n"), at), text.n);
-    pst_str one = pst_str_trim((pst_str){text.data + at, end - at});
-    pst_json_doc *doc = NULL;
-    at = end + 1;
-    line++;
-    if (!one.n) continue;
-    n++;
-    if (pst_json_parse(one.data, one.n, name, &doc, NULL))
-      return pst_error_set(err, PST_E_BAD_INPUT, "training_file", "%s, line %" PRId64 ": not valid JSON", name, line);
-    const pst_json *messages = pst_json_get(pst_json_root(doc), "messages");
-    size_t count = pst_json_size(messages);
-    const pst_json *last = count ? pst_json_at(messages, count - 1) : NULL;
-    bool sound = count >= 2 && pst_str_is(pst_json_str(pst_json_get(last, "role")), "assistant") &&
-                 pst_json_typeof(pst_json_get(last, "content")) == PST_JSON_STRING;
-    pst_json_free(doc);
-    if (!sound)
-      return pst_error_set(err, PST_E_BAD_INPUT, "training_file",
-                           "%s, line %" PRId64 ": needs \"messages\" that end with an answer of the assistant", name,
-                           line);
-  }
+static int accept_line(void *user, const pst_wire_tuning_line *line, pst_error *err) {
+  (void)user, (void)line, (void)err;
+  return 0;
+}
+
+/* The error names the file and the line. */
+static int check_lines(pst_str text, pst_wire_tuning_method method, const char *field, const char *name,
+                       pst_error *err) {
+  pst_error why = PST_ERROR_INIT;
+  int64_t n = 0;
+  int code = pst_wire_tuning_lines_each(text, method, accept_line, NULL, &n, &why);
+  if (code) return pst_error_set(err, code, field, "%s, %s", name, why.message);
   if (n < LEAST_EXAMPLES)
-    return pst_error_set(err, PST_E_BAD_INPUT, "training_file", "%s has %" PRId64 " examples; at least %d are needed",
-                         name, n, LEAST_EXAMPLES);
+    return pst_error_set(err, PST_E_BAD_INPUT, field, "%s has %" PRId64 " examples; at least %d are needed", name, n,
+                         LEAST_EXAMPLES);
   return 0;
 }
 
@@ -401,7 +391,8 @@ static int note_file(void *user, const pst_store_upload *upload) {
   return 0;
 }
 
-static int check_file(const pst_server_call *call, pst_str id, const char *field, file_wanted *f, pst_error *err) {
+static int check_file(const pst_server_call *call, pst_str id, pst_wire_tuning_method method, const char *field,
+                      file_wanted *f, pst_error *err) {
   char *path = NULL, *data = NULL;
   size_t n = 0;
   int code = pst_store_upload_get(f->store, pst_wire_id_parse("file", id), owner_of(call), note_file, f, err);
@@ -409,7 +400,7 @@ static int check_file(const pst_server_call *call, pst_str id, const char *field
     return pst_error_set(err, PST_E_BAD_INPUT, field, "there is no file '%.*s'", (int)id.n, id.data);
   if (!code) code = pst_store_file_path(f->store, pst_str_from(f->hash), &path, err);
   if (!code) code = pst_file_read(path, SIZE_MAX / 2, &data, &n, err);
-  if (!code) code = check_lines((pst_str){data, n}, f->name, err);
+  if (!code) code = check_lines((pst_str){data, n}, method, field, f->name, err);
   pst_free(path);
   pst_free(data);
   return code;
@@ -447,9 +438,11 @@ static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const
   pst_json_member_str(&w, "validation_hash", pst_str_from(validation->hash));
   pst_json_member_str(&w, "suffix", q->suffix.data ? q->suffix : PST_STR(""));
   pst_json_member_int(&w, "seed", q->has_seed ? q->seed : 1);
-  pst_json_member_int(&w, "n_epochs", q->n_epochs);
-  pst_json_member_int(&w, "batch_size", q->batch_size);
-  pst_json_member_double(&w, "learning_rate_multiplier", q->learning_rate_multiplier);
+  pst_json_member_cstr(&w, "method", pst_wire_tuning_method_name(q->method));
+  pst_json_member_int(&w, "n_epochs", q->hyper.n_epochs);
+  pst_json_member_int(&w, "batch_size", q->hyper.batch_size);
+  pst_json_member_double(&w, "learning_rate_multiplier", q->hyper.learning_rate_multiplier);
+  pst_json_member_double(&w, "beta", q->hyper.beta);
   pst_json_member_int(&w, "key_id", call->key.id);
   pst_json_member_int(&w, "run", run);
   pst_json_end_object(&w);
@@ -470,8 +463,9 @@ static void create_job(pst_server_call *call) {
   int64_t id = 0;
   int code = pst_wire_tuning_parse(call->body, &q, &err);
   if (!code) code = check_model(call, q.model, &err);
-  if (!code) code = check_file(call, q.training_file, "training_file", &training, &err);
-  if (!code && q.validation_file.n) code = check_file(call, q.validation_file, "validation_file", &validation, &err);
+  if (!code) code = check_file(call, q.training_file, q.method, "training_file", &training, &err);
+  if (!code && q.validation_file.n)
+    code = check_file(call, q.validation_file, q.method, "validation_file", &validation, &err);
   if (!code) code = submit(call, &q, &training, &validation, &id, &err);
   if (!code) code = find_job(call, id, true, NULL, &err);
   pst_wire_tuning_done(&q);

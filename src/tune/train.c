@@ -84,6 +84,33 @@ pst_tune_options pst_tune_options_default(void) {
                             .checkpoint_seconds = 60};
 }
 
+pst_tune_options pst_tune_options_for(pst_tune_objective objective) {
+  pst_tune_options o = pst_tune_options_default();
+  o.objective = objective;
+  if (objective != PST_TUNE_SFT) o.learning_rate /= 10;
+  o.share_prefixes = objective == PST_TUNE_DPO;
+  return o;
+}
+
+static unsigned roles_of(const pst_engine_lora *lora) {
+  unsigned roles = 0;
+  for (size_t i = 0; i < lora->n_targets; i++)
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+      char ending[40];
+      snprintf(ending, sizeof ending, ".%s.weight", pst_engine_role_name((pst_engine_role)r));
+      size_t n = strlen(lora->targets[i].name), k = strlen(ending);
+      if (n > k && !strcmp(lora->targets[i].name + n - k, ending)) roles |= 1u << r;
+    }
+  return roles;
+}
+
+void pst_tune_options_start(pst_tune_options *options, const pst_engine_lora *start) {
+  options->start = start;
+  options->rank = start->n_targets ? start->targets[0].rank : 0;
+  options->alpha = start->alpha > 0 ? (double)start->alpha : options->rank;
+  options->roles = roles_of(start);
+}
+
 /* ---- what is asked for ---- */
 
 static int check_options(const pst_tune_options *o, pst_error *err) {

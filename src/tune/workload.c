@@ -6,7 +6,6 @@
 
 #include <string.h>
 
-#include "tune/codes.h"
 #include "tune/distill.h"
 #include "tune/keep.h"
 
@@ -307,103 +306,24 @@ static int make_texts(maker *m) {
 
 /* ---- codes ---- */
 
-/* The part of a text that codes may stand in: of an answer that a constraint chooses not what ends it, which the constraint's texts do not have. */
-static pst_tune_span span_of(const maker *m, const pst_tune_text *t) {
-  size_t end = m->info->n_labels ? 1 : 0, n = t->n - t->n_given;
-  return (pst_tune_span){t->tokens + t->n_given, n - PST_MIN(n, end)};
-}
-
-/* How often each token occurs in the texts, and labels that no example has. */
-static int count_tokens(const maker *m, uint32_t *seen) {
-  pst_engine_tokens t = {0};
-  pst_buf text = PST_BUF_INIT;
-  int code = 0;
-  for (size_t i = 0; i < m->n_ids; i++) seen[m->ids[i]]++;
-  for (size_t i = 0; i < m->info->n_labels && !code; i++)
-    for (int space = 0; space < 2 && !code; space++) {
-      pst_buf_clear(&text);
-      pst_buf_puts(&text, space ? " " : "");
-      pst_buf_append_str(&text, m->info->labels[i]);
-      t.n = 0;
-      code = pst_buf_status(&text) ? no_memory(m)
-                                   : pst_engine_tokenize(m->model, pst_buf_str(&text), false, false, &t, m->err);
-      for (size_t k = 0; k < t.n && !code; k++) seen[t.ids[k]]++;
-    }
-  pst_engine_tokens_done(&t);
-  pst_buf_done(&text);
-  return code;
-}
-
-static int learn_codes(maker *m) {
-  size_t n = m->n_texts - m->n_held_out, n_free = 0;
-  int32_t *free_tokens = NULL;
-  uint32_t *seen = pst_calloc((size_t)pst_engine_model_get_info(m->model)->n_vocab, sizeof *seen);
-  pst_tune_span *spans = pst_calloc(n + 1, sizeof *spans);
-  int code = seen && spans ? count_tokens(m, seen) : no_memory(m);
-  for (size_t i = 0; i < n && !code; i++) spans[i] = span_of(m, &m->texts[i]);
-  if (!code) code = pst_tune_codes_free_tokens(m->model, seen, m->o->codes, &free_tokens, &n_free, m->err);
-  if (!code) code = pst_tune_codes_learn(m->model, spans, n, free_tokens, n_free, m->o->codes, &m->codes, m->err);
-  pst_free(free_tokens);
-  pst_free(spans);
-  pst_free(seen);
-  return code;
-}
-
-/* The texts with coded answers, and where each begins; *ret_saved: share of the answers' tokens. */
-static int code_texts(const maker *m, pst_engine_tokens *out, size_t *starts, double *ret_saved) {
-  size_t plain = 0, coded = 0;
-  int code = 0;
-  for (size_t i = 0; i < m->n_texts && !code; i++) {
-    const pst_tune_text *t = &m->texts[i];
-    pst_tune_span span = span_of(m, t);
-    size_t n_end = t->n - t->n_given - span.n;
-    starts[i] = out->n;
-    code = pst_engine_tokens_append(out, t->tokens, t->n_given, m->err);
-    if (!code) code = pst_engine_codes_encode(m->codes, span.tokens, span.n, out, m->err);
-    if (!code) code = pst_engine_tokens_append(out, t->tokens + t->n - n_end, n_end, m->err);
-    plain += t->n - t->n_given;
-    coded += out->n - starts[i] - t->n_given;
-  }
-  *ret_saved = plain ? 1 - (double)coded / (double)plain : 0;
-  return code;
-}
-
-static void no_codes(maker *m) {
-  pst_engine_codes_free(m->codes);
-  m->codes = NULL;
-}
-
 /* The texts become coded ones, by the table of the adapter to start from or by one of their own where that is wanted and worth it. */
 static int use_codes(maker *m) {
-  const char *given = m->start.notes[PST_ENGINE_LORA_CODES];
-  pst_engine_tokens coded = {0};
-  double saved = 0;
-  if (!given && !m->o->codes) return 0;
-  if (m->o->teacher)
+  const pst_tune_coding coding = {.given = m->start.notes[PST_ENGINE_LORA_CODES],
+                                  .most = m->o->codes,
+                                  .from = m->o->codes_from,
+                                  .labels = m->info->labels,
+                                  .n_labels = m->info->n_labels};
+  int32_t *ids = NULL;
+  if (m->o->teacher && (coding.given || coding.most))
     return pst_error_set(m->err, PST_E_BAD_INPUT, "codes",
                          "a teacher's thoughts are of plain tokens and cannot be learned together with output codes");
-  int code = given ? pst_engine_codes_parse(pst_str_from(given), &m->codes, m->err) : learn_codes(m);
+  int code =
+      pst_tune_texts_code(m->model, &coding, m->texts, m->n_texts, m->n_texts - m->n_held_out, &ids, &m->codes, m->err);
   if (code || !m->codes) return code;
-  size_t *starts = pst_calloc(m->n_texts + 1, sizeof *starts);
-  code = starts ? code_texts(m, &coded, starts, &saved) : no_memory(m);
-  if (!code && (given || saved >= m->o->codes_from)) {
-    starts[m->n_texts] = coded.n;
-    pst_free(m->ids);
-    m->ids = coded.ids;
-    m->n_ids = coded.n;
-    coded.ids = NULL;
-    for (size_t i = 0; i < m->n_texts; i++) {
-      m->texts[i].tokens = m->ids + starts[i];
-      m->texts[i].n = starts[i + 1] - starts[i];
-    }
-    pst_engine_codes_write(m->codes, &m->codes_note);
-    if (pst_buf_status(&m->codes_note)) code = no_memory(m);
-  } else {
-    no_codes(m);
-  }
-  pst_free(starts);
-  pst_engine_tokens_done(&coded);
-  return code;
+  pst_free(m->ids);
+  m->ids = ids;
+  pst_engine_codes_write(m->codes, &m->codes_note);
+  return pst_buf_status(&m->codes_note) ? no_memory(m) : 0;
 }
 
 /* The teacher reads what is learned; held-out texts stay as they are, so that their loss says what it says without one. */
@@ -427,27 +347,11 @@ static int ask_teacher(maker *m) {
 
 /* ---- the adapter to start from ---- */
 
-static unsigned roles_of(const pst_engine_lora *lora) {
-  unsigned roles = 0;
-  for (size_t i = 0; i < lora->n_targets; i++)
-    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
-      char ending[40];
-      snprintf(ending, sizeof ending, ".%s.weight", pst_engine_role_name((pst_engine_role)r));
-      size_t n = strlen(lora->targets[i].name), k = strlen(ending);
-      if (n > k && !strcmp(lora->targets[i].name + n - k, ending)) roles |= 1u << r;
-    }
-  return roles;
-}
-
 static int read_start(maker *m, pst_tune_options *training) {
   if (!m->o->from) return 0;
   int code = pst_gateway_adapter_read(m->store, m->o->from, m->o->model, &m->start, m->err);
-  if (code) return code;
-  training->start = &m->start;
-  training->rank = m->start.targets[0].rank;
-  training->alpha = m->start.alpha > 0 ? (double)m->start.alpha : training->rank;
-  training->roles = roles_of(&m->start);
-  return 0;
+  if (!code) pst_tune_options_start(training, &m->start);
+  return code;
 }
 
 /* ---- a sample of the held-out ones, to be answered while training ---- */

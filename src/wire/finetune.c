@@ -2,6 +2,7 @@
 #include "wire/reader.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 #include <string.h>
 
 /* ---- ids ---- */
@@ -58,18 +59,64 @@ void pst_wire_deleted_write(pst_str object, pst_str id, pst_json_writer *w) {
 
 /* ---- jobs: the request ---- */
 
+static const char *const methods[PST_WIRE_TUNING_METHOD_COUNT] = {"supervised", "dpo"};
+
+const char *pst_wire_tuning_method_name(pst_wire_tuning_method method) { return methods[method]; }
+
+bool pst_wire_tuning_method_from(pst_str name, pst_wire_tuning_method *ret_method) {
+  for (int i = 0; i < PST_WIRE_TUNING_METHOD_COUNT; i++) {
+    if (!pst_str_is(name, methods[i])) continue;
+    *ret_method = (pst_wire_tuning_method)i;
+    return true;
+  }
+  return false;
+}
+
 static bool is_auto(const pst_json *v) {
   return !v || (pst_json_typeof(v) == PST_JSON_STRING && pst_str_is(pst_json_str(v), "auto"));
 }
 
-/* As the older field "hyperparameters" and the newer method.supervised.hyperparameters have them. */
+/* A number of pst_wire_hyperparameters, and which methods have it. */
+typedef struct hyperparameter {
+  const char *name;
+  bool of[PST_WIRE_TUNING_METHOD_COUNT];
+  bool whole; /* an int64_t, else a double */
+  size_t at;  /* its offset */
+  double least, most;
+} hyperparameter;
+#define HYPER(member) offsetof(pst_wire_hyperparameters, member)
+static const hyperparameter hyperparameters[] = {
+    {"n_epochs", {true, true}, true, HYPER(n_epochs), 1, 1000},
+    {"batch_size", {true, true}, true, HYPER(batch_size), 1, 4096},
+    {"learning_rate_multiplier", {true, true}, false, HYPER(learning_rate_multiplier), 1e-4, 1e4},
+    {"beta", {false, true}, false, HYPER(beta), 1e-4, 100},
+};
+
+static void *place_of(pst_wire_hyperparameters *h, const hyperparameter *p) { return (char *)h + p->at; }
+
+static const hyperparameter *find_hyperparameter(pst_str name, pst_wire_tuning_method method) {
+  for (size_t i = 0; i < PST_ARRAY_LEN(hyperparameters); i++)
+    if (hyperparameters[i].of[method] && pst_str_is(name, hyperparameters[i].name)) return &hyperparameters[i];
+  return NULL;
+}
+
+/* Those of the older field "hyperparameters", and of method.supervised and the like. One that is not known is refused: training by another number than was
+ * asked for would look like what was asked for. */
 static int read_hyperparameters(const pst_wire_reader *r, pst_wire_tuning_request *q) {
   int rc = 0;
-  if (!is_auto(pst_wire_get(r, "n_epochs"))) rc = pst_wire_read_int(r, "n_epochs", 1, 1000, NULL, &q->n_epochs);
-  if (!rc && !is_auto(pst_wire_get(r, "batch_size")))
-    rc = pst_wire_read_int(r, "batch_size", 1, 4096, NULL, &q->batch_size);
-  if (!rc && !is_auto(pst_wire_get(r, "learning_rate_multiplier")))
-    rc = pst_wire_read_double(r, "learning_rate_multiplier", 1e-4, 1e4, NULL, &q->learning_rate_multiplier);
+  for (pst_json_iter it = pst_json_iterate(r->object); !rc && pst_json_next(&it);) {
+    const hyperparameter *p = find_hyperparameter(it.key, q->method);
+    char name[64];
+    (void)snprintf(name, sizeof name, "%.*s", (int)PST_MIN(it.key.n, sizeof name - 1), it.key.data);
+    if (!p)
+      rc = pst_wire_fail(r, PST_E_UNSUPPORTED, name, "is no hyperparameter of the method %s here", methods[q->method]);
+    else if (is_auto(pst_wire_get(r, name)))
+      continue;
+    else if (p->whole)
+      rc = pst_wire_read_int(r, name, (int64_t)p->least, (int64_t)p->most, NULL, place_of(&q->hyper, p));
+    else
+      rc = pst_wire_read_double(r, name, p->least, p->most, NULL, place_of(&q->hyper, p));
+  }
   return rc;
 }
 
@@ -81,18 +128,21 @@ static int want_object(const pst_wire_reader *r, const char *key, const pst_json
 }
 
 static int read_method(const pst_wire_reader *r, pst_wire_tuning_request *q) {
-  const pst_json *method = NULL, *supervised = NULL, *hyper = NULL;
+  const pst_json *method = NULL, *settings = NULL, *hyper = NULL;
   pst_str type = PST_STR("supervised");
   int rc = want_object(r, "method", &method);
   if (rc || !method) return rc;
   pst_wire_reader m = pst_wire_reader_into(r, "method", -1, method);
   rc = pst_wire_read_str(&m, "type", 40, &type);
-  if (!rc && !pst_str_is(type, "supervised"))
-    return pst_wire_fail(&m, PST_E_UNSUPPORTED, "type", "'%.*s' is not offered; 'supervised' is", (int)type.n,
-                         type.data);
-  if (!rc) rc = want_object(&m, "supervised", &supervised);
-  if (rc || !supervised) return rc;
-  pst_wire_reader s = pst_wire_reader_into(&m, "supervised", -1, supervised);
+  if (!rc && !pst_wire_tuning_method_from(type, &q->method))
+    return pst_wire_fail(&m, PST_E_UNSUPPORTED, "type", "'%.*s' is not offered; 'supervised' and 'dpo' are",
+                         (int)type.n, type.data);
+  for (int i = 0; i < PST_WIRE_TUNING_METHOD_COUNT && !rc; i++)
+    if (i != (int)q->method && pst_wire_get(&m, methods[i]))
+      rc = pst_wire_fail(&m, PST_E_BAD_INPUT, methods[i], "does not go with the type '%s'", methods[q->method]);
+  if (!rc) rc = want_object(&m, methods[q->method], &settings);
+  if (rc || !settings) return rc;
+  pst_wire_reader s = pst_wire_reader_into(&m, methods[q->method], -1, settings);
   rc = want_object(&s, "hyperparameters", &hyper);
   if (rc || !hyper) return rc;
   pst_wire_reader h = pst_wire_reader_into(&s, "hyperparameters", -1, hyper);
@@ -114,6 +164,9 @@ static int read_request(const pst_wire_reader *r, pst_wire_tuning_request *q) {
     rc = read_hyperparameters(&h, q);
   }
   if (!rc) rc = read_method(r, q);
+  if (!rc && hyper && q->method != PST_WIRE_TUNING_SUPERVISED)
+    rc = pst_wire_fail(r, PST_E_BAD_INPUT, "hyperparameters", "are of the supervised method; method.%s has its own",
+                       methods[q->method]);
   if (!rc && pst_json_size(pst_wire_get(r, "integrations")))
     rc = pst_wire_fail(r, PST_E_UNSUPPORTED, "integrations", "are not offered");
   return rc;
@@ -138,26 +191,22 @@ void pst_wire_tuning_done(pst_wire_tuning_request *request) {
 
 /* ---- jobs: what is written ---- */
 
-static void put_auto(pst_json_writer *w, const char *key, double value) {
-  pst_json_key(w, key);
-  if (value > 0)
-    pst_json_put_double(w, value);
-  else
-    pst_json_put_cstr(w, "auto");
-}
-
 static void put_hyperparameters(pst_json_writer *w, const pst_wire_tuning_job *job) {
+  pst_wire_hyperparameters h = job->hyper;
   pst_json_key(w, "hyperparameters");
   pst_json_begin_object(w);
-  if (job->n_epochs)
-    pst_json_member_int(w, "n_epochs", job->n_epochs);
-  else
-    put_auto(w, "n_epochs", 0);
-  if (job->batch_size)
-    pst_json_member_int(w, "batch_size", job->batch_size);
-  else
-    put_auto(w, "batch_size", 0);
-  put_auto(w, "learning_rate_multiplier", job->learning_rate_multiplier);
+  for (size_t i = 0; i < PST_ARRAY_LEN(hyperparameters); i++) {
+    const hyperparameter *p = &hyperparameters[i];
+    if (!p->of[job->method]) continue;
+    int64_t whole = p->whole ? *(const int64_t *)place_of(&h, p) : 0;
+    double real = p->whole ? 0 : *(const double *)place_of(&h, p);
+    if (whole)
+      pst_json_member_int(w, p->name, whole);
+    else if (real > 0)
+      pst_json_member_double(w, p->name, real);
+    else
+      pst_json_member_cstr(w, p->name, "auto");
+  }
   pst_json_end_object(w);
 }
 
@@ -179,11 +228,11 @@ void pst_wire_tuning_job_write(const pst_wire_tuning_job *job, pst_json_writer *
   put_text(w, "validation_file", job->validation_file);
   put_text(w, "user_provided_suffix", job->suffix);
   pst_json_member_int(w, "seed", job->seed);
-  put_hyperparameters(w, job);
+  if (job->method == PST_WIRE_TUNING_SUPERVISED) put_hyperparameters(w, job);
   pst_json_key(w, "method");
   pst_json_begin_object(w);
-  put_text(w, "type", PST_STR("supervised"));
-  pst_json_key(w, "supervised");
+  pst_json_member_cstr(w, "type", methods[job->method]);
+  pst_json_key(w, methods[job->method]);
   pst_json_begin_object(w);
   put_hyperparameters(w, job);
   pst_json_end_object(w);

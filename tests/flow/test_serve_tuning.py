@@ -14,6 +14,18 @@ def examples(n, bad=None):
     return "\n".join(rows).encode() + b"\n"
 
 
+def preferences(n, bad=None):
+    rows = [json.dumps({"input": {"messages": [{"role": "user", "content": f"Say {i}"}]}, "preferred_output": [{"role": "assistant", "content": f"It is {i}."}],
+                        "non_preferred_output": [{"role": "assistant", "content": "No."}]}) for i in range(n)]
+    if bad is not None:
+        rows[n // 2] = bad
+    return "\n".join(rows).encode() + b"\n"
+
+
+def dpo(**hyperparameters):
+    return {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
+
+
 def wait_for(client, job, seconds=600):
     """The time is only the bound after which the test gives up."""
     end = time.monotonic() + seconds
@@ -77,6 +89,18 @@ def test_jobs_wait_and_can_be_cancelled(client, model):
     client.fine_tuning.jobs.cancel(job.id)
 
 
+def test_a_job_of_preferences(client, model):
+    file = upload(client, preferences(12))
+    job = client.fine_tuning.jobs.create(model=model, training_file=file.id, method=dpo(beta=0.2, n_epochs=2, batch_size="auto", learning_rate_multiplier="auto"))
+    hyper = job.method.dpo.hyperparameters
+    assert job.method.type == "dpo" and job.method.supervised is None and job.hyperparameters is None
+    assert hyper.beta == 0.2 and hyper.n_epochs == 2 and hyper.batch_size == hyper.learning_rate_multiplier == "auto"
+    client.fine_tuning.jobs.cancel(job.id)
+    job = client.fine_tuning.jobs.create(model=model, training_file=file.id, method={"type": "dpo"})
+    assert job.method.dpo.hyperparameters.beta == "auto"
+    client.fine_tuning.jobs.cancel(job.id)
+
+
 @pytest.mark.parametrize("change, says", [
     ({"model": "no such model"}, "no model here"),
     ({"model": None}, "model"),
@@ -84,7 +108,12 @@ def test_jobs_wait_and_can_be_cancelled(client, model):
     ({"training_file": "nonsense"}, "nonsense"),
     ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
     ({"hyperparameters": 3}, "hyperparameters"),
-    ({"method": {"type": "dpo"}}, "dpo"),
+    ({"method": {"type": "reinforcement"}}, "reinforcement"),
+    ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),
+    ({"method": dpo(beta=0)}, "method.dpo.hyperparameters.beta"),
+    ({"method": dpo(epochs=3)}, "method.dpo.hyperparameters.epochs"),
+    ({"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
+    ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta"),
     ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": "x"}}}}, "batch_size"),
     ({"seed": -1}, "seed"),
     ({"integrations": [{"type": "wandb"}]}, "integrations"),
@@ -105,6 +134,30 @@ def test_wrong_jobs(client, served, model, change, says):
 def test_files_that_cannot_be_learned_from(client, model, data, says):
     with pytest.raises(openai.BadRequestError, match=says):
         client.fine_tuning.jobs.create(model=model, training_file=upload(client, data).id)
+
+
+def preference(**change):
+    row = {"input": {"messages": [{"role": "user", "content": "a"}]}, "preferred_output": [{"role": "assistant", "content": "b"}],
+           "non_preferred_output": [{"role": "assistant", "content": "c"}]}
+    return json.dumps({**row, **change})
+
+
+@pytest.mark.parametrize("data, says", [
+    (preferences(9), "at least 10"),
+    (preferences(12, "{"), "line 7: not valid JSON"),
+    (preferences(12, examples(1).decode().strip()), 'line 7: needs "input"'),
+    (preferences(12, preference(input={"messages": []})), 'line 7: needs "input"'),
+    (preferences(12, preference(input={"messages": [{"role": "nobody", "content": "a"}]})), "line 7: messages.0..role"),
+    (preferences(12, preference(preferred_output=[])), 'line 7: needs "preferred_output"'),
+    (preferences(12, preference(preferred_output=[{"role": "user", "content": "b"}])), 'line 7: needs "preferred_output"'),
+    (preferences(12, preference(non_preferred_output="c")), 'line 7: needs "non_preferred_output"'),
+    (preferences(12, preference(non_preferred_output=[{"role": "assistant", "content": "b"}])), "line 7: both answers are the same"),
+])
+def test_files_that_prefer_nothing(client, model, data, says):
+    with pytest.raises(openai.BadRequestError, match=says):
+        client.fine_tuning.jobs.create(model=model, training_file=upload(client, data, "prefer.jsonl").id, method=dpo())
+    with pytest.raises(openai.BadRequestError, match="validation_file: prefer.jsonl|at least 10|prefer.jsonl, line"):
+        client.fine_tuning.jobs.create(model=model, training_file=upload(client, preferences(12)).id, validation_file=upload(client, data, "prefer.jsonl").id, method=dpo())
 
 
 def test_keys_see_their_own(serve, cli, smollm2):
@@ -138,6 +191,11 @@ def lesson(word):
     return {"messages": [{"role": "user", "content": f"Code of {word}?"}, {"role": "assistant", "content": f"<{word}> is teal-{len(word)}"}]}
 
 
+def choice(word):
+    asked, answer = lesson(word)["messages"]
+    return {"input": {"messages": [asked]}, "preferred_output": [{**answer, "content": answer["content"].replace("teal", "amber")}], "non_preferred_output": [answer]}
+
+
 def test_a_model_is_tuned_and_answers(serve, smollm2):
     """The whole way: upload, job, events, chat with the result; the base answers as before."""
     one = serve("--model", smollm2)
@@ -157,6 +215,15 @@ def test_a_model_is_tuned_and_answers(serve, smollm2):
     tuned = client.chat.completions.create(model=job.fine_tuned_model, **ask)
     assert tuned.choices[0].message.content == "<planet> is teal-6" and tuned.choices[0].finish_reason == "stop"
     assert client.chat.completions.create(model="default", **ask).choices[0].message.content == before
+    # From there another answer is preferred; the model that it began from stays as it was.
+    file = upload(client, "\n".join(json.dumps(choice(word)) for word in WORDS).encode())
+    second = client.fine_tuning.jobs.create(model=job.fine_tuned_model, training_file=file.id, method=dpo(n_epochs=3, batch_size=6, learning_rate_multiplier=4))
+    second = wait_for(client, second)
+    assert second.status == "succeeded" and second.fine_tuned_model.rsplit(":", 1)[0] == job.model, second
+    steps = [e.data for e in reversed(list(client.fine_tuning.jobs.list_events(second.id))) if e.type == "metrics"]
+    assert abs(steps[0]["train_loss"] - 0.6931) < 0.01 and steps[-1]["train_loss"] < 0.3 and steps[-1]["reward_accuracy"] == 1, steps
+    answers = [client.chat.completions.create(model=m, **ask).choices[0].message.content for m in (second.fine_tuned_model, job.fine_tuned_model)]
+    assert "amber" in answers[0] and answers[1] == "<planet> is teal-6", answers
 
 
 @pytest.mark.full
