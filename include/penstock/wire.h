@@ -248,7 +248,8 @@ bool pst_wire_tuning_method_from(pst_str name, pst_wire_tuning_method *ret_metho
 typedef struct pst_wire_hyperparameters {
   int64_t n_epochs, batch_size;
   double learning_rate_multiplier;
-  double beta; /* DPO */
+  double beta;   /* DPO */
+  int64_t codes; /* supervised, and not OpenAI's: most output codes */
 } pst_wire_hyperparameters;
 
 /* POST /v1/fine_tuning/jobs. */

@@ -34,6 +34,8 @@ typedef struct finetune {
   int64_t next_event;
   double shown_held_out; /* held-out loss of the last event; NAN: none */
   char *dir;             /* HOME/jobs */
+  int32_t *coded;        /* tokens of texts in output codes */
+  pst_buf codes;         /* their table; empty: none */
 } finetune;
 
 /* ---- texts ---- */
@@ -177,27 +179,35 @@ static pst_tune_options options_of(finetune *f, const char *checkpoint) {
   return o;
 }
 
-/* Answers in the codes of the adapter to start from. */
-static int code_list(const finetune *f, const text_list *list, int32_t **ret_tokens, pst_error *err) {
-  const pst_tune_coding coding = {.given = f->start.notes[PST_ENGINE_LORA_CODES]};
-  pst_engine_codes *codes = NULL;
-  int code = pst_tune_texts_code(f->base.model, &coding, list->texts, list->n, list->n, ret_tokens, &codes, err);
-  pst_engine_codes_free(codes);
-  return code;
+/* ---- output codes ---- */
+
+static void say_codes(const finetune *f, const pst_engine_codes *codes) {
+  char text[160];
+  const pst_engine_code *list;
+  if (codes)
+    (void)snprintf(text, sizeof text, "Answers are learned in %zu output codes", pst_engine_codes_list(codes, &list));
+  else
+    (void)snprintf(text, sizeof text, "No output codes: no piece of the answers is frequent enough");
+  pst_flywheel_job_event(f->job, "info", text, NULL);
 }
 
-static int train(finetune *f, const char *checkpoint, pst_engine_lora *lora, pst_tune_report *report, pst_error *err) {
-  const char *codes = f->start.notes[PST_ENGINE_LORA_CODES];
-  int32_t *learned = NULL, *held_out = NULL;
-  int code = codes ? code_list(f, &f->learned, &learned, err) : 0;
-  if (!code && codes) code = code_list(f, &f->held_out, &held_out, err);
-  pst_tune_options o = options_of(f, checkpoint);
-  if (!code)
-    code = pst_tune_train(f->base.model, f->learned.texts, f->learned.n, f->held_out.texts, f->held_out.n, &o, lora,
-                          report, err);
-  if (!code && codes) code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_CODES, codes, err);
-  pst_free(learned);
-  pst_free(held_out);
+/* Where it is asked for, or the adapter to start from has them. One table for all texts, held-out ones at the end. */
+static int use_codes(finetune *f, pst_error *err) {
+  text_list *l = &f->learned, *h = &f->held_out;
+  const int64_t most = pst_json_int(pst_json_get(f->job->params, "codes"), 0);
+  const pst_tune_coding coding = {.given = f->start.notes[PST_ENGINE_LORA_CODES], .most = (size_t)PST_MAX(most, 0)};
+  pst_engine_codes *codes = NULL;
+  if (!coding.given && !coding.most) return 0;
+  if (pst_array_reserve((void **)&l->texts, &l->capacity, l->n + h->n, sizeof *l->texts)) return no_memory(err);
+  if (h->n) memcpy(l->texts + l->n, h->texts, h->n * sizeof *h->texts);
+  int code = pst_tune_texts_code(f->base.model, &coding, l->texts, l->n + h->n, l->n, &f->coded, &codes, err);
+  if (!code) {
+    if (h->n) memcpy(h->texts, l->texts + l->n, h->n * sizeof *h->texts);
+    if (codes) pst_engine_codes_write(codes, &f->codes);
+    code = pst_buf_status(&f->codes) ? no_memory(err) : 0;
+    say_codes(f, codes);
+  }
+  pst_engine_codes_free(codes);
   return code;
 }
 
@@ -281,14 +291,18 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
   pst_flywheel_job_report(f->job, 0, "opening the model");
   int code = open_model(f, err);
   if (!code) code = read_texts(f, err);
+  if (!code) code = use_codes(f, err);
   char *checkpoint = code ? NULL : place(f, "checkpoint");
   if (!code && !checkpoint) code = no_memory(err);
   if (!code) {
     (void)snprintf(text, sizeof text, "Fine-tuning job started: %zu examples, %zu held out", f->learned.n / f->unit,
                    f->held_out.n / f->unit);
     pst_flywheel_job_event(f->job, "info", text, NULL);
-    code = train(f, checkpoint, &lora, &report, err);
+    const pst_tune_options o = options_of(f, checkpoint);
+    code = pst_tune_train(f->base.model, f->learned.texts, f->learned.n, f->held_out.texts, f->held_out.n, &o, &lora,
+                          &report, err);
   }
+  if (!code && f->codes.n) code = pst_engine_lora_set_note(&lora, PST_ENGINE_LORA_CODES, f->codes.data, err);
   if (!code) code = add_adapter(f, &lora, name, err);
   if (checkpoint && (!code || (code == PST_E_CANCELLED && f->job->cancelled))) (void)unlink(checkpoint);
   if (!code) {
@@ -310,12 +324,14 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
 }
 
 int pst_flywheel_finetune(pst_flywheel_job *job, pst_buf *result, pst_error *err) {
-  finetune f = {.job = job, .shown_held_out = NAN};
+  finetune f = {.job = job, .shown_held_out = NAN, .codes = PST_BUF_INIT};
   int code = run(&f, result, err);
   pst_flywheel_model_close(&f.base);
   pst_engine_lora_done(&f.start);
   pst_free(f.model);
   pst_free(f.from);
+  pst_free(f.coded);
+  pst_buf_done(&f.codes);
   pst_arena_free(f.arena);
   pst_free(f.learned.texts);
   pst_free(f.held_out.texts);

@@ -229,7 +229,8 @@ static void put_job(pst_json_writer *w, const pst_store_job *job) {
       .hyper = {.n_epochs = pst_json_int(pst_json_get(p, "n_epochs"), 0),
                 .batch_size = pst_json_int(pst_json_get(p, "batch_size"), 0),
                 .learning_rate_multiplier = pst_json_double(pst_json_get(p, "learning_rate_multiplier"), 0),
-                .beta = pst_json_double(pst_json_get(p, "beta"), 0)},
+                .beta = pst_json_double(pst_json_get(p, "beta"), 0),
+                .codes = pst_json_int(pst_json_get(p, "codes"), 0)},
       .trained_tokens = pst_json_int(pst_json_get(r, "trained_tokens"), 0),
       .error = job->state == PST_STORE_JOB_FAILED ? job->message : PST_STR(""),
   };
@@ -443,6 +444,7 @@ static int submit(pst_server_call *call, const pst_wire_tuning_request *q, const
   pst_json_member_int(&w, "batch_size", q->hyper.batch_size);
   pst_json_member_double(&w, "learning_rate_multiplier", q->hyper.learning_rate_multiplier);
   pst_json_member_double(&w, "beta", q->hyper.beta);
+  pst_json_member_int(&w, "codes", q->hyper.codes);
   pst_json_member_int(&w, "key_id", call->key.id);
   pst_json_member_int(&w, "run", run);
   pst_json_end_object(&w);

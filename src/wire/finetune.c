@@ -83,13 +83,15 @@ typedef struct hyperparameter {
   bool whole; /* an int64_t, else a double */
   size_t at;  /* its offset */
   double least, most;
+  bool ours; /* the API has no such member: jobs that did not ask for it do not show it */
 } hyperparameter;
 #define HYPER(member) offsetof(pst_wire_hyperparameters, member)
 static const hyperparameter hyperparameters[] = {
-    {"n_epochs", {true, true}, true, HYPER(n_epochs), 1, 1000},
-    {"batch_size", {true, true}, true, HYPER(batch_size), 1, 4096},
-    {"learning_rate_multiplier", {true, true}, false, HYPER(learning_rate_multiplier), 1e-4, 1e4},
-    {"beta", {false, true}, false, HYPER(beta), 1e-4, 100},
+    {"n_epochs", {true, true}, true, HYPER(n_epochs), 1, 1000, false},
+    {"batch_size", {true, true}, true, HYPER(batch_size), 1, 4096, false},
+    {"learning_rate_multiplier", {true, true}, false, HYPER(learning_rate_multiplier), 1e-4, 1e4, false},
+    {"beta", {false, true}, false, HYPER(beta), 1e-4, 100, false},
+    {"codes", {true, false}, true, HYPER(codes), 0, 4096, true},
 };
 
 static void *place_of(pst_wire_hyperparameters *h, const hyperparameter *p) { return (char *)h + p->at; }
@@ -204,7 +206,7 @@ static void put_hyperparameters(pst_json_writer *w, const pst_wire_tuning_job *j
       pst_json_member_int(w, p->name, whole);
     else if (real > 0)
       pst_json_member_double(w, p->name, real);
-    else
+    else if (!p->ours)
       pst_json_member_cstr(w, p->name, "auto");
   }
   pst_json_end_object(w);

@@ -1,10 +1,16 @@
 """/v1/files and /v1/fine_tuning/jobs through the unmodified openai client."""
 import io
 import json
+import pathlib
+import re
+import sys
 import time
 
 import openai
 import pytest
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "faults"))
+import gguf_file  # noqa: E402
 
 
 def examples(n, bad=None):
@@ -111,6 +117,7 @@ def test_a_job_of_preferences(client, model):
     ({"method": {"type": "reinforcement"}}, "reinforcement"),
     ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),
     ({"method": dpo(beta=0)}, "method.dpo.hyperparameters.beta"),
+    ({"method": dpo(codes=8)}, "method.dpo.hyperparameters.codes"),
     ({"method": dpo(epochs=3)}, "method.dpo.hyperparameters.epochs"),
     ({"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
     ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta"),
@@ -224,6 +231,26 @@ def test_a_model_is_tuned_and_answers(serve, smollm2):
     assert abs(steps[0]["train_loss"] - 0.6931) < 0.01 and steps[-1]["train_loss"] < 0.3 and steps[-1]["reward_accuracy"] == 1, steps
     answers = [client.chat.completions.create(model=m, **ask).choices[0].message.content for m in (second.fine_tuned_model, job.fine_tuned_model)]
     assert "amber" in answers[0] and answers[1] == "<planet> is teal-6", answers
+
+
+def test_answers_in_codes_by_a_job(serve, cli, tmp_path, home):
+    """A hyperparameter beyond the API's; what goes on from the result keeps its codes."""
+    (tmp_path / "tiny.gguf").write_bytes(gguf_file.build()[1])
+    one = serve("--model", tmp_path / "tiny.gguf")
+    client = openai.OpenAI(base_url=one.url + "/v1", api_key="none", max_retries=0, timeout=300)
+    coded = {"type": "supervised", "supervised": {"hyperparameters": {"codes": 8, "n_epochs": 1}}}
+    job = client.fine_tuning.jobs.create(model="default", training_file=upload(client, examples(40)).id, method=coded)
+    assert job.method.supervised.hyperparameters.codes == 8
+    first = wait_for(client, job)
+    job = client.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(client, preferences(40)).id, method=dpo(n_epochs=1))
+    second = wait_for(client, job)
+    for ended in (first, second):
+        assert ended.status == "succeeded", ended
+        assert any(re.fullmatch("Answers are learned in [1-8] output codes", e.message) for e in client.fine_tuning.jobs.list_events(ended.id))
+        assert client.chat.completions.create(model=ended.fine_tuned_model, messages=[{"role": "user", "content": "Say 3"}], max_tokens=4).usage.completion_tokens > 0
+    files = [(home / "files" / a["file"]).read_bytes() for a in json.loads(cli("adapters", "--json").stdout)]
+    tables = [f[f.index(b"penstock.codes") :][:60] for f in files]
+    assert len(tables) == 2 and tables[0] == tables[1]
 
 
 @pytest.mark.full
