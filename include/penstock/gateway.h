@@ -94,7 +94,6 @@ typedef struct pst_gateway_plan {
   int n_labels;
   const pst_gateway_engine_spec *engines;
   int n_engines;
-  int64_t cache_ttl_s; /* for how long an answer is given again to exactly the same question (cache.c); 0: never */
   pst_gateway_node root;
 } pst_gateway_plan;
 
@@ -271,7 +270,6 @@ typedef struct pst_gateway_call {
   bool stream;               /* text as it comes; else one event per choice at its end */
   pst_store_consent consent; /* what may be kept of a user's call; zero: metadata */
   pst_str subject;           /* whose call it is; empty: unknown */
-  bool anew;                 /* the answer is made, whatever the plan says of answers given before */
   pst_gateway_callback callback;
   void *user;
 } pst_gateway_call;

@@ -189,22 +189,10 @@ typedef struct pst_store_request {
   pst_str subject;     /* whose request it was, by the application's own id; absent: unknown */
   pst_str input_json;  /* content: what was asked, a request as providers take it */
   pst_str output_json; /* content: {"choices": [{"index", "text", "finish"}]} */
-  pst_str
-      answer_key; /* with CONTENT: for what question exactly the answer may be given again (pst_store_answer_find); absent: for none. Not read back */
 } pst_store_request;
 
 /* Queues a record; strings are copied. PST_E_BAD_INPUT for a missing completion_id, PST_E_LIMIT when 100,000 writes wait already. */
 int pst_store_request_put(pst_store *store, const pst_store_request *request, pst_error *err);
-
-/* The output_json of the newest record with this answer key that arrived at since_ms or later and has not expired; appended to *ret. So an answer is there as long as its record is:
- * consent, retention and erasure reach it without more. PST_E_NOT_FOUND. Tens of microseconds. */
-int pst_store_answer_find(pst_store *store, pst_str answer_key, int64_t since_ms, pst_buf *ret, pst_error *err);
-/* Of a workload's users' requests since then: how many there were, how many of them were answered again, and, of those whose content was kept, how many had been asked word for word before. */
-typedef struct pst_store_repeats {
-  int64_t n_requests, n_given_again, n_kept, n_repeated;
-} pst_store_repeats;
-int pst_store_repeats_get(pst_store *store, pst_str workload, int64_t since_ms, pst_store_repeats *ret_repeats,
-                          pst_error *err);
 
 typedef enum pst_store_origin { PST_STORE_SERVED, PST_STORE_IMPORTED, PST_STORE_ANY_ORIGIN } pst_store_origin;
 typedef struct pst_store_request_filter {

@@ -68,6 +68,6 @@ extern const pst_cli_command pst_cli_tune, pst_cli_calibrate;
 extern const pst_cli_command pst_cli_optimize, pst_cli_explain;
 extern const pst_cli_command pst_cli_worker, pst_cli_turn;
 extern const pst_cli_command pst_cli_serve, pst_cli_key, pst_cli_settings, pst_cli_requests, pst_cli_feedback,
-    pst_cli_answers, pst_cli_cache, pst_cli_data;
+    pst_cli_answers, pst_cli_data;
 
 #endif

@@ -28,7 +28,6 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_requests,
     &pst_cli_feedback,
     &pst_cli_answers,
-    &pst_cli_cache,
     &pst_cli_data,
 };
 /* clang-format on */

@@ -419,8 +419,6 @@ static void record(pst_gateway_live *live, const pst_error *error, int64_t total
   if (live->consent.retention_days > 0) r.expires_ms = live->time_ms + live->consent.retention_days * INT64_C(86400000);
   if (!error) r.finish = pst_str_from(finish_name(live->choices[0].finish));
   if (output.n && !pst_buf_status(&output)) r.output_json = pst_buf_str(&output);
-  if (r.output_json.n && live->choices[0].finish == PST_ENGINE_FINISH_STOP)
-    r.answer_key = pst_str_from(live->answer_key);
   pst_error why = PST_ERROR_INIT;
   if (pst_store_request_put(live->gateway->store, &r, &why))
     pst_log(PST_LOG_WARN, "request=%s event=record_lost reason=\"%s\"", live->completion_id, why.message);

@@ -147,8 +147,6 @@ struct pst_gateway_live {
   bool stream, keep_content;
   pst_store_consent consent;
   pst_str subject;
-  char answer_key[65];  /* for what the answer may be given again; empty: for nothing */
-  pst_str given_before; /* the answer, when it was */
   pst_gateway_overrides set;
   pst_gateway_callback callback;
   void *user;
@@ -252,11 +250,6 @@ void pst_gateway_live_finish(pst_gateway_live *live, uint32_t choice, pst_engine
 void pst_gateway_live_release(pst_gateway_live *live);
 /* Forgets what a stage has said. */
 void pst_gateway_live_forget(pst_gateway_live *live);
-
-/* ---- cache.c: answers given before ---- */
-
-/* Whether exactly this was answered before: then that answer is on its way, and no stage begins. */
-bool pst_gateway_cache_answers(pst_gateway_live *live, const pst_gateway_call *call);
 
 /* ---- stage.c: from stage to stage ---- */
 

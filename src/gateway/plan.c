@@ -300,7 +300,6 @@ static int read_plan(reader *r, const pst_json *v) {
   r->engines = pst_json_get(v, "engines");
   int code = read_text(r, v, "workload", &plan->workload);
   if (!code) code = read_text(r, v, "input_pattern", &plan->input_pattern);
-  plan->cache_ttl_s = pst_json_int(pst_json_path(v, "cache.ttl_s"), 0);
   if (!code) code = read_pattern(r);
   if (!code) code = read_labels(r, pst_json_get(v, "labels"));
   if (!code) code = read_engines(r);
@@ -483,12 +482,6 @@ static void put_plan(pst_json_writer *w, const pst_gateway_plan *plan) {
   pst_json_begin_object(w);
   for (int i = 0; i < plan->n_engines; i++) put_engine(w, &plan->engines[i]);
   pst_json_end_object(w);
-  if (plan->cache_ttl_s) {
-    pst_json_key(w, "cache");
-    pst_json_begin_object(w);
-    pst_json_member_int(w, "ttl_s", plan->cache_ttl_s);
-    pst_json_end_object(w);
-  }
   pst_json_key(w, "root");
   put_node(w, plan, &plan->root);
   pst_json_end_object(w);

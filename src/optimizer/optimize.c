@@ -171,7 +171,6 @@ static int find_reference(planning *p, pst_error *err) {
   default_reference(p);
   if (p->in->reference_plan) {
     code = set_plan_document(p->in->reference_plan, &plan, &p->reference_plan, p->reference_hash, err);
-    if (!code) p->space.cache_ttl_s = plan->cache_ttl_s;
     pst_optimizer_choice c;
     if (!code && pst_optimizer_plan_match(&p->space, plan, &c)) {
       p->state.reference_choice = c;

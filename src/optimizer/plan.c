@@ -151,12 +151,6 @@ int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_c
   const pst_optimizer_classifier *classifier = pst_optimizer_classifier_of(s, c);
   if (classifier && classifier->encoder) put_encoder(&w, classifier);
   pst_json_end_object(&w);
-  if (s->cache_ttl_s) {
-    pst_json_key(&w, "cache");
-    pst_json_begin_object(&w);
-    pst_json_member_int(&w, "ttl_s", s->cache_ttl_s);
-    pst_json_end_object(&w);
-  }
   pst_json_key(&w, "root");
   put_node(&w, s, c);
   pst_json_end_object(&w);

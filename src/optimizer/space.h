@@ -90,8 +90,6 @@ typedef struct pst_optimizer_space {
   char examples_index[65]; /* hash; empty: the workload has no examples */
   char answers[65];        /* hash of the file of past answers; empty: none are recorded */
   pst_optimizer_classifiers classifiers;
-  int64_t
-      cache_ttl_s; /* of the plan in force, which the next one takes over: what users may be told again is not the search's to say */
   const pst_evals_info *workload;
   int kv_tokens_per_slot;
   pst_arena *arena;

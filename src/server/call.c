@@ -231,8 +231,7 @@ static pst_server_call *make_call(pst_server *server, pst_net_exchange *x, const
   } headers[] = {{"x-penstock-keep", &call->keep},
                  {"x-penstock-train", &call->train},
                  {"x-penstock-retention-days", &call->retention},
-                 {"x-penstock-subject", &call->subject},
-                 {"cache-control", &call->cache_control}};
+                 {"x-penstock-subject", &call->subject}};
   for (size_t i = 0; i < PST_ARRAY_LEN(headers); i++)
     *headers[i].to = copy(
         call->arena, pst_str_trim(pst_net_header_find(request->headers, request->n_headers, headers[i].name)), &failed);

@@ -145,8 +145,6 @@ static int start_part(pst_server_completion *c, part *p, pst_str model, const ps
       .stream = q->stream || q->n_logprobs >= 0, /* a token's log-probabilities come with its own event */
       .consent = c->consent,
       .subject = c->subject,
-      .anew = pst_str_find(call->cache_control, PST_STR("no-cache"), 0) != SIZE_MAX ||
-              pst_str_find(call->cache_control, PST_STR("no-store"), 0) != SIZE_MAX,
       .callback = on_event,
       .user = p,
   };

@@ -40,8 +40,8 @@ struct pst_server_call {
   /* Copied from the request: it outlives the exchange. */
   pst_arena *arena; /* whoever has the call */
   pst_str path, query, media_type, body, authorization;
-  pst_str keep, train, retention, subject, cache_control; /* headers; empty: not sent */
-  bool head_only, from_here;                              /* from_here: needs no key unless all do */
+  pst_str keep, train, retention, subject; /* headers; empty: not sent */
+  bool head_only, from_here;               /* from_here: needs no key unless all do */
   char peer[64];
   int64_t received_us;
 

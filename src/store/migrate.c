@@ -105,9 +105,6 @@ static const char *const STEPS[] = {
     /* LoRA adapters: what file, for which base, made of which data by which run */
     ("CREATE TABLE adapters(name TEXT PRIMARY KEY, file TEXT NOT NULL, base TEXT NOT NULL, base_sha256 TEXT NOT NULL,"
      "  workload TEXT, data TEXT, run TEXT, rank INTEGER NOT NULL, bytes INTEGER NOT NULL, created_ms INTEGER NOT NULL) STRICT;"),
-    /* what an answer may be given again for; NULL: for nothing */
-    ("ALTER TABLE requests ADD COLUMN answer_key TEXT;"
-     "CREATE INDEX requests_answer ON requests(answer_key, time_ms) WHERE answer_key IS NOT NULL;"),
 };
 
 static int pragma_int(pst_store_conn *conn, const char *sql, int64_t *ret_value, pst_error *err) {

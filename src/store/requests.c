@@ -25,13 +25,13 @@ int pst_store_request_insert(pst_store_conn *conn, const pst_store_request *r, i
       conn, &n,
       "INSERT INTO requests(completion_id, time_ms, purpose, workload, plan_hash, key_id, target, model,"
       " prompt_tokens, cached_tokens, completion_tokens, ttft_us, total_us, status, finish, cost_nusd,"
-      " keep, train, imported, expires_ms, subject, answer_key)"
-      " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"
+      " keep, train, imported, expires_ms, subject)"
+      " VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
       " ON CONFLICT(completion_id) DO NOTHING",
-      err, "siissnssiiiiiisiiiinss", r->completion_id, r->time_ms, (int64_t)r->purpose, r->workload, r->plan_hash,
+      err, "siissnssiiiiiisiiiins", r->completion_id, r->time_ms, (int64_t)r->purpose, r->workload, r->plan_hash,
       r->key_id, r->target, r->model, r->prompt_tokens, r->cached_tokens, r->completion_tokens, r->ttft_us, r->total_us,
       (int64_t)r->status, r->finish, r->cost_nusd, (int64_t)content, (int64_t)(content && r->train),
-      (int64_t)r->imported, r->expires_ms, r->subject, content ? r->answer_key : (pst_str){NULL, 0});
+      (int64_t)r->imported, r->expires_ms, r->subject);
   if (!code && n == 0 && !ret_changes)
     return pst_error_set(err, PST_E_EXISTS, conn->store->path, "the completion id \"%.*s\" is in the books already",
                          (int)PST_MIN(r->completion_id.n, (size_t)100), r->completion_id.data);
@@ -50,9 +50,9 @@ int pst_store_request_put(pst_store *store, const pst_store_request *request, ps
   if (request->completion_id.n == 0 || (unsigned)request->purpose >= PST_STORE_PURPOSE_COUNT)
     return pst_error_set(err, PST_E_BAD_INPUT, store->path, "a record needs a completion id and a purpose");
   if (request->keep == PST_STORE_KEEP_NOTHING) return 0;
-  const pst_str *texts[] = {&request->completion_id, &request->workload,  &request->plan_hash,  &request->target,
-                            &request->model,         &request->finish,    &request->input_json, &request->output_json,
-                            &request->subject,       &request->answer_key};
+  const pst_str *texts[] = {&request->completion_id, &request->workload,    &request->plan_hash,
+                            &request->target,        &request->model,       &request->finish,
+                            &request->input_json,    &request->output_json, &request->subject};
   size_t bytes = sizeof(pst_store_request);
   for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++) bytes += texts[i]->n;
   pst_store_request *copy = pst_malloc(bytes);
@@ -68,57 +68,7 @@ int pst_store_request_put(pst_store *store, const pst_store_request *request, ps
   copy->input_json = pst_store_pack(&cursor, request->input_json);
   copy->output_json = pst_store_pack(&cursor, request->output_json);
   copy->subject = pst_store_pack(&cursor, request->subject);
-  copy->answer_key = pst_store_pack(&cursor, request->answer_key);
   return pst_store_write_later(store, false, put_apply, copy, err);
-}
-
-/* ---- answers to be given again ---- */
-
-int pst_store_answer_find(pst_store *store, pst_str answer_key, int64_t since_ms, pst_buf *ret, pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(conn,
-                             "SELECT c.output_json FROM requests r JOIN request_content c ON c.request_id = r.id"
-                             " WHERE r.answer_key = ?1 AND r.time_ms >= ?2"
-                             " AND (r.expires_ms IS NULL OR r.expires_ms = 0 OR r.expires_ms > ?3)"
-                             " ORDER BY r.time_ms DESC LIMIT 1",
-                             &stmt, err, "sii", answer_key, since_ms, pst_clock_unix_ms());
-  if (!code) code = pst_store_sql_step(conn, stmt, err);
-  if (code == 1) {
-    pst_buf_append_str(ret, pst_store_column_str(stmt, 0));
-    code = pst_buf_status(ret) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for an answer") : 0;
-  } else if (code == 0) {
-    code = pst_error_set(err, PST_E_NOT_FOUND, "answer", "this was not answered before");
-  }
-  pst_store_sql_done(conn, stmt);
-  pst_store_reader_give(store, conn);
-  return code;
-}
-
-int pst_store_repeats_get(pst_store *store, pst_str workload, int64_t since_ms, pst_store_repeats *ret,
-                          pst_error *err) {
-  pst_store_conn *conn = NULL;
-  sqlite3_stmt *stmt = NULL;
-  int code = pst_store_reader_take(store, &conn, err);
-  if (code) return code;
-  code = pst_store_sql_begin(
-      conn,
-      "SELECT count(*), coalesce(sum(r.target = 'cache'), 0), count(c.input_json), count(DISTINCT c.input_json)"
-      " FROM requests r LEFT JOIN request_content c ON c.request_id = r.id"
-      " WHERE r.workload = ?1 AND r.time_ms >= ?2 AND r.purpose = ?3 AND r.imported = 0",
-      &stmt, err, "sii", workload, since_ms, (int64_t)PST_STORE_PURPOSE_USER);
-  if (!code) code = pst_store_sql_step(conn, stmt, err);
-  if (code == 1) {
-    int64_t kept = sqlite3_column_int64(stmt, 2);
-    *ret = (pst_store_repeats){sqlite3_column_int64(stmt, 0), sqlite3_column_int64(stmt, 1), kept,
-                               kept - sqlite3_column_int64(stmt, 3)};
-    code = 0;
-  }
-  pst_store_sql_done(conn, stmt);
-  pst_store_reader_give(store, conn);
-  return code;
 }
 
 /* ---- filters: SQL built from the fields that are set, so that the planner sees which index fits ---- */
