@@ -83,15 +83,22 @@ typedef struct pst_gateway_node {
   int n_inputs;
 } pst_gateway_node;
 
+typedef struct pst_gateway_cache {
+  bool on; /* answers are given again to requests that are exactly the same */
+  int64_t ttl_s, max_entries;
+} pst_gateway_cache;
+
 typedef struct pst_gateway_plan {
-  char hash[65];        /* SHA-256 of the canonical JSON */
-  const char *json;     /* canonical */
-  const char *workload; /* name; NULL: none */
+  char hash[65];         /* SHA-256 of the canonical JSON */
+  char answers_hash[65]; /* the same without what no answer depends on (the cache) */
+  const char *json;      /* canonical */
+  const char *workload;  /* name; NULL: none */
   const char *
       input_pattern; /* NULL: the input is the last user message; else a regular expression whose group 1 in it is the input */
   const pst_regex *input_regex; /* the same compiled; NULL: none, or a plan made by hand */
   const pst_str *labels;
   int n_labels;
+  pst_gateway_cache cache;
   const pst_gateway_engine_spec *engines;
   int n_engines;
   pst_gateway_node root;
@@ -220,6 +227,16 @@ typedef struct pst_gateway_overrides {
   int n_logprobs; /* -1: none */
 } pst_gateway_overrides;
 
+/* What the answer cache had to do with a call: nothing (no plan, or one without a cache; no user's call); it gave the answer; it had none; the call was not to be answered by it. */
+typedef enum pst_gateway_cache_use {
+  PST_GATEWAY_CACHE_OFF,
+  PST_GATEWAY_CACHE_HIT,
+  PST_GATEWAY_CACHE_MISS,
+  PST_GATEWAY_CACHE_BYPASS,
+  PST_GATEWAY_CACHE_COUNT
+} pst_gateway_cache_use;
+const char *pst_gateway_cache_name(pst_gateway_cache_use use); /* "off", "hit", "miss", "bypass" */
+
 /* With log-probabilities an event comes for each token, streamed or not. Then one event per choice has its finish, then one has `last` and nothing else. */
 typedef struct pst_gateway_event {
   uint32_t choice;               /* 0 .. n-1 */
@@ -228,13 +245,14 @@ typedef struct pst_gateway_event {
   const pst_str *top_texts;      /* with token: the bytes of token->top[i], n_top of them */
   const pst_chat_tool_call *tool_calls; /* with finish: what this choice calls, whole; finish is then STOP */
   size_t n_tool_calls;
-  const char *completion_id;  /* with every event: what the caller is given, and what is booked */
-  pst_engine_finish finish;   /* not NONE: this choice has ended */
-  bool last;                  /* every choice has ended; the fields below hold, then nothing more comes */
-  const pst_error *error;     /* with last: NULL, or why the call failed */
-  int http_status;            /* with an upstream's error: its status, else 0 */
-  int retry_after_s;          /* with PST_E_BUSY: when to try again */
-  const char *target, *model; /* with last: as booked */
+  const char *completion_id;   /* with every event: what the caller is given, and what is booked */
+  pst_gateway_cache_use cache; /* with every event */
+  pst_engine_finish finish;    /* not NONE: this choice has ended */
+  bool last;                   /* every choice has ended; the fields below hold, then nothing more comes */
+  const pst_error *error;      /* with last: NULL, or why the call failed */
+  int http_status;             /* with an upstream's error: its status, else 0 */
+  int retry_after_s;           /* with PST_E_BUSY: when to try again */
+  const char *target, *model;  /* with last: as booked */
   int64_t prompt_tokens, cached_tokens, completion_tokens; /* of all stages; the prompt counts once for n answers */
   int64_t ttft_us, total_us, queued_us;
   int64_t cost_nusd;
@@ -268,6 +286,8 @@ typedef struct pst_gateway_call {
   const pst_str *exclude_examples; /* ids never to be retrieved */
   size_t n_exclude;
   bool stream;               /* text as it comes; else one event per choice at its end */
+  bool fresh;                /* not to be answered by the cache; its answer may be given again */
+  bool no_store;             /* neither answered by the cache nor given again */
   pst_store_consent consent; /* what may be kept of a user's call; zero: metadata */
   pst_str subject;           /* whose call it is; empty: unknown */
   pst_gateway_callback callback;

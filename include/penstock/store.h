@@ -165,6 +165,15 @@ typedef enum pst_store_purpose {
 } pst_store_purpose;
 const char *pst_store_purpose_name(pst_store_purpose purpose); /* "user" ... */
 
+/* How an answered request is found again by others that ask exactly the same (store/cache.c). */
+typedef struct pst_store_reuse {
+  pst_str key; /* of all that the answer depends on, usually a hash; absent: it is not to be found */
+  bool hit;    /* it was itself answered in this way: notes when, and adds nothing */
+  pst_str
+      examples; /* with an answer: the file that its examples came from; where it is withdrawn meanwhile nothing is added */
+  int64_t max_entries; /* with an answer: of the workload; those not asked for longest go */
+} pst_store_reuse;
+
 typedef struct pst_store_request {
   int64_t id;            /* set by the store; ascending in order of arrival */
   pst_str completion_id; /* what the caller was given; unique */
@@ -173,7 +182,7 @@ typedef struct pst_store_request {
   pst_str workload; /* absent: passed through outside any workload */
   pst_str plan_hash;
   int64_t key_id; /* 0: none */
-  pst_str target; /* "local", or the provider's name */
+  pst_str target; /* "local", "classifier", "cache", or the provider's name */
   pst_str model;
   int64_t prompt_tokens; /* cached ones included */
   int64_t cached_tokens;
@@ -182,13 +191,14 @@ typedef struct pst_store_request {
   int status;                /* HTTP status the caller saw */
   pst_str finish;            /* "stop", "length" ...; absent on failure */
   int64_t cost_nusd;
-  pst_store_keep keep; /* NOTHING is not stored, METADATA without its content */
-  bool train;          /* with CONTENT */
-  bool imported;       /* brought in by pst_store_records_import, not served here */
-  int64_t expires_ms;  /* when pst_store_records_prune forgets it; 0: never */
-  pst_str subject;     /* whose request it was, by the application's own id; absent: unknown */
-  pst_str input_json;  /* content: what was asked, a request as providers take it */
-  pst_str output_json; /* content: {"choices": [{"index", "text", "finish"}]} */
+  pst_store_keep keep;   /* NOTHING is not stored, METADATA without its content */
+  bool train;            /* with CONTENT */
+  bool imported;         /* brought in by pst_store_records_import, not served here */
+  int64_t expires_ms;    /* when pst_store_records_prune forgets it; 0: never */
+  pst_str subject;       /* whose request it was, by the application's own id; absent: unknown */
+  pst_str input_json;    /* content: what was asked, a request as providers take it */
+  pst_str output_json;   /* content: {"choices": [{"index", "text", "finish"}]} */
+  pst_store_reuse reuse; /* to be put only */
 } pst_store_request;
 
 /* Queues a record; strings are copied. PST_E_BAD_INPUT for a missing completion_id, PST_E_LIMIT when 100,000 writes wait already. */
@@ -550,7 +560,7 @@ int pst_store_price_cost(pst_store_price price, int64_t prompt_tokens, int64_t c
 
 /* Begins scopes of answers to what users asked: the erasure of any record forgets them. */
 #define PST_STORE_SCOPE_TEACHER "teacher/"
-/* Answers kept for reuse by exact key. scope parts users that must not see each other's ("eval", or API key and plan); key: what the
+/* Answers kept for reuse by exact key. scope parts users that must not see each other's; key: what the
  * answer depends on, usually a hash; meta: JSON or absent. Putting again replaces. Queued. */
 int pst_store_answer_put(pst_store *store, pst_str scope, pst_str key, pst_str answer, pst_str meta, int64_t now_ms,
                          pst_error *err);
@@ -558,6 +568,22 @@ int pst_store_answer_put(pst_store *store, pst_str scope, pst_str key, pst_str a
 int pst_store_answer_get(pst_store *store, pst_str scope, pst_str key, char **ret_answer, size_t *ret_n,
                          char **ret_meta, pst_error *err);
 int pst_store_answer_forget(pst_store *store, pst_str scope, int64_t before_ms, int64_t *ret_n, pst_error *err);
+
+/* ---- answers given again (store/cache.c) ------------------------------------------------------------------------ */
+
+/* The answer cache holds no text of its own: an entry leads from a key to a record whose content is kept (pst_store_request.reuse), so that it is there exactly as long as
+ * consent lets the record be. Erasing, expiry and forgetting of content take the entry with them, in the same transaction; where an erasure withdraws data sets, plans may
+ * answer otherwise than before, and all entries go. */
+typedef struct pst_store_cached {
+  char *output_json, *model; /* as recorded */
+  int64_t prompt_tokens, completion_tokens;
+} pst_store_cached;
+/* The answer under a key, recorded at since_ms or later and not expired at now_ms; one indexed read. pst_store_cached_done. PST_E_NOT_FOUND (err is not set then). */
+int pst_store_cache_get(pst_store *store, pst_str key, int64_t since_ms, int64_t now_ms, pst_store_cached *ret_answer,
+                        pst_error *err);
+void pst_store_cached_done(pst_store_cached *answer); /* fine on a zeroed struct */
+/* How many entries a workload has; data NULL: all. */
+int pst_store_cache_count(pst_store *store, pst_str workload, int64_t *ret_n, pst_error *err);
 
 /* ---- files by content hash (store/files.c) ---------------------------------------------------------------------- */
 

@@ -239,7 +239,8 @@ int pst_gateway_chat(pst_gateway *g, const pst_gateway_call *call, uint64_t *ret
       !(code = enlist(g, live, err))) {
     uint64_t id = live->id;
     if (ret_call_id) *ret_call_id = id; /* an event may come before this function returns */
-    code = pst_gateway_stage_begin(live, call, err);
+    code = pst_gateway_cache_look(live, call, err);
+    if (!code) code = pst_gateway_stage_begin(live, call, err);
     if (code) {
       delist(g, live);
       pst_gateway_live_unref(live);

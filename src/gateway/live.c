@@ -180,6 +180,7 @@ static void live_free(pst_gateway_live *live) {
   }
   pst_gateway_plan_unref(live->plan);
   pst_json_free(live->chat_doc);
+  pst_json_free(live->cached);
   pst_free(live->input_json);
   pst_free(live->vectors);
   pst_buf_done(&live->scratch);
@@ -217,6 +218,7 @@ void pst_gateway_live_post(pst_gateway_live *live, pst_net_fn fn) {
 
 static void deliver(pst_gateway_live *live, pst_gateway_event *event) {
   event->completion_id = live->completion_id;
+  event->cache = live->cache;
   live->callback(live->user, event);
 }
 
@@ -419,6 +421,7 @@ static void record(pst_gateway_live *live, const pst_error *error, int64_t total
   if (live->consent.retention_days > 0) r.expires_ms = live->time_ms + live->consent.retention_days * INT64_C(86400000);
   if (!error) r.finish = pst_str_from(finish_name(live->choices[0].finish));
   if (output.n && !pst_buf_status(&output)) r.output_json = pst_buf_str(&output);
+  if (!error) r.reuse = pst_gateway_cache_reuse(live);
   pst_error why = PST_ERROR_INIT;
   if (pst_store_request_put(live->gateway->store, &r, &why))
     pst_log(PST_LOG_WARN, "request=%s event=record_lost reason=\"%s\"", live->completion_id, why.message);

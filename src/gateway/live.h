@@ -6,6 +6,8 @@
 #ifndef PST_GATEWAY_LIVE_H
 #define PST_GATEWAY_LIVE_H
 
+#include <stdatomic.h>
+
 #include "gateway/engines.h"
 #include "gateway/prompt.h"
 
@@ -61,6 +63,7 @@ struct pst_gateway {
   pst_gateway_kept_index *indexes;
   pst_gateway_kept_classifier *classifiers;
   pst_gateway_known *known;
+  atomic_bool warned_of_cache;
 };
 
 /* The index with that hash, open; one reference for the caller. NULL: records of its examples were deleted, by whatever process, and plans go on without it. */
@@ -156,7 +159,12 @@ struct pst_gateway_live {
   const char *plain_name;           /* and both as the caller named them; */
   pst_str provider, provider_model; /* or, with data, the upstream */
   const char *workload;             /* for the books; NULL: none */
-  pst_str input;                    /* with a plan */
+  pst_gateway_cache_use cache;
+  char cache_key[65];                       /* empty: neither looked for nor kept */
+  pst_json_doc *cached;                     /* a hit: what was recorded as its answer */
+  int64_t cached_prompt, cached_completion; /* tokens */
+  const char *shown_examples;               /* hash of the index that prompts showed examples of; NULL: none */
+  pst_str input;                            /* with a plan */
   const pst_str *exclude;
   size_t n_exclude;
   const pst_chat
@@ -298,6 +306,15 @@ void pst_gateway_classifier_over(void *live);                              /* it
 int pst_gateway_classifier_get(pst_gateway *gateway, const pst_gateway_plan *plan, const pst_gateway_node *leaf,
                                const pst_classifier **ret_classifier, pst_error *err);
 void pst_gateway_classifiers_free(pst_gateway *gateway);
+
+/* ---- cache.c ---- */
+/* Looks whether exactly this was answered before: sets what the call has of the cache. A call whose target is found, before its first stage. */
+int pst_gateway_cache_look(pst_gateway_live *live, const pst_gateway_call *call, pst_error *err);
+/* The stage of a hit, in place of all others. */
+int pst_gateway_cache_begin(pst_gateway_live *live, pst_error *err);
+int pst_gateway_cache_submit(pst_gateway_live *live, pst_error *err); /* after the reservation */
+/* How the record of a call that ended well is to be found again, if at all. */
+pst_store_reuse pst_gateway_cache_reuse(const pst_gateway_live *live);
 
 /* ---- remote.c ---- */
 /* call: NULL past the first stage. */

@@ -13,6 +13,8 @@
 #include <penstock/schema.h>
 
 #define MAX_TOKENS 256
+#define CACHE_TTL_S 604800
+#define CACHE_ENTRIES 100000
 #define PLAN_BYTES_MAX ((size_t)16 << 20)
 
 typedef struct owned_plan {
@@ -295,6 +297,24 @@ static int check_engines_used(reader *r) {
   return 0;
 }
 
+/* An answer is given again as that of one model, so a plan that caches says which file each engine reads. */
+static int read_cache(reader *r, const pst_json *v) {
+  pst_gateway_plan *plan = &r->owned->plan;
+  char where[160];
+  if (!v) return 0;
+  plan->cache = (pst_gateway_cache){.on = true,
+                                    .ttl_s = pst_json_int(pst_json_get(v, "ttl_seconds"), CACHE_TTL_S),
+                                    .max_entries = pst_json_int(pst_json_get(v, "max_entries"), CACHE_ENTRIES)};
+  if (!plan->workload)
+    return fail(r, "/cache", "answers are kept by workload, and the plan names none; give it a \"workload\"");
+  for (int i = 0; i < plan->n_engines; i++) {
+    if (plan->engines[i].sha256) continue;
+    (void)snprintf(where, sizeof where, "/engines/%s", plan->engines[i].name);
+    return fail(r, where, "answers that are given again are those of one file: give the engine its \"sha256\"");
+  }
+  return 0;
+}
+
 static int read_plan(reader *r, const pst_json *v) {
   pst_gateway_plan *plan = &r->owned->plan;
   r->engines = pst_json_get(v, "engines");
@@ -303,6 +323,7 @@ static int read_plan(reader *r, const pst_json *v) {
   if (!code) code = read_pattern(r);
   if (!code) code = read_labels(r, pst_json_get(v, "labels"));
   if (!code) code = read_engines(r);
+  if (!code) code = read_cache(r, pst_json_get(v, "cache"));
   if (!code) code = read_node(r, pst_json_get(v, "root"), "/root", &plan->root);
   return code ? code : check_engines_used(r);
 }
@@ -313,6 +334,13 @@ static int keep_canonical(owned_plan *p, const char *source, pst_error *err) {
   if (!code && !(p->plan.json = pst_arena_strndup(p->arena, pst_buf_text(&text), text.n)))
     code = pst_error_set(err, PST_E_NOMEM, source, "no memory for the plan");
   if (!code) pst_sha256_hex(text.data, text.n, p->plan.hash);
+  if (!code && p->plan.cache.on) {
+    pst_gateway_plan without = p->plan;
+    without.cache.on = false;
+    pst_buf_clear(&text);
+    code = pst_gateway_plan_write(&without, &text, err);
+  }
+  if (!code) pst_sha256_hex(text.data, text.n, p->plan.answers_hash);
   pst_buf_done(&text);
   return code;
 }
@@ -467,6 +495,15 @@ static void put_node(pst_json_writer *w, const pst_gateway_plan *plan, const pst
   pst_json_end_object(w);
 }
 
+static void put_cache(pst_json_writer *w, const pst_gateway_cache *cache) {
+  if (!cache->on) return;
+  pst_json_key(w, "cache");
+  pst_json_begin_object(w);
+  pst_json_member_int(w, "ttl_seconds", cache->ttl_s);
+  pst_json_member_int(w, "max_entries", cache->max_entries);
+  pst_json_end_object(w);
+}
+
 static void put_plan(pst_json_writer *w, const pst_gateway_plan *plan) {
   pst_json_begin_object(w);
   pst_json_member_int(w, "schema", 1);
@@ -478,6 +515,7 @@ static void put_plan(pst_json_writer *w, const pst_gateway_plan *plan) {
     for (int i = 0; i < plan->n_labels; i++) pst_json_put_str(w, plan->labels[i]);
     pst_json_end_array(w);
   }
+  put_cache(w, &plan->cache);
   pst_json_key(w, "engines");
   pst_json_begin_object(w);
   for (int i = 0; i < plan->n_engines; i++) put_engine(w, &plan->engines[i]);

@@ -23,6 +23,7 @@ int pst_gateway_stage_begin(pst_gateway_live *live, const pst_gateway_call *call
   live->stage_margin = NAN;
   live->bound_nusd = live->reservation = 0;
   live->error = (pst_error)PST_ERROR_INIT;
+  if (live->cached) return pst_gateway_cache_begin(live, err);
   if (leaf && leaf->op == PST_GATEWAY_OP_CLASSIFIER) return pst_gateway_classifier_begin(live, err);
   if (leaf && leaf->op == PST_GATEWAY_OP_REMOTE)
     return pst_gateway_remote_begin(live, call, pst_str_from(leaf->provider), pst_str_from(leaf->model), err);
@@ -40,6 +41,7 @@ int pst_gateway_stage_prompt(pst_gateway_live *live, pst_error *err) {
     code = pst_gateway_prompt_build(live->plan, leaf, live->index, live->input, live->exclude, live->n_exclude,
                                     &live->prompt, err);
   live->has_prompt = !code;
+  if (live->index) live->shown_examples = leaf->examples_index;
   return code;
 }
 
@@ -80,6 +82,7 @@ int pst_gateway_stage_machine_price(pst_gateway_live *live, pst_error *err) {
 /* ---- money --------------------------------------------------------------------------------------------------------------- */
 
 static int start_target(pst_gateway_live *live, pst_error *err) {
+  if (live->cached) return pst_gateway_cache_submit(live, err);
   if (live->classifier) return pst_gateway_classifier_submit(live, err);
   if (!live->upstream) return pst_gateway_local_submit(live, err);
   pst_gateway_live_set_phase(live, PST_GATEWAY_UPSTREAM);

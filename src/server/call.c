@@ -63,7 +63,7 @@ void pst_server_answered(pst_server_call *call, int status) {
 }
 
 void pst_server_reply_plain(pst_server_call *call) {
-  pst_net_header headers[4] = {
+  pst_net_header headers[5] = {
       {PST_STR("content-type"), pst_str_from(call->content_type ? call->content_type : "application/json")}};
   size_t n = 1;
   char retry[16];
@@ -81,6 +81,8 @@ void pst_server_reply_plain(pst_server_call *call) {
                    : call->embedding ? pst_server_embedding_id(call->embedding)
                                      : "";
   if (*id) headers[n++] = (pst_net_header){PST_STR("x-request-id"), pst_str_from(id)};
+  const char *cache = call->completion ? pst_server_completion_cache(call->completion) : NULL;
+  if (cache) headers[n++] = (pst_net_header){PST_STR("x-penstock-cache"), pst_str_from(cache)};
   pst_net_exchange *x = call->x;
   if (!x) return;
   int code = pst_net_respond(x, call->status, headers, n, pst_buf_str(&call->out));
@@ -231,7 +233,8 @@ static pst_server_call *make_call(pst_server *server, pst_net_exchange *x, const
   } headers[] = {{"x-penstock-keep", &call->keep},
                  {"x-penstock-train", &call->train},
                  {"x-penstock-retention-days", &call->retention},
-                 {"x-penstock-subject", &call->subject}};
+                 {"x-penstock-subject", &call->subject},
+                 {"cache-control", &call->cache_control}};
   for (size_t i = 0; i < PST_ARRAY_LEN(headers); i++)
     *headers[i].to = copy(
         call->arena, pst_str_trim(pst_net_header_find(request->headers, request->n_headers, headers[i].name)), &failed);

@@ -7,6 +7,7 @@
  * PST_SERVER_MAX_WAITING gather is cut. */
 #include <inttypes.h>
 #include <string.h>
+#include <strings.h>
 
 #include "server/inbox.h"
 #include "server/server.h"
@@ -54,6 +55,7 @@ struct pst_server_completion {
   pst_wire_usage usage;
   int64_t cost_nusd, ttft_us;
   char target[64];
+  pst_gateway_cache_use cache;
 };
 
 /* ---- worker: from the body to calls ---------------------------------------------------------------------------------------- */
@@ -128,6 +130,18 @@ void pst_server_model_label(const pst_server *server, pst_str model, char *ret_l
     if (pst_str_is(model, server->options.aliases[i].name)) snprintf(ret_label, n, "%s", server->options.aliases[i].id);
 }
 
+/* Whether Cache-Control has that directive (RFC 9111, 5.2). */
+static bool has_directive(pst_str header, const char *name) {
+  size_t n = strlen(name);
+  for (size_t at = 0; at < header.n;) {
+    size_t end = PST_MIN(pst_str_find(header, PST_STR(","), at), header.n);
+    pst_str one = pst_str_trim((pst_str){header.data + at, end - at});
+    if (one.n == n && !strncasecmp(one.data, name, n)) return true;
+    at = end + 1;
+  }
+  return false;
+}
+
 static int start_part(pst_server_completion *c, part *p, pst_str model, const pst_gateway_overrides *set,
                       pst_error *err) {
   const pst_wire_request *q = &c->request;
@@ -143,6 +157,8 @@ static int start_part(pst_server_completion *c, part *p, pst_str model, const ps
       .set = *set,
       .request = q,
       .stream = q->stream || q->n_logprobs >= 0, /* a token's log-probabilities come with its own event */
+      .fresh = has_directive(call->cache_control, "no-cache"),
+      .no_store = has_directive(call->cache_control, "no-store"),
       .consent = c->consent,
       .subject = c->subject,
       .callback = on_event,
@@ -249,11 +265,14 @@ static pst_wire_answer answer_of(const pst_server_completion *c) {
 
 static void send_head(pst_server_completion *c) {
   if (c->head_sent || !c->call->x) return;
+  const char *cache = pst_server_completion_cache(c);
   pst_net_header headers[] = {{PST_STR("content-type"), PST_STR("text/event-stream; charset=utf-8")},
                               {PST_STR("cache-control"), PST_STR("no-cache")},
-                              {PST_STR("x-request-id"), pst_str_from(c->id)}};
+                              {PST_STR("x-request-id"), pst_str_from(c->id)},
+                              {PST_STR("x-penstock-cache"), pst_str_from(cache)}};
   c->head_sent = true;
-  (void)pst_net_respond_begin(c->call->x, 200, headers, PST_ARRAY_LEN(headers)); /* a failure comes as on_gone */
+  (void)pst_net_respond_begin(c->call->x, 200, headers,
+                              PST_ARRAY_LEN(headers) - !cache); /* a failure comes as on_gone */
 }
 
 /* Hands what scratch holds to the client's queue. */
@@ -462,6 +481,7 @@ static void take_last(pst_server_completion *c, const pst_server_record *r) {
       .cached_tokens = r->cached_tokens,
       .completion_tokens = r->completion_tokens,
       .cost_nusd = r->cost_nusd,
+      .cache = r->cache,
       .ttft_us = r->ttft_us < 0 ? -1 : before + r->ttft_us,
       .queued_us = r->queued_us,
       .total_us = r->total_us < 0 ? -1 : before + r->total_us,
@@ -499,6 +519,7 @@ static void process(pst_server_completion *c) {
     }
     while ((!c->paused || !call->x) && pst_server_inbox_next(pst_buf_str(&c->taken), &c->taken_at, call->arena, &r)) {
       if (!c->id[0]) snprintf(c->id, sizeof c->id, "%.*s", (int)r.completion_id.n, r.completion_id.data);
+      c->cache = r.cache;
       take_choice(c, &r);
       if (r.last && r.part < c->n_parts) take_last(c, &r);
       if (c->scratch.n > 16384) send_scratch(c);
@@ -561,6 +582,10 @@ bool pst_server_completion_over(pst_server_completion *c) {
 }
 
 const char *pst_server_completion_id(const pst_server_completion *c) { return c->id; }
+
+const char *pst_server_completion_cache(const pst_server_completion *c) {
+  return c->cache == PST_GATEWAY_CACHE_OFF ? NULL : pst_gateway_cache_name(c->cache);
+}
 
 void pst_server_completion_free(pst_server_completion *c) {
   if (!c) return;

@@ -11,7 +11,7 @@ typedef struct head {
   uint32_t part, choice;
   int64_t time_us;
   uint32_t n_top, n_tool_calls;
-  int finish;
+  int finish, cache;
   float logprob;
   bool has_token, last;
 } head;
@@ -65,6 +65,7 @@ static void pack(pst_buf *out, uint32_t part, const pst_gateway_event *e) {
   h.n_top = (uint32_t)n_top;
   h.n_tool_calls = (uint32_t)e->n_tool_calls;
   h.finish = (int)e->finish;
+  h.cache = (int)e->cache;
   h.logprob = token ? token->logprob : 0;
   h.has_token = token != NULL; /* an upstream's have no id, but all the rest */
   h.last = e->last;
@@ -104,6 +105,7 @@ static void pack(pst_buf *out, uint32_t part, const pst_gateway_event *e) {
 /* When not even the end could be packed: one that fits what init reserved. */
 static void pack_bare_end(pst_buf *out, uint32_t part, const pst_gateway_event *e) {
   pst_gateway_event bare = {.choice = e->choice, .last = true, .ttft_us = -1, .total_us = -1, .queued_us = -1};
+  bare.cache = e->cache;
   bare.prompt_tokens = e->prompt_tokens;
   bare.completion_tokens = e->completion_tokens;
   bare.cost_nusd = e->cost_nusd;
@@ -216,6 +218,7 @@ bool pst_server_inbox_next(pst_str taken, size_t *at, pst_arena *arena, pst_serv
   r->choice = h.choice;
   r->time_us = h.time_us;
   r->finish = (pst_engine_finish)h.finish;
+  r->cache = (pst_gateway_cache_use)h.cache;
   r->logprob = (double)h.logprob;
   r->has_token = h.has_token;
   r->last = h.last;

@@ -53,6 +53,7 @@ typedef struct pst_server_record {
   pst_chat_tool_call *tool_calls; /* from the arena given */
   size_t n_tool_calls;
   pst_str completion_id;
+  pst_gateway_cache_use cache;
   bool last;
   /* with last: */
   int code; /* 0, or why it failed */

@@ -1,5 +1,5 @@
 /* Counters and histograms, and their text in the Prometheus exposition format 0.0.4
- * (https://prometheus.io/docs/instrumenting/exposition_formats/). Knows no sockets and no gateway: numbers in, text out.
+ * (https://prometheus.io/docs/instrumenting/exposition_formats/). Knows no sockets and asks no gateway: numbers in, text out.
  *
  * Labels come from bounded sets only: endpoints and statuses are ours, models are those that have answered, and beyond 63 of them "other" takes the rest. */
 #include "server/metrics.h"
@@ -141,7 +141,9 @@ void pst_server_metrics_call(pst_server_metrics *m, const pst_server_call_figure
   row->cached_tokens += f->cached_tokens;
   row->completion_tokens += f->completion_tokens;
   row->cost_nusd += f->cost_nusd;
+  m->n_cache[f->cache]++;
   if (f->ttft_us >= 0) pst_server_histogram_observe(&m->first_token, (double)f->ttft_us / 1e6);
+  if (f->cache == PST_GATEWAY_CACHE_HIT) return; /* waited for nothing, and none of its tokens was made */
   if (f->queued_us >= 0) pst_server_histogram_observe(&m->queue, (double)f->queued_us / 1e6);
   if (f->ttft_us >= 0 && f->total_us >= f->ttft_us && f->completion_tokens > 1)
     pst_server_histogram_observe(&m->per_token,
@@ -201,6 +203,17 @@ static void write_models(const pst_server_metrics *m, pst_buf *out) {
   pst_buf_done(&labels);
 }
 
+static void write_cache(const pst_server_metrics *m, pst_buf *out) {
+  static const char name[] = "penstock_answer_cache_total";
+  char label[32];
+  pst_server_metric_head(out, name, "counter",
+                         "Calls of workloads whose plan caches answers: given again, computed, not to be given again");
+  for (int i = PST_GATEWAY_CACHE_OFF + 1; i < PST_GATEWAY_CACHE_COUNT; i++) {
+    snprintf(label, sizeof label, "result=\"%s\"", pst_gateway_cache_name((pst_gateway_cache_use)i));
+    pst_server_metric_int(out, name, label, m->n_cache[i]);
+  }
+}
+
 static void write_counter(pst_buf *out, const char *name, const char *help, int64_t value) {
   pst_server_metric_head(out, name, "counter", help);
   pst_server_metric_int(out, name, "", value);
@@ -209,6 +222,7 @@ static void write_counter(pst_buf *out, const char *name, const char *help, int6
 void pst_server_metrics_write(const pst_server_metrics *m, pst_buf *out) {
   write_statuses(m, out);
   write_models(m, out);
+  write_cache(m, out);
   write_counter(out, "penstock_cancelled_total", "Requests whose client was gone before the answer's end",
                 m->n_cancelled);
   write_counter(out, "penstock_too_slow_total", "Streams cut because their client read too slowly", m->n_too_slow);

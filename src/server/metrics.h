@@ -2,7 +2,7 @@
 #ifndef PST_SERVER_METRICS_H
 #define PST_SERVER_METRICS_H
 
-#include <penstock/base.h>
+#include <penstock/gateway.h>
 
 enum { PST_SERVER_MAX_BUCKETS = 24, PST_SERVER_MAX_LABELLED = 64 };
 
@@ -48,6 +48,7 @@ typedef struct pst_server_metrics {
   int n_statuses;
   pst_server_model_count models[PST_SERVER_MAX_LABELLED];
   int n_models;
+  int64_t n_cache[PST_GATEWAY_CACHE_COUNT]; /* answers by what the answer cache had to do with them */
   int64_t n_cancelled, n_too_slow, n_refused_overload, n_refused_draining;
   pst_server_histogram first_token, inter_token, per_token, queue, duration; /* seconds */
 } pst_server_metrics;
@@ -56,6 +57,7 @@ typedef struct pst_server_metrics {
 typedef struct pst_server_call_figures {
   const char *target, *model;
   int64_t prompt_tokens, cached_tokens, completion_tokens, cost_nusd;
+  pst_gateway_cache_use cache;
   int64_t ttft_us, queued_us, total_us;
 } pst_server_call_figures;
 

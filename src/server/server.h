@@ -40,8 +40,8 @@ struct pst_server_call {
   /* Copied from the request: it outlives the exchange. */
   pst_arena *arena; /* whoever has the call */
   pst_str path, query, media_type, body, authorization;
-  pst_str keep, train, retention, subject; /* headers; empty: not sent */
-  bool head_only, from_here;               /* from_here: needs no key unless all do */
+  pst_str keep, train, retention, subject, cache_control; /* headers; empty: not sent */
+  bool head_only, from_here;                              /* from_here: needs no key unless all do */
   char peer[64];
   int64_t received_us;
 
@@ -111,6 +111,8 @@ void pst_server_completion_gone(pst_server_call *call); /* loop: the client is g
 /* Every started part has ended, and no task of it is on its way to the loop. */
 bool pst_server_completion_over(pst_server_completion *completion);
 const char *pst_server_completion_id(const pst_server_completion *completion); /* "" before the first event */
+/* For the header x-penstock-cache; NULL: the answer cache has nothing to do with it, or nothing is known yet. */
+const char *pst_server_completion_cache(const pst_server_completion *completion);
 void pst_server_completion_free(pst_server_completion *completion);
 /* What the log says of it, beginning with a space. */
 void pst_server_completion_describe(const pst_server_completion *completion, pst_buf *out);

@@ -116,6 +116,12 @@ pst_str pst_store_pack(char **cursor, pst_str text);
 int pst_store_request_insert(pst_store_conn *conn, const pst_store_request *request, int64_t *ret_changes,
                              pst_error *err);
 
+/* ---- cache.c: both inside a write ---- */
+
+/* A record with its content is in: makes it findable as its `reuse` says, or notes that it was a hit. */
+int pst_store_cache_note(pst_store_conn *conn, const pst_store_request *request, int64_t request_id, pst_error *err);
+int pst_store_cache_clear(pst_store_conn *conn, pst_error *err);
+
 /* ---- data_sets.c ---- */
 
 /* Inside a write: replaces every data set that holds records of temp table erased(id) and drops their lineage. Files of withdrawn sets are removed by

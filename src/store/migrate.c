@@ -105,6 +105,12 @@ static const char *const STEPS[] = {
     /* LoRA adapters: what file, for which base, made of which data by which run */
     ("CREATE TABLE adapters(name TEXT PRIMARY KEY, file TEXT NOT NULL, base TEXT NOT NULL, base_sha256 TEXT NOT NULL,"
      "  workload TEXT, data TEXT, run TEXT, rank INTEGER NOT NULL, bytes INTEGER NOT NULL, created_ms INTEGER NOT NULL) STRICT;"),
+    /* answers that may be given again: keys that lead to the content of records, and go with it */
+    "CREATE TABLE answer_cache(id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE,"
+    "  request_id INTEGER NOT NULL REFERENCES request_content(request_id) ON DELETE CASCADE,"
+    "  workload TEXT NOT NULL, used_ms INTEGER NOT NULL) STRICT;"
+    "CREATE INDEX answer_cache_request ON answer_cache(request_id);"
+    "CREATE INDEX answer_cache_used ON answer_cache(workload, used_ms);",
 };
 
 static int pragma_int(pst_store_conn *conn, const char *sql, int64_t *ret_value, pst_error *err) {

@@ -137,6 +137,7 @@ static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
   int code = pst_store_sql_int(conn, &c->erasure.n_records, "SELECT count(*) FROM erased", err, "");
   if (code || !c->erasure.n_records) return code;
   code = pst_store_data_sets_withdraw(conn, c->store, c->now_ms, &c->erasure, err);
+  if (!code && c->erasure.n_sets) code = pst_store_cache_clear(conn, err); /* plans answer without them from now on */
   if (!code) /* nothing says to whose questions these are answers */
     code =
         pst_store_sql_run(conn, NULL, "DELETE FROM answers WHERE scope GLOB '" PST_STORE_SCOPE_TEACHER "*'", err, "");

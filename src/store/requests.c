@@ -36,10 +36,14 @@ int pst_store_request_insert(pst_store_conn *conn, const pst_store_request *r, i
     return pst_error_set(err, PST_E_EXISTS, conn->store->path, "the completion id \"%.*s\" is in the books already",
                          (int)PST_MIN(r->completion_id.n, (size_t)100), r->completion_id.data);
   if (ret_changes) *ret_changes = n;
-  if (code || n == 0 || !content || (!r->input_json.data && !r->output_json.data)) return code;
-  return pst_store_sql_run(conn, NULL,
-                           "INSERT INTO request_content(request_id, input_json, output_json) VALUES(?1, ?2, ?3)", err,
-                           "iss", (int64_t)sqlite3_last_insert_rowid(conn->db), r->input_json, r->output_json);
+  if (code || n == 0) return code;
+  int64_t id = sqlite3_last_insert_rowid(conn->db);
+  content = content && (r->input_json.data || r->output_json.data);
+  if (content)
+    code = pst_store_sql_run(conn, NULL,
+                             "INSERT INTO request_content(request_id, input_json, output_json) VALUES(?1, ?2, ?3)", err,
+                             "iss", id, r->input_json, r->output_json);
+  return code || !r->reuse.key.data ? code : pst_store_cache_note(conn, r, content ? id : 0, err);
 }
 
 static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
@@ -50,9 +54,10 @@ int pst_store_request_put(pst_store *store, const pst_store_request *request, ps
   if (request->completion_id.n == 0 || (unsigned)request->purpose >= PST_STORE_PURPOSE_COUNT)
     return pst_error_set(err, PST_E_BAD_INPUT, store->path, "a record needs a completion id and a purpose");
   if (request->keep == PST_STORE_KEEP_NOTHING) return 0;
-  const pst_str *texts[] = {&request->completion_id, &request->workload,    &request->plan_hash,
-                            &request->target,        &request->model,       &request->finish,
-                            &request->input_json,    &request->output_json, &request->subject};
+  const pst_str *texts[] = {&request->completion_id, &request->workload,      &request->plan_hash,
+                            &request->target,        &request->model,         &request->finish,
+                            &request->input_json,    &request->output_json,   &request->subject,
+                            &request->reuse.key,     &request->reuse.examples};
   size_t bytes = sizeof(pst_store_request);
   for (size_t i = 0; i < PST_ARRAY_LEN(texts); i++) bytes += texts[i]->n;
   pst_store_request *copy = pst_malloc(bytes);
@@ -68,6 +73,8 @@ int pst_store_request_put(pst_store *store, const pst_store_request *request, ps
   copy->input_json = pst_store_pack(&cursor, request->input_json);
   copy->output_json = pst_store_pack(&cursor, request->output_json);
   copy->subject = pst_store_pack(&cursor, request->subject);
+  copy->reuse.key = pst_store_pack(&cursor, request->reuse.key);
+  copy->reuse.examples = pst_store_pack(&cursor, request->reuse.examples);
   return pst_store_write_later(store, false, put_apply, copy, err);
 }
 

@@ -32,6 +32,7 @@ static void the_documented_example_is_read(void **state) {
   assert_string_equal(plan->workload, "support-desk");
   assert_int_equal(plan->n_labels, 4);
   assert_true(pst_str_is(plan->labels[2], "refund_status"));
+  assert_true(plan->cache.on && plan->cache.ttl_s == 86400 && plan->cache.max_entries == 50000);
   assert_int_equal(plan->n_engines, 2);
   assert_string_equal(plan->engines[0].name, "base"); /* in the order of the canonical form */
   assert_int_equal(plan->engines[0].options.n_ctx, 4096);
@@ -84,6 +85,14 @@ static void defaults_are_those_the_schema_names(void **state) {
   check_defaults(pst_json_get(defs, "engine"), pst_json_get(pst_json_get(root, "engines"), "e1"));
   check_defaults(pst_json_get(defs, "sampling"), pst_json_get(node, "sampling"));
   check_defaults(pst_json_get(defs, "local"), node);
+  pst_gateway_plan *cached = parse("{\"schema\":1,\"workload\":\"w\",\"cache\":{},\"root\":{\"op\":\"remote\","
+                                   "\"provider\":\"p\",\"model\":\"m\"}}");
+  pst_json_doc *spelled = NULL;
+  assert_int_equal(pst_json_parse(cached->json, strlen(cached->json), NULL, &spelled, &err), 0);
+  check_defaults(pst_json_get(pst_json_get(pst_json_root(schema), "properties"), "cache"),
+                 pst_json_get(pst_json_root(spelled), "cache"));
+  pst_json_free(spelled);
+  pst_gateway_plan_unref(cached);
   const char *const shared[] = {"layout", "constraint", "max_tokens"};
   for (size_t i = 0; i < PST_ARRAY_LEN(shared); i++)
     assert_true(pst_json_equal(pst_json_get(pst_json_get(defs, shared[i]), "default"), pst_json_get(node, shared[i])));
@@ -117,6 +126,35 @@ static void the_hash_is_of_the_plan_not_of_its_spelling(void **state) {
   pst_gateway_plan_unref(b);
 }
 
+#define HASH "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+
+/* A plan with a cache is another plan, whose answers are those of the one without. */
+static void the_cache_changes_no_answer(void **state) {
+  (void)state;
+  static const char frame[] =
+      "{\"schema\":1,\"workload\":\"w\",%s\"engines\":{\"e1\":{\"model\":\"m\",\"sha256\":\"" HASH
+      "\"}},\"root\":{\"op\":\"local\",\"engine\":\"e1\",\"max_tokens\":%d}}";
+  static const char *const caches[] = {"", "\"cache\":{},", "\"cache\":{\"ttl_seconds\":604800},",
+                                       "\"cache\":{\"ttl_seconds\":60,\"max_entries\":5},"};
+  pst_gateway_plan *plans[PST_ARRAY_LEN(caches)];
+  char text[512];
+  for (size_t i = 0; i < PST_ARRAY_LEN(caches); i++) {
+    snprintf(text, sizeof text, frame, caches[i], 9);
+    plans[i] = parse(text);
+    assert_string_equal(plans[i]->answers_hash, plans[0]->hash);
+    assert_int_equal(plans[i]->cache.on, i > 0);
+  }
+  assert_string_not_equal(plans[1]->hash, plans[0]->hash);
+  assert_string_equal(plans[1]->hash, plans[2]->hash); /* a default spelled out */
+  assert_string_not_equal(plans[1]->hash, plans[3]->hash);
+  assert_non_null(strstr(plans[3]->json, "\"cache\":{\"max_entries\":5,\"ttl_seconds\":60}"));
+  snprintf(text, sizeof text, frame, caches[1], 10);
+  pst_gateway_plan *other = parse(text);
+  assert_string_not_equal(other->answers_hash, plans[0]->answers_hash);
+  pst_gateway_plan_unref(other);
+  for (size_t i = 0; i < PST_ARRAY_LEN(caches); i++) pst_gateway_plan_unref(plans[i]);
+}
+
 static void what_is_written_is_read_as_the_same(void **state) {
   (void)state;
   char *text = NULL;
@@ -147,7 +185,6 @@ static void refused(const char *json, int code, const char *place, const char *w
 }
 
 #define ENGINES "\"schema\":1,\"engines\":{\"e1\":{\"model\":\"m\"}},"
-#define HASH "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
 #define LEAF "\"op\":\"local\",\"engine\":\"e1\""
 
 static void mistakes_are_named_with_their_place(void **state) {
@@ -181,6 +218,11 @@ static void mistakes_are_named_with_their_place(void **state) {
   refused("{" ENGINES "\"input_pattern\":\"(\",\"root\":{" LEAF "}}", bad, "p.json#/input_pattern",
           "regular expression");
   refused("{" ENGINES "\"workload\":\"a\\u0000b\",\"root\":{" LEAF "}}", bad, "p.json#/workload", "pattern");
+  refused("{\"cache\":{}," ENGINES "\"root\":{" LEAF "}}", bad, "p.json#/cache", "names none");
+  refused("{\"workload\":\"w\",\"cache\":{}," ENGINES "\"root\":{" LEAF "}}", bad, "p.json#/engines/e1", "sha256");
+  refused("{\"workload\":\"w\",\"cache\":{\"ttl_seconds\":0}," ENGINES "\"root\":{" LEAF "}}", bad,
+          "p.json#/cache/ttl_seconds", "minimum");
+  refused("{\"workload\":\"w\",\"cache\":true," ENGINES "\"root\":{" LEAF "}}", bad, "p.json#/cache", "object");
   refused("{" ENGINES "\"root\":{\"op\":\"cascade\",\"signal\":\"margin\",\"threshold\":1,\"inputs\":[{" LEAF "}]}}",
           bad, "p.json#/root/inputs", "shorter than 2");
   refused("{" ENGINES "\"root\":{\"op\":\"cascade\",\"signal\":\"margin\",\"threshold\":1,\"inputs\":["
@@ -214,6 +256,7 @@ int main(void) {
       cmocka_unit_test(the_documented_example_is_read),
       cmocka_unit_test(defaults_are_those_the_schema_names),
       cmocka_unit_test(the_hash_is_of_the_plan_not_of_its_spelling),
+      cmocka_unit_test(the_cache_changes_no_answer),
       cmocka_unit_test(what_is_written_is_read_as_the_same),
       cmocka_unit_test(mistakes_are_named_with_their_place),
       cmocka_unit_test(memory_may_run_out_anywhere),

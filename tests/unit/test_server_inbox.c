@@ -67,6 +67,7 @@ static void everything_comes_through(void **state) {
        .total_us = 5,
        .queued_us = 6,
        .cost_nusd = INT64_MAX,
+       .cache = PST_GATEWAY_CACHE_BYPASS,
        .completion_id = NULL},
   };
   pthread_mutex_t hold = PTHREAD_MUTEX_INITIALIZER;
@@ -94,7 +95,7 @@ static void everything_comes_through(void **state) {
   assert_true(r.part == 9 && r.last && r.code == PST_E_UPSTREAM && r.http_status == 502 && r.retry_after_s == 3);
   assert_true(pst_str_is(r.error_message, "why") && pst_str_is(r.target, "t") && pst_str_is(r.model, "m"));
   assert_true(r.prompt_tokens == 1 && r.cached_tokens == 2 && r.completion_tokens == 3 && r.ttft_us == 4 &&
-              r.total_us == 5 && r.queued_us == 6 && r.cost_nusd == INT64_MAX);
+              r.total_us == 5 && r.queued_us == 6 && r.cost_nusd == INT64_MAX && r.cache == PST_GATEWAY_CACHE_BYPASS);
   assert_false(pst_server_inbox_next(pst_buf_str(&taken), &at, arena, &r));
   pst_arena_free(arena);
   pst_buf_done(&taken);

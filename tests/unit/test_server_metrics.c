@@ -113,6 +113,32 @@ static void what_was_not_measured_is_not_counted(void **state) {
   free(m);
 }
 
+/* An answer given again waited in no queue and made no token: it must not make the engine look fast. */
+static void hits_are_counted_apart(void **state) {
+  (void)state;
+  pst_server_metrics *m = malloc(sizeof *m);
+  pst_buf out = PST_BUF_INIT;
+  assert_non_null(m);
+  pst_server_metrics_init(m);
+  pst_server_call_figures f = {
+      .target = "cache", .model = "small", .completion_tokens = 11, .ttft_us = 40, .total_us = 60};
+  static const pst_gateway_cache_use uses[] = {PST_GATEWAY_CACHE_HIT, PST_GATEWAY_CACHE_HIT, PST_GATEWAY_CACHE_MISS,
+                                               PST_GATEWAY_CACHE_OFF};
+  for (size_t i = 0; i < PST_ARRAY_LEN(uses); i++) {
+    f.cache = uses[i];
+    pst_server_metrics_call(m, &f);
+  }
+  pst_server_metrics_write(m, &out);
+  assert_true(has(&out, "\npenstock_answer_cache_total{result=\"hit\"} 2\n"));
+  assert_true(has(&out, "\npenstock_answer_cache_total{result=\"miss\"} 1\n"));
+  assert_true(has(&out, "\npenstock_answer_cache_total{result=\"bypass\"} 0\n"));
+  assert_int_equal(m->first_token.n, 4);
+  assert_int_equal(m->per_token.n, 2);
+  assert_int_equal(m->queue.n, 2);
+  pst_buf_done(&out);
+  free(m);
+}
+
 static void labels_are_bounded(void **state) {
   (void)state;
   pst_server_metrics *m = malloc(sizeof *m);
@@ -142,6 +168,7 @@ int main(void) {
       cmocka_unit_test(labels_are_escaped),
       cmocka_unit_test(calls_are_summed),
       cmocka_unit_test(what_was_not_measured_is_not_counted),
+      cmocka_unit_test(hits_are_counted_apart),
       cmocka_unit_test(labels_are_bounded),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
