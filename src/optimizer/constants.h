@@ -17,7 +17,7 @@
   X(baseline_share, 0.10, "of the budget",                                                                            \
     "chosen: for finding the best plan of prompted models where what was learned is ahead of them")                   \
   X(baseline_time, 0.35, "of the time left", "chosen: what asking that plan held-back items may take of it")          \
-  X(baseline_gain, 0.005, "of its worth", "chosen: what the search for that plan goes on for")                        \
+  X(baseline_gain, 0.01, "of its worth", "chosen: what the search for that plan goes on for")                         \
   X(search_share, 0.30, "of the budget",                                                                              \
     "chosen: the search gets this much even where calibration took longer than planned")                              \
   X(finals_share, 0.06, "of the budget", "chosen: kept for asking the finalists more items")                          \

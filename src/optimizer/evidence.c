@@ -277,10 +277,10 @@ static void put_loss(pst_json_writer *w, const pst_optimizer_state *s, const pst
   pst_json_member_bool(w, "loss_missed_by_interval", d->high < -s->goal.max_quality_loss);
 }
 
-/* A cost as a part of another, in words: "a fifth", "a 12th"; nothing above 0.6 of it. */
+/* A cost as a part of another, in words: "a fifth", "a 12th"; nothing above 0.6 of it, nor below a thousandth. */
 static void put_part(pst_json_writer *w, double ratio) {
   static const char *const small[] = {"half", "a third", "a quarter", "a fifth"};
-  if (!(ratio > 1e-6 && ratio < 0.6)) return;
+  if (!(ratio >= 0.001 && ratio < 0.6)) return;
   int n = (int)round(1 / ratio), teens = n % 100;
   const char *end = "th";
   if (teens < 11 || teens > 13) end = n % 10 == 1 ? "st" : n % 10 == 2 ? "nd" : n % 10 == 3 ? "rd" : "th";

@@ -368,7 +368,7 @@ static void put_verdict(pst_buf *out, const pst_json *e) {
 
 static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {
   pst_buf_printf(out, " against %.1f%% of the reference: ", 100 * bound(f, "comparison.reference", 0));
-  pst_buf_printf(out, "%+.1f points [%+.1f, %+.1f] on %.0f items, ", 100 * bound(f, "comparison.difference", 0),
+  pst_buf_printf(out, "%+.1f points [%+.1f, %+.1f] paired on %.0f items, ", 100 * bound(f, "comparison.difference", 0),
                  100 * bound(f, "comparison.difference", 1), 100 * bound(f, "comparison.difference", 2),
                  number(f, "comparison.n"));
   const char *how = is(f, "comparison.non_inferior", "yes")  ? "not inferior"

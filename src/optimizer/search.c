@@ -489,11 +489,12 @@ static int search_all(pst_optimizer_state *s, double deadline_s, pst_error *err)
   return code;
 }
 
-int pst_optimizer_best_prompted(const pst_optimizer_state *s) {
+int pst_optimizer_best_prompted(const pst_optimizer_state *s, bool asked) {
   int best = -1;
   double most = 0;
   for (size_t i = 0; i < s->space->n_classes; i++) {
-    if (s->estimates[i].capacity <= 0 || !pst_optimizer_is_prompted_class(s, i)) continue;
+    bool out = s->estimates[i].capacity <= 0 || !pst_optimizer_is_prompted_class(s, i);
+    if (out || (asked && !s->search[i].n)) continue;
     double u = pst_optimizer_expected_utility(s, &s->estimates[i], s->beliefs[i]);
     if (best >= 0 && u <= most) continue;
     best = (int)i;
@@ -506,16 +507,16 @@ int pst_optimizer_best_prompted(const pst_optimizer_state *s) {
  * of the others is expected to be worth more. */
 static int search_prompted(pst_optimizer_state *s, double deadline_s, pst_error *err) {
   int code = 0, best, want = PST_MIN((int)C(final_items), (int)s->n_search);
-  while (!code && (best = pst_optimizer_best_prompted(s)) >= 0) {
+  while (!code && (best = pst_optimizer_best_prompted(s, false)) >= 0) {
     double worth = pst_optimizer_expected_utility(s, &s->estimates[best], s->beliefs[best]);
     double left_s = deadline_s - pst_optimizer_elapsed_s(s);
-    int asked = s->search[best].n;
-    candidate c = pick(s, true, left_s);
-    if (asked == 0 || c.class_index < 0 || c.voi < C(baseline_gain) * fabs(worth)) {
-      int to = PST_MIN(next_to(s, best), want);
-      c = (candidate){best, to, 0, pst_optimizer_seconds(s, best, to - asked)};
-    }
-    if (c.to <= s->search[c.class_index].n || c.seconds > left_s) break;
+    int asked = s->search[best].n, to = PST_MIN(next_to(s, best), want);
+    candidate c = pick(s, true, left_s), sure = {best, to, 0, pst_optimizer_seconds(s, best, to - asked)};
+    bool pays = c.class_index >= 0 && c.voi >= C(baseline_gain) * fabs(worth);
+    if (to > asked && sure.seconds <= left_s && (!asked || !pays))
+      c = sure;
+    else if (!pays)
+      break;
     tell(s, "search: prompted plans");
     code = take_step(s, &c, err);
   }
@@ -568,6 +569,12 @@ static int add_finest(const pst_optimizer_state *s, int *classes, int n, int mos
   return n;
 }
 
+const char *pst_optimizer_why_hopeless(const pst_optimizer_state *s, int class_index) {
+  double high = pst_optimizer_belief_interval(s->beliefs[class_index], C(confidence)).high;
+  if (high < s->goal.quality_floor) return "by its search items it does not reach the floor";
+  return high < s->loss_floor ? "by its search items it lies too far below the best plan" : NULL;
+}
+
 int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_classes, size_t *ret_n,
                             pst_error *err) {
   int most = (int)C(finalists), want = PST_MIN((int)C(final_items), (int)s->n_search), n = 0, code = 0;
@@ -576,7 +583,7 @@ int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_
     n = add_finest(s, ret_classes, rank_measured(s, ret_classes, most), most);
     for (int i = 0; i < n && !code && !again; i++) {
       int c = ret_classes[i];
-      if (s->search[c].n >= want ||
+      if (s->search[c].n >= want || (i && pst_optimizer_why_hopeless(s, c)) ||
           pst_optimizer_elapsed_s(s) + pst_optimizer_seconds(s, c, want - s->search[c].n) > deadline_s)
         continue;
       tell(s, "finalists");

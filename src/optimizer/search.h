@@ -89,9 +89,11 @@ double pst_optimizer_expected_utility(const pst_optimizer_state *s, const pst_op
 /* Measures what pays most per second until nothing pays or `deadline_s` of the run is reached. Where something learned is ahead then, a share of the budget goes into
  * finding the best prompted plan, which it is to be compared with. */
 int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *err);
-/* The prompted class that the search makes the most of, of those that keep the goal's limit of time, asked or not; -1: there is none. */
-int pst_optimizer_best_prompted(const pst_optimizer_state *s);
-/* The best measured classes, best first, each on at least final_items (time allowing); returns how many in *ret_n. */
+/* The prompted class that the search makes the most of, of those that keep the goal's limit of time, and were asked where `asked`; -1: there is none. */
+int pst_optimizer_best_prompted(const pst_optimizer_state *s, bool asked);
+/* Why a class is not worth more items, by the whole interval that is believed of it; NULL: it is. */
+const char *pst_optimizer_why_hopeless(const pst_optimizer_state *s, int class_index);
+/* The best measured classes, best first, each on at least final_items (time allowing, and where it is not hopeless); returns how many in *ret_n. */
 int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_classes, size_t *ret_n, pst_error *err);
 /* Chooses a class's exact fields by replay of the trace, and keeps choice and estimate in the state. */
 int pst_optimizer_choose_exact(pst_optimizer_state *s, int class_index, pst_error *err);

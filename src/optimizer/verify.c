@@ -231,6 +231,11 @@ static double seconds_of(const pst_optimizer_state *s, const quotas *q, int n) {
   return sum;
 }
 
+/* Whether so many seconds more end within what a run may go on for. */
+static bool fits(const pst_optimizer_state *s, double seconds) {
+  return pst_optimizer_elapsed_s(s) + seconds <= C(verify_overrun) * s->budget_s;
+}
+
 static const char *const no_time = "the time was spent";
 
 /* How many items the best prompted plan is asked, so that what was learned is compared with it. Its time is planned for where the first finalist is a learned one; behind
@@ -240,7 +245,8 @@ static void plan_prompted(const pst_optimizer_state *s, pst_optimizer_verificati
   int learned = -1, least = PST_MIN(LEAST_ITEMS, (int)s->n_verify);
   for (size_t i = v->n_trials; i-- > 0;)
     if (!pst_optimizer_is_prompted_class(s, (size_t)v->trials[i].class_index)) learned = (int)i;
-  v->prompted = pst_optimizer_best_prompted(s);
+  v->prompted = pst_optimizer_best_prompted(s, true);
+  if (v->prompted < 0) v->prompted = pst_optimizer_best_prompted(s, false);
   if (v->prompted < 0) v->why_not_prompted = "no plan of prompted models keeps the goal's limit of time";
   if (v->prompted < 0 || learned < 0) return;
   double n = fmax(items_for(s, v->trials[learned].class_index, v->prompted, 0), C(baseline_items));
@@ -248,7 +254,7 @@ static void plan_prompted(const pst_optimizer_state *s, pst_optimizer_verificati
   v->n_prompted = (int)fmax(fmin(fmin(n, (double)s->n_verify), fit), least);
   quotas with = *q;
   add_quota(&with, v->prompted, v->n_prompted);
-  if (pst_optimizer_elapsed_s(s) + seconds_of(s, &with, least) > C(verify_overrun) * s->budget_s)
+  if (!fits(s, seconds_of(s, &with, least)))
     v->n_prompted = 0;
   else if (learned == 0)
     *q = with;
@@ -289,10 +295,8 @@ static const char *why_not(const pst_optimizer_state *s, const pst_optimizer_ver
   double needed = seconds_left(s, t->class_index, v->n_items) + seconds_left(s, s->reference, t->n_reference);
   if (v->n_prompted && !pst_optimizer_is_prompted_class(s, (size_t)t->class_index))
     needed += seconds_left(s, v->prompted, v->n_prompted);
-  double high = pst_optimizer_belief_interval(s->beliefs[t->class_index], C(confidence)).high;
-  if (high < s->goal.quality_floor) return "by its search items it does not reach the floor";
-  if (high < s->loss_floor) return "by its search items it lies too far below the best plan";
-  return pst_optimizer_elapsed_s(s) + needed > C(verify_overrun) * s->budget_s ? no_time : NULL;
+  const char *hopeless = pst_optimizer_why_hopeless(s, t->class_index);
+  return hopeless ? hopeless : fits(s, needed) ? NULL : no_time;
 }
 
 /* ---- asking ---- */
@@ -307,6 +311,9 @@ static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verificat
   if (pst_optimizer_is_prompted_class(s, (size_t)taken))
     v->why_not_prompted = "the plan taken is a prompted one itself";
   if (v->why_not_prompted) return 0;
+  int least = PST_MIN(LEAST_ITEMS, v->n_items);
+  /* What was planned for may have taken less time than it was expected to: that is no matter of what was answered. */
+  if (!v->n_prompted && fits(s, seconds_left(s, best, least))) v->n_prompted = least;
   if (!v->n_prompted) {
     v->why_not_prompted = "the time left was too short for it";
     return 0;

@@ -36,7 +36,7 @@ typedef struct pst_optimizer_verification {
   /* The best plan of prompted models, asked the first of the same items when the plan taken is no such plan itself: what was learned is compared with
    * what prompts alone reach, and not only with the reference. -1: there is none. */
   int prompted;
-  int n_prompted;                        /* fixed before the first answer; 0: it is not asked */
+  int n_prompted; /* fixed before the first answer, or by the time left after the last; 0: it is not asked */
   pst_evals_comparison against_prompted; /* a: the plan taken, b: the prompted one; n 0: it was not asked */
   const char *why_not_prompted;          /* asked, in words; NULL: it was, or no plan was taken */
   pst_optimizer_verdict verdict;

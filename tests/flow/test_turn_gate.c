@@ -244,6 +244,9 @@ static test_gateway after_an_honest_turn(pst_evals_workload **ret_workload, pst_
                 number(report, "adapter.loss_before"), number(report, "adapter.loss"), 100 * score);
   assert_true(promoted);
   assert_true(score > 0.9);
+  /* Compared with the best prompted plan, or why not. */
+  bool compared = number(report, "prompted.comparison.n") >= 100;
+  assert_int_equal(compared, pst_json_path(pst_json_root(report), "prompted_not_asked") == NULL);
   pst_str name = pst_json_str(pst_json_path(pst_json_root(report), "adapter.name"));
   OK(pst_store_adapter_get(t.store, name, ret_adapter, &err));
   assert_int_equal(count_litter(t.home), 0);

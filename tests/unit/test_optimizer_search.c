@@ -655,7 +655,7 @@ static outcome search_within(double accuracy, double encoded, double floor, doub
   pst_evals_info w = make_workload();
   w.goal.quality_floor = floor;
   w.goal.max_quality_loss = loss;
-  fake f = {.ceiling = 0.9, .classifier = accuracy, .encoded = encoded, .reference = reference};
+  fake f = {.ceiling = 0.9, .classifier = accuracy, .encoded = encoded, .reference = reference, .prompted_ms = 500};
   assert_int_equal(pst_optimizer_journal_open(j, NULL, 7, false, NULL), 0);
   outcome a = search(&f, j, 3, &w);
   assert_int_equal(a.code, 0);
