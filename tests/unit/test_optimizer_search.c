@@ -687,6 +687,9 @@ static void check_prompted(const char *evidence) {
   const pst_json *v = pst_json_get(pst_json_root(doc), "verification"), *p = pst_json_get(v, "prompted");
   assert_non_null(p);
   assert_true(pst_str_equal(pst_json_str(pst_json_get(pst_json_get(p, "choice"), "classifier")), pst_str_from("none")));
+  /* The search asked for it, far ahead though the classifier was: not just the reference, which was asked anyway. */
+  assert_true(pst_str_starts(pst_json_str(pst_json_path(p, "choice.examples")), PST_STR("nearest")));
+  assert_true(pst_json_int(pst_json_path(p, "search.n"), 0) >= 16);
   const pst_json *c = pst_json_get(p, "comparison");
   int64_t n = pst_json_int(pst_json_get(c, "n"), 0), only = pst_json_int(pst_json_get(c, "only_plan"), -1);
   int64_t other = pst_json_int(pst_json_get(c, "only_reference"), -1);
