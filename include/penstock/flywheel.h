@@ -49,7 +49,8 @@ int pst_flywheel_outlook(void *user, const char *model, pst_buf *out, pst_error 
 
 /* ---- a turn (flywheel/turn.c) ----------------------------------------------------------------------------------- */
 
-/* Data, adapter, plan, gate: a workload's records become examples, the examples an adapter, the adapter a candidate of the optimizer, and a plan that holds on
+/* Data, adapter, preferences, plan, gate: a workload's records become examples, the examples an adapter; where users said enough of answers (corrections, thumbs, scores), that
+ * learns what they prefer, and what comes is kept where it answers held-out examples no worse; adapters are candidates of the optimizer, and a plan that holds on
  * held-back items against the one in force takes its place. Each step is kept when it is done: a turn that was killed goes on with the step it was at. */
 typedef struct pst_flywheel_turn_options {
   const char *model;                 /* to tune, as it is called here; NULL: the first of `models` */
@@ -74,7 +75,7 @@ typedef struct pst_flywheel_turn_options {
 typedef struct pst_flywheel_turn_result {
   int64_t run_id;
   bool promoted;
-  char *report; /* JSON: data, expected, adapter, plan, gate; pst_free */
+  char *report; /* JSON: data, expected, adapter, preferences, plan, gate; pst_free */
   pst_optimizer_result plan;
 } pst_flywheel_turn_result;
 

@@ -157,7 +157,8 @@ int pst_tune_memory(const pst_engine_model *model, const pst_tune_options *optio
 void pst_tune_report_put_evaluations(const pst_tune_report *report, pst_json_writer *w);
 
 /* Trains an adapter on `texts`; `held_out` (n_held_out 0: none) is never trained on, and decides which step's adapter is taken: the one that answers more of the
- * scorer's sample right, by more than one standard error of the paired difference; else, or where either was not asked, the one of the lower loss. The result is written into
+ * scorer's sample right, by more than one standard error of the paired difference; else, or where either was not asked, the one of the lower loss. In DPO and KTO the start is the first
+ * that is asked (step 0), and one that was not asked takes no place of one that was. The result is written into
  * *ret_lora, the caller's (pst_engine_lora_done). Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option, a text or the adapter to start from, by name), PST_E_NO_DATA (no
  * text), PST_E_LIMIT (a text longer than the model's context), PST_E_CORRUPT (the checkpoint is damaged; another question's is written over), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM, those of files. */
 int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
@@ -205,7 +206,7 @@ typedef struct pst_tune_workload_options {
   double held_out_share; /* of the examples, by cluster; at most max_held_out of them */
   size_t max_held_out, max_texts; /* max_texts 0: all */
   /* SFT: wanted answers that are learned beside the workload's examples. DPO, KTO: what is learned in place of them; DPO takes those with both answers; in KTO the rarer
-   * kind weighs so much more that both weigh the same in all. */
+   * kind weighs so much more that both weigh the same in all. The examples that SFT would hold out are still asked for answers; preferences near to them are held out, too. */
   const pst_tune_preference *preferences;
   size_t n_preferences;
   const char *
@@ -218,6 +219,8 @@ typedef struct pst_tune_workload_options {
    * tokens. 0: none. No teacher goes with them, for what one thinks comes next is plain. */
   size_t codes;
   double codes_from;
+  bool
+      only_better; /* what is no better than the start (report.best_step 0), or could not be compared, is not kept: the result's adapter has no name */
   bool
       leave_checkpoint; /* the caller removes it, once it has kept what came; until then the same call gives the same at once */
   pst_tune_options training; /* `checkpoint` is chosen here: a file in HOME/tune; `start` by `from` */

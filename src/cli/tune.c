@@ -132,9 +132,11 @@ static void print_result(const pst_flywheel_tune_result *result, const char *mod
   if (p->accuracy == p->accuracy)
     printf("rewards of %s: %.0f%% right, margin %.2f\n", r->n_held_out ? "held-out examples" : "the last step",
            100 * p->accuracy, p->margin);
-  if (p->best.n_asked)
-    printf("of %d of them %d are answered right by it; asking took %.0f s\n", p->best.n_asked, p->best.n_right,
-           p->score_seconds);
+  if (p->best.n_asked) {
+    printf("of %d held-out examples %d are answered right by it", p->best.n_asked, p->best.n_right);
+    if (p->evaluations[0].step == 0) printf(", %d where it began", p->evaluations[0].n_right);
+    printf("; asking took %.0f s\n", p->score_seconds);
+  }
   if (r->n_near)
     printf("%zu examples are near to items that judge models or were held out, and were left out\n", r->n_near);
   if (r->n_left_out) printf("%zu examples were too long and left out\n", r->n_left_out);

@@ -116,6 +116,8 @@ static void print_report(const pst_json *r) {
   if (number(r, "adapter.score.asked") > 0)
     printf("           %.0f of %.0f held-out examples answered right by it\n", number(r, "adapter.score.right"),
            number(r, "adapter.score.asked"));
+  printf("  prefer   %.*s\n", (int)pst_json_str(pst_json_path(r, "preferences.why")).n,
+         pst_json_str(pst_json_path(r, "preferences.why")).data);
   print_quality("before", pst_json_path(r, "before"));
   print_quality("plan", pst_json_path(r, "plan"));
   print_prompted(r);
@@ -227,7 +229,7 @@ const pst_cli_command pst_cli_turn = {
     "turn",
     "WORKLOAD",
     "records to examples to an adapter to a better plan, which must prove itself",
-    "Curates the workload's records, tunes an adapter, searches plans with it among the candidates, and puts the best in force if it holds on held-back items\n"
+    "Curates the workload's records, tunes an adapter, lets it learn what users preferred where they said enough of answers (corrections, thumbs, scores), searches plans with it among the candidates, and puts the best in force if it holds on held-back items\n"
     "against the plan that is: not worse by more than the goal's margin, no further below the best plan found than its max_quality_loss, and better by its objective. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, 3 there is not\n"
     "enough data.",
     1,

@@ -94,10 +94,11 @@ static int check_enough(const pst_data_curated *c, const pst_evals_info *info, p
   return 0;
 }
 
-/* A data set of records, and its lines as what may be learned. */
-static int curate(gathering *g, pst_store *store, const pst_evals_workload *workload,
-                  const pst_flywheel_tune_options *options, pst_data_kind kind, pst_data_curated *ret, pst_error *err) {
-  const pst_data_curate_options o = {.workload = pst_str_from(g->info->name),
+/* A data set of records. */
+static int curate(pst_store *store, const pst_evals_workload *workload, const pst_flywheel_tune_options *options,
+                  pst_data_kind kind, pst_data_curated *ret, pst_error *err) {
+  const pst_evals_info *info = pst_evals_workload_info(workload);
+  const pst_data_curate_options o = {.workload = pst_str_from(info->name),
                                      .kind = kind,
                                      .held = kind == PST_DATA_INPUTS ? 0 : options->tune.held_out_share,
                                      .min_score = options->min_score,
@@ -107,31 +108,68 @@ static int curate(gathering *g, pst_store *store, const pst_evals_workload *work
   pst_buf report = PST_BUF_INIT;
   int code = pst_data_curate(store, &o, ret, &report, err);
   pst_buf_done(&report);
-  if (!code && kind == PST_DATA_PREFERENCES) code = check_enough(ret, g->info, options->tune.training.objective, err);
-  if (!code && g->info->input_pattern)
-    code = pst_regex_create(pst_str_from(g->info->input_pattern), 0, &g->pattern, err);
-  if (code || !ret->hash[0]) return code;
-  return kind == PST_DATA_INPUTS
-             ? pst_data_set_each_input(store, pst_str_from(ret->hash), gather_input, g, err)
-             : pst_data_set_each_preference(store, pst_str_from(ret->hash), gather_preference, g, err);
+  return code;
 }
 
-static int learn(gathering *g, pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
-                 const pst_flywheel_tune_options *options, pst_flywheel_tune_result *r, pst_error *err) {
-  bool taught = options->tune.training.objective == PST_TUNE_SFT;
+static int begin(gathering *g, const pst_evals_workload *workload, pst_error *err) {
+  *g = (gathering){.info = pst_evals_workload_info(workload), .arena = pst_arena_create(), .err = err};
+  if (!g->arena) return no_memory(err);
+  return g->info->input_pattern ? pst_regex_create(pst_str_from(g->info->input_pattern), 0, &g->pattern, err) : 0;
+}
+
+static void done(gathering *g) {
+  pst_regex_free(g->pattern);
+  pst_arena_free(g->arena);
+  pst_free(g->list);
+  pst_free(g->questions);
+  pst_buf_done(&g->text);
+}
+
+int pst_flywheel_prefer(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload, const char *hash,
+                        const pst_tune_workload_options *options, pst_tune_workload_result *ret_result,
+                        int64_t *ret_n_without_input, pst_error *err) {
+  gathering g;
+  int code = begin(&g, workload, err);
+  if (!code) code = pst_data_set_each_preference(store, pst_str_from(hash), gather_preference, &g, err);
+  pst_tune_workload_options o = *options;
+  o.preferences = g.list;
+  o.n_preferences = g.n;
+  o.data_set = hash;
+  if (!code) code = pst_tune_workload(gateway, store, workload, &o, ret_result, err);
+  if (!code && ret_n_without_input) *ret_n_without_input = g.n_without_input;
+  done(&g);
+  return code;
+}
+
+static int prefer(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                  const pst_flywheel_tune_options *options, pst_flywheel_tune_result *r, pst_error *err) {
+  pst_data_curated curated;
+  int code = curate(store, workload, options, PST_DATA_PREFERENCES, &curated, err);
+  if (!code) code = check_enough(&curated, pst_evals_workload_info(workload), options->tune.training.objective, err);
+  return code ? code
+              : pst_flywheel_prefer(gateway, store, workload, curated.hash, &options->tune, &r->tuned,
+                                    &r->n_without_input, err);
+}
+
+static int be_taught(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
+                     const pst_flywheel_tune_options *options, pst_flywheel_tune_result *r, pst_error *err) {
+  gathering g;
   pst_tune_workload_options tune = options->tune;
   pst_data_curated curated;
-  int code = curate(g, store, workload, options, taught ? PST_DATA_INPUTS : PST_DATA_PREFERENCES, &curated, err);
-  if (!code && taught)
-    code = pst_flywheel_teach(gateway, store, workload, options, g->questions, g->n, g->arena, &r->taught, err);
-  for (size_t i = 0; i < g->n && !code && taught; i++) g->list[i].wanted = g->questions[i].answer;
-  tune.preferences = g->list;
-  tune.n_preferences = g->n;
-  r->n_without_input = g->n_without_input;
-  tune.data_set = curated.hash[0] ? curated.hash : NULL;
+  int code = begin(&g, workload, err);
+  if (!code) code = curate(store, workload, options, PST_DATA_INPUTS, &curated, err);
+  if (!code && curated.hash[0])
+    code = pst_data_set_each_input(store, pst_str_from(curated.hash), gather_input, &g, err);
+  if (!code) code = pst_flywheel_teach(gateway, store, workload, options, g.questions, g.n, g.arena, &r->taught, err);
+  for (size_t i = 0; i < g.n && !code; i++) g.list[i].wanted = g.questions[i].answer;
+  tune.preferences = g.list;
+  tune.n_preferences = g.n;
+  r->n_without_input = g.n_without_input;
+  tune.data_set = !code && curated.hash[0] ? curated.hash : NULL;
   if (!code) code = pst_tune_workload(gateway, store, workload, &tune, &r->tuned, err);
+  done(&g);
   if (code) return code;
-  if (taught) code = pst_flywheel_teach_done(store, workload, err);
+  code = pst_flywheel_teach_done(store, workload, err);
   if (code) pst_tune_workload_result_done(&r->tuned);
   return code;
 }
@@ -140,21 +178,11 @@ int pst_flywheel_tune(pst_gateway *gateway, pst_store *store, const pst_evals_wo
                       const pst_flywheel_tune_options *options, pst_flywheel_tune_result *ret_result, pst_error *err) {
   bool examples = options->tune.training.objective == PST_TUNE_SFT;
   pst_flywheel_tune_result r = {.taught = {.n_asked = 0}};
-  gathering g = {.info = pst_evals_workload_info(workload), .err = err};
-  int code;
   if (options->teacher && !examples)
     return pst_error_set(err, PST_E_BAD_INPUT, "teacher", "a teacher gives answers to learn: it goes with sft alone");
-  if (examples && !options->teacher) {
-    code = pst_tune_workload(gateway, store, workload, &options->tune, &r.tuned, err);
-  } else {
-    g.arena = pst_arena_create();
-    code = g.arena ? learn(&g, gateway, store, workload, options, &r, err) : no_memory(err);
-  }
+  int code = !examples          ? prefer(gateway, store, workload, options, &r, err)
+             : options->teacher ? be_taught(gateway, store, workload, options, &r, err)
+                                : pst_tune_workload(gateway, store, workload, &options->tune, &r.tuned, err);
   if (!code) *ret_result = r;
-  pst_regex_free(g.pattern);
-  pst_arena_free(g.arena);
-  pst_free(g.list);
-  pst_free(g.questions);
-  pst_buf_done(&g.text);
   return code;
 }

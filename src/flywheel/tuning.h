@@ -9,6 +9,12 @@
  * `text`, which is cleared before. False: it takes nothing from such a one. */
 bool pst_flywheel_input(const pst_regex *pattern, const pst_json *messages, pst_buf *text, pst_str *ret_input);
 
+/* Trains on a data set of kind "preference" of the workload, which the adapter then knows: options->preferences and data_set are found here. *ret_n_without_input (NULL: not wanted): its
+ * lines from which a plan takes no input. Errors: those of pst_data_set_each_preference and of pst_tune_workload. */
+int pst_flywheel_prefer(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload, const char *hash,
+                        const pst_tune_workload_options *options, pst_tune_workload_result *ret_result,
+                        int64_t *ret_n_without_input, pst_error *err);
+
 /* Inputs that a teacher is asked, and what it says. */
 typedef struct pst_flywheel_question {
   pst_str messages; /* JSON, as recorded */

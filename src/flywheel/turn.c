@@ -52,27 +52,32 @@ static int step(pst_flywheel_turn_state *t, const char *key, const char *title,
 
 /* ---- adapter ---- */
 
-static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
+pst_tune_workload_options pst_flywheel_turn_tuning(const pst_flywheel_turn_state *t, pst_tune_options training) {
   const pst_flywheel_turn_options *o = t->options;
   pst_tune_workload_options w = {
       .model = t->model,
       .held_out_share = 0.1,
       .max_held_out = 128,
-      .data_set = t->data_set[0] ? t->data_set : NULL,
-      .codes = o->codes ? PST_FLYWHEEL_CODES : 0,
-      .codes_from = PST_FLYWHEEL_CODES_FROM,
       .leave_checkpoint = true, /* until the turn has ended: what is between here and there may be killed, too */
-      .training = pst_tune_options_default()};
-  pst_tune_workload_result r;
-  w.training.seconds = t->tune_s - pst_json_double(pst_json_path(pst_json_root(t->encoder), "seconds"), 0);
-  w.training.max_epochs = PST_FLYWHEEL_TURN_EPOCHS;
-  w.training.checkpoint_seconds =
-      PST_MIN(w.training.checkpoint_seconds, PST_FLYWHEEL_CHECKPOINT_SHARE * w.training.seconds);
+      .training = training};
+  w.training.checkpoint_seconds = PST_MIN(w.training.checkpoint_seconds, PST_FLYWHEEL_CHECKPOINT_SHARE * t->tune_s);
   w.training.seed = o->seed;
   w.training.threads = o->threads;
   w.training.on_progress = o->on_tuning;
   w.training.cancelled = o->cancelled;
   w.training.user = o->user;
+  return w;
+}
+
+static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
+  pst_tune_workload_options w = pst_flywheel_turn_tuning(t, pst_tune_options_default());
+  pst_tune_workload_result r;
+  w.data_set = t->data_set[0] ? t->data_set : NULL;
+  w.codes = t->options->codes ? PST_FLYWHEEL_CODES : 0;
+  w.codes_from = PST_FLYWHEEL_CODES_FROM;
+  double encoder_s = pst_json_double(pst_json_path(pst_json_root(t->encoder), "seconds"), 0);
+  w.training.seconds = t->tune_s - encoder_s - pst_flywheel_turn_stage_s(t);
+  w.training.max_epochs = PST_FLYWHEEL_TURN_EPOCHS;
   int code = pst_tune_workload(t->gateway, t->store, t->workload, &w, &r, err);
   if (code) return code;
   pst_json_writer j = pst_json_writer_on(out, false);
@@ -276,24 +281,37 @@ static int go(pst_flywheel_turn_state *t, pst_error *err) {
   if (!code)
     code = step(t, PST_FLYWHEEL_TURN_DATA, "data: records become examples", pst_flywheel_turn_data, &t->data, err);
   if (!code) code = pst_flywheel_turn_open(t, err);
+  if (!code)
+    code = step(t, PST_FLYWHEEL_TURN_SAID, "preferences: what was said of answers", pst_flywheel_turn_count_preferences,
+                &t->said, err);
   if (!code) code = step(t, "expected", "what tuning should be worth", pst_flywheel_turn_expect, &t->expected, err);
   if (!code && pst_flywheel_turn_encodes(t))
     code = step(t, "encoder", "tune: an encoder for the labels", pst_flywheel_turn_encoder, &t->encoder, err);
   if (!code) code = step(t, "adapter", "tune: an adapter for the examples", tune, &t->adapter, err);
+  if (!code)
+    code = step(t, "preferred",
+                pst_flywheel_turn_stage_s(t) > 0 ? "prefer: the adapter learns what users preferred"
+                                                 : "prefer: nothing that it could learn",
+                pst_flywheel_turn_prefer, &t->preferred, err);
   if (!code)
     code = step(t, "plan", "plan: search and verify, the adapter among the candidates", plan, &t->planned, err);
   if (!code) code = step(t, "gate", "gate", gate, &t->gated, err);
   return code;
 }
 
+static void remove_checkpoint(const pst_json_doc *tuned) {
+  char path[4096];
+  if (*text_at(pst_json_root(tuned), "checkpoint", path, sizeof path)) (void)remove(path);
+}
+
 static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *ret, pst_error *err) {
   const pst_json *planned = pst_json_root(t->planned);
   pst_buf report = PST_BUF_INIT, plan_json = PST_BUF_INIT, evidence = PST_BUF_INIT;
   pst_json_writer j = pst_json_writer_on(&plan_json, false), e = pst_json_writer_on(&evidence, false);
-  char verdict[32], checkpoint[4096];
-  const pst_json *tuned[] = {pst_json_root(t->encoder), pst_json_root(t->adapter)};
-  for (size_t i = 0; i < PST_ARRAY_LEN(tuned); i++)
-    if (*text_at(tuned[i], "checkpoint", checkpoint, sizeof checkpoint)) (void)remove(checkpoint);
+  char verdict[32];
+  remove_checkpoint(t->encoder);
+  remove_checkpoint(t->adapter);
+  remove_checkpoint(t->preferred);
   pst_json_put_value(&j, pst_json_get(planned, "plan"));
   pst_json_put_value(&e, pst_json_get(planned, "evidence"));
   pst_flywheel_turn_report(t, &report);
@@ -334,6 +352,8 @@ int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   if (!code) code = write_result(&t, ret_result, err);
   pst_store_run_lock_give(&lock);
   pst_json_free(t.data);
+  pst_json_free(t.said);
+  pst_json_free(t.preferred);
   pst_json_free(t.expected);
   pst_json_free(t.encoder);
   pst_json_free(t.adapter);

@@ -1,5 +1,5 @@
 /* What the files of a turn share. Private to flywheel: turn.c (the steps in their order, adapter, plan, gate), turn_data.c (records to examples),
- * turn_encoder.c (an encoder for a choice task), turn_report.c (what is expected, what came). */
+ * turn_preferences.c (what users said of answers), turn_encoder.c (an encoder for a choice task), turn_report.c (what is expected, what came). */
 #ifndef PST_FLYWHEEL_TURN_H
 #define PST_FLYWHEEL_TURN_H
 
@@ -10,6 +10,7 @@
 #define PST_FLYWHEEL_CHECKPOINT_SHARE 0.05
 enum { PST_FLYWHEEL_TURN_EPOCHS = 8 }; /* most times that an example is seen */
 #define PST_FLYWHEEL_TURN_DATA "data"  /* key of that step */
+#define PST_FLYWHEEL_TURN_SAID "said"  /* and of that which counts preferences */
 
 typedef struct pst_flywheel_turn_state {
   pst_gateway *gateway;
@@ -20,8 +21,9 @@ typedef struct pst_flywheel_turn_state {
   const pst_evals_workload *workload; /* the caller's, or `own` */
   pst_evals_workload *own;            /* with the records' examples; NULL: there are none */
   int64_t run_id, created_ms;
-  char data_set[65];                                                   /* empty: none */
-  pst_json_doc *data, *expected, *encoder, *adapter, *planned, *gated; /* encoder NULL: there is nothing for one */
+  char data_set[65]; /* empty: none */
+  pst_json_doc *data, *said, *expected, *encoder, *adapter, *preferred, *planned,
+      *gated; /* encoder NULL: there is nothing for one */
 } pst_flywheel_turn_state;
 
 /* Step "data": curates the workload's records into a data set and writes a folder HOME/turns/<fingerprint of the workload>-<hash of the set> with its lines as further
@@ -35,6 +37,15 @@ int pst_flywheel_turn_open(pst_flywheel_turn_state *t, pst_error *err);
 /* Whether the task is one of labels and there is an encoder to tell them apart; step "encoder": its adapter and the classifier beside it, or {"none": why}. */
 bool pst_flywheel_turn_encodes(const pst_flywheel_turn_state *t);
 int pst_flywheel_turn_encoder(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
+/* Step "said": how much users said of answers; where it is enough, a data set of it and what it is learned by. */
+int pst_flywheel_turn_count_preferences(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
+/* Of the time for the adapter, what learning preferences takes; 0: there are too few. */
+double pst_flywheel_turn_stage_s(const pst_flywheel_turn_state *t);
+/* Step "preferred": an adapter that learns them, from the one of the examples; kept where it is the better one. Says why, or why nothing was done. */
+int pst_flywheel_turn_prefer(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
+/* How a turn tunes: the held-out examples, where it stops, who is told. Time and data are the caller's. */
+pst_tune_workload_options pst_flywheel_turn_tuning(const pst_flywheel_turn_state *t, pst_tune_options training);
+
 /* Step "expected": what a request to the tuned plan should cost by the machine's cost model, and when training is paid back. */
 int pst_flywheel_turn_expect(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err);
 /* Member "codes" of an open object: {"n", "plain_answer_tokens", "saved"}, the share of an answer's tokens; none where n is 0 or not a number. */

@@ -232,27 +232,36 @@ int pst_flywheel_turn_data(pst_flywheel_turn_state *t, pst_buf *out, pst_error *
 }
 
 typedef struct recorded {
-  char data_set[65], folder[4096]; /* of step "data"; empty: none */
+  char data_set[65], said_set[65], folder[4096]; /* of the steps "data" and "said"; empty: none */
 } recorded;
+
+static void copy_member(const pst_json *row, const char *key, char *out, size_t n) {
+  pst_str s = pst_json_str(pst_json_get(row, key));
+  (void)snprintf(out, n, "%.*s", (int)s.n, s.data ? s.data : "");
+}
 
 static int take_recorded(void *user, int64_t seq, pst_str key, pst_str json) {
   recorded *r = user;
   pst_json_doc *doc = NULL;
+  bool data = pst_str_is(key, PST_FLYWHEEL_TURN_DATA), said = pst_str_is(key, PST_FLYWHEEL_TURN_SAID);
   (void)seq;
-  if (!pst_str_is(key, PST_FLYWHEEL_TURN_DATA) || pst_json_parse(json.data, json.n, "row", &doc, NULL)) return 0;
-  const pst_json *row = pst_json_root(doc);
-  pst_str set = pst_json_str(pst_json_get(row, "data_set")), folder = pst_json_str(pst_json_get(row, "folder"));
-  (void)snprintf(r->data_set, sizeof r->data_set, "%.*s", (int)set.n, set.data ? set.data : "");
-  (void)snprintf(r->folder, sizeof r->folder, "%.*s", (int)folder.n, folder.data ? folder.data : "");
+  if ((!data && !said) || pst_json_parse(json.data, json.n, "row", &doc, NULL)) return 0;
+  copy_member(pst_json_root(doc), "data_set", data ? r->data_set : r->said_set, sizeof r->data_set);
+  if (data) copy_member(pst_json_root(doc), "folder", r->folder, sizeof r->folder);
   pst_json_free(doc);
   return 0;
 }
 
+static bool is_withdrawn(pst_store *store, const char *hash) {
+  return hash[0] && pst_store_data_withdrawn(store, pst_str_from(hash));
+}
+
 int pst_flywheel_turn_outdated(const pst_flywheel_turn_state *t, bool *ret_outdated, pst_error *err) {
-  recorded r = {"", ""};
+  recorded r = {"", "", ""};
   int code = pst_store_run_rows(t->store, t->run_id, 0, take_recorded, &r, err);
-  bool withdrawn = r.data_set[0] && pst_store_data_withdrawn(t->store, pst_str_from(r.data_set));
-  if (!code) *ret_outdated = withdrawn || (r.folder[0] && !pst_dir_exists(r.folder));
+  if (!code)
+    *ret_outdated = is_withdrawn(t->store, r.data_set) || is_withdrawn(t->store, r.said_set) ||
+                    (r.folder[0] && !pst_dir_exists(r.folder));
   return code;
 }
 

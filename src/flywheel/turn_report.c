@@ -54,7 +54,8 @@ static void put_payback(const pst_flywheel_turn_state *t, const pst_json *look, 
   const pst_evals_info *info = pst_evals_workload_info(t->workload);
   double tokens = number_at(look, "examples") * (number_at(look, "prompt_tokens") + number_at(look, "answer_tokens"));
   double speed = number_at(look, "tokens_per_second");
-  double train_s = fmin(PST_FLYWHEEL_TURN_EPOCHS * tokens / speed, t->tune_s);
+  double stage_s = pst_flywheel_turn_stage_s(t);
+  double train_s = fmin(PST_FLYWHEEL_TURN_EPOCHS * tokens / speed, t->tune_s - stage_s) + stage_s;
   double cost = (train_s + t->plan_s) * 1e6 * nusd_per_us;
   const char *from;
   double monthly =
@@ -154,6 +155,7 @@ void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out) {
   put_doc(&w, "expected", t->expected);
   if (t->encoder) put_doc(&w, "encoder", t->encoder);
   put_doc(&w, "adapter", t->adapter);
+  put_doc(&w, "preferences", t->preferred);
   pst_json_key(&w, "plan");
   pst_json_begin_object(&w);
   static const char *const members[] = {"run", "verdict", "hash"};

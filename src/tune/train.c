@@ -622,12 +622,14 @@ static int count_bits(uint64_t bits) {
 }
 
 /* By answers, where both gave some: a difference within one standard error of the paired one (McNemar's: the square root of those that differ) says nothing. Else
- * by the loss, which is of more texts and moves evenly, but goes on falling or begins to rise without a word about answers. */
-static bool is_better(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right) {
+ * by the loss, which is of more texts and moves evenly, but goes on falling or begins to rise without a word about answers. A loss of preferences says nothing of answers at
+ * all: whoever was not asked does not take the place of one who was. */
+static bool is_better(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right, bool prefers) {
   if (e->n_asked && s->best_asked) {
     int wins = count_bits(right & ~s->best_right), losses = count_bits(s->best_right & ~right);
     if ((wins - losses) * (wins - losses) > wins + losses) return wins > losses;
   }
+  if (prefers && s->best_asked && !e->n_asked) return false;
   return e->loss < s->best_loss;
 }
 
@@ -718,7 +720,9 @@ static int evaluate(trainer *t) {
   pst_log(PST_LOG_INFO, "event=tune_evaluation step=%lld loss=%.4f asked=%d right=%d", (long long)s->step,
           s->held_out_loss, s->last.n_asked, s->last.n_right);
   if (s->n_evaluations < (int64_t)PST_ARRAY_LEN(s->evaluations)) s->evaluations[s->n_evaluations++] = s->last;
-  if (t->n_labels ? tells_better(s, &s->last) : is_better(s, &s->last, right)) {
+  bool better =
+      t->n_labels ? tells_better(s, &s->last) : is_better(s, &s->last, right, t->o->objective != PST_TUNE_SFT);
+  if (better) {
     s->best = s->last;
     s->best_right = right;
     s->best_asked = s->last.n_asked > 0;
@@ -730,6 +734,19 @@ static int evaluate(trainer *t) {
   } else {
     s->n_worse++;
   }
+  return 0;
+}
+
+/* What the start answers, which preferences are not to cost: it is the first to be kept. */
+static int evaluate_start(trainer *t) {
+  pst_tune_state *s = &t->state;
+  if (t->o->objective == PST_TUNE_SFT || !s->n_sample) return 0;
+  int code = ask_sample(t, (size_t)s->n_sample, &s->best_right);
+  if (code) return code;
+  s->best = (pst_tune_evaluation){
+      .loss = s->held_out_before, .n_asked = (int32_t)s->n_sample, .n_right = count_bits(s->best_right)};
+  s->best_asked = true;
+  s->evaluations[s->n_evaluations++] = s->best;
   return 0;
 }
 
@@ -866,6 +883,7 @@ static int train(trainer t, const pst_engine_model *model, float *head, pst_engi
   }
   if (!code && !found) code = find_references(&t);
   if (!code && !found) code = plan_steps(&t);
+  if (!code && !found) code = evaluate_start(&t);
   if (!code && !found && t.references) code = save(&t);
   int64_t began_us = pst_clock_us();
   if (!code) code = run_steps(&t);

@@ -29,11 +29,12 @@ typedef struct maker {
   pst_engine_tokens scratch;
   int32_t *ids; /* of all texts, one behind the other */
   size_t n_ids, ids_capacity;
-  pst_tune_text *texts;         /* training's, then held-out ones */
-  const pst_evals_item **items; /* of each text; NULL: it is of no item */
-  size_t *starts;               /* where a text's tokens begin */
-  size_t unit;                  /* texts of an example: 2 in DPO */
-  size_t n_texts, n_held_out, n_left_out, n_near;
+  pst_tune_text *texts;                /* training's, then held-out ones, then those that are only asked */
+  const pst_evals_item **items;        /* of each text; NULL: it is of no item */
+  size_t *starts;                      /* where a text's tokens begin */
+  size_t unit;                         /* texts of an example: 2 in DPO */
+  size_t n_texts, n_held_out, n_asked; /* n_texts: without the last n_asked */
+  size_t n_left_out, n_near;
   bool few;      /* it is asked what texts are like: some will do */
   bool *near;    /* [n_items]: near to an item that judges */
   char data[65]; /* SHA-256 over the texts */
@@ -206,15 +207,16 @@ static int add_pair(maker *m, const pst_tune_preference *p, bool *ret_added) {
   return code;
 }
 
-/* near (NULL: none is): those to be left out. */
+/* near (NULL: none is): those near to a held-out example, which are not learned: left out, where they are examples themselves, else held out. */
 static int add_preferences(maker *m, bool held_out, size_t most, const bool *near) {
+  bool examples = m->o->training.objective == PST_TUNE_SFT;
   size_t n = 0;
   int code = 0;
   for (size_t i = 0; i < m->o->n_preferences && n < most && !code; i++) {
     const pst_tune_preference *p = &m->o->preferences[i];
-    bool added = false;
-    if (p->held_out != held_out) continue;
-    if (near && near[i]) {
+    bool added = false, is_near = near && near[i];
+    if ((p->held_out || (is_near && !examples)) != held_out) continue;
+    if (is_near && examples) {
       m->n_near += p->wanted.data != NULL;
       continue;
     }
@@ -263,9 +265,9 @@ static int too_few(const maker *m, size_t n) {
       m->unit == 2 ? "pairs of a wanted and an unwanted answer" : "answers that were judged", (int)MIN_TEXTS);
 }
 
-static int make_texts(maker *m) {
-  bool examples = m->o->training.objective == PST_TUNE_SFT;
-  size_t n = 0, most = m->o->max_texts ? m->o->max_texts : SIZE_MAX;
+/* Room for all texts there may be, and which items are near to those that judge. */
+static int make_room(maker *m, size_t *ret_n_examples) {
+  size_t n = 0;
   m->near = pst_calloc(m->info->n_items + 1, sizeof *m->near);
   int code = m->near ? pst_evals_guard_near(m->store, m->workload, m->near, m->err) : no_memory(m);
   if (code) return code;
@@ -273,34 +275,52 @@ static int make_texts(maker *m) {
     n += m->info->items[i].part == PST_EVALS_EXAMPLES && !m->near[i];
     m->n_near += m->near[i];
   }
-  double share = n ? PST_MIN(m->o->held_out_share, (double)m->o->max_held_out / (double)n) : 0;
-  n = (examples ? n : 0) + 2 * m->o->n_preferences;
-  m->unit = m->o->training.objective == PST_TUNE_DPO ? 2 : 1;
+  *ret_n_examples = n;
+  n += 2 * m->o->n_preferences;
   m->texts = pst_calloc(n + 1, sizeof *m->texts);
   m->starts = pst_calloc(n + 1, sizeof *m->starts);
   m->items = pst_calloc(n + 1, sizeof *m->items);
-  if (!m->texts || !m->starts || !m->items) return no_memory(m);
-  if (examples) code = add_examples(m, false, share, most);
-  bool *near = NULL;
-  if (!code && examples && m->o->n_preferences) {
+  return m->texts && m->starts && m->items ? 0 : no_memory(m);
+}
+
+/* Texts to learn, then held-out ones; *ret_n_learned of them. */
+static int add_texts(maker *m, double share, size_t *ret_n_learned) {
+  bool examples = m->o->training.objective == PST_TUNE_SFT, *near = NULL;
+  size_t most = m->o->max_texts ? m->o->max_texts : SIZE_MAX;
+  int code = examples ? add_examples(m, false, share, most) : 0;
+  if (!code && share > 0 && m->o->n_preferences) {
     near = pst_calloc(m->o->n_preferences, sizeof *near);
     code = near ? find_near_inputs(m, share, near) : no_memory(m);
   }
   if (!code) code = add_preferences(m, false, most - PST_MIN(most, m->n_texts), near);
-  pst_free(near);
-  size_t n_learned = m->n_texts;
+  *ret_n_learned = m->n_texts;
   if (!code && examples) code = add_examples(m, true, share, SIZE_MAX);
-  if (!code) code = add_preferences(m, true, m->o->max_held_out, NULL);
+  if (!code) code = add_preferences(m, true, m->o->max_held_out, near);
+  pst_free(near);
+  return code;
+}
+
+static int make_texts(maker *m) {
+  size_t n_examples, n_learned, n_answer = 0;
+  m->unit = m->o->training.objective == PST_TUNE_DPO ? 2 : 1;
+  int code = make_room(m, &n_examples);
+  if (code) return code;
+  double share = n_examples ? PST_MIN(m->o->held_out_share, (double)m->o->max_held_out / (double)n_examples) : 0;
+  code = add_texts(m, share, &n_learned);
   if (code) return code;
   m->n_held_out = m->n_texts - n_learned;
   if (n_learned < MIN_TEXTS * m->unit && !(m->few && n_learned)) return too_few(m, n_learned / m->unit);
-  size_t n_answer = 0;
-  for (size_t i = 0; i < m->n_texts; i++) {
-    m->texts[i].tokens = m->ids + m->starts[i];
-    n_answer += m->texts[i].n - m->texts[i].n_given;
-  }
-  m->plain_answer_tokens = (double)n_answer / (double)m->n_texts;
   pst_sha256_hex(m->ids, m->n_ids * sizeof *m->ids, m->data);
+  size_t n = m->n_texts;
+  if (m->o->training.objective != PST_TUNE_SFT) code = add_examples(m, true, share, SIZE_MAX);
+  if (code) return code;
+  m->n_asked = m->n_texts - n;
+  m->n_texts = n;
+  for (size_t i = 0; i < n + m->n_asked; i++) {
+    m->texts[i].tokens = m->ids + m->starts[i];
+    n_answer += i < n ? m->texts[i].n - m->texts[i].n_given : 0;
+  }
+  m->plain_answer_tokens = (double)n_answer / (double)n;
   return weigh_kinds(m);
 }
 
@@ -361,7 +381,7 @@ static size_t draw_sample(const maker *m, pst_tune_sampled *ret) {
   enum { MOST = 4096 };
   size_t n = 0, order[MOST];
   pst_random r = {m->o->training.seed, 0x73616d70u, 0};
-  for (size_t i = m->n_texts - m->n_held_out; i < m->n_texts && n < MOST; i++)
+  for (size_t i = m->n_texts - m->n_held_out; i < m->n_texts + m->n_asked && n < MOST; i++)
     if (m->items[i]) order[n++] = i;
   for (size_t i = n; i > 1; i--) {
     size_t k = (size_t)pst_random_below(&r, i), swap = order[i - 1];
@@ -629,8 +649,9 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   training.checkpoint = checkpoint;
   if (!code && (code = train(&m, &training, &lora, &r.report))) forget_withdrawn(&m, checkpoint);
   if (!code) describe(&m, &r);
-  if (!code) code = keep_adapter(&m, &lora, &r);
-  if (!code) code = keep_plan(&m, &r);
+  bool keep = !options->only_better || (m.n_held_out && r.report.best_step > 0);
+  if (!code && keep) code = keep_adapter(&m, &lora, &r);
+  if (!code && keep) code = keep_plan(&m, &r);
   if (!code) keep_speed(&m, r.report.tokens_per_second);
   if (!code && !options->leave_checkpoint)
     (void)remove(checkpoint);

@@ -60,6 +60,7 @@ def test_records_become_examples_and_a_plan_is_promoted(cli, folder, tmp_path, s
     held = {text for text, _ in judging(folder)}
     added = [json.loads(line) for line in open(os.path.join(data["folder"], "items.jsonl"), encoding="utf-8")]
     assert not [i for i in added if i["id"].startswith("record-") and i["messages"][-1]["content"] in held]
+    assert done["preferences"]["why"].startswith("not enough preferences: 0 of 24 corrections") and "steps" not in done["preferences"]
     assert done["adapter"]["steps"] >= 1 and done["adapter"]["examples"] > data["added"] / 2
     assert done["gate"]["promoted"] and done["plan"]["verdict"] == "found"
     assert cli("explain", done["plan"]["hash"]).returncode == 0

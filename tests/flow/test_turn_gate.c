@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <penstock/data.h>
 #include <penstock/flywheel.h>
 #include <sqlite3.h>
 
@@ -23,6 +24,7 @@
 #include "support/tiny_model.h"
 
 enum { N_EXAMPLES = 96, N_SEARCH = 40, N_VERIFY = 120, N_ITEMS = N_EXAMPLES + N_SEARCH + N_VERIFY };
+enum { N_CORRECTED = 30 };
 
 static char model[300], model_hash[65];
 static pst_error err = PST_ERROR_INIT;
@@ -108,7 +110,7 @@ static bool in_codes;
 static pst_flywheel_turn_options turn_options(const pst_optimizer_model *m) {
   return (pst_flywheel_turn_options){.models = m,
                                      .n_models = 1,
-                                     .tune_s = 4,
+                                     .tune_s = 12, /* epochs end it, unless the machine is busy */
                                      .plan_s = 0.8,
                                      .seed = 1,
                                      .threads = 2,
@@ -397,7 +399,7 @@ static void test_which_adapters_are_candidates(void **state) {
 /* Where a turn ends itself as kill -9 would; text NULL: not there. */
 typedef struct killing {
   const char *note;  /* when a step begins */
-  int64_t step;      /* of training; 0: never */
+  int64_t step;      /* of training, behind the note; 0: never */
   int n_cancellable; /* at so many questions whether to go on, behind the note; 0: never */
   bool noted;
 } killing;
@@ -406,12 +408,12 @@ static void kill_at_note(void *user, const char *text) {
   killing *k = user;
   if (!k->note || strncmp(text, k->note, strlen(k->note)) != 0) return;
   k->noted = true;
-  if (!k->n_cancellable) (void)raise(SIGKILL);
+  if (!k->n_cancellable && !k->step) (void)raise(SIGKILL);
 }
 
 static void kill_at_step(void *user, const pst_tune_progress *p) {
   const killing *k = user;
-  if (k->step && p->step >= k->step) (void)raise(SIGKILL);
+  if (k->step && p->step >= k->step && (k->noted || !k->note)) (void)raise(SIGKILL);
 }
 
 static bool kill_when_asked(void *user) {
@@ -423,7 +425,7 @@ static bool kill_when_asked(void *user) {
 /* What the child process does: the program called by itself, since an engine's threads do not outlive a fork. Arguments: home, folder, model, its hash, and
  * the killing's fields. */
 static int child_main(char **argv) {
-  killing k = {argv[6], atoi(argv[7]), atoi(argv[8]), false};
+  killing k = {strcmp(argv[6], "nowhere") != 0 ? argv[6] : NULL, atoi(argv[7]), atoi(argv[8]), false};
   pst_flywheel_turn_result r = {0};
   pst_evals_workload *w = NULL;
   (void)snprintf(model, sizeof model, "%s", argv[4]);
@@ -554,6 +556,147 @@ static void test_killed_turns_go_on(void **state) {
   pst_evals_workload_free(w);
 }
 
+/* ---- preferences ---- */
+
+typedef struct id_list {
+  char ids[N_CORRECTED][80];
+  int n;
+} id_list;
+
+static int note_id(void *user, const pst_store_request *r) {
+  id_list *l = user;
+  (void)snprintf(l->ids[l->n++], sizeof l->ids[0], "%.*s", (int)r->completion_id.n, r->completion_id.data);
+  return 0;
+}
+
+/* Records whose answers were wrong, each with the right one as its correction. */
+static void add_corrections(pst_store *store) {
+  const pst_data_import_options o = {.workload = PST_STR("marks"),
+                                     .consent = {.keep = PST_STORE_KEEP_CONTENT, .train = true}};
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  pst_data_imported done;
+  pst_buf rows = PST_BUF_INIT;
+  id_list l = {.n = 0};
+  char text[64];
+  for (uint64_t i = 0; i < N_CORRECTED; i++) {
+    const char *answer = message(7, i, text);
+    pst_buf_printf(&rows, "{\"text\":\"%s\",\"answer\":\"%s\"}\n", text, spoilt(SWAPPED, answer));
+  }
+  const char *path = test_temp_path(test_dir, "corrected.jsonl");
+  test_temp_write(path, rows.data, rows.n);
+  OK(pst_data_import(store, path, &o, &done, &err));
+  f.origin = PST_STORE_ANY_ORIGIN;
+  OK(pst_store_request_each(store, &f, note_id, &l, &err));
+  assert_int_equal(l.n, N_CORRECTED);
+  for (int i = 0; i < l.n; i++) {
+    uint64_t of = (uint64_t)i;
+    const pst_store_feedback said = {
+        .completion_id = pst_str_from(l.ids[i]), .time_ms = 1000 + i, .correction = pst_str_from(message(7, of, text))};
+    OK(pst_store_feedback_put(store, &said, &err));
+  }
+  OK(pst_store_flush(store, &err));
+  pst_buf_done(&rows);
+}
+
+static int count_adapter(void *user, const pst_store_adapter *row) {
+  *(int *)user += !row->stale;
+  return 0;
+}
+
+static int adapters_of(pst_store *store) {
+  int n = 0;
+  OK(pst_store_adapter_each(store, count_adapter, &n, &err));
+  return n;
+}
+
+/* Corrections are learned behind the examples; a turn that is killed on the way there comes to the same end, with nothing twice; what was learned of records goes with them. */
+static void test_what_users_said_is_learned(void **state) {
+  (void)state;
+  const killing places[] = {
+      {.note = "preferences"}, {.note = "prefer:"}, {.note = "prefer:", .step = 1}, {.note = "plan"}};
+  char *home = test_temp_dir(), folder[300];
+  pst_store_request_filter all = PST_STORE_REQUEST_FILTER_INIT;
+  all.origin = PST_STORE_ANY_ORIGIN;
+  pst_evals_workload *w = make_workload("right", RIGHT);
+  (void)snprintf(folder, sizeof folder, "%s", pst_evals_workload_info(w)->folder);
+  test_gateway t = test_gateway_open_at(home, NULL);
+  add_corrections(t.store);
+  test_gateway_close_keep(&t);
+  for (size_t i = 0; i < PST_ARRAY_LEN(places); i++)
+    if (!turn_in_child(home, folder, &places[i], 0)) fail_msg("killing %d was not reached", (int)i);
+  t = test_gateway_open_at(home, NULL);
+  bool promoted;
+  pst_json_doc *report = turn(&t, w, &promoted);
+  const pst_json *said = pst_json_get(pst_json_root(report), "preferences");
+  bool taken = pst_json_bool(pst_json_get(said, "taken"), false);
+  pst_str why = pst_json_str(pst_json_get(said, "why"));
+  print_message("%d pairs, %.0f steps: %.*s\n", N_CORRECTED, number(report, "preferences.steps"), (int)why.n, why.data);
+  assert_true(promoted);
+  assert_true(number(report, "data.added") == N_CORRECTED);
+  assert_true(pst_str_is(pst_json_str(pst_json_get(said, "objective")), "dpo"));
+  assert_true(number(report, "preferences.pairs") == N_CORRECTED && number(report, "preferences.held_out") > 0);
+  assert_true(number(report, "preferences.examples") + number(report, "preferences.held_out") == N_CORRECTED);
+  assert_true(number(report, "preferences.steps") >= 1 && why.n > 0);
+  assert_true(taken == (pst_json_get(said, "name") != NULL));
+  assert_int_equal(adapters_of(t.store), 1 + taken);
+  assert_int_equal(count_litter(home), 0);
+  pst_json_free(report);
+  id_list l = {.n = 0};
+  pst_store_erasure erasure;
+  OK(pst_store_request_each(t.store, &all, note_id, &l, &err));
+  OK(pst_store_records_erase(t.store, (pst_str){NULL, 0}, pst_str_from(l.ids[0]), 9, &erasure, &err));
+  pst_store_erasure_done(&erasure);
+  assert_int_equal(adapters_of(t.store), 0);
+  test_gateway_close_keep(&t);
+  test_temp_remove(home);
+  pst_evals_workload_free(w);
+}
+
+/* Wrong preferences lower their own loss and cost answers: the adapter that they begin from stays. Right ones, learned softly, cost none and are kept. */
+static void test_only_what_answers_better_is_kept(void **state) {
+  (void)state;
+  pst_tune_preference list[N_CORRECTED];
+  char texts[N_CORRECTED][64];
+  pst_store_adapter from;
+  test_gateway t = test_gateway_open(NULL);
+  pst_evals_workload *w = make_workload("right", RIGHT);
+  OK(tune_by(&t, w, "good", &from));
+  for (int wrong = 0; wrong < 2; wrong++) {
+    for (uint64_t i = 0; i < N_CORRECTED; i++) {
+      pst_str right = pst_str_from(message(7, i, texts[i])),
+              other = pst_str_is(right, "up") ? PST_STR("no") : PST_STR("up");
+      list[i] = (pst_tune_preference){pst_str_from(texts[i]), wrong ? other : right, wrong ? right : other,
+                                      .held_out = i % 5 == 0};
+    }
+    pst_tune_workload_options o = {.model = model,
+                                   .held_out_share = 0.3,
+                                   .max_held_out = 32,
+                                   .preferences = list,
+                                   .n_preferences = N_CORRECTED,
+                                   .from = "good",
+                                   .only_better = true,
+                                   .training = pst_tune_options_for(PST_TUNE_DPO)};
+    pst_tune_workload_result r;
+    o.training.steps = 12;
+    o.training.learning_rate = wrong ? 1e-3 : 1e-4;
+    o.training.evaluations = 1; /* at the end */
+    o.training.batch_texts = 8;
+    o.training.threads = 2;
+    OK(pst_tune_workload(t.gateway, t.store, w, &o, &r, &err));
+    const pst_tune_evaluation *first = &r.report.evaluations[0], *last = first + r.report.n_evaluations - 1;
+    print_message("%s: %d of %d right, then %d; loss %.3f to %.3f\n", wrong ? "wrong" : "right", first->n_right,
+                  first->n_asked, last->n_right, first->loss, last->loss);
+    assert_true(first->step == 0 && first->n_asked > 8);
+    assert_true(last->loss < first->loss);
+    if (wrong) assert_true(last->n_right < first->n_right && r.report.best_step == 0 && !r.plan_json);
+    assert_true((r.report.best_step > 0) == (r.adapter.name[0] != '\0'));
+    if (!wrong) assert_true(r.report.best_step > 0);
+    pst_tune_workload_result_done(&r);
+  }
+  pst_evals_workload_free(w);
+  test_gateway_close(&t);
+}
+
 static int count_done(void *user, const pst_store_run *run) {
   *(int *)user += run->state == PST_STORE_RUN_DONE;
   return 0;
@@ -681,6 +824,8 @@ int main(int argc, char **argv) {
                                      cmocka_unit_test(test_a_finished_search_is_taken_up),
                                      cmocka_unit_test(test_a_plan_of_others_stays),
                                      cmocka_unit_test(test_killed_turns_go_on),
+                                     cmocka_unit_test(test_what_users_said_is_learned),
+                                     cmocka_unit_test(test_only_what_answers_better_is_kept),
                                      cmocka_unit_test(test_killed_at_any_moment)};
   return cmocka_run_group_tests(tests, set_up, test_dir_close);
 }
