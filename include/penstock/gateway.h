@@ -87,6 +87,7 @@ typedef struct pst_gateway_cache {
   bool on; /* answers are given again to requests that are exactly the same */
   int64_t ttl_s, max_entries;
 } pst_gateway_cache;
+pst_gateway_cache pst_gateway_cache_default(void); /* on, as an empty "cache" in a plan means */
 
 typedef struct pst_gateway_plan {
   char hash[65];         /* SHA-256 of the canonical JSON */

@@ -26,6 +26,16 @@ typedef struct pst_optimizer_model {
       adapter; /* encoders: file of the adapter with which it was trained to tell the workload's labels apart; NULL: as it is */
 } pst_optimizer_model;
 
+/* Whether the plan taken gives answers again: as the plan in force does, or where users' requests are seen to repeat and that pays; always; never. */
+typedef enum pst_optimizer_cache_wish {
+  PST_OPTIMIZER_CACHE_AUTO,
+  PST_OPTIMIZER_CACHE_ON,
+  PST_OPTIMIZER_CACHE_OFF,
+  PST_OPTIMIZER_CACHE_WISHES
+} pst_optimizer_cache_wish;
+const char *pst_optimizer_cache_wish_name(pst_optimizer_cache_wish wish); /* "auto", "on", "off" */
+bool pst_optimizer_cache_wish_from(pst_str name, pst_optimizer_cache_wish *ret_wish);
+
 typedef struct pst_optimizer_options {
   const pst_optimizer_model *models; /* local candidates; the first is the reference's where no plan is in force */
   size_t n_models;
@@ -39,6 +49,7 @@ typedef struct pst_optimizer_options {
   int64_t
       replay_run; /* > 0: nothing is measured, everything comes from this run's log; seed, budget and models are the run's own */
   bool fresh; /* do not take up an unfinished run */
+  pst_optimizer_cache_wish cache;
   int64_t
       finished_since_ms; /* > 0: a run of the same question that was begun since then and has ended is not made again: its log gives the result */
   bool quiet;            /* no progress line */

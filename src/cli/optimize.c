@@ -61,6 +61,10 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   pst_cli_model_list list = {0};
   pst_optimizer_result result = {0};
   int64_t replay = pst_cli_given(a, "replay") ? pst_cli_int(a, "replay") : 0;
+  pst_optimizer_cache_wish cache = PST_OPTIMIZER_CACHE_AUTO;
+  if (!pst_optimizer_cache_wish_from(pst_str_from(pst_cli_text(a, "cache")), &cache))
+    return pst_error_set(err, PST_E_BAD_INPUT, "--cache", "takes auto, on or off, not '%.40s'",
+                         pst_cli_text(a, "cache"));
   int code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code && !replay) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
@@ -75,6 +79,7 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
                              .threads = (int)pst_cli_int(a, "threads"),
                              .replay_run = replay,
                              .fresh = pst_cli_flag(a, "fresh"),
+                             .cache = cache,
                              .quiet = pst_cli_flag(a, "quiet"),
                              .outlook = pst_flywheel_outlook,
                              .outlook_user = &source,
@@ -106,6 +111,8 @@ static const pst_cli_option options[] = {
      "time for calibration, search and verification"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides the order of items"},
     {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},
+    {"cache", 0, PST_CLI_TEXT, "WHEN", "auto", 0, 0, false,
+     "whether the plan gives answers again: auto (as the one in force, or where requests repeat), on, off"},
     {"promote", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "put a plan that passed in force"},
     {"replay", 0, PST_CLI_INT, "RUN", NULL, 1, 9007199254740991.0, false,
      "measure nothing: search again from the log of that run, and come to the same plan"},

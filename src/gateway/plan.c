@@ -13,8 +13,6 @@
 #include <penstock/schema.h>
 
 #define MAX_TOKENS 256
-#define CACHE_TTL_S 604800
-#define CACHE_ENTRIES 100000
 #define PLAN_BYTES_MAX ((size_t)16 << 20)
 
 typedef struct owned_plan {
@@ -297,14 +295,18 @@ static int check_engines_used(reader *r) {
   return 0;
 }
 
+pst_gateway_cache pst_gateway_cache_default(void) {
+  return (pst_gateway_cache){.on = true, .ttl_s = 604800, .max_entries = 100000};
+}
+
 /* An answer is given again as that of one model, so a plan that caches says which file each engine reads. */
 static int read_cache(reader *r, const pst_json *v) {
   pst_gateway_plan *plan = &r->owned->plan;
   char where[160];
   if (!v) return 0;
-  plan->cache = (pst_gateway_cache){.on = true,
-                                    .ttl_s = pst_json_int(pst_json_get(v, "ttl_seconds"), CACHE_TTL_S),
-                                    .max_entries = pst_json_int(pst_json_get(v, "max_entries"), CACHE_ENTRIES)};
+  plan->cache = pst_gateway_cache_default();
+  plan->cache.ttl_s = pst_json_int(pst_json_get(v, "ttl_seconds"), plan->cache.ttl_s);
+  plan->cache.max_entries = pst_json_int(pst_json_get(v, "max_entries"), plan->cache.max_entries);
   if (!plan->workload)
     return fail(r, "/cache", "answers are kept by workload, and the plan names none; give it a \"workload\"");
   for (int i = 0; i < plan->n_engines; i++) {

@@ -549,6 +549,10 @@ int pst_optimizer_evidence_write(const pst_optimizer_outcome *o, pst_buf *out, p
   put_floor(&w, o->state);
   put_trials(&w, o);
   put_fields(&w, o);
+  if (o->cache) {
+    pst_json_key(&w, "cache");
+    pst_json_put_raw(&w, pst_str_from(o->cache));
+  }
   if (o->tuning) {
     pst_json_key(&w, "tuning");
     pst_json_put_raw(&w, pst_str_from(o->tuning));

@@ -25,6 +25,7 @@ typedef struct pst_optimizer_outcome {
   char plan_hash[65];
   int64_t run_id, created_ms;
   bool reference_in_force;
+  const char *cache;                                 /* JSON, or NULL: nothing to say of it */
   const char *tuning;                                /* JSON, or NULL: no advice */
   double calibration_s, search_s, verify_s, total_s; /* spent, by the log */
   int threads;

@@ -296,6 +296,37 @@ static void put_prompted(pst_buf *out, const pst_json *e) {
   pst_buf_putc(out, '\n');
 }
 
+/* Whether the plan gives answers again, and what that is expected to save. */
+static void put_cache(pst_buf *out, const pst_json *e) {
+  const pst_json *c = pst_json_path(e, "cache");
+  if (!c) return;
+  pst_buf_puts(out, "\nAnswer cache: ");
+  if (is(c, "verdict", "in_plan")) pst_buf_puts(out, "in the plan");
+  if (is(c, "verdict", "proposed"))
+    pst_buf_puts(out, "proposed; the plan in force stays as it is: give it the member \"cache\": {}");
+  if (is(c, "verdict", "no_hash"))
+    pst_buf_puts(out, "not in the plan, an engine of which has no sha256; name a pulled model");
+  if (is(c, "verdict", "no_gain")) pst_buf_puts(out, "no gain is expected");
+  if (is(c, "verdict", "unknown")) pst_buf_puts(out, "its gain is not known, as what a request costs is not");
+  if (is(c, "verdict", "too_few_requests"))
+    pst_buf_printf(out, "not proposed, users' requests are too few to say how often they repeat (%.0f are wanted)",
+                   number(c, "requests_wanted"));
+  if (is(c, "verdict", "nothing_kept"))
+    pst_buf_puts(out, "how often requests repeat is not known, no content is kept (serve --keep content)");
+  if (pst_json_path(c, "requests"))
+    pst_buf_printf(
+        out,
+        "\n  %.0f requests in %.0f days, %.0f kept with their content; %.1f%% of all asked again what was asked before",
+        number(c, "requests"), number(c, "days"), number(c, "kept"), 100 * number(c, "share"));
+  pst_buf_putc(out, '\n');
+  if (!(number(c, "share") > 0) || !(number(c, "request_nusd") > 0)) return;
+  pst_buf_puts(out, "  a request then ");
+  put_usd(out, number(c, "request_nusd_with"));
+  pst_buf_puts(out, " expected, against ");
+  put_usd(out, number(c, "request_nusd"));
+  pst_buf_puts(out, "; the same answers\n");
+}
+
 /* ---- the plan ---- */
 
 int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *out, pst_error *err) {
@@ -324,6 +355,7 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
           number(t.measured, "seconds"));
     put_prompted(out, e);
     put_fields(out, e);
+    put_cache(out, e);
     code = pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the explanation") : 0;
   }
   pst_json_free(doc);
@@ -541,6 +573,7 @@ int pst_optimizer_summary(const char *evidence, pst_buf *out, pst_error *err) {
     put_trial(out, e, it.value, rank++);
   put_prompted(out, e);
   put_front(out, e);
+  put_cache(out, e);
   put_tuning(out, e);
   pst_json_free(doc);
   return pst_buf_status(out) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the summary") : 0;

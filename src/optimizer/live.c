@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "optimizer/cache.h"
 #include "optimizer/constants.h"
 #include "optimizer/optimize.h"
 
@@ -581,6 +582,11 @@ static int outlook(void *state, const char *model, pst_buf *out, pst_error *err)
   return l->outlook(l->outlook_user, model, out, err);
 }
 
+static int repeats(void *state, pst_buf *out, pst_error *err) {
+  const pst_optimizer_live *l = state;
+  return pst_optimizer_repeats_count(l->store, pst_str_from(l->info->name), pst_clock_unix_ms(), out, err);
+}
+
 pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *l) {
   return (pst_optimizer_world){l,
                                describe,
@@ -592,5 +598,6 @@ pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *l) {
                                note,
                                is_cancelled,
                                classifier,
-                               l->outlook ? outlook : NULL};
+                               l->outlook ? outlook : NULL,
+                               repeats};
 }

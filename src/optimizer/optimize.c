@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "optimizer/advise.h"
+#include "optimizer/cache.h"
 #include "optimizer/constants.h"
 #include "optimizer/evidence.h"
 #include "optimizer/verify.h"
@@ -24,6 +25,7 @@ typedef struct planning {
   pst_optimizer_field fields[PST_OPTIMIZER_N_AXES];
   size_t n_fields;
   char *reference_plan, reference_hash[65];
+  pst_gateway_cache reference_cache;
   double calibrated_s, searched_s, verified_s; /* marks on the run's clock */
 } planning;
 
@@ -171,6 +173,7 @@ static int find_reference(planning *p, pst_error *err) {
   default_reference(p);
   if (p->in->reference_plan) {
     code = set_plan_document(p->in->reference_plan, &plan, &p->reference_plan, p->reference_hash, err);
+    if (!code) p->reference_cache = plan->cache;
     pst_optimizer_choice c;
     if (!code && pst_optimizer_plan_match(&p->space, plan, &c)) {
       p->state.reference_choice = c;
@@ -460,12 +463,37 @@ static int advise(planning *p, int chosen, const pst_optimizer_estimate *estimat
   return 0;
 }
 
+/* ---- answers given again ---- */
+
+static int look_at_repeats(planning *p, const void *arg, pst_buf *out, pst_error *err) {
+  (void)arg;
+  return p->world->repeats(p->world->state, out, err);
+}
+
+static int decide_cache(planning *p, int chosen, const pst_optimizer_estimate *estimate, pst_buf *json, pst_buf *advice,
+                        pst_error *err) {
+  const pst_optimizer_state *s = &p->state;
+  const pst_optimizer_answers *asked = &s->verify[chosen];
+  bool inside = (size_t)chosen < p->space.n_classes;
+  pst_optimizer_cache_question q = {.wish = p->in->cache,
+                                    .in_force = p->reference_cache,
+                                    .taken = p->verification.taken >= 0,
+                                    .request_nusd = inside     ? estimate->request_nusd
+                                                    : asked->n ? pst_optimizer_measured_nusd(s, asked)
+                                                               : (double)NAN,
+                                    .price_nusd_per_hour = p->in->price_nusd_per_hour};
+  bool known =
+      p->journal->replay ? pst_optimizer_journal_find(p->journal, "repeats") != NULL : p->world->repeats != NULL;
+  int code = known && q.wish != PST_OPTIMIZER_CACHE_OFF ? ask(p, "repeats", look_at_repeats, NULL, &q.repeats, err) : 0;
+  return code ? code : pst_optimizer_cache_decide(&q, json, advice, err);
+}
+
 static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char **ret_plan, char **ret_evidence,
                          char ret_hash[65], pst_error *err) {
   pst_optimizer_state *s = &p->state;
   const pst_optimizer_verification *v = &p->verification;
   int chosen = v->taken >= 0 ? v->trials[v->taken].class_index : s->reference, code = 0;
-  pst_buf json = PST_BUF_INIT, evidence = PST_BUF_INIT, tuning = PST_BUF_INIT;
+  pst_buf json = PST_BUF_INIT, evidence = PST_BUF_INIT, tuning = PST_BUF_INIT, cache = PST_BUF_INIT;
   char *plan = NULL;
   pst_optimizer_outcome o = {.state = s,
                              .verification = v,
@@ -487,6 +515,8 @@ static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char *
     o.estimate = s->reference_estimate;
     pst_buf_puts(&json, p->reference_plan);
   }
+  if (!code) code = decide_cache(p, chosen, &o.estimate, &json, &cache, err);
+  o.cache = cache.n ? cache.data : NULL;
   if (!code) code = set_plan_document(pst_buf_text(&json), NULL, &plan, o.plan_hash, err);
   o.fields = p->fields;
   o.n_fields = p->n_fields;
@@ -508,6 +538,7 @@ static int write_outcome(planning *p, pst_optimizer_verdict *ret_verdict, char *
   pst_buf_done(&json);
   pst_buf_done(&evidence);
   pst_buf_done(&tuning);
+  pst_buf_done(&cache);
   return code;
 }
 

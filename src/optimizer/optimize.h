@@ -22,6 +22,7 @@ typedef struct pst_optimizer_input {
   int threads;
   int64_t price_nusd_per_hour;
   int64_t created_ms;
+  pst_optimizer_cache_wish cache;
 } pst_optimizer_input;
 
 /* The calls of a run in their order: enumerate, estimate, measure where it pays, order the finalists, verify, choose, explain. Nothing but the world and the

@@ -219,6 +219,7 @@ static int write_params(run *r, pst_error *err) {
   pst_json_member_double(&w, "budget_s", r->in.budget_s);
   pst_json_member_int(&w, "max_items", (int64_t)r->in.max_items);
   pst_json_member_int(&w, "threads", r->in.threads);
+  pst_json_member_cstr(&w, "cache", pst_optimizer_cache_wish_name(r->in.cache));
   pst_json_member_int(&w, "machine_nusd_per_hour", r->in.price_nusd_per_hour);
   if (r->reference_plan) {
     pst_gateway_plan *plan = NULL;
@@ -282,6 +283,7 @@ static int read_params(run *r, const pst_json *params) {
   r->in.budget_s = pst_json_double(pst_json_get(params, "budget_s"), 0);
   r->in.max_items = (size_t)pst_json_int(pst_json_get(params, "max_items"), 0);
   r->in.threads = (int)pst_json_int(pst_json_get(params, "threads"), 1);
+  (void)pst_optimizer_cache_wish_from(pst_json_str(pst_json_get(params, "cache")), &r->in.cache);
   r->in.price_nusd_per_hour = pst_json_int(pst_json_get(params, "machine_nusd_per_hour"), 0);
   for (pst_json_iter it = pst_json_iterate(pst_json_get(params, "models")); pst_json_next(&it);) {
     if (r->n_targets == PST_OPTIMIZER_MAX_VALUES) break;
@@ -353,6 +355,7 @@ static int begin_new(run *r, const pst_optimizer_options *o, pst_error *err) {
   r->in.seed = o->seed;
   r->in.budget_s = o->budget_s > 0 ? o->budget_s : C(budget_s);
   r->in.max_items = o->max_items;
+  r->in.cache = o->cache;
   r->in.threads = o->threads > 0 ? o->threads : pst_cpu_count();
   r->in.price_nusd_per_hour = pst_optimizer_machine_price(r->store, r->workload);
   int code = collect_targets(r, o, err);

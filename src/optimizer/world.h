@@ -34,6 +34,8 @@ typedef struct pst_optimizer_world {
   /* What tuning a local model would be made of: {"examples", "records", "prompt_tokens", "answer_tokens", "adapter_params", "tokens_per_second", "probed",
    * "served": {"requests", "days"}}, or {"why_not": text, "examples", "records"} where it cannot be. NULL: nobody knows. */
   int (*outlook)(void *state, const char *model, pst_buf *out, pst_error *err);
+  /* How often users asked again what was asked before: as pst_optimizer_repeats_count. NULL: nobody knows. */
+  int (*repeats)(void *state, pst_buf *out, pst_error *err);
 } pst_optimizer_world;
 
 /* The log's key of a classifier. reads: SHA-256 of the file of its encoder, or of the encoder's adapter; or NULL. Returns ret_key. */

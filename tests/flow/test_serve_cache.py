@@ -2,8 +2,10 @@
 import concurrent.futures
 import hashlib
 import json
+import random
 import signal
 import statistics
+import string
 import threading
 import time
 
@@ -131,3 +133,22 @@ def test_a_kill_spoils_nothing_and_a_restart_keeps(serve, plans):
     assert caches.count("hit") >= 10 # all but those whose record was on its way to the disk
     settled(two)
     assert all(ask(two, "mood", text)[:2] == (said, "hit") for text, said in truth.items())
+
+
+@pytest.mark.full
+def test_the_optimizer_counts_what_users_repeat(serve, plans, cli, tmp_path, smollm2):
+    rng = random.Random(1) # texts that are no near-duplicates of each other
+    words = ["".join(rng.choices(string.ascii_lowercase, k=6)) for _ in range(400)]
+    rows = [{"text": " ".join([*rng.sample(words, 6), label]), "label": label} for label in ("good", "bad") for _ in range(150)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli("import", tmp_path / "rows.jsonl", tmp_path / "mood")
+    one = serve(*plans, "--keep", "content")
+    for i in range(60): # twenty texts, three times each
+        ask(one, "mood", rows[i % 20]["text"], headers={"Cache-Control": "no-store"} if i % 2 else None)
+    settled(one)
+    one.stop()
+    found = json.loads(cli("optimize", tmp_path / "mood", "--model", smollm2, "--budget-minutes", 0.1, "--max-items", 40, "--json", ok=False).stdout)
+    seen = found["evidence"]["cache"]
+    assert (seen["requests"], seen["kept"]) == (60, 60) # and none of the many that the search asked
+    assert seen["share"] == pytest.approx(40 / 60)
+    assert seen["verdict"] == "in_plan" and found["plan"]["cache"]["max_entries"] == 100000 # as the plan in force

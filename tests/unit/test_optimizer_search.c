@@ -43,6 +43,9 @@ typedef struct fake {
   bool few_plans;  /* no examples to show, so that a search takes a moment */
   int rambling_ms; /* what a model takes for an answer that neither examples nor an adapter show it, none of them right; 0: as long as others and as right */
   int prompted_ms; /* what any answer of a model without an adapter takes; 0: as long as others */
+  const char *repeats; /* how often users repeat themselves, or NULL */
+  bool hashed;         /* what the models' files are is known */
+  pst_optimizer_cache_wish cache;
 } fake;
 
 static pst_evals_item items[N_ITEMS];
@@ -240,6 +243,12 @@ static int outlook(void *state, const char *model, pst_buf *out, pst_error *err)
   return called(state, 2000000, err);
 }
 
+static int repeats(void *state, pst_buf *out, pst_error *err) {
+  const fake *f = state;
+  pst_buf_puts(out, f->repeats);
+  return called(state, 0, err);
+}
+
 static pst_optimizer_world world_of(fake *f) {
   return (pst_optimizer_world){f,
                                describe,
@@ -251,7 +260,8 @@ static pst_optimizer_world world_of(fake *f) {
                                NULL,
                                NULL,
                                f->classifier > 0 ? train_classifier : NULL,
-                               f->outlook ? outlook : NULL};
+                               f->outlook ? outlook : NULL,
+                               f->repeats ? repeats : NULL};
 }
 
 /* ---- a run ---- */
@@ -267,6 +277,8 @@ static void outcome_done(outcome *o) {
   pst_free(o->evidence);
 }
 
+static const pst_optimizer_target hashed[] = {{.name = "small", .sha256 = INDEX_HASH},
+                                              {.name = "large", .sha256 = ENCODER_HASH}};
 static const pst_optimizer_target targets[] = {{.name = "small"}, {.name = "large"}, {.name = "base"}};
 /* Trained on the bare input, and twice: once nobody said how. */
 #define TUNED                                                                                        \
@@ -288,9 +300,11 @@ static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const ps
                             .n_encoders = f->encoded > 0,
                             .targets = f->idle_adapter  ? idle
                                        : f->adapter > 0 ? adapted
+                                       : f->hashed      ? hashed
                                                         : targets,
                             .n_targets = f->idle_adapter  ? PST_ARRAY_LEN(idle)
                                          : f->adapter > 0 ? PST_ARRAY_LEN(adapted)
+                                         : f->hashed      ? PST_ARRAY_LEN(hashed)
                                                           : PST_ARRAY_LEN(targets),
                             .reference_plan = f->reference,
                             .examples_index = f->few_plans ? NULL : INDEX_HASH,
@@ -299,7 +313,8 @@ static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const ps
                             .budget_s = 180 * PST_MAX(f->times, 1),
                             .threads = 2,
                             .price_nusd_per_hour = 100000000,
-                            .created_ms = 1};
+                            .created_ms = 1,
+                            .cache = f->cache};
   pst_error err = PST_ERROR_INIT;
   f->journal = j;
   o.code = pst_optimizer_plan_search(&in, &world, j, &o.verdict, &o.plan, &o.evidence, o.hash, &err);
@@ -1043,7 +1058,8 @@ static pst_json_doc *advised(fake *f, pst_buf *ret_text) {
   assert_int_equal(pst_optimizer_journal_open(&again, NULL, 7, false, NULL), 0);
   copy_rows(&j, &again);
   again.replay = true;
-  fake nobody = {.forbidden = true, .adapter = f->adapter, .ceiling = f->ceiling, .few_plans = true};
+  fake nobody = {
+      .forbidden = true, .adapter = f->adapter, .ceiling = f->ceiling, .few_plans = true, .hashed = f->hashed};
   outcome b = search(&nobody, &again, 3, &w);
   assert_int_equal(b.code, 0);
   assert_string_equal(a.evidence, b.evidence);
@@ -1110,6 +1126,35 @@ static void test_tuning_is_not_proposed(void **state) {
     pst_buf_done(&text);
     pst_json_free(doc);
   }
+}
+
+/* Whose users repeat themselves gets a plan that gives answers again: the same search, the same plan but for that, and the saving said. */
+static void test_the_cache_is_taken_where_requests_repeat(void **state) {
+  (void)state;
+  if (test_is_sanitized()) skip(); /* another outcome of code that others run */
+  pst_buf text = PST_BUF_INIT, without = PST_BUF_INIT;
+  fake f = {
+      .ceiling = 0.9, .hashed = true, .repeats = "{\"requests\":500,\"kept\":400,\"looked_at\":400,\"repeats\":200}"};
+  fake silent = {.ceiling = 0.9, .hashed = true};
+  pst_json_doc *doc = advised(&f, &text), *other = advised(&silent, &without);
+  const pst_json *e = pst_json_root(doc);
+  assert_true(pst_str_is(pst_json_str(pst_json_path(e, "cache.verdict")), "in_plan"));
+  assert_true(fabs(pst_json_double(pst_json_path(e, "cache.share"), 0) - 0.4) < 1e-9);
+  double now = pst_json_double(pst_json_path(e, "cache.request_nusd"), 0);
+  double then = pst_json_double(pst_json_path(e, "cache.request_nusd_with"), 0);
+  double look = PST_OPTIMIZER_CONST(cache_us) * 100000000 / 3.6e9;
+  assert_true(now > 0 && fabs(then - (0.6 * now + look)) < 1e-6 * now);
+  assert_non_null(strstr(text.data, "Answer cache: in the plan"));
+  assert_non_null(strstr(text.data, "40.0% of all asked again"));
+  assert_null(pst_json_path(pst_json_root(other), "cache"));
+  assert_null(strstr(without.data, "Answer cache"));
+  /* Evals are no traffic: the plan was measured without, and as the other one. */
+  assert_true(pst_json_equal(pst_json_path(e, "plan.choice"), pst_json_path(pst_json_root(other), "plan.choice")));
+  assert_false(pst_json_equal(pst_json_path(e, "plan.hash"), pst_json_path(pst_json_root(other), "plan.hash")));
+  pst_buf_done(&text);
+  pst_buf_done(&without);
+  pst_json_free(doc);
+  pst_json_free(other);
 }
 
 static void test_replay_without_the_measurement_fails(void **state) {
@@ -1301,6 +1346,7 @@ int main(void) {
       cmocka_unit_test(test_a_cascade_costs_what_is_left),
       cmocka_unit_test(test_tuning_is_proposed),
       cmocka_unit_test(test_tuning_is_not_proposed),
+      cmocka_unit_test(test_the_cache_is_taken_where_requests_repeat),
       cmocka_unit_test(test_finds_and_replays),
       cmocka_unit_test(test_drafts_from_past_answers_are_chosen),
       cmocka_unit_test(test_a_good_classifier_is_all_that_is_needed),
