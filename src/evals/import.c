@@ -422,8 +422,7 @@ static int draw_parts(importer *m, const double shares[PST_EVALS_PART_COUNT]) {
     if (part == PST_EVALS_PART_COUNT) part = neediest(shares, of_label[list[i].label], of_all, list[i].size);
     parts[list[i].number] = part;
     of_all[part] += list[i].size;
-    for (size_t k = 0; k < list[i].size; k++)
-      of_label[m->entries[members[list[i].start + k]].label_number][part]++;
+    for (size_t k = 0; k < list[i].size; k++) of_label[m->entries[members[list[i].start + k]].label_number][part]++;
   }
   for (size_t i = 0; i < m->n; i++) m->entries[i].part = parts[m->entries[i].cluster];
   for (int p = 0; p < PST_EVALS_PART_COUNT && !code; p++)
