@@ -184,10 +184,15 @@ int pst_gateway_cache_submit(pst_gateway_live *live, pst_error *err) {
 
 /* ---- keeping --------------------------------------------------------------------------------------------------------------- */
 
+/* Whole answers only; none that calls a tool, which would be called twice; and bytes that a record holds as they are, which JSON does of UTF-8 alone. */
+static bool is_whole(const pst_gateway_choice *c) {
+  return c->finish == PST_ENGINE_FINISH_STOP && !c->tool_calls.n && pst_utf8_valid(pst_buf_str(&c->text));
+}
+
 pst_store_reuse pst_gateway_cache_reuse(const pst_gateway_live *live) {
   pst_store_reuse reuse = {.hit = live->cached != NULL};
-  for (int i = 0; i < live->n; i++) /* whole answers only, and none that calls a tool: the call would be made twice */
-    if (live->choices[i].finish != PST_ENGINE_FINISH_STOP || live->choices[i].tool_calls.n) return reuse;
+  for (int i = 0; i < live->n; i++)
+    if (!is_whole(&live->choices[i])) return reuse;
   if (!live->cache_key[0]) return reuse;
   reuse.key = pst_str_from(live->cache_key);
   reuse.examples = pst_str_from(live->shown_examples);

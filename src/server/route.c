@@ -127,7 +127,10 @@ static void health_reply(pst_server_call *call) {
   pst_server_reply_plain(call);
 }
 
-static void metrics_work(pst_server_call *call) { pst_gateway_get_stats(call->server->gateway, &call->gateway_stats); }
+static void metrics_work(pst_server_call *call) {
+  pst_gateway_get_stats(call->server->gateway, &call->gateway_stats);
+  (void)pst_store_cache_count(call->server->store, (pst_str){NULL, 0}, &call->n_cached, NULL); /* 0: cannot be read */
+}
 
 static void put_gauge(pst_buf *out, const char *name, const char *help, int64_t value) {
   pst_server_metric_head(out, name, "gauge", help);
@@ -184,6 +187,7 @@ static void metrics_reply(pst_server_call *call) {
   pst_server_metrics_write(&server->metrics, out);
   put_gauge(out, "penstock_requests_open", "Requests being answered", server->n_calls - 1); /* without this one */
   write_engines(&call->gateway_stats, out);
+  put_gauge(out, "penstock_answer_cache_entries", "Answers that may be given again", call->n_cached);
   put_gauge(out, "penstock_http_connections", "Open connections", net.n_connections);
   put_counter(out, "penstock_http_accepted_total", "Connections accepted", net.n_accepted);
   put_counter(out, "penstock_http_refused_total", "Connections over the limit", net.n_refused);

@@ -52,6 +52,7 @@ struct pst_server_call {
   const char *content_type; /* NULL: JSON */
   int retry_after_s;
   pst_gateway_stats gateway_stats; /* of /metrics */
+  int64_t n_cached;                /* of /metrics: answers that may be given again */
   pst_server_completion *completion;
   pst_server_embedding *embedding;
   void (*again)(

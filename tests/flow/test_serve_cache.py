@@ -80,6 +80,7 @@ def test_a_hit_is_the_answer(serve, plans, cli):
     counts = {name: one.metrics()[f'penstock_answer_cache_total{{result="{name}"}}'] for name in ("hit", "miss", "bypass")}
     assert counts == {"hit": 2, "miss": 6, "bypass": 4}
     assert one.metric("penstock_answers_total") == 12
+    assert 3 <= one.metric("penstock_answer_cache_entries") <= 6 # whole answers; chance decides where some of them end
     hits = [r for r in json.loads(cli("requests", "--json", "-n", "100").stdout) if r["target"] == "cache"]
     assert len(hits) == 2 and all(r["status"] == 200 and r["finish"] == "stop" and r["model"] for r in hits)
     with concurrent.futures.ThreadPoolExecutor(8) as pool: # the same at once: each is answered
@@ -88,7 +89,8 @@ def test_a_hit_is_the_answer(serve, plans, cli):
     settled(one)
     again = [ask(one, "desk", "What is the capital of Italy?") for _ in range(10)]
     assert {(said, cache) for said, cache, *_ in again} == {(together[0][0], "hit")}
-    assert statistics.median(seconds for *_, seconds in again) < 0.1, again # nearly all of it this client's
+    computed = [ask(one, "desk", "What is the capital of Italy?", headers={"Cache-Control": "no-store"}) for _ in range(3)]
+    assert statistics.median(seconds for *_, seconds in again) < statistics.median(seconds for *_, seconds in computed) / 2
 
 
 def test_keys_and_consent(serve, plans, cli):
