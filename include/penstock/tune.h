@@ -220,7 +220,7 @@ typedef struct pst_tune_workload_options {
   size_t codes;
   double codes_from;
   bool
-      only_better; /* what is no better than the start (report.best_step 0), or could not be compared, is not kept: the result's adapter has no name */
+      only_better; /* what is no better than the start (report.best_step 0), or was not compared by answers, is not kept: the result's adapter has no name */
   bool
       leave_checkpoint; /* the caller removes it, once it has kept what came; until then the same call gives the same at once */
   pst_tune_options training; /* `checkpoint` is chosen here: a file in HOME/tune; `start` by `from` */

@@ -155,7 +155,7 @@ static int be_taught(pst_gateway *gateway, pst_store *store, const pst_evals_wor
                      const pst_flywheel_tune_options *options, pst_flywheel_tune_result *r, pst_error *err) {
   gathering g;
   pst_tune_workload_options tune = options->tune;
-  pst_data_curated curated;
+  pst_data_curated curated = {.n_records = 0};
   int code = begin(&g, workload, err);
   if (!code) code = curate(store, workload, options, PST_DATA_INPUTS, &curated, err);
   if (!code && curated.hash[0])

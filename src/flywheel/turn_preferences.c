@@ -10,7 +10,7 @@
 
 /* Few differences are learned by heart: pairs for DPO; for KTO answers that were judged, and of each kind. */
 enum { LEAST_PAIRS = 24, LEAST_JUDGED = 48, LEAST_OF_A_KIND = 8 };
-enum { EPOCHS = 4, BATCH = 8 };
+enum { EPOCHS = 4, BATCH = 8, LOOKS = 4 };
 #define STAGE_SHARE 0.15 /* of the time for the adapter */
 #define HELD_SHARE 0.2   /* of the preferences */
 #define SCORE_SHARE 0.25 /* of the stage, for answers: they decide */
@@ -89,17 +89,15 @@ static void say_too_few(const pst_json *said, pst_buf *why) {
 
 static void say_why(const pst_tune_workload_result *r, bool taken, pst_buf *why) {
   const pst_tune_report *p = &r->report;
-  const pst_tune_evaluation *first = &p->evaluations[0],
-                            *then = taken ? &p->best : &p->evaluations[p->n_evaluations - 1];
+  const pst_tune_evaluation *first = &p->evaluations[0], *then = taken ? &p->best : first;
+  for (size_t i = p->n_evaluations; !taken && i-- > 1 && then == first;)
+    if (p->evaluations[i].n_asked) then = &p->evaluations[i];
   pst_buf_puts(why, taken ? "taken: " : "the adapter of the examples stays: ");
-  if (!r->n_held_out)
-    pst_buf_puts(why, "no preference was held out to compare them by");
-  else if (p->n_evaluations && first->n_asked && then->n_asked)
+  if (then != first)
     pst_buf_printf(why, "%d of %d held-out examples are answered right by what prefers, %d without", then->n_right,
                    then->n_asked, first->n_right);
   else
-    pst_buf_printf(why, "by the loss of held-out preferences, %.3f before and %.3f then; there was no time for answers",
-                   p->held_out_before, p->n_evaluations ? then->loss : p->held_out_before);
+    pst_buf_puts(why, "there was no time, or there were no examples, to compare them by answers");
 }
 
 static void put_stage(const pst_tune_workload_result *r, const char *from, pst_json_writer *w) {
@@ -131,6 +129,7 @@ static pst_tune_workload_options options_of(const pst_flywheel_turn_state *t, ps
   w.training.seconds = pst_flywheel_turn_stage_s(t);
   w.training.max_epochs = EPOCHS;
   w.training.batch_texts = BATCH;
+  w.training.evaluations = LOOKS;
   w.training.score_share = SCORE_SHARE;
   return w;
 }

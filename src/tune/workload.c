@@ -649,7 +649,7 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   training.checkpoint = checkpoint;
   if (!code && (code = train(&m, &training, &lora, &r.report))) forget_withdrawn(&m, checkpoint);
   if (!code) describe(&m, &r);
-  bool keep = !options->only_better || (m.n_held_out && r.report.best_step > 0);
+  bool keep = !options->only_better || (r.report.best_step > 0 && r.report.best.n_asked);
   if (!code && keep) code = keep_adapter(&m, &lora, &r);
   if (!code && keep) code = keep_plan(&m, &r);
   if (!code) keep_speed(&m, r.report.tokens_per_second);

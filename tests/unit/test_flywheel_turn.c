@@ -67,14 +67,13 @@ static int tear_down(void **state) {
   return 0;
 }
 
-/* The first step that is not done yet is done, and no more. */
-static bool behind_the_first_step(void *user) { return ++*(int *)user > 1; }
+static bool behind_so_many_steps(void *user) { return --*(int *)user < 0; }
 
-static void begin_turn(void) {
+/* So many of the steps that are not done yet are done, and no more. */
+static void begin_turn(int n_steps) {
   pst_flywheel_turn_result r;
-  int n_asked = 0;
   const pst_flywheel_turn_options o = {
-      .model = "none", .seed = 1, .quiet = true, .cancelled = behind_the_first_step, .user = &n_asked};
+      .model = "none", .seed = 1, .quiet = true, .cancelled = behind_so_many_steps, .user = &n_steps};
   assert_int_equal(pst_flywheel_turn(shared.gateway, shared.store, workload, &o, &r, &err), PST_E_CANCELLED);
 }
 
@@ -91,20 +90,28 @@ static int count_turn(void *user, const pst_store_run *run) {
   return 0;
 }
 
+typedef struct wanted_row {
+  const char *key;
+  pst_json_doc *doc;
+} wanted_row;
+
 static int take_row(void *user, int64_t seq, pst_str key, pst_str json) {
+  wanted_row *row = user;
   (void)seq;
-  return pst_str_is(key, "data") ? pst_json_parse(json.data, json.n, "row", user, &err) : 0;
+  return pst_str_is(key, row->key) ? pst_json_parse(json.data, json.n, "row", &row->doc, &err) : 0;
 }
 
-/* The data row of the newest turn. */
-static pst_json_doc *last_data(turns *ret_turns) {
-  pst_json_doc *doc = NULL;
+/* What a step of the newest turn left. */
+static pst_json_doc *last_row(const char *key, turns *ret_turns) {
+  wanted_row row = {key, NULL};
   *ret_turns = (turns){0, 0, 0};
   OK(pst_store_run_each(shared.store, PST_STR("turn"), PST_STR("desk"), 0, count_turn, ret_turns, &err));
-  OK(pst_store_run_rows(shared.store, ret_turns->last, 0, take_row, &doc, &err));
-  assert_non_null(doc);
-  return doc;
+  OK(pst_store_run_rows(shared.store, ret_turns->last, 0, take_row, &row, &err));
+  assert_non_null(row.doc);
+  return row.doc;
 }
+
+static pst_json_doc *last_data(turns *ret_turns) { return last_row("data", ret_turns); }
 
 static double number(const pst_json_doc *doc, const char *key) {
   return pst_json_double(pst_json_get(pst_json_root(doc), key), -1);
@@ -130,7 +137,7 @@ static void records_become_items(void **state) {
   turns all;
   char folder[600];
   pst_evals_workload *own = NULL;
-  begin_turn();
+  begin_turn(1);
   pst_json_doc *data = last_data(&all);
   assert_int_equal(all.n, 1);
   assert_true(number(data, "records") == 5 && number(data, "kept") == 5);
@@ -142,7 +149,7 @@ static void records_become_items(void **state) {
               has_text(folder, "Be short.") && !has_text(folder, "what did it say"));
   pst_evals_workload_free(own);
   pst_json_free(data);
-  begin_turn(); /* goes on with the same */
+  begin_turn(1); /* goes on with the same */
   pst_json_free(last_data(&all));
   assert_int_equal(all.n, 1);
 }
@@ -162,7 +169,7 @@ static void deletion_reaches_an_unfinished_turn(void **state) {
   assert_string_equal(e.uses[0].kind, PST_STORE_PRODUCT_FOLDER);
   pst_store_erasure_done(&e);
   assert_false(pst_dir_exists(before));
-  begin_turn();
+  begin_turn(1);
   data = last_data(&all);
   assert_int_equal(all.n, 2);
   assert_int_equal(all.n_cancelled, 1);
@@ -173,8 +180,76 @@ static void deletion_reaches_an_unfinished_turn(void **state) {
   pst_json_free(data);
 }
 
+/* ---- what users said ---- */
+
+enum { N_JUDGED = 60 };
+
+static int say(void *user, const pst_store_request *r) {
+  const int *thumbs = user;
+  const pst_store_feedback f = {.completion_id = r->completion_id, .time_ms = 9, .thumbs = *thumbs};
+  return pst_store_feedback_put(shared.store, &f, &err);
+}
+
+/* A subject's answers, all liked or all not. */
+static void add_judged(int thumbs, const char *subject) {
+  const pst_data_import_options o = {.workload = PST_STR("desk"),
+                                     .consent = {.keep = PST_STORE_KEEP_CONTENT, .train = true}};
+  const char *path = test_temp_path(shared.home, "judged.jsonl");
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  pst_data_imported done;
+  pst_buf rows = PST_BUF_INIT;
+  for (int i = 0; i < N_JUDGED / 2; i++)
+    pst_buf_printf(&rows,
+                   "{\"messages\":[{\"role\":\"user\",\"content\":\"%s%d asks for c%d of d%d\"}," ANSWER
+                   "],\"subject\":\"%s\"}\n",
+                   subject, i, i * 7, i * 13, subject);
+  test_temp_write(path, rows.data, rows.n);
+  OK(pst_data_import(shared.store, path, &o, &done, &err));
+  f.origin = PST_STORE_ANY_ORIGIN;
+  f.subject = pst_str_from(subject);
+  OK(pst_store_request_each(shared.store, &f, say, &thumbs, &err));
+  pst_buf_done(&rows);
+}
+
+static bool has_objective(const pst_json_doc *said, const char *name) {
+  return pst_str_is(pst_json_str(pst_json_get(pst_json_root(said), "objective")), name);
+}
+
+/* Thumbs alone make marks, when there are enough of both kinds; where their records go the turn does not go on. */
+static void what_was_said_is_counted(void **state) {
+  (void)state;
+  turns all;
+  pst_store_erasure e;
+  begin_turn(2);
+  pst_json_doc *said = last_row("said", &all);
+  assert_true(number(said, "feedback") == 0 && has_objective(said, ""));
+  pst_json_free(said);
+  OK(pst_store_run_end(shared.store, all.last, PST_STORE_RUN_CANCELLED, (pst_str){NULL, 0}, 9, &err));
+  add_judged(1, "carl");
+  begin_turn(2);
+  said = last_row("said", &all);
+  assert_true(number(said, "liked") == N_JUDGED / 2 && has_objective(said, "")); /* all of one kind */
+  pst_json_free(said);
+  OK(pst_store_run_end(shared.store, all.last, PST_STORE_RUN_CANCELLED, (pst_str){NULL, 0}, 9, &err));
+  add_judged(-1, "dora");
+  begin_turn(2);
+  said = last_row("said", &all);
+  assert_true(number(said, "liked") == N_JUDGED / 2 && number(said, "disliked") == N_JUDGED / 2);
+  assert_true(number(said, "pairs") == 0 && has_objective(said, "kto"));
+  pst_json_free(said);
+  int n = all.n;
+  OK(pst_store_records_erase(shared.store, PST_STR("dora"), (pst_str){NULL, 0}, 10, &e, &err));
+  pst_store_erasure_done(&e);
+  begin_turn(2);
+  said = last_row("said", &all);
+  assert_int_equal(all.n, n + 1);
+  assert_true(number(said, "disliked") == 0 && has_objective(said, ""));
+  pst_json_free(said);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(records_become_items),
-                                     cmocka_unit_test(deletion_reaches_an_unfinished_turn)};
+                                     cmocka_unit_test(deletion_reaches_an_unfinished_turn),
+                                     cmocka_unit_test(what_was_said_is_counted)};
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }
