@@ -139,6 +139,7 @@ static void put_what_it_reads(pst_buf *out, const pst_json *e) {
   pst_buf_puts(out, "words and pieces of words");
   if (!pst_json_path(e, "classifier.encoder")) return;
   pst_buf_puts(out, ", and the message's vector by ");
+  if (pst_json_path(e, "classifier.adapter")) pst_buf_puts(out, "the tuned ");
   put_str(out, e, "classifier.encoder");
 }
 
