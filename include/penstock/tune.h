@@ -228,7 +228,8 @@ typedef struct pst_tune_workload_options {
 
 typedef struct pst_tune_workload_result {
   pst_tune_report report;
-  size_t n_texts, n_held_out, n_left_out; /* examples, in DPO pairs; left out: longer than the model's context */
+  size_t n_texts, n_held_out,
+      n_left_out; /* examples, in DPO pairs; left out: longer than the model's context, or with a code of the adapter to start from in a plain answer */
   size_t
       n_near; /* left out as near-duplicates: examples of items that judge, a teacher's inputs of held-out examples */
   double prompt_tokens, answer_tokens; /* means, as served */

@@ -139,7 +139,8 @@ static void print_result(const pst_flywheel_tune_result *result, const char *mod
   }
   if (r->n_near)
     printf("%zu examples are near to items that judge models or were held out, and were left out\n", r->n_near);
-  if (r->n_left_out) printf("%zu examples were too long and left out\n", r->n_left_out);
+  if (r->n_left_out)
+    printf("%zu examples were too long, or have a token that is a code, and were left out\n", r->n_left_out);
   printf("adapter %s (%s:%s in calls), %.1f MB\n", r->adapter.name, model, r->adapter.name,
          (double)r->adapter.bytes / 1e6);
   printf("plan %s\nmeasure it: penstock eval %s --target %.12s\n", r->plan_hash, folder, r->plan_hash);

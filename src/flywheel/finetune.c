@@ -26,9 +26,10 @@ typedef struct finetune {
   pst_wire_tuning_method method;
   size_t unit; /* texts of an example: 2 in DPO */
   pst_flywheel_model base;
-  char *model, *from;    /* its name, and that of the adapter to start from (NULL: none) */
-  pst_engine_lora start; /* that adapter */
-  pst_arena *arena;      /* the texts' tokens */
+  char *model, *from;      /* its name, and that of the adapter to start from (NULL: none) */
+  pst_engine_lora start;   /* that adapter */
+  pst_engine_codes *given; /* its codes; NULL: none */
+  pst_arena *arena;        /* the texts' tokens */
   text_list learned, held_out;
   bool may_hold_out; /* of the file at hand */
   int64_t next_event;
@@ -56,6 +57,10 @@ static int keep_text(finetune *f, const pst_wire_request *request, text_list **l
   int code = pst_engine_render_answered(f->base.model, &request->chat, &tokens, &n_given, err);
   if (!code && tokens.n > most)
     code = pst_error_set(err, PST_E_LIMIT, NULL, "%zu tokens are more than the model's context of %zu", tokens.n, most);
+  for (size_t i = n_given; i < tokens.n && !code && f->given; i++)
+    if (pst_engine_codes_find(f->given, tokens.ids[i]))
+      code = pst_error_set(err, PST_E_BAD_INPUT, NULL,
+                           "the answer has a token that is an output code of the adapter to start from");
   if (!code) {
     if (!*list) *list = list_for(f, &tokens, n_given);
     text_list *l = *list;
@@ -270,6 +275,8 @@ static int open_model(finetune *f, pst_error *err) {
   if (!code)
     code = pst_flywheel_model_open(f->job->store, pst_str_from(f->model), f->job->options->threads, &f->base, err);
   if (!code && f->from) code = pst_gateway_adapter_read(f->job->store, f->from, f->model, &f->start, err);
+  const char *codes = f->start.notes[PST_ENGINE_LORA_CODES];
+  if (!code && codes) code = pst_engine_codes_parse(pst_str_from(codes), &f->given, err);
   f->dir = pst_path_join(pst_store_home(f->job->store), "jobs");
   f->arena = pst_arena_create();
   if (!code && (!f->dir || !f->arena)) code = no_memory(err);
@@ -328,6 +335,7 @@ int pst_flywheel_finetune(pst_flywheel_job *job, pst_buf *result, pst_error *err
   int code = run(&f, result, err);
   pst_flywheel_model_close(&f.base);
   pst_engine_lora_done(&f.start);
+  pst_engine_codes_free(f.given);
   pst_free(f.model);
   pst_free(f.from);
   pst_free(f.coded);

@@ -622,14 +622,12 @@ static int count_bits(uint64_t bits) {
 }
 
 /* By answers, where both gave some: a difference within one standard error of the paired one (McNemar's: the square root of those that differ) says nothing. Else
- * by the loss, which is of more texts and moves evenly, but goes on falling or begins to rise without a word about answers. A loss of preferences says nothing of answers at
- * all: whoever was not asked does not take the place of one who was. */
-static bool is_better(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right, bool prefers) {
+ * by the loss, which is of more texts and moves evenly, but goes on falling or begins to rise without a word about answers. */
+static bool is_better(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right) {
   if (e->n_asked && s->best_asked) {
     int wins = count_bits(right & ~s->best_right), losses = count_bits(s->best_right & ~right);
     if ((wins - losses) * (wins - losses) > wins + losses) return wins > losses;
   }
-  if (prefers && s->best_asked && !e->n_asked) return false;
   return e->loss < s->best_loss;
 }
 
@@ -720,8 +718,9 @@ static int evaluate(trainer *t) {
   pst_log(PST_LOG_INFO, "event=tune_evaluation step=%lld loss=%.4f asked=%d right=%d", (long long)s->step,
           s->held_out_loss, s->last.n_asked, s->last.n_right);
   if (s->n_evaluations < (int64_t)PST_ARRAY_LEN(s->evaluations)) s->evaluations[s->n_evaluations++] = s->last;
-  bool better =
-      t->n_labels ? tells_better(s, &s->last) : is_better(s, &s->last, right, t->o->objective != PST_TUNE_SFT);
+  /* A loss of preferences says nothing of answers: whoever was not asked is neither better nor worse than one who was. */
+  if (t->o->objective != PST_TUNE_SFT && s->best_asked && !s->last.n_asked) return 0;
+  bool better = t->n_labels ? tells_better(s, &s->last) : is_better(s, &s->last, right);
   if (better) {
     s->best = s->last;
     s->best_right = right;

@@ -22,6 +22,7 @@ typedef struct maker {
   pst_gateway_plan *plan; /* without the adapter */
   pst_engine_model *model;
   pst_engine_lora start;      /* the adapter to start from */
+  pst_engine_codes *given;    /* its codes; NULL: none */
   pst_arena *thoughts;        /* of the teacher */
   pst_engine_codes *codes;    /* in which the texts' answers are; NULL: plain */
   pst_buf codes_note;         /* the same as text */
@@ -136,13 +137,20 @@ static int open_model(maker *m) {
 
 /* ---- texts ---- */
 
-/* False in *ret_added: there is nothing to learn, or it is too long. */
+/* An answer that says plainly what is a code of the adapter to start from cannot be told from the coded one. */
+static bool has_code(const maker *m, const int32_t *ids, size_t n) {
+  for (size_t i = 0; i < n && m->given; i++)
+    if (pst_engine_codes_find(m->given, ids[i])) return true;
+  return false;
+}
+
+/* False in *ret_added: there is nothing to learn, or it is too long, or not to be said in the codes there are. */
 static int add_text(maker *m, pst_str input, pst_str answer, bool unwanted, bool *ret_added) {
   pst_engine_tokens *t = &m->scratch;
   size_t n_given = 0, most = (size_t)PST_MIN(pst_engine_model_get_info(m->model)->n_ctx_train, 4096);
   int code =
       pst_gateway_render_answered(m->gateway, m->plan, &m->plan->root, input, NULL, 0, answer, t, &n_given, m->err);
-  *ret_added = !code && answer.n && n_given < t->n && t->n <= most;
+  *ret_added = !code && answer.n && n_given < t->n && t->n <= most && !has_code(m, t->ids + n_given, t->n - n_given);
   if (code || !*ret_added) return code;
   if (pst_array_reserve((void **)&m->ids, &m->ids_capacity, m->n_ids + t->n, sizeof *m->ids)) return no_memory(m);
   memcpy(m->ids + m->n_ids, t->ids, t->n * sizeof *t->ids);
@@ -370,8 +378,10 @@ static int ask_teacher(maker *m) {
 static int read_start(maker *m, pst_tune_options *training) {
   if (!m->o->from) return 0;
   int code = pst_gateway_adapter_read(m->store, m->o->from, m->o->model, &m->start, m->err);
-  if (!code) pst_tune_options_start(training, &m->start);
-  return code;
+  if (code) return code;
+  pst_tune_options_start(training, &m->start);
+  const char *codes = m->start.notes[PST_ENGINE_LORA_CODES];
+  return codes ? pst_engine_codes_parse(pst_str_from(codes), &m->given, m->err) : 0;
 }
 
 /* ---- a sample of the held-out ones, to be answered while training ---- */
@@ -594,6 +604,7 @@ static void maker_done(maker *m) {
   pst_engine_model_unref(m->model);
   pst_gateway_plan_unref(m->plan);
   pst_engine_codes_free(m->codes);
+  pst_engine_codes_free(m->given);
   pst_buf_done(&m->codes_note);
   pst_free(m->ids);
   pst_free(m->texts);

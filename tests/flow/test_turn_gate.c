@@ -697,6 +697,63 @@ static void test_only_what_answers_better_is_kept(void **state) {
   test_gateway_close(&t);
 }
 
+/* An adapter of the same numbers with a code that stands for other tokens, and is the first token of "up". */
+static void plant_code(const test_gateway *t, const pst_store_adapter *from, const char *name) {
+  pst_engine_lora lora = {0};
+  pst_engine_model *m = NULL;
+  pst_engine_tokens ids = {0};
+  char *path = NULL, note[64];
+  const char *changed = test_temp_path(test_dir, "coded.gguf");
+  OK(pst_engine_model_open(model, 1, &m, &err));
+  OK(pst_engine_tokenize(m, PST_STR(" up"), false, false, &ids, &err));
+  int32_t code = ids.ids[ids.n - 1], other = code > 20 ? code - 10 : code + 10;
+  (void)snprintf(note, sizeof note, "[[%d,%d,%d]]", code, other, other + 1);
+  OK(pst_store_file_path(t->store, pst_str_from(from->file), &path, &err));
+  OK(pst_engine_lora_read(path, NULL, &lora, &err));
+  OK(pst_engine_lora_set_note(&lora, PST_ENGINE_LORA_NAME, name, &err));
+  OK(pst_engine_lora_set_note(&lora, PST_ENGINE_LORA_CODES, note, &err));
+  OK(pst_engine_lora_write_gguf(&lora, changed, &err));
+  const pst_gateway_adapter a = {.name = name, .path = changed, .model = model, .workload = "marks"};
+  OK(pst_gateway_adapter_add(t->store, &a, NULL, &err));
+  pst_engine_lora_done(&lora);
+  pst_engine_tokens_done(&ids);
+  pst_engine_model_unref(m);
+  pst_free(path);
+}
+
+/* Answers that plainly have what is a code of the adapter to start from are left out, and are no end to the rest. */
+static void test_answers_with_codes_are_left_out(void **state) {
+  (void)state;
+  enum { N_PLAIN = 12, N = 20 };
+  pst_tune_preference list[N];
+  char texts[N][64];
+  pst_store_adapter from;
+  test_gateway t = test_gateway_open(NULL);
+  pst_evals_workload *w = make_workload("right", RIGHT);
+  OK(tune_by(&t, w, "good", &from));
+  plant_code(&t, &from, "coded");
+  for (uint64_t i = 0; i < N; i++) {
+    (void)message(7, i, texts[i]);
+    list[i] = (pst_tune_preference){.input = pst_str_from(texts[i]),
+                                    .wanted = PST_STR("no"),
+                                    .unwanted = i < N_PLAIN ? PST_STR("dim") : PST_STR("up")};
+  }
+  pst_tune_workload_options o = {.model = model,
+                                 .preferences = list,
+                                 .n_preferences = N,
+                                 .from = "coded",
+                                 .training = pst_tune_options_for(PST_TUNE_DPO)};
+  pst_tune_workload_result r;
+  o.training.steps = 1;
+  OK(pst_tune_workload(t.gateway, t.store, w, &o, &r, &err));
+  assert_int_equal(r.n_texts, N_PLAIN);
+  assert_int_equal(r.n_left_out, N - N_PLAIN);
+  assert_int_equal(r.n_codes, 1);
+  pst_tune_workload_result_done(&r);
+  pst_evals_workload_free(w);
+  test_gateway_close(&t);
+}
+
 static int count_done(void *user, const pst_store_run *run) {
   *(int *)user += run->state == PST_STORE_RUN_DONE;
   return 0;
@@ -826,6 +883,7 @@ int main(int argc, char **argv) {
                                      cmocka_unit_test(test_killed_turns_go_on),
                                      cmocka_unit_test(test_what_users_said_is_learned),
                                      cmocka_unit_test(test_only_what_answers_better_is_kept),
+                                     cmocka_unit_test(test_answers_with_codes_are_left_out),
                                      cmocka_unit_test(test_killed_at_any_moment)};
   return cmocka_run_group_tests(tests, set_up, test_dir_close);
 }
