@@ -264,25 +264,27 @@ static void score_by_head(const training *t, float *scores, uint32_t *classes) {
   }
 }
 
-/* Of the grams fitted at one strength: sums with the head's scores at each share; the best so far stays in *info. */
-static void mix(training *t, size_t s, const pst_classifier_held_out *head, float *sums, pst_classifier_info *info,
-                size_t *ret_strength, double *ret_share) {
-  pst_classifier_held_out h = {sums, head->labels, head->n, t->n_labels};
-  for (size_t k = 0; k < N_SHARES; k++) {
-    double share = share_at(k);
-    size_t at = 0;
-    for (size_t i = 0; i < t->n; i++) {
-      if (t->folds[i] != HELD_OUT) continue;
-      for (size_t c = 0; c < t->n_labels; c++, at++)
-        sums[at] = (float)(share * (double)t->scores[s][i * t->n_labels + c] + (1 - share) * (double)head->scores[at]);
+/* sums = share * the grams' scores at a strength + the rest * the head's, of the held-out records. */
+static void add_scores(const training *t, size_t strength, double share, const float *head, float *sums) {
+  for (size_t i = 0, at = 0; i < t->n; i++)
+    for (size_t k = 0; k < t->n_labels && t->folds[i] == HELD_OUT; k++, at++)
+      sums[at] = (float)(share * (double)t->scores[strength][i * t->n_labels + k] + (1 - share) * (double)head[at]);
+}
+
+/* The strength and the share at which the sums' log loss is least, each at its own temperature; *info has that. h: over `sums`. */
+static void mix(const training *t, const float *head, float *sums, const pst_classifier_held_out *h,
+                pst_classifier_info *info, size_t *ret_strength, double *ret_share) {
+  double best = INFINITY;
+  for (size_t s = 0; s < N_STRENGTHS; s++)
+    for (size_t k = 0; k < N_SHARES; k++) {
+      add_scores(t, s, share_at(k), head, sums);
+      double temperature = pst_classifier_temperature(h), loss = pst_classifier_log_loss(h, temperature);
+      if (!(loss < best)) continue;
+      best = loss;
+      info->temperature = temperature;
+      *ret_strength = s;
+      *ret_share = share_at(k);
     }
-    double temperature = pst_classifier_temperature(&h), loss = pst_classifier_log_loss(&h, temperature);
-    if (info->temperature > 0 && !(loss < info->log_loss)) continue;
-    info->log_loss = loss;
-    info->temperature = temperature;
-    *ret_strength = s;
-    *ret_share = share;
-  }
 }
 
 /* Weights of the grams times their share, of the vector's elements by the head, and the bias. */
@@ -308,19 +310,16 @@ static int train_beside_head(training *t, pst_classifier_info *info, pst_buf *ou
   float *scores = pst_calloc(n_held_out * t->n_labels + 1, 2 * sizeof *scores);
   uint32_t *classes = pst_calloc(n_held_out + 1, sizeof *classes);
   if (!code && (!scores || !classes)) code = no_memory(t);
+  float *sums = scores ? scores + n_held_out * t->n_labels : NULL;
+  pst_classifier_held_out h = {sums, classes, n_held_out, t->n_labels};
   if (!code) {
-    float *sums = scores + n_held_out * t->n_labels;
-    pst_classifier_held_out head = {scores, classes, n_held_out, t->n_labels};
     score_by_head(t, scores, classes);
     code = run_fold(t, HELD_OUT);
-    for (size_t s = 0; s < N_STRENGTHS && !code; s++) mix(t, s, &head, sums, info, &best, &share);
-    if (!code) { /* the sums of the best once more, for the curve */
-      for (size_t i = 0, at = 0; i < t->n; i++)
-        for (size_t c = 0; c < t->n_labels && t->folds[i] == HELD_OUT; c++, at++)
-          sums[at] = (float)(share * (double)t->scores[best][i * t->n_labels + c] + (1 - share) * (double)scores[at]);
-      pst_classifier_held_out h = {sums, classes, n_held_out, t->n_labels};
-      code = pst_classifier_assess(&h, info) ? no_memory(t) : 0;
-    }
+  }
+  if (!code) {
+    mix(t, scores, sums, &h, info, &best, &share);
+    add_scores(t, best, share, scores, sums);
+    code = pst_classifier_assess(&h, info) ? no_memory(t) : 0;
   }
   fit f = {.weights = NULL};
   if (!code) code = fit_init(t, FOLDS, &f);

@@ -469,8 +469,8 @@ static void put_constants(pst_json_writer *w, const pst_optimizer_state *s) {
 /* As the world described it; where there was nothing to train on, why. */
 static const pst_json *description_of(const pst_optimizer_state *s, const pst_optimizer_classifier *c) {
   char key[PST_OPTIMIZER_CLASSIFIER_KEY];
-  const char *reads = !c ? NULL : c->adapter ? c->adapter : c->encoder_sha256;
-  return pst_optimizer_journal_find(s->journal, pst_optimizer_classifier_key(reads, key));
+  return pst_optimizer_journal_find(
+      s->journal, pst_optimizer_classifier_key(c ? c->encoder_sha256 : NULL, c ? c->adapter : NULL, key));
 }
 
 /* All that were trained, and the one that the plan has, or else the one over n-grams. */

@@ -115,7 +115,7 @@ static int find_classifier(planning *p, const pst_optimizer_model *encoder, pst_
   const pst_json *v = NULL;
   char key[PST_OPTIMIZER_CLASSIFIER_KEY];
   note(p, encoder ? "train a classifier on the examples and their vectors" : "train a classifier on the examples");
-  pst_optimizer_classifier_key(!encoder ? NULL : encoder->adapter ? encoder->adapter : encoder->sha256, key);
+  pst_optimizer_classifier_key(encoder ? encoder->sha256 : NULL, encoder ? encoder->adapter : NULL, key);
   int code = ask(p, key, train_classifier, encoder, &v, err);
   pst_str artefact = code ? (pst_str){NULL, 0} : pst_json_str(pst_json_get(v, "artefact"));
   if (code || !artefact.n) return code;

@@ -38,9 +38,11 @@ typedef struct pst_optimizer_world {
   int (*repeats)(void *state, pst_buf *out, pst_error *err);
 } pst_optimizer_world;
 
-/* The log's key of a classifier. reads: SHA-256 of the file of its encoder, or of the encoder's adapter; or NULL. Returns ret_key. */
+/* The log's key of a classifier, by the files of what it reads: its encoder, and the encoder's adapter; NULL: none. Returns ret_key. */
 enum { PST_OPTIMIZER_CLASSIFIER_KEY = 80 };
-static inline const char *pst_optimizer_classifier_key(const char *reads, char ret_key[PST_OPTIMIZER_CLASSIFIER_KEY]) {
+static inline const char *pst_optimizer_classifier_key(const char *encoder_sha256, const char *adapter,
+                                                       char ret_key[PST_OPTIMIZER_CLASSIFIER_KEY]) {
+  const char *reads = adapter ? adapter : encoder_sha256;
   (void)snprintf(ret_key, PST_OPTIMIZER_CLASSIFIER_KEY, "classifier%s%.64s", reads ? " " : "", reads ? reads : "");
   return ret_key;
 }

@@ -41,13 +41,7 @@ static int make_plan(const maker *m, const char *artefact, const char *adapter, 
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
-  pst_json_member_int(&w, "schema", 1);
-  pst_json_member_cstr(&w, "workload", m->info->name);
-  if (m->info->input_pattern) pst_json_member_cstr(&w, "input_pattern", m->info->input_pattern);
-  pst_json_key(&w, "labels");
-  pst_json_begin_array(&w);
-  for (size_t i = 0; i < m->info->n_labels; i++) pst_json_put_str(&w, m->info->labels[i]);
-  pst_json_end_array(&w);
+  pst_tune_plan_begin(m->info, &w);
   pst_json_key(&w, "engines");
   pst_json_begin_object(&w);
   pst_json_key(&w, "encoder");
@@ -104,7 +98,7 @@ static bool is_example(const maker *m, size_t i, const bool *near) {
 static void add_items(maker *m, const bool *near, double share, bool held_out) {
   for (size_t i = 0; i < m->info->n_items; i++) {
     const pst_evals_item *item = &m->info->items[i];
-    bool lot = pst_random_unit(m->o->training.seed, 0x68656c64u, item->cluster) < share;
+    bool lot = pst_tune_lot(m->o->training.seed, item) < share;
     if (lot == held_out && is_example(m, i, near)) m->items[m->n++] = item;
   }
 }

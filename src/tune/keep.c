@@ -1,4 +1,4 @@
-/* Names and places of what a training makes (keep.h). */
+/* What trainings of a workload's examples have in common (keep.h). */
 #include "tune/keep.h"
 
 #include <string.h>
@@ -38,4 +38,19 @@ int pst_tune_adapter_keep(pst_store *store, pst_gateway_adapter adapter, const c
     if (!code) code = pst_gateway_adapter_add(store, &adapter, ret_row, err);
   }
   return code;
+}
+
+void pst_tune_plan_begin(const pst_evals_info *info, pst_json_writer *w) {
+  pst_json_member_int(w, "schema", 1);
+  pst_json_member_cstr(w, "workload", info->name);
+  if (info->input_pattern) pst_json_member_cstr(w, "input_pattern", info->input_pattern);
+  if (!info->n_labels) return;
+  pst_json_key(w, "labels");
+  pst_json_begin_array(w);
+  for (size_t i = 0; i < info->n_labels; i++) pst_json_put_str(w, info->labels[i]);
+  pst_json_end_array(w);
+}
+
+double pst_tune_lot(uint64_t seed, const pst_evals_item *item) {
+  return pst_random_unit(seed, 0x68656c64u, item->cluster);
 }

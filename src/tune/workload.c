@@ -80,15 +80,7 @@ static int make_plan(const maker *m, const char *model, const char *adapter, pst
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
-  pst_json_member_int(&w, "schema", 1);
-  pst_json_member_str(&w, "workload", pst_str_from(m->info->name));
-  if (m->info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(m->info->input_pattern));
-  if (m->info->n_labels) {
-    pst_json_key(&w, "labels");
-    pst_json_begin_array(&w);
-    for (size_t i = 0; i < m->info->n_labels; i++) pst_json_put_str(&w, m->info->labels[i]);
-    pst_json_end_array(&w);
-  }
+  pst_tune_plan_begin(m->info, &w);
   pst_json_key(&w, "engines");
   pst_json_begin_object(&w);
   pst_json_key(&w, "e1");
@@ -160,11 +152,6 @@ static int add_text(maker *m, pst_str input, pst_str answer, bool unwanted, bool
   return 0;
 }
 
-/* A number for each cluster, by which those held out are chosen. */
-static double lot_of(const maker *m, const pst_evals_item *item) {
-  return pst_random_unit(m->o->training.seed, 0x68656c64u, item->cluster);
-}
-
 /* Examples whose lot is below `share` when held_out, the others when not. */
 static int add_examples(maker *m, bool held_out, double share, size_t most) {
   size_t n = 0;
@@ -172,7 +159,8 @@ static int add_examples(maker *m, bool held_out, double share, size_t most) {
   for (size_t i = 0; i < m->info->n_items && n < most && !code; i++) {
     const pst_evals_item *item = &m->info->items[i];
     bool added = false;
-    if (item->part != PST_EVALS_EXAMPLES || m->near[i] || (lot_of(m, item) < share) != held_out) continue;
+    if (item->part != PST_EVALS_EXAMPLES || m->near[i] || (pst_tune_lot(m->o->training.seed, item) < share) != held_out)
+      continue;
     code = add_text(m, item->input, item->expected, false, &added);
     if (added) m->items[m->n_texts - 1] = item;
     n += added;
@@ -195,7 +183,7 @@ static int find_near_inputs(const maker *m, double share, bool *ret_near) {
     const pst_evals_item *item = i < n_items ? &m->info->items[i] : NULL;
     if (!item)
       ret_near[i - n_items] = held[cluster[i]];
-    else if (item->part == PST_EVALS_EXAMPLES && !m->near[i] && lot_of(m, item) < share)
+    else if (item->part == PST_EVALS_EXAMPLES && !m->near[i] && pst_tune_lot(m->o->training.seed, item) < share)
       held[cluster[i]] = true;
   }
   pst_free(texts);
