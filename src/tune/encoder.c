@@ -17,7 +17,6 @@ typedef struct maker {
   const pst_tune_encoder_options *o;
   const pst_evals_info *info;
   pst_gateway_engine_spec spec;
-  pst_gateway_plan *probe; /* which the encoder's engine is taken by */
   pst_engine *engine;
   const pst_engine_model *model;
   size_t n_dims;
@@ -55,7 +54,7 @@ static int make_plan(const maker *m, const char *artefact, const char *adapter, 
   pst_json_member_cstr(&w, "op", "classifier");
   pst_json_member_cstr(&w, "artefact", artefact);
   pst_json_member_cstr(&w, "engine", "encoder");
-  if (adapter) pst_json_member_cstr(&w, "adapter", adapter);
+  pst_json_member_cstr(&w, "adapter", adapter);
   pst_json_end_object(&w);
   pst_json_end_object(&w);
   int code = pst_buf_status(&text) ? no_memory(m)
@@ -65,12 +64,11 @@ static int make_plan(const maker *m, const char *artefact, const char *adapter, 
 }
 
 static int open_encoder(maker *m) {
-  static const char nothing[] = "0000000000000000000000000000000000000000000000000000000000000000";
   m->spec = (pst_gateway_engine_spec){.name = "encoder", .weights = "shipped", .options = pst_engine_options_default()};
   m->spec.model = m->o->model;
   m->spec.sha256 = m->o->sha256;
-  int code = make_plan(m, nothing, NULL, &m->probe);
-  if (!code) code = pst_gateway_engine_acquire(m->gateway, m->probe, 0, &m->engine, m->err);
+  const pst_gateway_plan plan = {.engines = &m->spec, .n_engines = 1};
+  int code = pst_gateway_engine_acquire(m->gateway, &plan, 0, &m->engine, m->err);
   if (code) return code;
   m->model = pst_engine_get_model(m->engine);
   m->n_dims = (size_t)pst_engine_model_get_info(m->model)->n_dims;
@@ -329,7 +327,6 @@ int pst_tune_encoder(pst_gateway *gateway, pst_store *store, const pst_tune_enco
   else
     *ret_result = r;
   pst_gateway_engine_release(gateway, m.engine);
-  pst_gateway_plan_unref(m.probe);
   pst_engine_tokens_done(&m.tokens);
   pst_free(m.labels);
   pst_free(m.items);
