@@ -92,9 +92,12 @@ typedef struct pst_tune_options {
   double
       smoothing; /* DPO: share of pairs that are taken to be the wrong way round; encoders: of labels, spread over all of them. 0 to below 1/2 */
   double dropout; /* encoders: share of what each branch adds to the state that a step goes without; 0 to below 1 */
-  int rank;       /* of every adapter, 1 to 256 */
-  double alpha;   /* the scale is alpha / rank */
-  unsigned roles; /* which linear layers: bits 1 << pst_engine_role */
+  /* Encoders: each text of a step is learned twice, as it is and with its embeddings moved by this share of their length to where its loss rises fastest (Miyato, Dai and
+   * Goodfellow 2017, arXiv:1605.07725), which takes twice the time; 0 to below 1, 0: once. */
+  double adversary;
+  int rank;             /* of every adapter, 1 to 256 */
+  double alpha;         /* the scale is alpha / rank */
+  unsigned roles;       /* which linear layers: bits 1 << pst_engine_role */
   double learning_rate; /* the highest: rises over the warm-up, then falls as a cosine to final_share of it */
   double warmup_share, final_share;
   double weight_decay, beta1, beta2, epsilon; /* AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) */

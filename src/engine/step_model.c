@@ -182,11 +182,10 @@ static int make_ghost(ghost *g, const pst_engine_replay_item *item, size_t index
   g->seq.tokens = pst_malloc(((size_t)g->seq.n_max + PST_ENGINE_MAX_DRAFT + 1) * sizeof *g->seq.tokens);
   g->seq.pages = pst_calloc(((size_t)g->seq.n_max + PST_ENGINE_PAGE - 1) / PST_ENGINE_PAGE, sizeof *g->seq.pages);
   if (!g->seq.tokens || !g->seq.pages) return PST_E_NOMEM;
-  for (int i = 0; i < g->seq.n_max; i++) {
-    bool shared = item->group && i < item->n_shared;
-    g->seq.tokens[i] =
-        (int32_t)(pst_random_u64(shared ? item->group : 0, shared ? 0 : index + 1, (uint64_t)i) & INT32_MAX);
-  }
+  /* All that counts of tokens is who shares them: one number for the group and one for the request, and each place its own. */
+  uint64_t group = pst_random_u64(item->group, 0, 0), own = pst_random_u64(0, index + 1, 0);
+  for (int i = 0; i < g->seq.n_max; i++)
+    g->seq.tokens[i] = (int32_t)(((item->group && i < item->n_shared ? group : own) + (uint64_t)i) & INT32_MAX);
   return 0;
 }
 

@@ -215,9 +215,9 @@ static int start_head(maker *m) {
 
 static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out, size_t n) {
   pst_buf text = PST_BUF_INIT;
-  pst_buf_printf(&text, "encoder %s %s %s %s %d %g %g %g %g %d %d %lld %g %d %llu", m->data, m->spec.sha256,
+  pst_buf_printf(&text, "encoder %s %s %s %s %d %g %g %g %g %g %d %d %lld %g %d %llu", m->data, m->spec.sha256,
                  m->info->name, pst_tune_precision_name(t->precision), t->rank, t->alpha, t->learning_rate,
-                 t->smoothing, t->dropout, t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds,
+                 t->smoothing, t->dropout, t->adversary, t->batch_texts, t->max_epochs, (long long)t->steps, t->seconds,
                  t->evaluations, (unsigned long long)t->seed);
   int code =
       pst_buf_status(&text) ? no_memory(m) : pst_tune_checkpoint_path(m->store, pst_buf_str(&text), out, n, m->err);
@@ -281,6 +281,7 @@ pst_tune_encoder_options pst_tune_encoder_options_default(void) {
   o.training.evaluations = 8;
   o.training.smoothing = 0.1;
   o.training.dropout = 0.1;
+  o.training.adversary = 0.1;
   o.training.patience = 0; /* the best comes with the end of the schedule */
   return o;
 }

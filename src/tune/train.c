@@ -120,6 +120,7 @@ static int check_options(const pst_tune_options *o, pst_error *err) {
                       : !(o->teacher_share >= 0 && o->teacher_share <= 1)  ? "teacher_share"
                       : !(o->smoothing >= 0 && o->smoothing < 0.5)         ? "smoothing"
                       : !(o->dropout >= 0 && o->dropout < 1)               ? "dropout"
+                      : !(o->adversary >= 0 && o->adversary < 1)           ? "adversary"
                       : o->rank < 1 || o->rank > 256                       ? "rank"
                       : !(o->alpha > 0)                                    ? "alpha"
                       : !(o->roles & ((1u << PST_ENGINE_ROLE_COUNT) - 1))  ? "roles"
@@ -222,7 +223,7 @@ static void make_key(trainer *t) {
                             o->smoothing,    o->teacher_share,
                             o->score_share,  (double)(o->scorer.score ? o->scorer.n : 0),
                             o->precision,    (double)t->n_labels,
-                            o->dropout};
+                            o->dropout,      o->adversary};
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);
@@ -348,6 +349,7 @@ static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longe
   if (!code && t->n_labels) {
     t->net->smoothing = o->smoothing;
     t->net->dropout = o->dropout;
+    t->net->adversary = o->adversary;
   }
   *ret_longest = longest;
   return code;

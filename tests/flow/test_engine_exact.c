@@ -303,6 +303,7 @@ static void test_llama_mixes(void **state) {
 
 static void test_gemma3_mixes(void **state) {
   (void)state;
+  if (test_is_sanitized()) skip(); /* a tiny one is among test_tiny_mixes' */
   run_model("PENSTOCK_TEST_GEMMA3", test_scale(10, 2, 100));
 }
 

@@ -354,19 +354,20 @@ static void one_product(const pst_kernels *k, uint32_t type, size_t rows, size_t
 static void products(void **state) {
   (void)state;
   static const size_t shapes[] = {576, 640, 1536, 2048, 32, 64, 96};
+  const int n_rounds = test_scale(40, 12, 40);
   size_t n_types;
   const uint32_t *types = check_types(&n_types);
   void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
   for (const pst_kernels **k = check_tables(); *k; k++)
     for (size_t i = 0; i < n_types; i++)
-      for (int round = 0; round < 40; round++) {
+      for (int round = 0; round < n_rounds; round++) {
         const pst_kernels_type_row *info = pst_kernels_type_info(types[i]);
         size_t cols =
             info->block_elements == 256 ? 256 * (1 + check_below(8)) : shapes[check_below(PST_ARRAY_LEN(shapes))];
         if (info->block_elements == 1) cols = 1 + check_below(200);
-        size_t n_tokens = round < 20 ? 1 + (size_t)round % 10 : 1 + check_below(70);
-        if (round == 39) n_tokens = 530;
-        size_t rows = round == 39 ? 40 : 1 + check_below(100);
+        bool last = round + 1 == n_rounds;
+        size_t n_tokens = last ? 530 : round < n_rounds / 2 ? 1 + (size_t)round % 10 : 1 + check_below(70);
+        size_t rows = last ? 40 : 1 + check_below(100);
         one_product(*k, types[i], rows, cols, n_tokens, (check_pattern)(round % CHECK_N_PATTERNS), work);
       }
   check_free(work);
@@ -481,7 +482,7 @@ static void attentions(void **state) {
   (void)state;
   void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
   for (const pst_kernels **k = check_tables(); *k; k++)
-    for (int round = 0; round < test_scale(150, 20, 150); round++) {
+    for (int round = 0; round < test_scale(150, 8, 150); round++) {
       attend_case c = attend_make(scalar());
       pst_kernels_attend a = c.a;
       size_t floats = a.n_tokens * a.out_stride, n = a.n_heads * a.head_dim, part = PST_KERNELS_PART_FLOATS(a.head_dim);
@@ -546,7 +547,7 @@ static void stored_pages(void **state) {
 static void scalar_attention_is_attention(void **state) {
   (void)state;
   void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
-  for (int round = 0; round < 60; round++) {
+  for (int round = 0; round < test_scale(60, 12, 60); round++) {
     attend_case c = attend_make(scalar());
     pst_kernels_attend *a = &c.a;
     if (a->kv_type != PST_TYPE_F16 || a->softcap > 0.0f) {

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "evals/workload.h"
+#include "support/scale.h"
 #include "support/temp.h"
 
 static pst_error err;
@@ -277,7 +278,7 @@ static void hostile(void **state) {
       {CHOICE(LABELS), "\"cancel\""},
       {SQL, "\"SELECT a FROM t WHERE b = 1 AND c = 2\""},
   };
-  size_t n = (size_t)2 << 20;
+  size_t n = (size_t)test_scale(2048, 128, 2048) << 10;
   char *large = malloc(n);
   assert_non_null(large);
   for (size_t i = 0; i < PST_ARRAY_LEN(kinds); i++) {

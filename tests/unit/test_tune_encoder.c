@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "support/scale.h"
 #include "support/temp.h"
 #include "support/tiny_model.h"
 #include "tune/net.h"
@@ -92,7 +93,8 @@ static void test_differences(void **state) {
     assert_non_null(grads);
     memcpy(grads, net->grads, s.lora.n * sizeof *grads);
     for (size_t i = 0; i < s.lora.n; i++) greatest = PST_MAX(greatest, fabs(grads[i]));
-    for (size_t k = 0; k < 40; k++) {
+    const size_t n_sampled = (size_t)test_scale(40, 14, 40);
+    for (size_t k = 0; k < n_sampled; k++) {
       size_t i = k < 10 ? s.lora.head + k * 31 : (size_t)(pst_random_u64(7, 1, k) % s.lora.n);
       double at = net->params[i], h = 1e-5;
       net->params[i] = at + h;
@@ -111,6 +113,65 @@ static void test_differences(void **state) {
     pst_tune_team_free(team);
     close_setting(&s);
   }
+}
+
+/* What plain runs find of one text of a single token, with `bias` behind its embedding's norm: derivatives are added to those so far. */
+static double plain_loss(pst_tune_net_f64 *net, setting *s, const pst_tune_batch *b, const float *bias, double factor) {
+  const float *own = s->model.embedding_norm.bias;
+  double loss;
+  s->model.embedding_norm.bias = bias;
+  pst_tune_net_run_f64(net, b, factor, &loss);
+  s->model.embedding_norm.bias = own;
+  return loss;
+}
+
+/* A text of a single token is moved along the derivative by its embedding, which differences of the bias added to it find too; what is learned is the text as it stands and as
+ * moved. */
+static void test_adversary(void **state) {
+  (void)state;
+  setting s = {0};
+  open_setting(&s, 1, PST_TUNE_FLOAT);
+  pst_tune_team *team = team_of(&s, 2);
+  pst_tune_net_f64 *net = open_f64(&s, team);
+  pst_tune_batch b = batch_of(&s, 1, 1);
+  float bias[DIMS];
+  double loss, slope[DIMS], length = 0, squares = 0, worst = 0, greatest = 0, h = 1.0 / 1024;
+  assert_int_equal(b.n_tokens, 1);
+  memcpy(bias, s.model.embedding_norm.bias, sizeof bias);
+  for (size_t i = 0; i < DIMS; i++) {
+    float at = bias[i];
+    bias[i] = at + (float)h;
+    double up = plain_loss(net, &s, &b, bias, 0), step = (double)bias[i];
+    bias[i] = at - (float)h;
+    double down = plain_loss(net, &s, &b, bias, 0);
+    slope[i] = (up - down) / (step - (double)bias[i]);
+    bias[i] = at;
+    squares += slope[i] * slope[i];
+    length += net->kept[0].x[i] * net->kept[0].x[i];
+  }
+  for (size_t i = 0; i < DIMS; i++) bias[i] += (float)(0.1 * sqrt(length / squares) * slope[i]);
+  memset(net->grads, 0, s.lora.n * sizeof *net->grads);
+  double still = plain_loss(net, &s, &b, s.model.embedding_norm.bias, 1);
+  double moved = plain_loss(net, &s, &b, bias, 1);
+  double *want = pst_malloc(s.lora.n * sizeof *want);
+  assert_non_null(want);
+  memcpy(want, net->grads, s.lora.n * sizeof *want);
+  memset(net->grads, 0, s.lora.n * sizeof *net->grads);
+  net->adversary = 0.1;
+  pst_tune_net_run_f64(net, &b, 1, &loss);
+  for (size_t i = 0; i < s.lora.n; i++) {
+    greatest = PST_MAX(greatest, fabs(want[i]));
+    worst = PST_MAX(worst, fabs(net->grads[i] - want[i]));
+  }
+  print_message("loss %.4f, moved %.4f (%.4f by differences); derivatives %.1e of the greatest apart\n", loss,
+                net->moved_loss, moved, worst / greatest);
+  assert_true(fabs(loss - still) < 1e-12 && moved > still + 1e-3);
+  assert_true(fabs(net->moved_loss - moved) < 1e-4 * moved && worst < 1e-3 * greatest);
+  pst_free(want);
+  pst_tune_batch_done(&b);
+  pst_tune_net_free_f64(net);
+  pst_tune_team_free(team);
+  close_setting(&s);
 }
 
 /* Vectors without an adapter, which the engine makes too. */
@@ -145,10 +206,11 @@ static void test_vectors(void **state) {
   close_setting(&s);
 }
 
-static float *derive(const setting *s, int threads, size_t cut, double *ret_loss, size_t *ret_right) {
+static float *derive(const setting *s, int threads, size_t cut, double adversary, double *ret_loss, size_t *ret_right) {
   pst_tune_team *team = team_of(s, threads);
   pst_tune_net_f32 *net = open_f32(s, team);
   net->dropout = net->smoothing = 0.1;
+  net->adversary = adversary;
   *ret_loss = 0;
   *ret_right = 0;
   for (size_t i = 0; i < N_TEXTS; i += cut) {
@@ -183,15 +245,23 @@ static void test_bits(void **state) {
   size_t right, n;
   open_setting(&s, 1, PST_TUNE_FLOAT);
   open_setting(&packed, 1, PST_TUNE_INT8);
-  float *want = derive(&s, 1, N_TEXTS, &loss, &right);
+  float *want = derive(&s, 1, N_TEXTS, 0, &loss, &right);
   for (int way = 0; way < 3; way++) {
-    float *got = derive(&s, 1 + way, way == 2 ? 1 : N_TEXTS - (size_t)way, &other, &n);
+    float *got = derive(&s, 1 + way, way == 2 ? 1 : N_TEXTS - (size_t)way, 0, &other, &n);
     assert_memory_equal(want, got, s.lora.n * sizeof *got);
     assert_true(fabs(other - loss) <= 1e-12 * fabs(loss));
     assert_int_equal(n, right);
     pst_free(got);
   }
-  float *rounded = derive(&packed, 2, N_TEXTS, &other, &n);
+  /* Learned twice, batches add up in another order; threads still do not show. */
+  float *moved = derive(&s, 1, N_TEXTS, 0.1, &loss, &right), *by_three = derive(&s, 3, N_TEXTS, 0.1, &other, &n);
+  float *cut = derive(&s, 2, 2, 0.1, &other, &n);
+  assert_memory_equal(moved, by_three, s.lora.n * sizeof *moved);
+  assert_true(apart(moved, want, s.lora.n) > 0.1 && apart(cut, moved, s.lora.n) < 1e-5);
+  pst_free(cut);
+  pst_free(by_three);
+  pst_free(moved);
+  float *rounded = derive(&packed, 2, N_TEXTS, 0, &other, &n);
   print_message("in 8 bits: loss %.5f, in float %.5f; derivatives apart %.4f\n", other, loss,
                 apart(rounded, want, s.lora.n));
   assert_true(fabs(other / loss - 1) < 0.02);
@@ -294,8 +364,8 @@ static void test_refused(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_differences), cmocka_unit_test(test_vectors),
-                                     cmocka_unit_test(test_bits), cmocka_unit_test(test_learns),
-                                     cmocka_unit_test(test_refused)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_differences), cmocka_unit_test(test_adversary),
+                                     cmocka_unit_test(test_vectors),     cmocka_unit_test(test_bits),
+                                     cmocka_unit_test(test_learns),      cmocka_unit_test(test_refused)};
   return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }
