@@ -175,6 +175,14 @@ int pst_engine_replace_measure(const char *in_path, const pst_engine_tensor *giv
 int pst_engine_replace(const char *in_path, const char *out_path, const pst_engine_tensor *given, size_t n,
                        const char *note, pst_error *err);
 
+/* ---- a file with fewer layers (engine/drop_layers.c) ---------------------------------------------------------------- */
+
+/* Writes in_path to out_path without the layers dropped[n], numbers from 0; those behind move up, and block_count is what is left. Whole or not at all; replaces a file at out_path,
+ * refuses in_path itself. note (NULL: none): kept as penstock.pruned. Errors: those of opening; PST_E_BAD_INPUT (no such layer, one twice, all of them), PST_E_UNSUPPORTED (the file
+ * has a value for each layer), as writing files. */
+int pst_engine_drop_layers(const char *in_path, const char *out_path, const int *dropped, size_t n, const char *note,
+                           pst_error *err);
+
 /* ---- a decoder's weights as numbers (engine/decoder.c) -------------------------------------------------------------- */
 
 /* The linear layers of a decoder's layer: queries, keys, values, attention's output, and the gated feed-forward branch. */

@@ -107,6 +107,8 @@ typedef struct pst_kernels_matrix {
   size_t n_groups; /* ceil(n_rows / 16) */
   size_t
       group_bytes; /* bytes of one group, a multiple of 64 for quantized types where the format allows, at least of 16 */
+  size_t
+      group_step; /* quantized: from a group's first element to the next one's in what matmul writes; 16 unless its owner lays groups apart */
   const uint8_t *data; /* n_groups * group_bytes, 64-byte aligned, readable 64 bytes past its end */
 } pst_kernels_matrix;
 
@@ -280,7 +282,7 @@ typedef struct pst_kernels {
                         float *c, size_t c_row, size_t n_cols, bool add);
 
   /* out[t * out_stride + r] = sum over columns of w[r][c] * input[t0 + t][c], for rows r of groups [group_begin, group_end), t <
-   * n_tokens. add: the product is added to what out holds. Rows of other groups are not touched. work: WORK_BYTES of this thread. */
+   * n_tokens; groups that are laid apart: out[t * out_stride + r / 16 * group_step + r % 16]. add: the product is added to what out holds. Rows of other groups are not touched. work: WORK_BYTES of this thread. */
   void (*matmul)(const pst_kernels_matrix *w, const pst_kernels_input *input, size_t t0, size_t n_tokens,
                  size_t group_begin, size_t group_end, bool add, float *out, size_t out_stride, void *work);
 

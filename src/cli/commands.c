@@ -11,6 +11,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_merge,
     &pst_cli_adapters,
     &pst_cli_calibrate,
+    &pst_cli_prune,
     &pst_cli_run,
     &pst_cli_chat,
     &pst_cli_embed,

@@ -136,8 +136,10 @@ static int init_quantized(pst_engine_adapter_part *part, const pst_kernels_matri
   size_t n_groups = (n_out + GROUP - 1) / GROUP, folded = (n_groups + part->b_folds - 1) / part->b_folds * GROUP;
   int code = pst_kernels_matrix_init(type, part->a_folds * part->rank, part->n_in / part->a_folds, &part->a, err);
   if (code) return code;
-  return pst_kernels_matrix_init(type, part->b_folds > 1 ? folded : n_out, blocks_of(part->rank) * PST_KERNELS_BLOCK,
+  code = pst_kernels_matrix_init(type, part->b_folds > 1 ? folded : n_out, blocks_of(part->rank) * PST_KERNELS_BLOCK,
                                  &part->b, err);
+  part->b.group_step = part->b_folds * GROUP;
+  return code;
 }
 
 static size_t a_bytes(const pst_engine_adapter_part *part) {

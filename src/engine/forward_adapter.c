@@ -130,18 +130,18 @@ static void multiply_out(const pst_engine_walk *w, const strip *s, const pst_eng
     return;
   }
   pst_kernels_input codes = codes_of(f, s);
-  for (size_t j = from / folds; j * folds < to; j++) {
-    size_t first = PST_MAX(from, j * folds) - j * folds, end = PST_MIN(to - j * folds, folds);
-    float *group = out + j * (folds - 1) * GROUP; /* the kernels add j * GROUP */
-    if (by_folds(s)) {
+  while (from < to) { /* whole rows of folds at once, and what a chunk cuts off of them */
+    size_t j = from / folds, first = from % folds, whole = first ? 0 : (to - from) / folds;
+    size_t n_groups = PST_MAX(whole, 1), end = whole ? folds : PST_MIN(first + to - from, folds);
+    if (by_folds(s))
       for (size_t k = first; k < end; k++)
-        f->k->matmul(&part->b, &codes, folded_at(s, 0, k), n, j, j + 1, true, group + k * GROUP, p->stride,
+        f->k->matmul(&part->b, &codes, folded_at(s, 0, k), n, j, j + n_groups, true, out + k * GROUP, p->stride,
                      w->mine->work);
-      continue;
-    }
-    for (size_t i = 0; i < n; i++)
-      f->k->matmul(&part->b, &codes, folded_at(s, i, first), end - first, j, j + 1, true,
-                   group + i * p->stride + first * GROUP, GROUP, w->mine->work);
+    else
+      for (size_t i = 0; i < n; i++)
+        f->k->matmul(&part->b, &codes, folded_at(s, i, first), end - first, j, j + n_groups, true,
+                     out + i * p->stride + first * GROUP, GROUP, w->mine->work);
+    from += whole ? whole * folds : end - first;
   }
 }
 

@@ -2,7 +2,7 @@
 #include "flywheel/turn.h"
 
 /* Of the time for tuning at most so much; its epochs end it sooner as a rule, and the adapter of the model that generates has what is left. */
-#define ENCODER_SHARE 0.4
+#define ENCODER_SHARE 0.6
 
 bool pst_flywheel_turn_encodes(const pst_flywheel_turn_state *t) {
   return t->options->n_encoders > 0 && pst_evals_workload_info(t->workload)->n_labels >= 2;

@@ -65,6 +65,7 @@ int pst_kernels_matrix_init(uint32_t type, size_t n_rows, size_t n_cols, pst_ker
       .n_cols = n_cols,
       .n_groups = (n_rows + PST_LANES - 1) / PST_LANES,
       .group_bytes = round_up(group_bytes, 64),
+      .group_step = PST_LANES,
       .data = NULL,
   };
   return 0;

@@ -277,7 +277,7 @@ static void ref_matmul(const pst_kernels_matrix *w, const pst_kernels_input *inp
       group_product(w, input, g, t0 + run, n, acc);
       size_t n_lanes = PST_MIN((size_t)PST_LANES, w->n_rows - g * PST_LANES);
       for (size_t t = 0; t < n; t++) {
-        float *to = out + (run + t) * out_stride + g * PST_LANES;
+        float *to = out + (run + t) * out_stride + g * w->group_step;
         for (size_t lane = 0; lane < n_lanes; lane++) to[lane] = add ? to[lane] + acc[t][lane] : acc[t][lane];
       }
     }

@@ -14,6 +14,7 @@
 #include "tune/divergence.h"
 #include "tune/feedback.h"
 #include "tune/gram.h"
+#include "tune/whole.h"
 
 const uint32_t pst_tune_calibrate_types[PST_TUNE_CALIBRATE_TYPES] = {
     PST_TYPE_Q3_K, PST_TYPE_IQ4_XS, PST_TYPE_IQ4_NL, PST_TYPE_Q4_0, PST_TYPE_Q4_K, PST_TYPE_Q4_1,
@@ -35,10 +36,8 @@ typedef struct matrix {
 
 typedef struct calibration {
   const pst_tune_calibrate_options *o;
-  pst_tune_model model, trial; /* trial: the same with layers of its own, whose weights are exchanged */
-  pst_tune_lora none;          /* an adapter without targets */
-  pst_tune_team *team;
-  pst_tune_net_f32 *net;
+  pst_tune_whole whole;
+  pst_tune_model trial; /* the whole's with layers of its own, whose weights are exchanged */
   pst_tune_grams grams;
   matrix *matrices;
   size_t n_matrices;
@@ -61,81 +60,13 @@ static int tell(calibration *c, const char *what, int64_t n, pst_error *err) {
   return 0;
 }
 
-/* ---- the float model ---- */
-
-/* The weights of a tensor by its name in the file; NULL: none of the layers'. */
-static float *weights_of(const pst_tune_model *m, const char *name, size_t *ret_rows, size_t *ret_cols) {
-  for (size_t i = 0; i < m->n_layers; i++)
-    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
-      char full[48];
-      const pst_tune_linear *l = &m->layers[i].linear[r];
-      (void)snprintf(full, sizeof full, "blk.%zu.%s.weight", i, pst_engine_role_name((pst_engine_role)r));
-      if (strcmp(full, name) != 0 || !l->n_out) continue;
-      *ret_rows = l->n_out;
-      *ret_cols = l->n_in;
-      return (float *)m->memory + (l->w - (const float *)m->memory);
-    }
-  return NULL;
-}
-
-static int merge(pst_tune_model *m, const pst_engine_lora *lora, const char *path, pst_error *err) {
-  for (size_t k = 0; k < lora->n_targets; k++) {
-    const pst_engine_lora_target *t = &lora->targets[k];
-    size_t n_rows = 0, n_cols = 0, rank = (size_t)t->rank;
-    float scale = (float)pst_engine_lora_scale(lora, t), *w = weights_of(m, t->name, &n_rows, &n_cols);
-    if (!w || n_rows != (size_t)t->n_out || n_cols != (size_t)t->n_in)
-      return pst_error_set(err, PST_E_BAD_INPUT, path, "the adapter's '%s' fits no matrix of the model's layers",
-                           t->name);
-    for (size_t r = 0; r < n_rows; r++)
-      for (size_t j = 0; j < rank; j++) {
-        float f = scale * t->b[r * rank + j];
-        for (size_t i = 0; i < n_cols; i++) w[r * n_cols + i] += f * t->a[j * n_cols + i];
-      }
-  }
-  return 0;
-}
-
-static int load_float(const char *path, const char *adapter, int n_threads, pst_tune_model *ret_model, pst_error *err) {
-  pst_engine_model *source = NULL;
-  pst_engine_lora lora = {0};
-  int code = pst_engine_model_open(path, n_threads, &source, err);
-  if (code) return code;
-  const pst_engine_model_info *info = pst_engine_model_get_info(source);
-  if (adapter) code = pst_engine_lora_read(adapter, info, &lora, err);
-  if (!code && adapter) code = pst_engine_lora_check_merge(&lora, info, adapter, err);
-  if (!code && !(code = pst_tune_model_load(source, PST_TUNE_FLOAT, ret_model, err)) && adapter &&
-      (code = merge(ret_model, &lora, adapter, err)))
-    pst_tune_model_done(ret_model);
-  pst_engine_lora_done(&lora);
-  pst_engine_model_unref(source);
-  return code;
-}
-
-/* A net without an adapter. */
-static int make_net(calibration *c, size_t max_tokens, pst_error *err) {
-  const pst_tune_model *m = &c->model;
-  int n_threads = c->o->threads ? c->o->threads : pst_cpu_count();
-  size_t scratch = PST_MAX(pst_tune_scratch_bytes(max_tokens, m->n_ff),
-                           pst_tune_rounding_scratch(PST_MAX(m->n_ff, PST_MAX(m->n_embd, m->n_heads * m->head_dim))));
-  c->none = (pst_tune_lora){.rank = 1, .scale = 1, .n_layers = m->n_layers};
-  c->none.layers = pst_calloc(m->n_layers, sizeof *c->none.layers);
-  if (!c->none.layers) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a layer table");
-  for (size_t i = 0; i < m->n_layers; i++)
-    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) c->none.layers[i].place[r] = PST_TUNE_NO_ADAPTER;
-  int code = pst_tune_team_create(n_threads, scratch, &c->team, err);
-  return code ? code : pst_tune_net_create_f32(m, &c->none, c->team, max_tokens, max_tokens, max_tokens, &c->net, err);
-}
-
 static void done(calibration *c) {
   for (size_t i = 0; i < c->n_matrices; i++) pst_free(c->matrices[i].out);
   pst_free(c->matrices);
   pst_free(c->floats);
   pst_free(c->trial.layers);
   pst_tune_grams_done(&c->grams);
-  pst_tune_net_free_f32(c->net);
-  pst_tune_team_free(c->team);
-  pst_free(c->none.layers);
-  if (c->model.memory) pst_tune_model_done(&c->model);
+  pst_tune_whole_done(&c->whole);
 }
 
 /* ---- matrices ---- */
@@ -161,7 +92,7 @@ static matrix *add_matrix(calibration *c, const char *name, size_t n_rows, size_
 
 /* In groups: the members of a layer's group stand one behind the other, the embedding and the head last. */
 static int list_matrices(calibration *c, pst_error *err) {
-  const pst_tune_model *m = &c->model;
+  const pst_tune_model *m = &c->whole.model;
   c->matrices = pst_calloc(m->n_layers * PST_ENGINE_ROLE_COUNT + 2, sizeof *c->matrices);
   c->trial = *m;
   c->trial.layers = pst_malloc(m->n_layers * sizeof *m->layers);
@@ -216,7 +147,7 @@ static int round_matrix(calibration *c, const matrix *x, uint32_t type, bool wit
                          .feedback = with_feedback ? x->feedback : NULL,
                          .row_step = row_step,
                          .out = out};
-  int code = pst_tune_round(c->team, &r);
+  int code = pst_tune_round(c->whole.team, &r);
   if (code) return explain(code, x, err);
   if (ret_error) *ret_error = r.error;
   return 0;
@@ -239,12 +170,13 @@ static int capture(calibration *c, const pst_tune_traffic *traffic, pst_error *e
   pst_tune_batch *batches = NULL;
   size_t n = 0;
   double loss;
-  int code = pst_tune_grams_create(&c->model, &c->grams, err);
+  int code = pst_tune_grams_create(&c->whole.model, &c->grams, err);
   if (!code)
-    code = pst_tune_traffic_batches(traffic, 0, c->net->max_tokens, c->net->max_position, true, &batches, &n, err);
+    code = pst_tune_traffic_batches(traffic, 0, c->whole.net->max_tokens, c->whole.net->max_position, true, &batches,
+                                    &n, err);
   for (size_t i = 0; i < n && !code; i++) {
-    pst_tune_net_run_f32(c->net, &batches[i], 0, &loss);
-    pst_tune_grams_add(&c->grams, c->net, &batches[i]);
+    pst_tune_net_run_f32(c->whole.net, &batches[i], 0, &loss);
+    pst_tune_grams_add(&c->grams, c->whole.net, &batches[i]);
     code = tell(c, "reading traffic", (int64_t)batches[i].n_tokens, err);
   }
   for (size_t i = 0; i < n; i++) pst_tune_batch_done(&batches[i]);
@@ -277,7 +209,7 @@ static int factor_all(calibration *c, pst_error *err) {
     if (!work[g]) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory to factor Gram matrices");
   }
   for (; f.next < c->grams.n_layers && !code; f.next++) {
-    pst_tune_team_run(c->team, PST_TUNE_GROUP_COUNT, factor_piece, &f);
+    pst_tune_team_run(c->whole.team, PST_TUNE_GROUP_COUNT, factor_piece, &f);
     for (int g = 0; g < PST_TUNE_GROUP_COUNT && !code; g++)
       if (f.code[g])
         code =
@@ -334,7 +266,7 @@ static int probe(calibration *c, const pst_tune_traffic *search, pst_error *err)
   }
   c->floats = pst_malloc(largest * sizeof *c->floats);
   if (!c->floats) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a rounded matrix");
-  int code = pst_tune_judge_create(c->net, &c->model, search, c->o->search_tokens, true, &judge, err);
+  int code = pst_tune_judge_create(c->whole.net, &c->whole.model, search, c->o->search_tokens, true, &judge, err);
   for (size_t i = 0, end; i < c->n_matrices && !code; i = end) {
     end = group_end(c, i);
     code = probe_group(c, i, end, &judge, err);
@@ -455,8 +387,9 @@ typedef struct proof {
 
 static int proof_create(calibration *c, const pst_tune_traffic *held_out, const pst_tune_traffic *general, proof *p,
                         pst_error *err) {
-  int code = pst_tune_judge_create(c->net, &c->model, held_out, 0, false, &p->held_out, err);
-  if (!code && general) code = pst_tune_judge_create(c->net, &c->model, general, 0, false, &p->general, err);
+  int code = pst_tune_judge_create(c->whole.net, &c->whole.model, held_out, 0, false, &p->held_out, err);
+  if (!code && general)
+    code = pst_tune_judge_create(c->whole.net, &c->whole.model, general, 0, false, &p->general, err);
   return code;
 }
 
@@ -494,7 +427,7 @@ static int prove(calibration *c, const char *in_path, const char *out_path, cons
   if (!code) code = measure_plain(c, &p, report, err);
   if (!code) code = round_all(c, true, err);
   if (!code) code = write_file(c, in_path, out_path, err);
-  if (!code) code = load_float(out_path, NULL, c->o->threads, &written, err);
+  if (!code) code = pst_tune_load_float(out_path, NULL, c->o->threads, &written, err);
   if (!code) {
     measure(&p, &written, &report->held_out, &report->general);
     pst_tune_model_done(&written);
@@ -523,11 +456,11 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
   int64_t start = pst_clock_us();
   bool choice = false;
   int code = check_options(options, err);
-  if (!code) code = load_float(in_path, options->adapter, options->threads, &c.model, err);
-  if (!code) code = make_net(&c, options->max_tokens, err);
+  if (!code)
+    code = pst_tune_whole_open(in_path, options->adapter, options->threads, options->max_tokens, &c.whole, err);
   if (!code && options->progress)
-    options->progress->total = (int64_t)(traffic->n_tokens - traffic->n_texts + c.model.n_layers +
-                                         3 * (c.model.n_layers * PST_ENGINE_ROLE_COUNT + 1));
+    options->progress->total = (int64_t)(traffic->n_tokens - traffic->n_texts + c.whole.model.n_layers +
+                                         3 * (c.whole.model.n_layers * PST_ENGINE_ROLE_COUNT + 1));
   if (!code) code = capture(&c, traffic, err);
   report.n_calibration_tokens = c.grams.n_tokens;
   if (!code) code = factor_all(&c, err);
@@ -549,13 +482,13 @@ int pst_tune_diverge(const char *in_path, const char *adapter, const char *path,
   calibration c = {.o = options};
   pst_tune_model other = {0};
   pst_tune_judge judge = {0};
-  int code = load_float(in_path, adapter, options->threads, &c.model, err);
-  if (!code) code = make_net(&c, options->max_tokens, err);
-  if (!code) code = pst_tune_judge_create(c.net, &c.model, traffic, 0, false, &judge, err);
-  if (!code) code = load_float(path, NULL, options->threads, &other, err);
-  if (!code && (other.n_layers != c.model.n_layers || other.n_embd != c.model.n_embd || other.n_ff != c.model.n_ff ||
-                other.n_vocab != c.model.n_vocab || other.n_heads != c.model.n_heads ||
-                other.n_kv_heads != c.model.n_kv_heads || other.head_dim != c.model.head_dim))
+  int code = pst_tune_whole_open(in_path, adapter, options->threads, options->max_tokens, &c.whole, err);
+  if (!code) code = pst_tune_judge_create(c.whole.net, &c.whole.model, traffic, 0, false, &judge, err);
+  if (!code) code = pst_tune_load_float(path, NULL, options->threads, &other, err);
+  if (!code && (other.n_layers > c.whole.model.n_layers || other.n_embd != c.whole.model.n_embd ||
+                other.n_ff != c.whole.model.n_ff || other.n_vocab != c.whole.model.n_vocab ||
+                other.n_heads != c.whole.model.n_heads || other.n_kv_heads != c.whole.model.n_kv_heads ||
+                other.head_dim != c.whole.model.head_dim))
     code = pst_error_set(err, PST_E_BAD_INPUT, path, "is a model of other shapes than %s", in_path);
   if (!code) *ret_divergence = pst_tune_judge_run(&judge, &other);
   if (other.memory) pst_tune_model_done(&other);

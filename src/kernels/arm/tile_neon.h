@@ -99,7 +99,7 @@ static inline void group_panels(const panel_kind *kind, const pst_kernels_layout
 
 /* Group g of a matrix, as its first token's output. */
 static inline tile_output output_of(const pst_kernels_matrix *w, size_t g, bool add, float *out, size_t out_stride) {
-  return (tile_output){out + g * PST_LANES, out_stride, PST_MIN((size_t)PST_LANES, w->n_rows - g * PST_LANES), add};
+  return (tile_output){out + g * w->group_step, out_stride, PST_MIN((size_t)PST_LANES, w->n_rows - g * PST_LANES), add};
 }
 
 /* The matmul slot by panels; `kind` is of the matrix's type. */

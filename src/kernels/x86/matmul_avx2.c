@@ -716,17 +716,17 @@ void pst_kernels_matmul_avx2(const pst_kernels_matrix *w, const pst_kernels_inpu
   }
   for (size_t g = group_begin; g < group_end; g++) {
     const uint8_t *group = w->data + g * w->group_bytes;
-    tile_output o = {out + g * PST_LANES, out_stride, PST_MIN((size_t)PST_LANES, w->n_rows - g * PST_LANES), add};
+    tile_output o = {out + g * w->group_step, out_stride, PST_MIN((size_t)PST_LANES, w->n_rows - g * PST_LANES), add};
     if (n_tokens >= PANEL_TOKENS) {
       for (size_t t = 0; t < n_tokens; t += RUN_TOKENS) {
-        o.to = out + t * out_stride + g * PST_LANES;
+        o.to = out + t * out_stride + g * w->group_step;
         group_panels(w, input, group, t0 + t, PST_MIN((size_t)RUN_TOKENS, n_tokens - t), &o, work);
       }
       continue;
     }
     for (size_t t = 0; t < n_tokens; t += TILE) {
       tile_input ti = input_at(input, t0 + t, 0);
-      o.to = out + t * out_stride + g * PST_LANES;
+      o.to = out + t * out_stride + g * w->group_step;
       direct_table[w->type][PST_MIN((size_t)TILE, n_tokens - t) - 1](group, input->n_blocks, &ti, &o);
     }
   }

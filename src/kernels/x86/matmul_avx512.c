@@ -423,7 +423,7 @@ static void pair_panels(const pst_kernels_matrix *w, const pst_kernels_input *in
       tile_input ti = input_at(in, t0 + t, first);
       tile_sums_io io = {
           work->acc[t], first == 0, first + n_blocks == in->n_blocks, {&o[0], n_sides > 1 ? &o[1] : NULL}};
-      for (size_t side = 0; side < n_sides; side++) o[side].to = out + t * out_stride + (g + side) * PST_LANES;
+      for (size_t side = 0; side < n_sides; side++) o[side].to = out + t * out_stride + (g + side) * w->group_step;
       kind->tile[PST_MIN((size_t)TILE, n_tokens - t) - 1](work->panel, n_blocks, &ti, &io);
     }
   }
@@ -517,7 +517,7 @@ void pst_kernels_matmul_avx512(const pst_kernels_matrix *w, const pst_kernels_in
     const uint8_t *group = w->data + g * w->group_bytes;
     for (size_t t = 0; t < n_tokens; t += DIRECT_TILE) {
       tile_input ti = input_at(input, t0 + t, 0);
-      tile_output o = {out + t * out_stride + g * PST_LANES, out_stride, rows_mask(w, g), add};
+      tile_output o = {out + t * out_stride + g * w->group_step, out_stride, rows_mask(w, g), add};
       direct_table[w->type][PST_MIN((size_t)DIRECT_TILE, n_tokens - t) - 1](group, input->n_blocks, &ti, &o);
     }
   }
