@@ -373,6 +373,40 @@ static void products(void **state) {
   check_free(work);
 }
 
+/* Groups may be laid apart in what is written; between them nothing is touched. */
+static void products_lay_groups_apart(void **state) {
+  (void)state;
+  enum { ROWS = 70, COLS = 512, STEP = 3 * PST_KERNELS_GROUP, STRIDE = 5 * STEP };
+  size_t n_types;
+  const uint32_t *types = check_types(&n_types);
+  void *work = check_alloc(PST_KERNELS_WORK_BYTES, 0);
+  for (const pst_kernels **k = check_tables(); *k; k++)
+    for (size_t i = 0; i < n_types; i++)
+      for (size_t n = 1; n <= 40; n += n < 8 ? 1 : 16) {
+        if (pst_kernels_type_info(types[i])->block_elements == 1) continue; /* float types have them side by side */
+        uint8_t *t = check_tensor(types[i], ROWS, COLS, CHECK_RANDOM);
+        pst_kernels_matrix m = check_pack(types[i], t, ROWS, COLS);
+        check_input c = check_input_make(n, COLS, false);
+        float *near = check_alloc(ROWS * n * 4, 0), *apart = check_alloc(STRIDE * n * 4, 0),
+              *want = check_alloc(STRIDE * n * 4, 0);
+        for (size_t e = 0; e < STRIDE * n; e++) apart[e] = want[e] = 7;
+        (*k)->matmul(&m, &c.in, 0, n, 0, m.n_groups, false, near, ROWS, work);
+        for (size_t row = 0; row < ROWS; row++)
+          for (size_t token = 0; token < n; token++)
+            want[token * STRIDE + row / PST_KERNELS_GROUP * STEP + row % PST_KERNELS_GROUP] = near[token * ROWS + row];
+        m.group_step = STEP;
+        (*k)->matmul(&m, &c.in, 0, n, 0, m.n_groups, false, apart, STRIDE, work);
+        check_same(pst_kernels_type_info(types[i])->name, want, apart, STRIDE * n);
+        pst_free(t);
+        check_matrix_free(&m);
+        check_input_free(&c);
+        check_free(near);
+        check_free(apart);
+        check_free(want);
+      }
+  check_free(work);
+}
+
 /* The rule the engine stands on: an element does not depend on what is computed beside it. */
 static void products_do_not_depend_on_the_batch(void **state) {
   (void)state;
@@ -604,6 +638,7 @@ int main(void) {
       cmocka_unit_test(layernorm_is_accurate),
       cmocka_unit_test(ropes),
       cmocka_unit_test(products),
+      cmocka_unit_test(products_lay_groups_apart),
       cmocka_unit_test(products_do_not_depend_on_the_batch),
       cmocka_unit_test(stored_pages),
       cmocka_unit_test(attentions),
