@@ -17,8 +17,9 @@ static void on_progress(void *user, const pst_tune_progress *p) {
   watch *w = user;
   char text[160];
   pst_progress_note(&w->bar, "%s", pst_cli_tuning_note(p, text, sizeof text));
-  if (!w->timed) w->bar.total = p->n_steps;
-  pst_progress_update(&w->bar, w->timed ? (pst_clock_us() - w->start_us) / 1000000 : p->step);
+  int64_t spent = (pst_clock_us() - w->start_us) / 1000000;
+  w->bar.total = w->timed ? spent + (int64_t)p->seconds_left : p->n_steps; /* epochs may end before the time */
+  pst_progress_update(&w->bar, w->timed ? spent : p->step);
 }
 
 static pst_tune_workload_options options_of(const pst_cli_args *a, pst_tune_objective objective) {

@@ -10,7 +10,7 @@
 typedef struct view {
   pst_progress bar;
   bool quiet, tuning;
-  int64_t start_us, seconds;
+  int64_t start_us;
 } view;
 
 static void end_bar(view *v) {
@@ -29,11 +29,13 @@ static void on_tuning(void *user, const pst_tune_progress *p) {
   if (!v->tuning) {
     v->tuning = true;
     v->start_us = pst_clock_us();
-    pst_progress_begin_timed(&v->bar, "tuning", v->seconds, v->quiet);
+    pst_progress_begin_timed(&v->bar, "tuning", (int64_t)p->seconds_left, v->quiet);
   }
   char text[160];
+  int64_t spent = (pst_clock_us() - v->start_us) / 1000000;
   pst_progress_note(&v->bar, "%s", pst_cli_tuning_note(p, text, sizeof text));
-  pst_progress_update(&v->bar, (pst_clock_us() - v->start_us) / 1000000);
+  v->bar.total = spent + (int64_t)p->seconds_left; /* its epochs may end before its time */
+  pst_progress_update(&v->bar, spent);
 }
 
 /* ---- what came, for a person ---- */
@@ -172,7 +174,7 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
   pst_cli_workbench b = {NULL, NULL, NULL, NULL};
   pst_cli_model_list list = {0};
   pst_flywheel_turn_result result = {0};
-  view v = {.quiet = pst_cli_flag(a, "quiet"), .seconds = (int64_t)(60 * pst_cli_number(a, "tune-minutes"))};
+  view v = {.quiet = pst_cli_flag(a, "quiet")};
   int code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();

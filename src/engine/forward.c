@@ -191,8 +191,10 @@ void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, i
   int total = 0;
   pst_engine_adapting adapting = pst_engine_walk_adapt_in(w, p, n_products, input);
   for (int i = 0; i < n_products; i++) total += (int)p[i].w->n_groups;
-  /* Enough chunks that threads end together; at one token a chunk is at least two groups, so that claiming stays cheap. */
-  int chunk = PST_MAX(total / (w->team->n_threads * 8), n_tokens > 8 ? 1 : 2);
+  /* Enough chunks that threads end together; at one token a chunk is at least two groups, so that claiming stays cheap. Adapters want larger ones: each chunk goes over
+   * all of them. */
+  int n_chunks = adapting.n_strips > 1 ? 3 : 8;
+  int chunk = PST_MAX(total / (w->team->n_threads * n_chunks), n_tokens > 8 ? 1 : 2);
   int begin, end;
   while (pst_engine_walk_claim(w, total, chunk, &begin, &end)) {
     int base = 0;

@@ -83,16 +83,22 @@ static size_t folded_at(const strip *s, size_t i, size_t k) {
   return by_folds(s) ? k * (size_t)s->n + i : i * s->part->b_folds + k;
 }
 
-/* inner[rank] times the factor, as the folded tokens of token i. */
+/* inner[rank] times the factor, as the folded tokens of token i: the same codes at the columns of each fold. */
 static void fold_inner(const pst_engine_forward *f, const strip *s, size_t i, const float *inner) {
   const pst_engine_adapter_part *part = s->part;
   pst_kernels_input codes = codes_of(f, s);
-  size_t width = BLOCK / part->b_folds;
-  for (size_t k = 0; k < part->b_folds; k++) {
-    float row[PST_ENGINE_ADAPTER_MAX_RANK];
-    memset(row, 0, codes.n_cols * sizeof *row);
-    f->k->scale(inner, part->factor, part->rank, row + k * width);
-    f->k->quantize(row, 0, codes.n_blocks, &codes, folded_at(s, i, k));
+  size_t width = BLOCK / part->b_folds, first = folded_at(s, i, 0);
+  float row[PST_ENGINE_ADAPTER_MAX_RANK] = {0};
+  f->k->scale(inner, part->factor, part->rank, row);
+  f->k->quantize(row, 0, codes.n_blocks, &codes, first);
+  for (size_t k = 1; k < part->b_folds; k++) {
+    size_t to = folded_at(s, i, k), side = k * width / (BLOCK / 2);
+    memset(codes.q + to * BLOCK, 0, BLOCK);
+    memcpy(codes.q + to * BLOCK + k * width, codes.q + first * BLOCK, width);
+    codes.d[to] = codes.d[first];
+    codes.s[to] = codes.s[first];
+    codes.half[2 * to + side] = codes.half[2 * first];
+    codes.half[2 * to + 1 - side] = 0;
   }
 }
 

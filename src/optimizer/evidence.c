@@ -284,8 +284,9 @@ static void put_part(pst_json_writer *w, double ratio) {
   int n = (int)round(1 / ratio), teens = n % 100;
   const char *end = "th";
   if (teens < 11 || teens > 13) end = n % 10 == 1 ? "st" : n % 10 == 2 ? "nd" : n % 10 == 3 ? "rd" : "th";
+  bool eight = n == 8 || n / 10 == 8 || n / 100 == 8; /* an eighth, an 81st, an 800th */
   char text[40];
-  (void)snprintf(text, sizeof text, "%s %d%s", n == 8 || n == 11 || n == 18 ? "an" : "a", n, end);
+  (void)snprintf(text, sizeof text, "%s %d%s", eight || n == 11 || n == 18 ? "an" : "a", n, end);
   pst_json_member_cstr(w, "cost_part", n < 6 ? small[n - 2] : text);
 }
 
