@@ -73,13 +73,11 @@ def test_records_become_examples_and_a_plan_is_promoted(cli, folder, tmp_path, s
 @pytest.mark.full
 def test_poisoned_records_are_not_served(cli, folder, tmp_path, smollm2):
     """A good plan is in force; then records come whose answers are all wrong."""
-    cli("optimize", folder, "--model", smollm2, "--budget-minutes", 0.1, "--max-items", 60, "--promote", "--quiet")
-    before = cli("explain", "letters").stdout
+    first = json.loads(cli("optimize", folder, "--model", smollm2, "--budget-minutes", 0.5, "--max-items", 60, "--promote", "--quiet", "--json").stdout)
     add_records(cli, folder, tmp_path, wrong=True)
     report = json.loads(cli("turn", folder, "--model", smollm2, *TURN, ok=False).stdout)
-    after = cli("explain", "letters").stdout
-    assert report["gate"]["promoted"] or after == before  # a better plan of prompts may be found
-    assert report["adapter"]["name"] and report["adapter"]["name"] not in after
+    served = cli("explain", "letters").stdout
+    assert report["adapter"]["name"] and report["adapter"]["name"] not in served, (first, report["gate"], served)
 
 
 @pytest.mark.full
