@@ -296,9 +296,9 @@ $(B)/check/%.h.ok: %.h $(HEADERS) $(B)/flags build/deps/stamp-check
 	@$(CC) $(filter-out -Isrc,$(ALL_CFLAGS)) $(if $(filter src/%,$<),-Isrc) $(DEPS_CFLAGS) $(call ISA_FLAGS,$<) -Werror -fsyntax-only $(@:.ok=.c)
 	$(if $(filter include/%,$<),@clang-14 -x c++ -std=c++17 -Iinclude -Wall -Wextra -Werror -fsyntax-only $(@:.ok=.c))
 	@touch $@
-# The object is the prerequisite because it knows the file's headers.
 # How many states of a function its analyzer goes through; it stops at 225,000 by itself, which takes three times as long.
 TIDY_NODES ?= 30000
+# The object is the prerequisite because it knows the file's headers.
 $(B)/check/%.tidy: $(B)/%.o .clang-tidy build/deps/stamp-check
 	@mkdir -p $(@D)
 	@clang-tidy-14 --quiet $*.c -- -Xclang -analyzer-config -Xclang max-nodes=$(TIDY_NODES) $(filter-out -Werror,$(call FLAGS_OF,$*.c)) >$@.log 2>$@.err || { cat $@.log; grep -E 'error:' $@.err; false; }

@@ -8,16 +8,13 @@
 #include <string.h>
 
 #include "cli/commands.h"
-#include "cli/model_path.h"
-#include "cli/workbench.h"
+#include "cli/reshape.h"
 
 enum { MAX_GENERAL_BYTES = 1 << 28, MAX_COMPARED = 8 };
 
 typedef struct calibrating {
   const pst_cli_args *a;
-  pst_cli_workbench bench;
-  pst_gateway_plan *plan;
-  char *in; /* the model's file */
+  pst_cli_reshape of;
   pst_tune_traffic traffic, search, held_out, general;
   pst_tune_calibrate_options options;
   pst_tune_calibrate_report report;
@@ -31,9 +28,7 @@ static void close_all(calibrating *c) {
   pst_tune_traffic_done(&c->search);
   pst_tune_traffic_done(&c->held_out);
   pst_tune_traffic_done(&c->general);
-  pst_gateway_plan_unref(c->plan);
-  pst_free(c->in);
-  pst_cli_workbench_close(&c->bench);
+  pst_cli_reshape_close(&c->of);
 }
 
 /* ---- texts ---- */
@@ -44,11 +39,11 @@ static int cut_file(calibrating *c, const char *path, size_t limit_tokens, pst_t
   size_t n = 0;
   pst_engine *engine = NULL;
   int code = pst_file_read(path, MAX_GENERAL_BYTES, &text, &n, err);
-  if (!code) code = pst_gateway_engine_acquire(c->bench.gateway, c->plan, c->plan->root.engine, &engine, err);
+  if (!code) code = pst_gateway_engine_acquire(c->of.bench.gateway, c->of.plan, c->of.plan->root.engine, &engine, err);
   if (!code)
     code = pst_tune_traffic_cut(pst_engine_get_model(engine), (pst_str){text, n}, c->options.max_tokens, limit_tokens,
                                 traffic, err);
-  pst_gateway_engine_release(c->bench.gateway, engine);
+  pst_gateway_engine_release(c->of.bench.gateway, engine);
   pst_free(text);
   return code;
 }
@@ -56,14 +51,16 @@ static int cut_file(calibrating *c, const char *path, size_t limit_tokens, pst_t
 /* Calibration on examples, types on search, the proof on verify: no text is in two of them. */
 static int render(calibrating *c, pst_error *err) {
   const pst_cli_args *a = c->a;
-  const pst_evals_workload *w = c->bench.workload;
+  const pst_evals_workload *w = c->of.bench.workload;
   size_t limit = (size_t)pst_cli_int(a, "items"), n_search = (size_t)pst_cli_int(a, "search-items");
   const char *general = pst_cli_text(a, "general"), *on = pst_cli_text(a, "on");
-  int code = on ? cut_file(c, on, (size_t)pst_cli_int(a, "on-tokens"), &c->traffic, err)
-                : pst_tune_traffic_render(c->bench.gateway, c->plan, w, PST_EVALS_EXAMPLES, limit, &c->traffic, err);
-  if (!code) code = pst_tune_traffic_render(c->bench.gateway, c->plan, w, PST_EVALS_SEARCH, n_search, &c->search, err);
+  int code =
+      on ? cut_file(c, on, (size_t)pst_cli_int(a, "on-tokens"), &c->traffic, err)
+         : pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_EXAMPLES, limit, &c->traffic, err);
   if (!code)
-    code = pst_tune_traffic_render(c->bench.gateway, c->plan, w, PST_EVALS_VERIFY,
+    code = pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_SEARCH, n_search, &c->search, err);
+  if (!code)
+    code = pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_VERIFY,
                                    (size_t)pst_cli_int(a, "held-out-items"), &c->held_out, err);
   if (!code && general) code = cut_file(c, general, (size_t)pst_cli_int(a, "general-tokens"), &c->general, err);
   return code;
@@ -73,7 +70,7 @@ static int render(calibrating *c, pst_error *err) {
 static int write_traffic(calibrating *c, const char *path, pst_error *err) {
   pst_buf text = PST_BUF_INIT;
   pst_engine *engine = NULL;
-  int code = pst_gateway_engine_acquire(c->bench.gateway, c->plan, c->plan->root.engine, &engine, err);
+  int code = pst_gateway_engine_acquire(c->of.bench.gateway, c->of.plan, c->of.plan->root.engine, &engine, err);
   for (size_t i = 0; i < c->traffic.n_texts && !code; i++) {
     const pst_tune_traffic_text *t = &c->traffic.texts[i];
     code = pst_engine_detokenize(pst_engine_get_model(engine), c->traffic.tokens + t->first, t->n, true, &text);
@@ -81,7 +78,7 @@ static int write_traffic(calibrating *c, const char *path, pst_error *err) {
   }
   if (!code && pst_buf_status(&text)) code = pst_error_set(err, PST_E_NOMEM, path, "no memory for the traffic's text");
   if (!code) code = pst_file_write_atomic(path, text.data, text.n, err);
-  pst_gateway_engine_release(c->bench.gateway, engine);
+  pst_gateway_engine_release(c->of.bench.gateway, engine);
   pst_buf_done(&text);
   return code;
 }
@@ -91,9 +88,11 @@ static int compare(calibrating *c, pst_error *err) {
   int code = 0;
   for (int i = 0; i < c->n_compared && !code; i++) {
     const char *path = c->compared[i];
-    code = pst_tune_diverge(c->in, c->options.adapter, path, &c->held_out, &c->options, &c->compared_held_out[i], err);
+    code =
+        pst_tune_diverge(c->of.in, c->options.adapter, path, &c->held_out, &c->options, &c->compared_held_out[i], err);
     if (!code && c->general.n_texts)
-      code = pst_tune_diverge(c->in, c->options.adapter, path, &c->general, &c->options, &c->compared_general[i], err);
+      code =
+          pst_tune_diverge(c->of.in, c->options.adapter, path, &c->general, &c->options, &c->compared_general[i], err);
   }
   return code;
 }
@@ -202,26 +201,12 @@ static int read_options(calibrating *c, pst_error *err) {
   return 0;
 }
 
-static int open_all(calibrating *c, pst_error *err) {
-  const pst_cli_args *a = c->a;
-  const char *plan = pst_cli_text(a, "plan"), *out = a->words[2];
-  char target[512];
-  (void)snprintf(target, sizeof target, "model:%s", a->words[1]);
-  int code = pst_cli_model_may_write(a, out, err);
-  if (!code) code = read_options(c, err);
-  if (!code) code = pst_cli_workbench_open(a, a->words[0], &c->bench, err);
-  if (!code) code = pst_cli_model_path(c->bench.home, a->words[1], &c->in, err);
-  if (!code)
-    code =
-        pst_evals_target_open(c->bench.gateway, c->bench.store, c->bench.workload, plan ? plan : target, &c->plan, err);
-  return code;
-}
-
 static int run_calibrate(const pst_cli_args *a, pst_error *err) {
   calibrating c = {.a = a};
   const char *out = a->words[2], *traffic_out = pst_cli_text(a, "traffic-out");
   pst_cli_catch_interrupts();
-  int code = open_all(&c, err);
+  int code = read_options(&c, err);
+  if (!code) code = pst_cli_reshape_open(a, &c.of, err);
   if (!code) code = render(&c, err);
   if (!code && traffic_out) code = write_traffic(&c, traffic_out, err);
   if (!code) {
@@ -229,7 +214,7 @@ static int run_calibrate(const pst_cli_args *a, pst_error *err) {
     pst_progress progress;
     pst_progress_begin(&progress, "calibrating", 0, false, pst_cli_flag(a, "quiet"));
     c.options.progress = &progress;
-    code = pst_tune_calibrate(c.in, out, &c.traffic, &c.search, &c.held_out, general, &c.options, &c.report, err);
+    code = pst_tune_calibrate(c.of.in, out, &c.traffic, &c.search, &c.held_out, general, &c.options, &c.report, err);
     pst_progress_end(&progress);
     c.options.progress = NULL;
   }
@@ -245,8 +230,7 @@ static int run_calibrate(const pst_cli_args *a, pst_error *err) {
 static const pst_cli_option options[] = {
     {"bits", 'b', PST_CLI_NUMBER, "B", "4.6", 1, 32, false, "bits a weight, all tensors of the file counted"},
     {"adapter", 0, PST_CLI_TEXT, "ADAPTER", NULL, 0, 0, false, "a LoRA adapter that is merged first, in float"},
-    {"plan", 0, PST_CLI_TEXT, "PLAN", NULL, 0, 0, false,
-     "whose prompts are served: a plan's file or hash, or in-force (default: the workload's first prompt)"},
+    PST_CLI_SERVED_PLAN,
     {"items", 0, PST_CLI_INT, "N", "128", 0, 1000000, false, "examples to calibrate on (0: all)"},
     {"search-items", 0, PST_CLI_INT, "N", "16", 1, 1000000, false, "items of the part search to choose types on"},
     {"search-tokens", 0, PST_CLI_INT, "N", "512", 2, 1000000, false, "tokens of those that each measurement reads"},
@@ -262,10 +246,9 @@ static const pst_cli_option options[] = {
     {"damping", 0, PST_CLI_NUMBER, "D", "0.01", 1e-6, 1, false,
      "share of their mean added to the Gram matrices' diagonals"},
     {"no-feedback", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "round each weight for itself"},
-    {"at-once", 0, PST_CLI_INT, "N", "512", 2, 65536, false,
-     "tokens that go through the model at once; no text is longer"},
+    PST_CLI_AT_ONCE,
     PST_CLI_THREADS,
-    {"force", 'f', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "replace OUT if it is there"},
+    PST_CLI_FORCE,
     PST_CLI_QUIET,
     PST_CLI_HOME,
     PST_CLI_JSON,

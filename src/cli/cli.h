@@ -57,6 +57,8 @@ int pst_cli_many(const pst_cli_args *a, const char *name, const char *const **re
   { "json", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "print JSON for programs" }
 #define PST_CLI_QUIET \
   { "quiet", 'q', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "no progress" }
+#define PST_CLI_FORCE \
+  { "force", 'f', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "replace OUT if it is there" }
 #define PST_CLI_THREADS \
   { "threads", 't', PST_CLI_INT, "N", "0", 0, 64, false, "threads to compute with (0: all)" }
 

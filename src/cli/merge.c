@@ -24,7 +24,7 @@ static int run_merge(const pst_cli_args *a, pst_error *err) {
 static const pst_cli_option options[] = {
     {"type", 0, PST_CLI_TEXT, "TYPE", NULL, 0, 0, false,
      "type of the matrices, as for quantize (default: as they are)"},
-    {"force", 'f', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "replace OUT if it is there"},
+    PST_CLI_FORCE,
     PST_CLI_QUIET,
     PST_CLI_HOME,
 };

@@ -5,46 +5,33 @@
 #include <stdio.h>
 
 #include "cli/commands.h"
-#include "cli/model_path.h"
-#include "cli/workbench.h"
+#include "cli/reshape.h"
 
 typedef struct pruning {
   const pst_cli_args *a;
-  pst_cli_workbench bench;
-  pst_gateway_plan *plan;
-  char *in; /* the model's file */
+  pst_cli_reshape of;
   pst_tune_traffic search, held_out;
   pst_tune_prune_options options;
   pst_tune_prune_report report;
 } pruning;
 
-static int open_all(pruning *p, pst_error *err) {
-  const pst_cli_args *a = p->a;
-  const char *plan = pst_cli_text(a, "plan");
-  char target[512];
-  (void)snprintf(target, sizeof target, "model:%s", a->words[1]);
-  int code = pst_cli_model_may_write(a, a->words[2], err);
-  if (!code) code = pst_cli_workbench_open(a, a->words[0], &p->bench, err);
-  if (!code) code = pst_cli_model_path(p->bench.home, a->words[1], &p->in, err);
-  if (!code)
-    code =
-        pst_evals_target_open(p->bench.gateway, p->bench.store, p->bench.workload, plan ? plan : target, &p->plan, err);
-  p->options = pst_tune_prune_options_default();
-  p->options.n_layers = (int)pst_cli_int(a, "layers");
-  p->options.max_tokens = (size_t)pst_cli_int(a, "at-once");
-  p->options.search_tokens = (size_t)pst_cli_int(a, "search-tokens");
-  p->options.threads = (int)pst_cli_int(a, "threads");
-  p->options.note = a->words[0];
-  p->options.cancelled = pst_cli_interrupted;
-  return code;
+static pst_tune_prune_options options_of(const pst_cli_args *a) {
+  pst_tune_prune_options o = pst_tune_prune_options_default();
+  o.n_layers = (int)pst_cli_int(a, "layers");
+  o.max_tokens = (size_t)pst_cli_int(a, "at-once");
+  o.search_tokens = (size_t)pst_cli_int(a, "search-tokens");
+  o.threads = (int)pst_cli_int(a, "threads");
+  o.note = a->words[0];
+  o.cancelled = pst_cli_interrupted;
+  return o;
 }
 
 /* Layers are looked at over examples, the proof is on verify: no text is in both. */
 static int render(pruning *p, pst_error *err) {
-  int code = pst_tune_traffic_render(p->bench.gateway, p->plan, p->bench.workload, PST_EVALS_EXAMPLES,
+  int code = pst_tune_traffic_render(p->of.bench.gateway, p->of.plan, p->of.bench.workload, PST_EVALS_EXAMPLES,
                                      (size_t)pst_cli_int(p->a, "items"), &p->search, err);
   return code ? code
-              : pst_tune_traffic_render(p->bench.gateway, p->plan, p->bench.workload, PST_EVALS_VERIFY,
+              : pst_tune_traffic_render(p->of.bench.gateway, p->of.plan, p->of.bench.workload, PST_EVALS_VERIFY,
                                         (size_t)pst_cli_int(p->a, "held-out-items"), &p->held_out, err);
 }
 
@@ -85,16 +72,16 @@ static void print_text(const pruning *p, const char *out) {
 }
 
 static int run_prune(const pst_cli_args *a, pst_error *err) {
-  pruning p = {.a = a};
+  pruning p = {.a = a, .options = options_of(a)};
   const char *out = a->words[2];
   pst_cli_catch_interrupts();
-  int code = open_all(&p, err);
+  int code = pst_cli_reshape_open(a, &p.of, err);
   if (!code) code = render(&p, err);
   if (!code) {
     pst_progress progress;
     pst_progress_begin(&progress, "pruning", 0, false, pst_cli_flag(a, "quiet"));
     p.options.progress = &progress;
-    code = pst_tune_prune(p.in, out, &p.search, &p.held_out, &p.options, &p.report, err);
+    code = pst_tune_prune(p.of.in, out, &p.search, &p.held_out, &p.options, &p.report, err);
     pst_progress_end(&progress);
   }
   if (!code && pst_cli_flag(a, "json"))
@@ -103,23 +90,19 @@ static int run_prune(const pst_cli_args *a, pst_error *err) {
     print_text(&p, out);
   pst_tune_traffic_done(&p.search);
   pst_tune_traffic_done(&p.held_out);
-  pst_gateway_plan_unref(p.plan);
-  pst_free(p.in);
-  pst_cli_workbench_close(&p.bench);
+  pst_cli_reshape_close(&p.of);
   return code;
 }
 
 static const pst_cli_option options[] = {
     {"layers", 'l', PST_CLI_INT, "N", "6", 1, PST_TUNE_PRUNE_MOST, false, "layers to leave out"},
-    {"plan", 0, PST_CLI_TEXT, "PLAN", NULL, 0, 0, false,
-     "whose prompts are served: a plan's file or hash, or in-force (default: the workload's first prompt)"},
+    PST_CLI_SERVED_PLAN,
     {"items", 0, PST_CLI_INT, "N", "64", 0, 1000000, false, "examples to look at layers with (0: all)"},
     {"search-tokens", 0, PST_CLI_INT, "N", "512", 2, 1000000, false, "tokens of those that each look reads"},
     {"held-out-items", 0, PST_CLI_INT, "N", "64", 0, 1000000, false, "items of the part verify to measure on (0: all)"},
-    {"at-once", 0, PST_CLI_INT, "N", "512", 2, 65536, false,
-     "tokens that go through the model at once; no text is longer"},
+    PST_CLI_AT_ONCE,
     PST_CLI_THREADS,
-    {"force", 'f', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "replace OUT if it is there"},
+    PST_CLI_FORCE,
     PST_CLI_QUIET,
     PST_CLI_HOME,
     PST_CLI_JSON,

@@ -46,7 +46,7 @@ static int run_quantize(const pst_cli_args *a, pst_error *err) {
 }
 
 static const pst_cli_option options[] = {
-    {"force", 'f', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "replace OUT if it is there"},
+    PST_CLI_FORCE,
     PST_CLI_QUIET,
     PST_CLI_HOME,
     PST_CLI_JSON,

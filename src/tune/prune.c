@@ -5,8 +5,6 @@
 #include <penstock/tune_prune.h>
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "tune/divergence.h"
 #include "tune/whole.h"
@@ -30,27 +28,24 @@ pst_tune_prune_options pst_tune_prune_options_default(void) {
 }
 
 /* The divergence without the layers that are gone, and `layer` (-1: no other). */
-static double look(pruning *p, int layer, pst_tune_judge *judge, pst_tune_divergence *ret) {
+static pst_tune_divergence look(pruning *p, int layer, pst_tune_judge *judge) {
   const pst_tune_model *m = &p->whole.model;
   size_t n = 0;
   for (size_t i = 0; i < m->n_layers; i++)
     if (!p->gone[i] && (int)i != layer) p->trial.layers[n++] = m->layers[i];
   p->trial.n_layers = n;
-  *ret = pst_tune_judge_run(judge, &p->trial);
-  return ret->n_answers ? ret->answers : ret->all;
+  return pst_tune_judge_run(judge, &p->trial);
 }
 
-static int compare_doubles(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
+static size_t n_candidates(const pruning *p) {
+  return PST_MIN(p->whole.model.n_layers, 2 * (size_t)p->o->n_layers + MORE_CANDIDATES);
 }
 
-/* The loss above which a layer is no candidate any more, once all were looked at. */
-static double most_of_candidates(const pruning *p, double *sorted) {
-  size_t n = p->whole.model.n_layers, k = PST_MIN(n, 2 * (size_t)p->o->n_layers + MORE_CANDIDATES);
-  memcpy(sorted, p->loss, n * sizeof *sorted);
-  qsort(sorted, n, sizeof *sorted, compare_doubles);
-  return sorted[k - 1];
+/* In the first round all are; then those that few others were missed less than. */
+static bool is_candidate(const pruning *p, size_t layer) {
+  size_t n_less = 0;
+  for (size_t i = 0; i < p->whole.model.n_layers && p->n_gone; i++) n_less += p->loss[i] < p->loss[layer];
+  return !p->gone[layer] && n_less < n_candidates(p);
 }
 
 static int tell(pruning *p, pst_error *err) {
@@ -64,13 +59,12 @@ static int tell(pruning *p, pst_error *err) {
 }
 
 /* One more layer goes: the one whose going leaves the least divergence. */
-static int drop_one(pruning *p, double most, pst_error *err) {
+static int drop_one(pruning *p, pst_error *err) {
   int best = -1, code = 0;
   double least = INFINITY;
   for (int i = 0; i < (int)p->whole.model.n_layers && !code; i++) {
-    pst_tune_divergence d;
-    if (p->gone[i] || p->loss[i] > most) continue;
-    double loss = look(p, i, &p->judge, &d);
+    if (!is_candidate(p, (size_t)i)) continue;
+    double loss = look(p, i, &p->judge).answers;
     if (!isfinite(loss)) loss = 1e300;
     if (p->n_gone == 0) p->loss[i] = loss;
     if (loss < least) {
@@ -109,12 +103,11 @@ static int open_all(pruning *p, const char *in_path, const pst_tune_traffic *sea
   p->trial = p->whole.model;
   p->trial.layers = pst_calloc(n, sizeof *p->trial.layers);
   p->gone = pst_calloc(n, sizeof *p->gone);
-  p->loss = pst_calloc(2 * n, sizeof *p->loss);
+  p->loss = pst_calloc(n, sizeof *p->loss);
   if (!p->trial.layers || !p->gone || !p->loss) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for layers");
   if (o->progress) {
-    size_t candidates = PST_MIN(n, 2 * (size_t)o->n_layers + MORE_CANDIDATES);
     o->progress->total = (int64_t)n;
-    for (size_t k = 1; k < (size_t)o->n_layers; k++) o->progress->total += (int64_t)(candidates - k);
+    for (size_t k = 1; k < (size_t)o->n_layers; k++) o->progress->total += (int64_t)(n_candidates(p) - k);
   }
   return pst_tune_judge_create(p->whole.net, &p->whole.model, search, o->search_tokens, true, &p->judge, err);
 }
@@ -123,11 +116,10 @@ static int prune(pruning *p, const char *in_path, const char *out_path, const ps
                  pst_tune_prune_report *r, pst_error *err) {
   pst_tune_judge proof = {0};
   int64_t elements;
-  int n = 0, code = drop_one(p, INFINITY, err);
-  double most = code ? 0 : most_of_candidates(p, p->loss + p->whole.model.n_layers);
-  while (!code && p->n_gone < p->o->n_layers) code = drop_one(p, most, err);
+  int n = 0, code = 0;
+  while (!code && p->n_gone < p->o->n_layers) code = drop_one(p, err);
   if (!code) code = pst_tune_judge_create(p->whole.net, &p->whole.model, held_out, 0, false, &proof, err);
-  if (!code) (void)look(p, -1, &proof, &r->held_out);
+  if (!code) r->held_out = look(p, -1, &proof);
   pst_tune_judge_done(&proof);
   r->n_layers = (int)p->whole.model.n_layers;
   for (int i = 0; i < r->n_layers && !code; i++)
