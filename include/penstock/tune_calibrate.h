@@ -45,6 +45,7 @@ typedef struct pst_tune_calibrate_options {
   bool feedback;                 /* false: each weight is rounded for itself, scales by importance alone */
   size_t max_tokens;             /* that go through the model at once, and of the longest text */
   size_t search_tokens;          /* of `search` that each measurement of a matrix reads */
+  double rate;                   /* at which scales learn: about what a step changes of one, above 0, at most 1 */
   int threads;                   /* 0: pst_cpu_count() */
   pst_progress *progress;        /* begun and ended by the caller; NULL: silent */
   bool (*cancelled)(void *user); /* asked between steps; NULL: never */
@@ -72,19 +73,28 @@ typedef struct pst_tune_calibrate_report {
       general; /* of the file as it was written, read again; general: n_all 0 without such texts */
   size_t n_calibration_tokens;
   int n_matrices[PST_TUNE_CALIBRATE_TYPES]; /* that got each type */
+  double search_before,
+      search_after; /* divergence of answers on `search`, before and after scales learned; NAN: they did not */
   double predicted; /* divergence on `search` that the choice of types counted on; NAN: there was no room to choose */
   double seconds;
 } pst_tune_calibrate_report;
 
-/* Writes the model at in_path (a GGUF file or checkpoint's folder) to out_path with all matrices of its layers, its embedding and head rounded for `traffic`.
- * Types are chosen on `search`, the result is measured on `held_out` and `general` (NULL: not): none of the four should share texts. A file at out_path is
- * replaced, whole or not at all. Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option; an adapter or weight that does not fit), PST_E_LIMIT
- * (fewer bits than the smallest types take, with their number; a text longer than max_tokens), PST_E_NO_DATA (no text), PST_E_CANCELLED, PST_E_NOMEM, those
- * of files. */
-int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_traffic *traffic,
-                       const pst_tune_traffic *search, const pst_tune_traffic *held_out,
-                       const pst_tune_traffic *general, const pst_tune_calibrate_options *options,
-                       pst_tune_calibrate_report *ret_report, pst_error *err);
+/* What a model is rounded for and measured on. None of them should share texts, but for the first two. */
+typedef struct pst_tune_texts {
+  const pst_tune_traffic *traffic; /* rounded for */
+  const pst_tune_traffic *
+      lessons; /* whose answers the scales learn to predict as the float model does; NULL: they stay as they were found */
+  const pst_tune_traffic *search;             /* types are chosen on, and whether the scales learned anything */
+  const pst_tune_traffic *held_out, *general; /* the result is measured on; general NULL: not */
+} pst_tune_texts;
+
+/* Writes the model at in_path (a GGUF file or checkpoint's folder) to out_path with all matrices of its layers, its embedding and head rounded for the
+ * texts. A file at out_path is replaced, whole or not at all. Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option; an adapter or weight that does
+ * not fit), PST_E_LIMIT (fewer bits than the smallest types take, with their number; a text longer than max_tokens), PST_E_NO_DATA (no text), PST_E_CANCELLED,
+ * PST_E_NOMEM, those of files. */
+int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_texts *texts,
+                       const pst_tune_calibrate_options *options, pst_tune_calibrate_report *ret_report,
+                       pst_error *err);
 /* Divergence of the file at `path` from the one at in_path with its adapter (NULL: none), over texts. options: max_tokens and threads count. */
 int pst_tune_diverge(const char *in_path, const char *adapter, const char *path, const pst_tune_traffic *traffic,
                      const pst_tune_calibrate_options *options, pst_tune_divergence *ret_divergence, pst_error *err);

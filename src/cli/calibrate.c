@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/adapter_path.h"
 #include "cli/commands.h"
 #include "cli/reshape.h"
 
@@ -15,7 +16,8 @@ enum { MAX_GENERAL_BYTES = 1 << 28, MAX_COMPARED = 8 };
 typedef struct calibrating {
   const pst_cli_args *a;
   pst_cli_reshape of;
-  pst_tune_traffic traffic, search, held_out, general;
+  char *adapter; /* its file; NULL: none */
+  pst_tune_traffic traffic, lessons, search, held_out, general;
   pst_tune_calibrate_options options;
   pst_tune_calibrate_report report;
   const char *const *compared; /* other files */
@@ -25,10 +27,12 @@ typedef struct calibrating {
 
 static void close_all(calibrating *c) {
   pst_tune_traffic_done(&c->traffic);
+  pst_tune_traffic_done(&c->lessons);
   pst_tune_traffic_done(&c->search);
   pst_tune_traffic_done(&c->held_out);
   pst_tune_traffic_done(&c->general);
   pst_cli_reshape_close(&c->of);
+  pst_free(c->adapter);
 }
 
 /* ---- texts ---- */
@@ -48,15 +52,18 @@ static int cut_file(calibrating *c, const char *path, size_t limit_tokens, pst_t
   return code;
 }
 
-/* Calibration on examples, types on search, the proof on verify: no text is in two of them. */
+/* Calibration and lessons on examples, types on search, the proof on verify: no text is in two of these parts. */
 static int render(calibrating *c, pst_error *err) {
   const pst_cli_args *a = c->a;
   const pst_evals_workload *w = c->of.bench.workload;
-  size_t limit = (size_t)pst_cli_int(a, "items"), n_search = (size_t)pst_cli_int(a, "search-items");
+  size_t limit = (size_t)pst_cli_int(a, "items"), n_lessons = (size_t)pst_cli_int(a, "learn-items");
+  size_t n_search = (size_t)pst_cli_int(a, "search-items");
   const char *general = pst_cli_text(a, "general"), *on = pst_cli_text(a, "on");
   int code =
       on ? cut_file(c, on, (size_t)pst_cli_int(a, "on-tokens"), &c->traffic, err)
          : pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_EXAMPLES, limit, &c->traffic, err);
+  if (!code && n_lessons && !on)
+    code = pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_EXAMPLES, n_lessons, &c->lessons, err);
   if (!code)
     code = pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_SEARCH, n_search, &c->search, err);
   if (!code)
@@ -139,6 +146,8 @@ static int print_json(const calibrating *c, const char *out) {
     pst_json_end_object(&w);
   }
   pst_json_end_array(&w);
+  pst_json_member_double(&w, "search_before_learning", r->search_before);
+  pst_json_member_double(&w, "search_after_learning", r->search_after);
   pst_json_member_double(&w, "predicted", r->predicted);
   pst_json_key(&w, "matrices");
   pst_json_begin_object(&w);
@@ -171,6 +180,9 @@ static void print_text(const calibrating *c, const char *out) {
   printf("matrices:");
   for (int t = 0; t < PST_TUNE_CALIBRATE_TYPES; t++)
     if (r->n_matrices[t]) printf(" %d %s", r->n_matrices[t], pst_kernels_type_info(pst_tune_calibrate_types[t])->name);
+  if (isfinite(r->search_before))
+    printf("\nanswers of the part search, before and after scales learned: %.5f %.5f nats a token", r->search_before,
+           r->search_after);
   printf(
       "\ndivergence from the float model, nats a token; same token likeliest (the same types uncalibrated, calibrated)\n");
   print_divergence("held out", &r->plain, &r->held_out);
@@ -188,17 +200,20 @@ static int read_options(calibrating *c, pst_error *err) {
   const pst_cli_args *a = c->a;
   c->options = pst_tune_calibrate_options_default();
   c->options.bits = pst_cli_number(a, "bits");
-  c->options.adapter = pst_cli_text(a, "adapter");
   c->options.damping = pst_cli_number(a, "damping");
   c->options.feedback = !pst_cli_flag(a, "no-feedback");
   c->options.max_tokens = (size_t)pst_cli_int(a, "at-once");
   c->options.search_tokens = (size_t)pst_cli_int(a, "search-tokens");
+  c->options.rate = pst_cli_number(a, "rate");
   c->options.threads = (int)pst_cli_int(a, "threads");
   c->options.cancelled = pst_cli_interrupted;
   c->n_compared = pst_cli_many(a, "compare", &c->compared);
   if (c->n_compared > MAX_COMPARED)
     return pst_error_set(err, PST_E_BAD_INPUT, "compare", "at most %d files are compared", MAX_COMPARED);
-  return 0;
+  const char *adapter = pst_cli_text(a, "adapter");
+  int code = adapter ? pst_cli_adapter_path(a, adapter, &c->adapter, err) : 0;
+  c->options.adapter = c->adapter;
+  return code;
 }
 
 static int run_calibrate(const pst_cli_args *a, pst_error *err) {
@@ -210,11 +225,12 @@ static int run_calibrate(const pst_cli_args *a, pst_error *err) {
   if (!code) code = render(&c, err);
   if (!code && traffic_out) code = write_traffic(&c, traffic_out, err);
   if (!code) {
-    const pst_tune_traffic *general = c.general.n_texts ? &c.general : NULL;
+    const pst_tune_texts texts = {&c.traffic, c.lessons.n_texts ? &c.lessons : NULL, &c.search, &c.held_out,
+                                  c.general.n_texts ? &c.general : NULL};
     pst_progress progress;
     pst_progress_begin(&progress, "calibrating", 0, false, pst_cli_flag(a, "quiet"));
     c.options.progress = &progress;
-    code = pst_tune_calibrate(c.of.in, out, &c.traffic, &c.search, &c.held_out, general, &c.options, &c.report, err);
+    code = pst_tune_calibrate(c.of.in, out, &texts, &c.options, &c.report, err);
     pst_progress_end(&progress);
     c.options.progress = NULL;
   }
@@ -229,16 +245,23 @@ static int run_calibrate(const pst_cli_args *a, pst_error *err) {
 
 static const pst_cli_option options[] = {
     {"bits", 'b', PST_CLI_NUMBER, "B", "4.6", 1, 32, false, "bits a weight, all tensors of the file counted"},
-    {"adapter", 0, PST_CLI_TEXT, "ADAPTER", NULL, 0, 0, false, "a LoRA adapter that is merged first, in float"},
+    {"adapter", 0, PST_CLI_TEXT, "ADAPTER", NULL, 0, 0, false,
+     "a LoRA adapter, by name or path, that is merged first, in float"},
     PST_CLI_SERVED_PLAN,
     {"items", 0, PST_CLI_INT, "N", "128", 0, 1000000, false, "examples to calibrate on (0: all)"},
-    {"search-items", 0, PST_CLI_INT, "N", "16", 1, 1000000, false, "items of the part search to choose types on"},
+    {"learn-items", 0, PST_CLI_INT, "N", "1024", 0, 1000000, false,
+     "examples of whose answers the scales learn from the float model, end to end (0: none)"},
+    {"rate", 0, PST_CLI_NUMBER, "R", "0.0001", 1e-6, 1, false,
+     "by how much of itself a step of that changes a scale, at most"},
+    {"search-items", 0, PST_CLI_INT, "N", "64", 1, 1000000, false,
+     "items of the part search to choose types on, and what scales learned"},
     {"search-tokens", 0, PST_CLI_INT, "N", "512", 2, 1000000, false, "tokens of those that each measurement reads"},
     {"held-out-items", 0, PST_CLI_INT, "N", "64", 0, 1000000, false, "items of the part verify to measure on (0: all)"},
     {"general", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
      "a text on which the loss outside the workload is measured"},
     {"general-tokens", 0, PST_CLI_INT, "N", "8192", 2, 100000000, false, "tokens of it"},
-    {"on", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "calibrate on a text instead of the workload's examples"},
+    {"on", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
+     "calibrate on a text instead of the workload's examples, and learn from none"},
     {"on-tokens", 0, PST_CLI_INT, "N", "16384", 2, 100000000, false, "tokens of it"},
     {"traffic-out", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
      "write what is calibrated on as text, control tokens included, for other programs"},
@@ -258,8 +281,8 @@ const pst_cli_command pst_cli_calibrate = {
     "WORKLOAD MODEL OUT",
     "write a model file with its weights rounded for a workload's traffic",
     "MODEL is a pulled model's name or a GGUF file. The workload's examples go through the model as they are served, with their right answers; each matrix\n"
-    "is rounded so that what it makes of them changes least, and gets the type that is worth its bytes. The file's divergence from the\n"
-    "float model is measured on the part verify. OUT appears only when it is whole, and runs wherever GGUF files do.",
+    "is rounded so that what it makes of them changes least, and gets the type that is worth its bytes; then the scales learn to answer more examples\n"
+    "as the float model does. The file's divergence from that is measured on the part verify. OUT appears only when it is whole, and runs wherever GGUF files do.",
     3,
     3,
     options,

@@ -1,23 +1,27 @@
 /* penstock merge: a model file with an adapter in its weights. */
 #include <stdio.h>
 
+#include "cli/adapter_path.h"
 #include "cli/commands.h"
 #include "cli/model_path.h"
 
 static int run_merge(const pst_cli_args *a, pst_error *err) {
-  char *in = NULL;
-  const char *adapter = a->words[1], *out = a->words[2], *type = pst_cli_text(a, "type");
+  char *in = NULL, *adapter = NULL;
+  const char *out = a->words[2], *type = pst_cli_text(a, "type");
   int n_fallback = 0;
   int code = pst_cli_model_may_write(a, out, err);
   if (!code) code = pst_cli_model_path(pst_cli_text(a, "home"), a->words[0], &in, err);
-  if (code) return code;
-  pst_progress progress;
-  pst_progress_begin(&progress, "merging", 0, true, pst_cli_flag(a, "quiet"));
-  code = pst_engine_merge(in, adapter, out, type, &progress, &n_fallback, err);
-  pst_progress_end(&progress);
-  if (!code) printf("%s: %s with %s\n", out, a->words[0], adapter);
+  if (!code) code = pst_cli_adapter_path(a, a->words[1], &adapter, err);
+  if (!code) {
+    pst_progress progress;
+    pst_progress_begin(&progress, "merging", 0, true, pst_cli_flag(a, "quiet"));
+    code = pst_engine_merge(in, adapter, out, type, &progress, &n_fallback, err);
+    pst_progress_end(&progress);
+  }
+  if (!code) printf("%s: %s with %s\n", out, a->words[0], a->words[1]);
   if (!code) pst_cli_model_say_fallback(n_fallback, type);
   pst_free(in);
+  pst_free(adapter);
   return code;
 }
 
@@ -32,8 +36,8 @@ const pst_cli_command pst_cli_merge = {
     "merge",
     "MODEL ADAPTER OUT",
     "write a model file with a LoRA adapter in its weights",
-    "MODEL is a pulled model's name or a GGUF file; ADAPTER a GGUF adapter or a folder of PEFT. A matrix with an adapter is added up in float32\n"
-    "and quantized again. OUT appears only when it is whole.",
+    "MODEL is a pulled model's name or a GGUF file; ADAPTER a name of 'penstock adapters', a GGUF adapter or a folder of PEFT. A matrix\n"
+    "with an adapter is added up in float32 and quantized again. OUT appears only when it is whole.",
     3,
     3,
     options,

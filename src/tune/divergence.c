@@ -18,7 +18,7 @@ static int check_text(const pst_tune_traffic_text *t, size_t max_tokens, size_t 
                        "a text has %zu tokens, more than the %zu that go through the model at once", t->n, most);
 }
 
-static void free_batches(pst_tune_batch *batches, size_t n) {
+void pst_tune_batches_free(pst_tune_batch *batches, size_t n) {
   for (size_t i = 0; i < n && batches; i++) pst_tune_batch_done(&batches[i]);
   pst_free(batches);
 }
@@ -42,7 +42,7 @@ int pst_tune_traffic_batches(const pst_tune_traffic *traffic, size_t limit_token
   if (code == PST_E_NOMEM) pst_error_set(err, code, NULL, "no memory for %zu texts", traffic->n_texts);
   if (!code && !n) code = pst_error_set(err, PST_E_NO_DATA, NULL, "there is no text to run the model over");
   if (code) {
-    free_batches(batches, n);
+    pst_tune_batches_free(batches, n);
     return code;
   }
   *ret_batches = batches;
@@ -53,7 +53,7 @@ int pst_tune_traffic_batches(const pst_tune_traffic *traffic, size_t limit_token
 /* ---- the judge ---- */
 
 void pst_tune_judge_done(pst_tune_judge *j) {
-  free_batches(j->batches, j->n_batches);
+  pst_tune_batches_free(j->batches, j->n_batches);
   pst_free(j->is_answer);
   pst_free(j->states);
   for (int i = 0; i < 2; i++) pst_free(j->logits[i]);
@@ -136,7 +136,7 @@ static void compare_row(void *arg, size_t piece, void *scratch) {
   j->same[t->first + piece] = top_p == top_q;
 }
 
-static pst_tune_product_f32 head_product(const pst_tune_model *m, const float *x, size_t n_rows, float *out) {
+pst_tune_product_f32 pst_tune_head_product(const pst_tune_model *m, const float *x, size_t n_rows, float *out) {
   return (pst_tune_product_f32){.n_rows = n_rows,
                                 .n_cols = m->n_vocab,
                                 .n_deep = m->n_embd,
@@ -151,8 +151,9 @@ static void compare_rows(const pst_tune_judge *j, const pst_tune_model *model, s
   for (size_t at = 0; at < n; at += TILE) {
     size_t n_rows = PST_MIN(n - at, (size_t)TILE);
     tile t = {j, first + at, model->n_vocab};
-    pst_tune_product_f32 p[2] = {head_product(j->reference, j->states + (first + at) * n_embd, n_rows, j->logits[0]),
-                                 head_product(model, j->net->scored_normed + at * n_embd, n_rows, j->logits[1])};
+    pst_tune_product_f32 p[2] = {
+        pst_tune_head_product(j->reference, j->states + (first + at) * n_embd, n_rows, j->logits[0]),
+        pst_tune_head_product(model, j->net->scored_normed + at * n_embd, n_rows, j->logits[1])};
     pst_tune_products_f32(j->net->team, p, 2);
     pst_tune_team_run(j->net->team, n_rows, compare_row, &t);
   }

@@ -27,10 +27,14 @@ void pst_tune_judge_done(pst_tune_judge *judge);
 /* KL(reference || model), the model of the reference's shapes. The net's model is the reference again afterwards. */
 pst_tune_divergence pst_tune_judge_run(pst_tune_judge *judge, const pst_tune_model *model);
 
+/* out [n_rows][n_vocab] = logits of a float model for normed final states x [n_rows][n_embd]. */
+pst_tune_product_f32 pst_tune_head_product(const pst_tune_model *model, const float *x, size_t n_rows, float *out);
+
 /* Texts as batches of at most max_tokens tokens, for one pass through a net; answers_only: else all positions are scored. *ret_batches [*ret_n]: the
- * caller's, each pst_tune_batch_done, then pst_free. Errors as for pst_tune_judge_create. */
+ * caller's, for pst_tune_batches_free. Errors as for pst_tune_judge_create. */
 int pst_tune_traffic_batches(const pst_tune_traffic *traffic, size_t limit_tokens, size_t max_tokens,
                              size_t max_position, bool answers_only, pst_tune_batch **ret_batches, size_t *ret_n,
                              pst_error *err);
+void pst_tune_batches_free(pst_tune_batch *batches, size_t n); /* NULL is fine */
 
 #endif

@@ -71,6 +71,21 @@ def test_threads_leave_no_trace(calibrate, tmp_path):
     assert files[0] == files[1]
 
 
+def test_scales_learn(calibrate, tmp_path):
+    """End to end from the float model: what both say of answers comes nearer, by the same bytes on any number of threads, and by other scales only."""
+    files, reports = [], []
+    for threads, learned in (("1", "12"), ("2", "12"), ("2", "0")):
+        code, out, errors, path = calibrate("--bits", "5.6", "--learn-items", learned, "--rate", "0.01", "--threads", threads, "--json", out=tmp_path / (threads + learned))
+        assert code == 0, errors
+        files.append(path.read_bytes())
+        reports.append(json.loads(out))
+    assert files[0] == files[1] and files[0] != files[2] and len(files[0]) == len(files[2])
+    assert reports[0]["search_after_learning"] < reports[0]["search_before_learning"] and reports[2]["search_after_learning"] is None
+    assert reports[0]["matrices"] == reports[2]["matrices"]
+    code, _, errors, path = calibrate("--learn-items", "12", "--rate", "2")
+    assert code in (1, 2) and "rate" in errors and not path.exists()
+
+
 def test_refusals(calibrate, place):
     code, _, errors, path = calibrate("--bits", "3")
     assert code in (1, 2) and "the smallest types take" in errors and not path.exists()

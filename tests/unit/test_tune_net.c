@@ -184,6 +184,123 @@ static void test_int8(void **state) {
   }
 }
 
+/* ---- what the loss derives by factors of weights' blocks ---- */
+
+enum { BLOCK = 32, TRIED = 3 };
+
+/* All matrices in blocks; the memory is the caller's. */
+#define BLOCKS(kind, type)                                                                                       \
+  static pst_tune_blocks_##kind *blocks_##kind(const pst_tune_model *m, type **ret_memory, size_t *ret_n) {      \
+    pst_tune_blocks_##kind *b = pst_calloc(m->n_layers, sizeof *b);                                              \
+    size_t n = 0, at = 0, most = 0;                                                                              \
+    for (size_t i = 0; i < m->n_layers; i++)                                                                     \
+      for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {                                                          \
+        const pst_tune_linear *l = &m->layers[i].linear[r];                                                      \
+        n += l->n_out * l->n_in / BLOCK;                                                                         \
+        most = PST_MAX(most, l->n_out * l->n_in);                                                                \
+      }                                                                                                          \
+    *ret_memory = pst_calloc(n + most, sizeof **ret_memory);                                                     \
+    *ret_n = n;                                                                                                  \
+    assert_non_null(b);                                                                                          \
+    assert_non_null(*ret_memory);                                                                                \
+    for (size_t i = 0; i < m->n_layers; i++)                                                                     \
+      for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {                                                          \
+        const pst_tune_linear *l = &m->layers[i].linear[r];                                                      \
+        assert_int_equal(l->n_in % BLOCK, 0);                                                                    \
+        b[i].n[r] = BLOCK;                                                                                       \
+        b[i].grads[r] = *ret_memory + at;                                                                        \
+        at += l->n_out * l->n_in / BLOCK;                                                                        \
+      }                                                                                                          \
+    return b;                                                                                                    \
+  }                                                                                                              \
+  static double run_##kind(setting *s, int threads, const pst_tune_batch *batch, pst_tune_blocks_##kind *blocks, \
+                           type *d_weights) {                                                                    \
+    pst_error err = PST_ERROR_INIT;                                                                              \
+    pst_tune_team *team = NULL;                                                                                  \
+    pst_tune_net_##kind *net = NULL;                                                                             \
+    double loss;                                                                                                 \
+    if (pst_tune_team_create(threads, pst_tune_scratch_bytes(MAX_TOKENS, s->model.n_ff), &team, &err) ||         \
+        pst_tune_net_create_##kind(&s->model, &s->lora, team, MAX_TOKENS, MAX_TOKENS, MAX_TOKENS, &net, &err))   \
+      fail_msg("%s", err.message);                                                                               \
+    for (size_t i = 0; i < s->lora.n; i++) net->params[i] = (type)(0.2 * pst_random_unit(5, 0, i) - 0.1);        \
+    net->blocks = blocks;                                                                                        \
+    net->d_weights = d_weights;                                                                                  \
+    pst_tune_net_run_##kind(net, batch, blocks ? 1 : 0, &loss);                                                  \
+    pst_tune_net_free_##kind(net);                                                                               \
+    pst_tune_team_free(team);                                                                                    \
+    return loss;                                                                                                 \
+  }
+BLOCKS(f32, float)
+BLOCKS(f64, double)
+
+/* Without their last bits, so that what they are multiplied by below leaves nothing to round. */
+static void shorten(const pst_tune_model *m) {
+  for (size_t i = 0; i < m->n_layers; i++)
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++)
+      for (size_t k = 0; k < m->layers[i].linear[r].n_out * m->layers[i].linear[r].n_in; k++) {
+        uint32_t bits;
+        float *w = (float *)(uintptr_t)&m->layers[i].linear[r].w[k];
+        memcpy(&bits, w, sizeof bits);
+        bits &= 0xfffff000u;
+        memcpy(w, &bits, sizeof bits);
+      }
+}
+
+/* (loss at factor 1 + h less loss at 1 - h) / 2h, of one block of a matrix. */
+static double by_difference(setting *s, const pst_tune_batch *batch, float *w) {
+  const float h = 1.0f / 1024;
+  float saved[BLOCK];
+  double loss[2];
+  memcpy(saved, w, sizeof saved);
+  for (int side = 0; side < 2; side++) {
+    for (int i = 0; i < BLOCK; i++) w[i] = saved[i] * (side ? 1 - h : 1 + h);
+    loss[side] = run_f64(s, 2, batch, NULL, NULL);
+  }
+  memcpy(w, saved, sizeof saved);
+  return (loss[0] - loss[1]) / (2 * (double)h);
+}
+
+static void test_blocks(void **state) {
+  (void)state;
+  for (size_t m = 0; m < PST_ARRAY_LEN(names); m++) {
+    setting s;
+    double *memory, worst = 0, size = 0;
+    float *one, *three;
+    size_t n;
+    open_setting(&s, names[m]);
+    shorten(&s.model);
+    pst_tune_batch batch = batch_of(&s, 0, 2);
+    pst_tune_blocks_f64 *blocks = blocks_f64(&s.model, &memory, &n);
+    (void)run_f64(&s, 2, &batch, blocks, memory + n);
+    for (size_t i = 0; i < n; i++) size = PST_MAX(size, fabs(memory[i]));
+    assert_true(size > 0);
+    for (size_t i = 0; i < s.model.n_layers; i++)
+      for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
+        const pst_tune_linear *l = &s.model.layers[i].linear[r];
+        for (uint64_t t = 0; t < TRIED; t++) {
+          size_t k = pst_random_u64(9, i * 16 + (uint64_t)r, t) % (l->n_out * l->n_in / BLOCK);
+          double want = by_difference(&s, &batch, (float *)(uintptr_t)&l->w[k * BLOCK]);
+          worst = PST_MAX(worst, fabs(blocks[i].grads[r][k] - want) / size);
+        }
+      }
+    print_message("%s: derivatives by %zu blocks, worst %.1e of the largest\n", names[m], n, worst);
+    assert_true(worst < 1e-6);
+    pst_free(blocks);
+    pst_tune_blocks_f32 *narrow = blocks_f32(&s.model, &one, &n), *again = blocks_f32(&s.model, &three, &n);
+    (void)run_f32(&s, 1, &batch, narrow, one + n);
+    (void)run_f32(&s, 3, &batch, again, three + n);
+    assert_memory_equal(one, three, n * sizeof *one);
+    for (size_t i = 0; i < n; i++) assert_true(fabs((double)one[i] - memory[i]) < 1e-4 * size);
+    pst_free(narrow);
+    pst_free(again);
+    pst_free(one);
+    pst_free(three);
+    pst_free(memory);
+    pst_tune_batch_done(&batch);
+    close_setting(&s);
+  }
+}
+
 static void test_unknown_architecture(void **state) {
   (void)state;
   pst_error err = PST_ERROR_INIT;
@@ -201,6 +318,7 @@ static void test_unknown_architecture(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_bits), cmocka_unit_test(test_tree),
-                                     cmocka_unit_test(test_int8), cmocka_unit_test(test_unknown_architecture)};
+                                     cmocka_unit_test(test_int8), cmocka_unit_test(test_blocks),
+                                     cmocka_unit_test(test_unknown_architecture)};
   return cmocka_run_group_tests(tests, test_dir_open, test_dir_close);
 }
