@@ -368,6 +368,8 @@ typedef struct pst_engine_top {
   float
       logprob; /* natural log, of the model's own distribution: before temperature, filters, bias, penalties and constraint */
 } pst_engine_top;
+/* The n highest of logits [n_vocab], n at most n_vocab, best first, lowest id first on ties, as log-probabilities given the log-sum (0: the logits themselves). Pure: any thread. */
+void pst_engine_top_logprobs(const float *logits, int n_vocab, double log_sum, int n, pst_engine_top *ret_top);
 
 /* What one call of the callback carries. All pointers live until it returns. */
 typedef struct pst_engine_event {

@@ -27,8 +27,6 @@ bool pst_engine_sampling_is_plain_greedy(const pst_engine_sampling *s);
 
 /* log(sum(exp(logits))) in double, ascending order of index. */
 double pst_engine_log_sum_exp(const float *logits, int n_vocab);
-/* The n highest, best first, lowest id first on ties, as log-probabilities given the log-sum. */
-void pst_engine_top_logprobs(const float *logits, int n_vocab, double log_sum, int n, pst_engine_top *ret_top);
 
 /* 0 or PST_E_BAD_INPUT naming the field that is out of range. */
 int pst_engine_sampling_check(const pst_engine_sampling *s, int n_vocab, pst_error *err);

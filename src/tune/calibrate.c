@@ -173,13 +173,12 @@ static void point(matrix *x, const float *w) {
 static int capture(calibration *c, const pst_tune_traffic *traffic, pst_error *err) {
   pst_tune_batch *batches = NULL;
   size_t n = 0;
-  double loss;
   int code = pst_tune_grams_create(&c->whole.model, &c->grams, err);
   if (!code)
     code = pst_tune_traffic_batches(traffic, 0, c->whole.net->max_tokens, c->whole.net->max_position, true, &batches,
                                     &n, err);
   for (size_t i = 0; i < n && !code; i++) {
-    pst_tune_net_run_f32(c->whole.net, &batches[i], 0, &loss);
+    pst_tune_net_states_f32(c->whole.net, &batches[i]);
     pst_tune_grams_add(&c->grams, c->whole.net, &batches[i]);
     code = tell(c, "reading traffic", (int64_t)batches[i].n_tokens, err);
   }
@@ -449,12 +448,10 @@ static int learn_scales(calibration *c, const pst_tune_traffic *traffic, const p
   float *floats = NULL;
   pst_tune_scaled *list = pst_calloc(n, sizeof *list);
   int code = list ? become_rounded(c, &floats, err) : pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a table");
-  float *w = floats;
   for (size_t i = 0; i < n && !code; i++) {
     const matrix *x = &c->matrices[i];
-    list[i] =
-        (pst_tune_scaled){i / PST_ENGINE_ROLE_COUNT, (int)(i % PST_ENGINE_ROLE_COUNT), chosen(x)->type, w, x->out};
-    w += x->n_rows * x->n_cols;
+    list[i] = (pst_tune_scaled){i / PST_ENGINE_ROLE_COUNT, (int)(i % PST_ENGINE_ROLE_COUNT), chosen(x)->type,
+                                floats + (*x->slots[0] - floats), x->out};
   }
   if (!code)
     code = pst_tune_scales_learn(&c->whole, &c->trial, list, n, &lessons, &report->search_before, &report->search_after,

@@ -75,7 +75,6 @@ int pst_tune_judge_create(pst_tune_net_f32 *net, const pst_tune_model *reference
                           size_t limit_tokens, bool answers_only, pst_tune_judge *ret_judge, pst_error *err) {
   pst_tune_judge j = {.net = net, .reference = reference};
   size_t n_embd = reference->n_embd, row = 0;
-  double loss;
   int code = pst_tune_traffic_batches(traffic, limit_tokens, net->max_tokens, net->max_position, answers_only,
                                       &j.batches, &j.n_batches, err);
   if (code) return code;
@@ -92,7 +91,7 @@ int pst_tune_judge_create(pst_tune_net_f32 *net, const pst_tune_model *reference
   mark_answers(&j, traffic, answers_only);
   for (size_t i = 0; i < j.n_batches; i++) {
     size_t n = j.batches[i].n_scores;
-    pst_tune_net_run_f32(net, &j.batches[i], 0, &loss);
+    pst_tune_net_states_f32(net, &j.batches[i]);
     memcpy(j.states + row * n_embd, net->scored_normed, n * n_embd * sizeof *j.states);
     row += n;
   }
@@ -161,11 +160,11 @@ static void compare_rows(const pst_tune_judge *j, const pst_tune_model *model, s
 
 pst_tune_divergence pst_tune_judge_run(pst_tune_judge *j, const pst_tune_model *model) {
   pst_tune_divergence d = {0};
-  double all = 0, answers = 0, loss, same = 0;
+  double all = 0, answers = 0, same = 0;
   size_t row = 0;
   j->net->model = model;
   for (size_t i = 0; i < j->n_batches; i++) {
-    pst_tune_net_run_f32(j->net, &j->batches[i], 0, &loss);
+    pst_tune_net_states_f32(j->net, &j->batches[i]);
     compare_rows(j, model, row, j->batches[i].n_scores);
     row += j->batches[i].n_scores;
   }

@@ -17,7 +17,7 @@ typedef struct pst_tune_grams {
 /* Zeros for every input of the model's. PST_E_NOMEM. */
 int pst_tune_grams_create(const pst_tune_model *model, pst_tune_grams *ret_grams, pst_error *err);
 void pst_tune_grams_done(pst_tune_grams *grams);
-/* Adds all tokens of the batch that pst_tune_net_run_f32 just went through; the net's scratch is written. Every sum is one chain over the tokens in their order,
+/* Adds all tokens of the batch that pst_tune_net_states_f32 just went through; the net's scratch is written. Every sum is one chain over the tokens in their order,
  * so that the number of threads leaves no trace. */
 void pst_tune_grams_add(pst_tune_grams *grams, pst_tune_net_f32 *net, const pst_tune_batch *batch);
 

@@ -65,35 +65,30 @@ typedef struct reading {
   size_t first;           /* of the tile */
 } reading;
 
-/* The TOP likeliest of a row, likeliest first, the first among equals. */
 static void read_row(void *arg, size_t piece, void *scratch) {
   const reading *r = arg;
-  size_t n = r->s->rounded->n_vocab, k = PST_MIN(n, (size_t)TOP), n_top = 0;
+  size_t n = r->s->rounded->n_vocab, k = PST_MIN(n, (size_t)TOP), at = (r->first + piece) * TOP;
   const float *logits = r->s->logits + piece * n;
-  int32_t *ids = r->s->ids + (r->first + piece) * TOP;
-  float *probabilities = r->s->probabilities + (r->first + piece) * TOP;
   pst_tune_score *score = &r->scores[r->first + piece];
+  pst_engine_top top[TOP];
   double sum = 0;
   (void)scratch;
-  for (size_t i = 0; i < n; i++) {
-    if (n_top == k && logits[i] <= logits[ids[k - 1]]) continue;
-    size_t at = n_top < k ? n_top++ : k - 1;
-    for (; at > 0 && logits[ids[at - 1]] < logits[i]; at--) ids[at] = ids[at - 1];
-    ids[at] = (int32_t)i;
+  pst_engine_top_logprobs(logits, (int)n, 0, (int)k, top);
+  for (size_t i = 0; i < n; i++) sum += exp((double)logits[i] - (double)top[0].logprob);
+  for (size_t i = 0; i < k; i++) {
+    r->s->ids[at + i] = top[i].token;
+    r->s->probabilities[at + i] = (float)(exp((double)top[i].logprob - (double)top[0].logprob) / sum);
   }
-  for (size_t i = 0; i < n; i++) sum += exp((double)logits[i] - (double)logits[ids[0]]);
-  for (size_t i = 0; i < k; i++) probabilities[i] = (float)(exp((double)logits[ids[i]] - (double)logits[ids[0]]) / sum);
   score->k = (int)k;
-  score->ids = ids;
-  score->probabilities = probabilities;
+  score->ids = r->s->ids + at;
+  score->probabilities = r->s->probabilities + at;
 }
 
 /* What the float model thinks of a batch's scored tokens. */
 static void read_batch(scales *s, pst_tune_batch *b) {
   pst_tune_net_f32 *net = s->whole->net;
-  double loss;
   net->model = &s->whole->model;
-  pst_tune_net_run_f32(net, b, 0, &loss);
+  pst_tune_net_states_f32(net, b);
   for (size_t at = 0; at < b->n_scores; at += TILE) {
     size_t n = PST_MIN(b->n_scores - at, (size_t)TILE);
     pst_tune_product_f32 p =
@@ -193,7 +188,7 @@ static int learn(scales *s, double *best, pst_error *err) {
     size_t first = (size_t)i * STEP_BATCHES, n = PST_MIN((size_t)STEP_BATCHES, s->n_batches - first), n_tokens = 0;
     double loss = step(s, first, n, i, n_steps);
     for (size_t b = first; b < first + n; b++) n_tokens += s->batches[b].n_tokens;
-    if (s->lessons->told && s->lessons->told(s->lessons->user, (int64_t)n_tokens, loss))
+    if (s->lessons->told(s->lessons->user, (int64_t)n_tokens, loss))
       return pst_error_set(err, PST_E_CANCELLED, NULL, "cancelled");
     if ((i + 1) * LOOKS / n_steps == i * LOOKS / n_steps) continue;
     double now = look(s);

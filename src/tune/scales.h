@@ -20,7 +20,7 @@ typedef struct pst_tune_lessons {
   const pst_tune_traffic *traffic, *search; /* what is learned from, each text once; what decides whether it helped */
   double rate;                              /* the highest: about by how much a step moves a scale */
   bool (*told)(void *user, int64_t n_tokens,
-               double divergence); /* after each step, of the texts just learned from; true: stop. May be NULL */
+               double divergence); /* after each step, of the texts just learned from; true: stop */
   void *user;
 } pst_tune_lessons;
 

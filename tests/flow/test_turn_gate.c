@@ -107,8 +107,7 @@ static int set_up(void **state) {
 /* Whether turns may answer in output codes. The few seconds that tuning has here are short for learning them well. */
 static bool in_codes;
 
-/* Seconds for a search: those that it takes on a quiet machine and as many again, three times over where a search is killed, since it goes on by the same clock. One that
- * runs out of time asks too few items to decide anything. */
+/* Seconds for a search, which goes on by the same clock when it was killed: one that runs out of time asks too few items to decide anything. */
 enum { PLAN_S = 4 };
 
 static pst_flywheel_turn_options turn_options(const pst_optimizer_model *m) {

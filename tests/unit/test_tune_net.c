@@ -53,17 +53,31 @@ static void close_setting(setting *s) {
   pst_tune_model_done(&s->model);
 }
 
+/* A net over the setting, its adapter drawn from around 0. */
+#define OPEN(kind, type)                                                                                       \
+  static pst_tune_net_##kind *open_##kind(setting *s, int threads, double spread) {                            \
+    pst_error err = PST_ERROR_INIT;                                                                            \
+    pst_tune_team *team = NULL;                                                                                \
+    pst_tune_net_##kind *net = NULL;                                                                           \
+    if (pst_tune_team_create(threads, pst_tune_scratch_bytes(MAX_TOKENS, s->model.n_ff), &team, &err) ||       \
+        pst_tune_net_create_##kind(&s->model, &s->lora, team, MAX_TOKENS, MAX_TOKENS, MAX_TOKENS, &net, &err)) \
+      fail_msg("%s", err.message);                                                                             \
+    for (size_t i = 0; i < s->lora.n; i++) net->params[i] = (type)(spread * (pst_random_unit(5, 0, i) - 0.5)); \
+    return net;                                                                                                \
+  }                                                                                                            \
+  static void close_##kind(pst_tune_net_##kind *net) {                                                         \
+    pst_tune_team *team = net->team;                                                                           \
+    pst_tune_net_free_##kind(net);                                                                             \
+    pst_tune_team_free(team);                                                                                  \
+  }
+OPEN(f32, float)
+OPEN(f64, double)
+
 /* Sums of losses and derivatives over batches, one after the other. The result is the caller's. */
 #define DERIVE(kind, type)                                                                                         \
   static type *derive_##kind(setting *s, int threads, const pst_tune_batch *batches, size_t n, double *ret_loss) { \
-    pst_error err = PST_ERROR_INIT;                                                                                \
-    pst_tune_team *team = NULL;                                                                                    \
-    pst_tune_net_##kind *net = NULL;                                                                               \
+    pst_tune_net_##kind *net = open_##kind(s, threads, 0.5);                                                       \
     double sum = 0, loss;                                                                                          \
-    if (pst_tune_team_create(threads, pst_tune_scratch_bytes(MAX_TOKENS, s->model.n_ff), &team, &err) ||           \
-        pst_tune_net_create_##kind(&s->model, &s->lora, team, MAX_TOKENS, MAX_TOKENS, MAX_TOKENS, &net, &err))     \
-      fail_msg("%s", err.message);                                                                                 \
-    for (size_t i = 0; i < s->lora.n; i++) net->params[i] = (type)(0.5 * pst_random_unit(5, 0, i) - 0.25);         \
     for (size_t i = 0; i < n; i++) {                                                                               \
       pst_tune_net_run_##kind(net, &batches[i], 0.01, &loss);                                                      \
       sum += loss;                                                                                                 \
@@ -71,8 +85,7 @@ static void close_setting(setting *s) {
     type *grads = pst_malloc(s->lora.n * sizeof *grads);                                                           \
     assert_non_null(grads);                                                                                        \
     memcpy(grads, net->grads, s->lora.n * sizeof *grads);                                                          \
-    pst_tune_net_free_##kind(net);                                                                                 \
-    pst_tune_team_free(team);                                                                                      \
+    close_##kind(net);                                                                                             \
     *ret_loss = sum;                                                                                               \
     return grads;                                                                                                  \
   }
@@ -215,19 +228,12 @@ enum { BLOCK = 32, TRIED = 3 };
   }                                                                                                              \
   static double run_##kind(setting *s, int threads, const pst_tune_batch *batch, pst_tune_blocks_##kind *blocks, \
                            type *d_weights) {                                                                    \
-    pst_error err = PST_ERROR_INIT;                                                                              \
-    pst_tune_team *team = NULL;                                                                                  \
-    pst_tune_net_##kind *net = NULL;                                                                             \
+    pst_tune_net_##kind *net = open_##kind(s, threads, 0.2);                                                     \
     double loss;                                                                                                 \
-    if (pst_tune_team_create(threads, pst_tune_scratch_bytes(MAX_TOKENS, s->model.n_ff), &team, &err) ||         \
-        pst_tune_net_create_##kind(&s->model, &s->lora, team, MAX_TOKENS, MAX_TOKENS, MAX_TOKENS, &net, &err))   \
-      fail_msg("%s", err.message);                                                                               \
-    for (size_t i = 0; i < s->lora.n; i++) net->params[i] = (type)(0.2 * pst_random_unit(5, 0, i) - 0.1);        \
     net->blocks = blocks;                                                                                        \
     net->d_weights = d_weights;                                                                                  \
     pst_tune_net_run_##kind(net, batch, blocks ? 1 : 0, &loss);                                                  \
-    pst_tune_net_free_##kind(net);                                                                               \
-    pst_tune_team_free(team);                                                                                    \
+    close_##kind(net);                                                                                           \
     return loss;                                                                                                 \
   }
 BLOCKS(f32, float)
