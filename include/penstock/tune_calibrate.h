@@ -41,7 +41,7 @@ int pst_tune_traffic_cut(const pst_engine_model *model, pst_str text, size_t n_t
 typedef struct pst_tune_calibrate_options {
   double bits;                   /* a weight, all tensors of the file counted: bytes x 8 / elements at most this */
   const char *adapter;           /* merged first, in float; NULL: none */
-  double damping;                /* of the Gram matrices (src/tune/feedback.h) */
+  double damping;                /* of the inputs' Gram matrices (src/tune/feedback.h) */
   bool feedback;                 /* false: each weight is rounded for itself, scales by importance alone */
   size_t max_tokens;             /* that go through the model at once, and of the longest text */
   size_t search_tokens;          /* of `search` that each measurement of a matrix reads */

@@ -248,7 +248,7 @@ static const pst_cli_option options[] = {
     {"adapter", 0, PST_CLI_TEXT, "ADAPTER", NULL, 0, 0, false,
      "a LoRA adapter, by name or path, that is merged first, in float"},
     PST_CLI_SERVED_PLAN,
-    {"items", 0, PST_CLI_INT, "N", "128", 0, 1000000, false, "examples to calibrate on (0: all)"},
+    {"items", 0, PST_CLI_INT, "N", "512", 0, 1000000, false, "examples to calibrate on (0: all)"},
     {"learn-items", 0, PST_CLI_INT, "N", "1024", 0, 1000000, false,
      "examples of whose answers the scales learn from the float model, end to end (0: none)"},
     {"rate", 0, PST_CLI_NUMBER, "R", "0.0001", 1e-6, 1, false,
@@ -267,7 +267,7 @@ static const pst_cli_option options[] = {
      "write what is calibrated on as text, control tokens included, for other programs"},
     {"compare", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, true, "another GGUF file of the model to measure beside"},
     {"damping", 0, PST_CLI_NUMBER, "D", "0.01", 1e-6, 1, false,
-     "share of their mean added to the Gram matrices' diagonals"},
+     "share of their mean added to the diagonals of the inputs' Gram matrices"},
     {"no-feedback", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "round each weight for itself"},
     PST_CLI_AT_ONCE,
     PST_CLI_THREADS,
@@ -281,7 +281,7 @@ const pst_cli_command pst_cli_calibrate = {
     "WORKLOAD MODEL OUT",
     "write a model file with its weights rounded for a workload's traffic",
     "MODEL is a pulled model's name or a GGUF file. The workload's examples go through the model as they are served, with their right answers; each matrix\n"
-    "is rounded so that what it makes of them changes least, and gets the type that is worth its bytes; then the scales learn to answer more examples\n"
+    "is rounded so that the answers' probabilities change least, and gets the type that is worth its bytes; then the scales learn to answer more examples\n"
     "as the float model does. The file's divergence from that is measured on the part verify. OUT appears only when it is whole, and runs wherever GGUF files do.",
     3,
     3,

@@ -3,8 +3,8 @@
  * Owns the order of things: the float model and its adapter, Gram matrices of the traffic, their factors, what each matrix costs in each type, the choice, the
  * file and its proof. How a matrix is rounded is feedback.c's business, how models are compared divergence.c's, who gets which type allocate.c's.
  *
- * What a type costs a matrix is measured once, by the divergence that the matrices of one input cause at their smallest types with all others in float; the other
- * types are scaled from that by their rounding errors, weighted by the Gram matrix: for errors this small the divergence is a quadratic form of them. */
+ * What a type costs a layer's matrix is what its rounding errors are said to cost by Gram matrices of inputs and outputs (gram.h), told from some rows. Where there are none (embedding, head, or without feedback) the divergence is measured
+ * that the matrices of one input cause at their smallest types with all others in float; the other types are scaled from that by their rounding errors: for errors this small the divergence is a quadratic form of them. */
 #include <penstock/tune_calibrate.h>
 
 #include <math.h>
@@ -25,14 +25,19 @@ const uint32_t pst_tune_calibrate_types[PST_TUNE_CALIBRATE_TYPES] = {
 /* Errors of types are told from every so manieth row. */
 enum { ROW_STEP = 8 };
 
-/* What takes how long, in tokens read: a matrix measured in all types, one rounded, a token learned from. Of SmolLM2-135M on two cores; for the time left. */
-enum { MEASURED = 240, ROUNDED = 100, LEARNED = 2 };
+/* What takes how long, in tokens of a forward pass: a matrix measured in all types, one rounded or a layer's Gram matrices factored, a token learned from, one of the traffic. Of SmolLM2-135M on two cores; for the time left. */
+enum { MEASURED = 240, ROUNDED = 100, LEARNED = 2, READ = 2 };
+
+/* Layers whose matrices are rounded side by side; what is added to the Gram matrices of outputs, in means of their diagonals. */
+enum { COUPLED_LAYERS = 4 };
+#define OUTPUT_DAMPING 1.0
 
 /* A matrix of the file that is rounded. */
 typedef struct matrix {
   char name[48];
   size_t n_rows, n_cols;
   const float *w, *feedback; /* feedback NULL: it is looked up, not multiplied */
+  const float *outputs;      /* NULL: rows are rounded each for itself */
   const float **slots[2];    /* where the trial model points to it; NULL: none */
   pst_tune_choice choice;    /* losses: rounding errors first, then divergences */
   uint8_t *out;              /* rounded to the chosen type */
@@ -110,7 +115,9 @@ static int list_matrices(calibration *c, pst_error *err) {
       (void)snprintf(name, sizeof name, "blk.%zu.%s.weight", i, pst_engine_role_name((pst_engine_role)r));
       int g = 0;
       while (r >= pst_tune_group_members((pst_tune_group)g).first + pst_tune_group_members((pst_tune_group)g).n) g++;
-      add_matrix(c, name, l->n_out, l->n_in, &l->w)->feedback = c->grams.layers[i][g];
+      matrix *x = add_matrix(c, name, l->n_out, l->n_in, &l->w);
+      x->feedback = c->grams.inputs[i][g];
+      x->outputs = c->grams.outputs[i][r];
     }
   matrix *x = add_matrix(c, "token_embd.weight", m->n_vocab, m->n_embd, &c->trial.embedding);
   if (m->head == m->embedding) {
@@ -123,7 +130,7 @@ static int list_matrices(calibration *c, pst_error *err) {
     if (!c->matrices[i].choice.n)
       return pst_error_set(err, PST_E_UNSUPPORTED, c->matrices[i].name, "rows of %zu are no multiple of 32",
                            c->matrices[i].n_cols);
-    if (!c->o->feedback) c->matrices[i].feedback = NULL;
+    if (!c->o->feedback) c->matrices[i].feedback = c->matrices[i].outputs = NULL;
   }
   return 0;
 }
@@ -149,6 +156,7 @@ static int round_matrix(calibration *c, const matrix *x, uint32_t type, bool wit
                          .n_cols = x->n_cols,
                          .w = x->w,
                          .feedback = with_feedback ? x->feedback : NULL,
+                         .outputs = with_feedback ? x->outputs : NULL,
                          .row_step = row_step,
                          .out = out};
   int code = pst_tune_round(c->whole.team, &r);
@@ -173,55 +181,66 @@ static void point(matrix *x, const float *w) {
 static int capture(calibration *c, const pst_tune_traffic *traffic, pst_error *err) {
   pst_tune_batch *batches = NULL;
   size_t n = 0;
-  int code = pst_tune_grams_create(&c->whole.model, &c->grams, err);
+  int code = pst_tune_grams_create(c->whole.net, &c->grams, err);
   if (!code)
     code = pst_tune_traffic_batches(traffic, 0, c->whole.net->max_tokens, c->whole.net->max_position, true, &batches,
                                     &n, err);
   for (size_t i = 0; i < n && !code; i++) {
-    pst_tune_net_states_f32(c->whole.net, &batches[i]);
     pst_tune_grams_add(&c->grams, c->whole.net, &batches[i]);
-    code = tell(c, "reading traffic", (int64_t)batches[i].n_tokens, err);
+    code = tell(c, "reading traffic", READ * (int64_t)batches[i].n_tokens, err);
   }
   pst_tune_batches_free(batches, n);
   return code;
 }
 
+/* Gram matrices of a layer: of inputs, then of outputs. Behind the last layer stands the head's alone. */
+enum { FACTORED = PST_TUNE_GROUP_COUNT + PST_ENGINE_ROLE_COUNT };
+
 typedef struct factoring {
   calibration *c;
-  double **work; /* of each piece's thread: pieces of one run are as many as threads */
-  size_t next, n;
-  int code[PST_TUNE_GROUP_COUNT];
+  size_t layer;
+  int codes[FACTORED];
 } factoring;
 
 static void factor_piece(void *arg, size_t piece, void *scratch) {
   factoring *f = arg;
-  size_t layer = f->next;
+  const pst_tune_grams *g = &f->c->grams;
+  bool is_head = f->layer == g->n_layers, is_input = piece < PST_TUNE_GROUP_COUNT;
+  double damping = f->c->o->damping;
+  float *gram = g->head;
+  size_t n = g->n_embd;
+  if (!is_head && is_input) {
+    gram = g->inputs[f->layer][piece];
+    n = g->width[piece];
+  } else if (!is_head) {
+    size_t role = piece - PST_TUNE_GROUP_COUNT;
+    gram = g->outputs[f->layer][role];
+    n = f->c->whole.model.layers[f->layer].linear[role].n_out;
+    damping = OUTPUT_DAMPING;
+  }
+  double *work = pst_malloc(pst_tune_feedback_work(n) * sizeof *work);
   (void)scratch;
-  f->code[piece] = pst_tune_feedback_make(f->c->grams.layers[layer][piece], f->c->grams.width[piece], f->c->o->damping,
-                                          f->work[piece]);
+  f->codes[piece] = work ? pst_tune_feedback_make(gram, n, damping, work) : PST_E_NOMEM;
+  pst_free(work);
 }
 
-/* Gram matrices become feedback: a layer's groups side by side. */
+/* Gram matrices become feedback: a layer's side by side. */
 static int factor_all(calibration *c, pst_error *err) {
-  double *work[PST_TUNE_GROUP_COUNT] = {0};
-  factoring f = {.c = c, .work = work};
-  int code = 0;
-  for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) {
-    work[g] = pst_malloc(pst_tune_feedback_work(PST_MAX(c->grams.width[g], c->grams.n_embd)) * sizeof(double));
-    if (!work[g]) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory to factor Gram matrices");
+  factoring f = {.c = c};
+  for (; f.layer <= c->grams.n_layers; f.layer++) {
+    size_t n = f.layer < c->grams.n_layers ? FACTORED : 1;
+    pst_tune_team_run(c->whole.team, n, factor_piece, &f);
+    for (size_t i = 0; i < n; i++) {
+      if (f.codes[i] == PST_E_NOMEM) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to factor Gram matrices");
+      if (f.codes[i])
+        return pst_error_set(err, f.codes[i], NULL,
+                             "the traffic drives layer %zu of %zu (the head is the last) to values that are not finite",
+                             f.layer + 1, c->grams.n_layers + 1);
+    }
+    int code = tell(c, "factoring", ROUNDED, err);
+    if (code) return code;
   }
-  for (; f.next < c->grams.n_layers && !code; f.next++) {
-    pst_tune_team_run(c->whole.team, PST_TUNE_GROUP_COUNT, factor_piece, &f);
-    for (int g = 0; g < PST_TUNE_GROUP_COUNT && !code; g++)
-      if (f.code[g])
-        code =
-            pst_error_set(err, f.code[g], NULL, "the traffic drives layer %zu to values that are not finite", f.next);
-    if (!code) code = tell(c, "factoring", 1, err);
-  }
-  if (!code && pst_tune_feedback_make(c->grams.head, c->grams.n_embd, c->o->damping, work[0]))
-    code = pst_error_set(err, PST_E_BAD_INPUT, NULL, "the traffic drives the head to values that are not finite");
-  for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) pst_free(work[g]);
-  return code;
+  return 0;
 }
 
 /* Rounding errors of matrices [first, end) in every type, and the divergence when they have their cheapest. */
@@ -257,6 +276,21 @@ static int probe_group(calibration *c, size_t first, size_t end, pst_tune_judge 
   return 0;
 }
 
+/* What each type costs a matrix whose Gram matrices say so (gram.h), told from some of its rows. */
+static int probe_matrix(calibration *c, matrix *x, pst_error *err) {
+  int code = 0;
+  double share = 0.5 / (1 + OUTPUT_DAMPING) / (double)c->grams.n_tokens / (double)PST_MAX(c->grams.n_scores, 1);
+  uint8_t *out = pst_malloc((x->n_rows + ROW_STEP - 1) / ROW_STEP * x->n_cols * sizeof(float));
+  if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
+  for (int t = 0; t < x->choice.n && !code; t++) {
+    pst_tune_offer *o = &x->choice.offers[t];
+    code = round_matrix(c, x, o->type, true, ROW_STEP, out, &o->loss, err);
+    o->loss *= share;
+  }
+  pst_free(out);
+  return code;
+}
+
 static int probe(calibration *c, const pst_tune_traffic *search, pst_error *err) {
   pst_tune_judge judge = {0};
   size_t largest = 0;
@@ -264,14 +298,14 @@ static int probe(calibration *c, const pst_tune_traffic *search, pst_error *err)
     size_t n = 0;
     end = group_end(c, i);
     for (size_t k = i; k < end; k++) n += c->matrices[k].n_rows * c->matrices[k].n_cols;
-    largest = PST_MAX(largest, n);
+    if (!c->matrices[i].outputs) largest = PST_MAX(largest, n);
   }
   c->floats = pst_malloc(largest * sizeof *c->floats);
   if (!c->floats) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a rounded matrix");
   int code = pst_tune_judge_create(c->whole.net, &c->whole.model, search, c->o->search_tokens, true, &judge, err);
   for (size_t i = 0, end; i < c->n_matrices && !code; i = end) {
-    end = group_end(c, i);
-    code = probe_group(c, i, end, &judge, err);
+    end = c->matrices[i].outputs ? i + 1 : group_end(c, i);
+    code = c->matrices[i].outputs ? probe_matrix(c, &c->matrices[i], err) : probe_group(c, i, end, &judge, err);
     if (!code) code = tell(c, "measuring matrices", MEASURED * (int64_t)(end - i), err);
   }
   pst_tune_judge_done(&judge);
@@ -356,13 +390,40 @@ static int choose(calibration *c, const char *in_path, pst_tune_calibrate_report
 
 static const pst_tune_offer *chosen(const matrix *x) { return &x->choice.offers[x->choice.chosen]; }
 
+/* Matrices [first, first + n) of the layers, together. */
+static int round_coupled(calibration *c, size_t first, size_t n, pst_error *err) {
+  pst_tune_rounding list[PST_ENGINE_ROLE_COUNT * COUPLED_LAYERS];
+  size_t failed = 0;
+  for (size_t i = 0; i < n; i++) {
+    const matrix *x = &c->matrices[first + i];
+    list[i] = (pst_tune_rounding){.type = chosen(x)->type,
+                                  .n_rows = x->n_rows,
+                                  .n_cols = x->n_cols,
+                                  .w = x->w,
+                                  .feedback = x->feedback,
+                                  .outputs = x->outputs,
+                                  .out = x->out};
+  }
+  int code = pst_tune_round_coupled(c->whole.team, list, n, &failed);
+  return code ? explain(code, &c->matrices[first + failed], err) : tell(c, "rounding", ROUNDED * (int64_t)n, err);
+}
+
 /* All matrices in their types, into x->out. */
 static int round_all(calibration *c, bool with_feedback, pst_error *err) {
   int code = 0;
-  for (size_t i = 0; i < c->n_matrices && !code; i++) {
+  for (size_t i = 0; i < c->n_matrices; i++) {
     matrix *x = &c->matrices[i];
     if (!x->out) x->out = pst_malloc((size_t)chosen(x)->bytes);
     if (!x->out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the rounded model");
+  }
+  for (size_t i = 0, n = 1; i < c->n_matrices && !code; i += n) {
+    matrix *x = &c->matrices[i];
+    n = 1;
+    if (with_feedback && x->outputs) {
+      n = PST_MIN((size_t)PST_ENGINE_ROLE_COUNT * COUPLED_LAYERS, c->whole.model.n_layers * PST_ENGINE_ROLE_COUNT - i);
+      code = round_coupled(c, i, n, err);
+      continue;
+    }
     code = round_matrix(c, x, chosen(x)->type, with_feedback, 1, x->out, NULL, err);
     if (!code) code = tell(c, "rounding", ROUNDED, err);
   }
@@ -506,7 +567,8 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
     code = pst_tune_whole_open(in_path, options->adapter, options->threads, options->max_tokens, &c.whole, err);
   if (!code && options->progress) {
     const pst_tune_traffic *lessons = texts->lessons;
-    options->progress->total = (int64_t)(traffic->n_tokens - traffic->n_texts + c.whole.model.n_layers);
+    options->progress->total =
+        READ * (int64_t)(traffic->n_tokens - traffic->n_texts) + ROUNDED * (int64_t)(c.whole.model.n_layers + 1);
     options->progress->total +=
         (MEASURED + 2 * ROUNDED) * (int64_t)(c.whole.model.n_layers * PST_ENGINE_ROLE_COUNT + 1);
     if (lessons) options->progress->total += LEARNED * (int64_t)(lessons->n_tokens - lessons->n_texts);

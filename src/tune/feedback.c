@@ -6,14 +6,17 @@
  * levels some multiples of the scale that the search of kernels/quantize.c finds are tried with feedback inside the block, and the cheapest is kept.
  *
  * What is there then is improved in sweeps over the blocks: with the gradient of the row's error at the block, its scales are stretched to where the error is
- * least for its codes, and each code goes to where it is least for all the others'. Both only ever lower the error. */
+ * least for its codes, and each code goes to where it is least for all the others'. Both only ever lower the error.
+ *
+ * Where it is known how outputs count together, rows are rounded in order too, each making up for those before it, and further sweeps go over a block of columns row by row: for one row the errors of
+ * all others are a further gradient. (That both sides of a matrix are to be looked at: Tseng, Sun and De Sa 2025, arXiv:2505.22988.) */
 #include "tune/feedback.h"
 
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
-enum { CHUNK = 96, MAX_DAMPINGS = 7, MAX_TRIED_BYTES = 20, SWEEPS = 3 };
+enum { CHUNK = 96, MAX_DAMPINGS = 7, MAX_TRIED_BYTES = 20, SWEEPS = 3, BAND = 16, COUPLED_SWEEPS = 2 };
 
 /* ---- the factor ---- */
 
@@ -24,27 +27,38 @@ static void subtract(double *restrict y, const double *restrict x, double f, siz
   for (size_t i = 0; i < n; i++) y[i] -= f * x[i];
 }
 
-/* The lower triangle of a [n][n] becomes L with L^T L = a. False: a is not positive definite. */
+/* The lower triangle of a [n][n] becomes L with L^T L = a. Rows go in bands: what the rows behind a band take from it is taken while the band lies in the cache. False: a is not positive definite. */
 static bool factor(double *a, size_t n) {
-  for (size_t j = n; j-- > 0;) {
-    double *row = a + j * n, pivot = row[j];
-    if (!(pivot > 0) || !isfinite(pivot)) return false;
-    double root = sqrt(pivot);
-    for (size_t i = 0; i < j; i++) row[i] /= root;
-    row[j] = root;
-    for (size_t i = 0; i < j; i++) subtract(a + i * n, row, row[i], i + 1);
+  for (size_t end = n; end > 0;) {
+    size_t first = end > BAND ? end - BAND : 0;
+    for (size_t j = n; j-- > end;)
+      for (size_t i = first; i < end; i++) subtract(a + i * n, a + j * n, a[j * n + i], i + 1);
+    for (size_t j = end; j-- > first;) {
+      double *row = a + j * n, pivot = row[j];
+      if (!(pivot > 0) || !isfinite(pivot)) return false;
+      double root = sqrt(pivot);
+      for (size_t i = 0; i < j; i++) row[i] /= root;
+      row[j] = root;
+      for (size_t i = first; i < j; i++) subtract(a + i * n, row, row[i], i + 1);
+    }
+    end = first;
   }
   return true;
 }
 
-/* m = l^-1, lower triangles. */
+/* m = l^-1, lower triangles, in bands as well. */
 static void invert(const double *l, size_t n, double *m) {
-  for (size_t i = 0; i < n; i++) {
-    double *row = m + i * n, f = 1 / l[i * n + i];
-    memset(row, 0, n * sizeof *row);
-    for (size_t k = 0; k < i; k++) subtract(row, m + k * n, l[i * n + k], k + 1);
-    for (size_t k = 0; k < i; k++) row[k] *= f;
-    row[i] = f;
+  for (size_t first = 0; first < n; first += BAND) {
+    size_t end = PST_MIN(first + BAND, n);
+    memset(m + first * n, 0, (end - first) * n * sizeof *m);
+    for (size_t k = 0; k < first; k++)
+      for (size_t i = first; i < end; i++) subtract(m + i * n, m + k * n, l[i * n + k], k + 1);
+    for (size_t i = first; i < end; i++) {
+      double *row = m + i * n, f = 1 / l[i * n + i];
+      for (size_t k = first; k < i; k++) subtract(row, m + k * n, l[i * n + k], k + 1);
+      for (size_t k = 0; k < i; k++) row[k] *= f;
+      row[i] = f;
+    }
   }
 }
 
@@ -85,11 +99,11 @@ int pst_tune_feedback_make(float *gram, size_t n, double damping, double *work) 
 /* ---- rows ---- */
 
 typedef struct work {
-  pst_tune_rounding *r;
+  const pst_tune_rounding *r;
   const pst_kernels_type_row *info;
-  const float *cost; /* [n_cols]: the feedback's diagonal; NULL: none */
-  const float *gram; /* [n_cols][n_cols], damped, both triangles; NULL with cost */
-  double *errors;    /* of each chunk */
+  float *cost;    /* [n_cols]: the feedback's diagonal; NULL: none */
+  float *gram;    /* [n_cols][n_cols], damped, both triangles; NULL with cost */
+  double *errors; /* of each chunk */
   size_t step, n_rows;
   bool tries;      /* other scales than the search's */
   atomic_int code; /* of a chunk that failed */
@@ -268,20 +282,31 @@ static double move_codes(const work *w, const pst_kernels_grid *grid, const floa
   return saved;
 }
 
-/* A sweep over the chunk's blocks; what it saves. s->w: what rows lack. */
-static double sweep(const work *w, space *s, size_t n_rows, uint8_t *out, size_t row_bytes) {
+/* Rows of a matrix: `first` and every `step` one behind it, n <= CHUNK. */
+typedef struct rows {
+  size_t first, step, n;
+} rows;
+
+/* How much the error of the i-th row counts. */
+static double count_of(const work *w, const rows *which, size_t i) {
+  return w->r->outputs ? (double)w->r->outputs[(which->first + i * which->step) * (w->r->n_rows + 1)] : 1;
+}
+
+/* A sweep over the rows' blocks; what it saves. s->w: what rows lack. */
+static double sweep(const work *w, space *s, const rows *which, uint8_t *out, size_t row_bytes) {
   size_t cols = w->r->n_cols, block = w->info->block_elements;
   double saved = 0;
   for (size_t at = 0; at < cols; at += block) {
     const float *corner = w->gram + at * cols + at;
-    pst_kernels_product(pst_kernels_get(), n_rows, block, cols, (pst_kernels_floats){s->w, cols, 1},
+    pst_kernels_product(pst_kernels_get(), which->n, block, cols, (pst_kernels_floats){s->w, cols, 1},
                         (pst_kernels_floats){w->gram + at, cols, 1}, s->error, block, false, s->product);
-    for (size_t i = 0; i < n_rows; i++) {
+    for (size_t i = 0; i < which->n; i++) {
       uint8_t *bytes = out + i * row_bytes + at / block * w->info->block_bytes, *codes = s->codes + i * cols + at;
       float *r = s->w + i * cols + at, *g = s->error + i * block;
       (void)pst_kernels_block_grid(w->r->type, bytes, &s->grid);
-      saved += stretch_block(w, s, corner, codes, bytes, r, g);
-      saved += move_codes(w, &s->grid, corner, codes, r, g);
+      double gain = stretch_block(w, s, corner, codes, bytes, r, g);
+      gain += move_codes(w, &s->grid, corner, codes, r, g);
+      saved += gain * count_of(w, which, i);
       pst_kernels_block_put(w->r->type, codes, bytes);
     }
   }
@@ -299,25 +324,21 @@ static void take_away(const work *w, space *s, size_t n_rows, const uint8_t *out
     }
 }
 
-static void load_rows(const work *w, space *s, size_t first, size_t n_rows) {
-  size_t cols = w->r->n_cols;
-  for (size_t i = 0; i < n_rows; i++)
-    memcpy(s->w + i * cols, w->r->w + (first + i) * w->step * cols, cols * sizeof *s->w);
-}
-
-static void round_chunk(void *arg, size_t piece, void *scratch) {
-  work *w = arg;
+/* Rounds rows, whose weights are `step` floats apart in `from`; s->w becomes what they lack then. *ret_cost: their error. */
+static int round_rows(const work *w, space *s, const float *from, size_t step, const rows *which, uint8_t *out,
+                      double *ret_cost) {
   const pst_tune_rounding *r = w->r;
-  size_t first = piece * CHUNK, n = PST_MIN((size_t)CHUNK, w->n_rows - first), cols = r->n_cols;
-  size_t block = w->info->block_elements, row_bytes = cols / block * w->info->block_bytes;
-  space *s = space_of(scratch, cols);
-  int code = 0;
+  size_t cols = r->n_cols, block = w->info->block_elements, row_bytes = cols / block * w->info->block_bytes;
+  size_t n = which->n;
   double cost = 0;
-  uint8_t *out = r->out + first * row_bytes;
-  load_rows(w, s, first, n);
+  int code = 0;
+  for (size_t i = 0; i < n; i++) memcpy(s->w + i * cols, from + i * step, cols * sizeof *s->w);
   for (size_t at = 0; at < cols && !code; at += block) {
-    for (size_t i = 0; i < n && !code; i++)
-      code = round_block(w, s, i, at, out + i * row_bytes + at / block * w->info->block_bytes, &cost);
+    for (size_t i = 0; i < n && !code; i++) {
+      double own = 0;
+      code = round_block(w, s, i, at, out + i * row_bytes + at / block * w->info->block_bytes, &own);
+      cost += own * count_of(w, which, i);
+    }
     size_t rest = at + block;
     if (r->feedback && rest < cols && !code)
       pst_kernels_product(pst_kernels_get(), n, cols - rest, block, (pst_kernels_floats){s->error, block, 1},
@@ -325,11 +346,22 @@ static void round_chunk(void *arg, size_t piece, void *scratch) {
                           s->product);
   }
   if (r->feedback && !code) {
-    load_rows(w, s, first, n);
+    for (size_t i = 0; i < n; i++) memcpy(s->w + i * cols, from + i * step, cols * sizeof *s->w);
     take_away(w, s, n, out, row_bytes);
-    for (int i = 0; i < SWEEPS; i++) cost -= sweep(w, s, n, out, row_bytes);
+    for (int i = 0; i < SWEEPS; i++) cost -= sweep(w, s, which, out, row_bytes);
   }
-  w->errors[piece] = cost;
+  *ret_cost = cost;
+  return code;
+}
+
+static void round_chunk(void *arg, size_t piece, void *scratch) {
+  work *w = arg;
+  const pst_tune_rounding *r = w->r;
+  size_t first = piece * CHUNK, step = w->step * r->n_cols;
+  rows which = {first * w->step, w->step, PST_MIN((size_t)CHUNK, w->n_rows - first)};
+  int code =
+      round_rows(w, space_of(scratch, r->n_cols), r->w + first * step, step, &which,
+                 r->out + first * (r->n_cols / w->info->block_elements * w->info->block_bytes), &w->errors[piece]);
   if (code) atomic_store(&w->code, code);
 }
 
@@ -341,20 +373,33 @@ static void restore_gram(const float *feedback, size_t n, float *gram) {
   }
 }
 
+/* What all rows of a matrix need. close_work, whatever comes. PST_E_UNSUPPORTED, PST_E_NOMEM. */
+static int open_work(const pst_tune_rounding *r, work *w) {
+  size_t cols = r->n_cols;
+  w->r = r;
+  w->info = pst_kernels_type_info(r->type);
+  if (!w->info || w->info->block_elements == 1 || cols % w->info->block_elements) return PST_E_UNSUPPORTED;
+  if (!r->feedback) return 0;
+  w->cost = pst_malloc(cols * sizeof *w->cost);
+  w->gram = pst_malloc(cols * cols * sizeof *w->gram);
+  if (!w->cost || !w->gram) return PST_E_NOMEM;
+  for (size_t i = 0; i < cols; i++) w->cost[i] = r->feedback[i * cols + i];
+  restore_gram(r->feedback, cols, w->gram);
+  w->tries = w->info->block_bytes <= MAX_TRIED_BYTES;
+  return 0;
+}
+
+static void close_work(work *w) {
+  pst_free(w->cost);
+  pst_free(w->gram);
+  pst_free(w->errors);
+}
+
 int pst_tune_round(pst_tune_team *team, pst_tune_rounding *rounding) {
-  size_t cols = rounding->n_cols, step = PST_MAX(rounding->row_step, 1), n_rows = (rounding->n_rows + step - 1) / step;
+  size_t step = PST_MAX(rounding->row_step, 1), n_rows = (rounding->n_rows + step - 1) / step;
   size_t n = (n_rows + CHUNK - 1) / CHUNK;
-  work w = {.r = rounding, .info = pst_kernels_type_info(rounding->type), .step = step, .n_rows = n_rows};
-  if (!w.info || w.info->block_elements == 1 || cols % w.info->block_elements) return PST_E_UNSUPPORTED;
-  float *cost = pst_malloc(cols * sizeof *cost);
-  float *gram = rounding->feedback ? pst_malloc(cols * cols * sizeof *gram) : NULL;
-  w.errors = pst_malloc(PST_MAX(n, 1) * sizeof *w.errors);
-  int code = cost && w.errors && (gram || !rounding->feedback) ? 0 : PST_E_NOMEM;
-  for (size_t i = 0; i < cols && rounding->feedback && !code; i++) cost[i] = rounding->feedback[i * cols + i];
-  if (rounding->feedback) w.cost = cost;
-  if (gram) restore_gram(rounding->feedback, cols, gram);
-  w.gram = gram;
-  w.tries = w.cost && w.info->block_bytes <= MAX_TRIED_BYTES;
+  work w = {.step = step, .n_rows = n_rows, .errors = pst_malloc(PST_MAX(n, 1) * sizeof *w.errors)};
+  int code = w.errors ? open_work(rounding, &w) : PST_E_NOMEM;
   if (!code) {
     pst_tune_team_run(team, n, round_chunk, &w);
     code = atomic_load(&w.code);
@@ -364,8 +409,127 @@ int pst_tune_round(pst_tune_team *team, pst_tune_rounding *rounding) {
     for (size_t i = 0; i < n; i++) rounding->error += w.errors[i];
     rounding->error *= n_rows ? (double)rounding->n_rows / (double)n_rows : 1;
   }
-  pst_free(cost);
-  pst_free(gram);
-  pst_free(w.errors);
+  close_work(&w);
+  return code;
+}
+
+/* ---- rows that make up for each other ---- */
+
+typedef struct coupling {
+  pst_tune_rounding *list;
+  int *codes; /* of each */
+} coupling;
+
+/* A matrix at work. */
+typedef struct coupled {
+  work w;
+  space *s;
+  size_t n_rows, cols, block, row_bytes;
+  float *counts; /* [n_rows][n_rows]: outputs, damped, both triangles */
+  /* [n_rows][cols]: weights less their rounded values. In the first pass: what rows to come are to be rounded to, and what those behind lack of that, negative. */
+  float *lack;
+  float *through; /* [n_rows][block]: lack gram, at the block */
+  uint8_t *codes; /* [n_rows][cols] */
+} coupled;
+
+/* Rows in order, each making up for those before it as columns do (feedback.h). */
+static int round_in_order(coupled *c, double *ret_error) {
+  const pst_tune_rounding *r = c->w.r;
+  size_t cols = c->cols;
+  *ret_error = 0;
+  memcpy(c->lack, r->w, c->n_rows * cols * sizeof *c->lack);
+  for (size_t band = 0; band < c->n_rows; band += BAND) {
+    size_t end = PST_MIN(band + BAND, c->n_rows);
+    for (size_t i = band; i < end; i++) {
+      const float *to = r->outputs + i * c->n_rows;
+      float *x = c->lack + i * cols;
+      double cost;
+      int code = round_rows(&c->w, c->s, x, cols, &(rows){i, 1, 1}, r->out + i * c->row_bytes, &cost);
+      if (code) return code;
+      *ret_error += cost;
+      memcpy(c->codes + i * cols, c->s->codes, cols);
+      for (size_t j = 0; j < cols; j++) x[j] = -c->s->w[j];
+      for (size_t k = i + 1; k < end; k++)
+        for (size_t j = 0; j < cols; j++) c->lack[k * cols + j] += x[j] * to[k];
+    }
+    if (end < c->n_rows)
+      pst_kernels_product(pst_kernels_get(), c->n_rows - end, cols, end - band,
+                          (pst_kernels_floats){r->outputs + band * c->n_rows + end, 1, c->n_rows},
+                          (pst_kernels_floats){c->lack + band * cols, cols, 1}, c->lack + end * cols, cols, true,
+                          c->s->product);
+  }
+  return 0;
+}
+
+/* Row i of the block at `at`, the other rows as they are; what that saves. */
+static double couple_block(coupled *c, size_t i, size_t at) {
+  const float *counts = c->counts + i * c->n_rows, *corner = c->w.gram + at * c->cols + at;
+  float g[PST_KERNELS_MAX_BLOCK] = {0}, before[PST_KERNELS_MAX_BLOCK], *own = c->through + i * c->block;
+  float *lack = c->lack + i * c->cols + at;
+  uint8_t *bytes = c->w.r->out + i * c->row_bytes + at / c->block * c->w.info->block_bytes;
+  uint8_t *codes = c->codes + i * c->cols + at;
+  for (size_t k = 0; k < c->n_rows; k++)
+    for (size_t j = 0; j < c->block; j++) g[j] += counts[k] * c->through[k * c->block + j];
+  for (size_t j = 0; j < c->block; j++) before[j] = g[j] /= counts[i];
+  (void)pst_kernels_block_grid(c->w.r->type, bytes, &c->s->grid);
+  double saved = stretch_block(&c->w, c->s, corner, codes, bytes, lack, g);
+  saved += move_codes(&c->w, &c->s->grid, corner, codes, lack, g);
+  pst_kernels_block_put(c->w.r->type, codes, bytes);
+  for (size_t j = 0; j < c->block; j++) own[j] += g[j] - before[j];
+  return saved * (double)counts[i];
+}
+
+/* All rows together. *error falls by what that saves. */
+static void sweep_together(coupled *c, double *error) {
+  const pst_tune_rounding *r = c->w.r;
+  float *row = c->s->w;
+  for (size_t i = 0; i < c->n_rows; i++) {
+    (void)pst_kernels_dequantize_row(r->type, r->out + i * c->row_bytes, c->cols, row);
+    for (size_t j = 0; j < c->cols; j++) c->lack[i * c->cols + j] = r->w[i * c->cols + j] - row[j];
+  }
+  for (int k = 0; k < COUPLED_SWEEPS; k++)
+    for (size_t at = 0; at < c->cols; at += c->block) {
+      pst_kernels_product(pst_kernels_get(), c->n_rows, c->block, c->cols, (pst_kernels_floats){c->lack, c->cols, 1},
+                          (pst_kernels_floats){c->w.gram + at, c->cols, 1}, c->through, c->block, false, c->s->product);
+      for (size_t i = 0; i < c->n_rows; i++) *error -= couple_block(c, i, at);
+    }
+}
+
+static void couple_matrix(void *arg, size_t piece, void *scratch) {
+  coupling *all = arg;
+  pst_tune_rounding *r = &all->list[piece];
+  coupled c = {.n_rows = r->n_rows, .cols = r->n_cols};
+  int code = open_work(r, &c.w);
+  if (!code) {
+    c.s = space_of(scratch, c.cols);
+    c.block = c.w.info->block_elements;
+    c.row_bytes = c.cols / c.block * c.w.info->block_bytes;
+    c.counts = pst_malloc(c.n_rows * c.n_rows * sizeof *c.counts);
+    c.lack = pst_malloc(c.n_rows * c.cols * sizeof *c.lack);
+    c.through = pst_malloc(c.n_rows * c.block * sizeof *c.through);
+    c.codes = pst_malloc(c.n_rows * c.cols);
+    if (!c.counts || !c.lack || !c.through || !c.codes) code = PST_E_NOMEM;
+  }
+  if (!code) {
+    restore_gram(r->outputs, c.n_rows, c.counts);
+    code = round_in_order(&c, &r->error);
+  }
+  if (!code) sweep_together(&c, &r->error);
+  all->codes[piece] = code;
+  close_work(&c.w);
+  pst_free(c.counts);
+  pst_free(c.lack);
+  pst_free(c.through);
+  pst_free(c.codes);
+}
+
+int pst_tune_round_coupled(pst_tune_team *team, pst_tune_rounding *list, size_t n, size_t *ret_failed) {
+  coupling c = {list, pst_calloc(n + 1, sizeof *c.codes)};
+  if (!c.codes) return PST_E_NOMEM;
+  pst_tune_team_run(team, n, couple_matrix, &c);
+  int code = 0;
+  for (size_t i = 0; i < n && !code; i++)
+    if ((code = c.codes[i])) *ret_failed = i;
+  pst_free(c.codes);
   return code;
 }

@@ -25,9 +25,12 @@ typedef struct pst_tune_rounding {
   size_t n_rows, n_cols;
   const float *w;        /* [n_rows][n_cols] */
   const float *feedback; /* [n_cols + 1][n_cols] of pst_tune_feedback_make; NULL: columns are rounded each for itself */
-  size_t row_step;       /* 0, 1: all rows; else only every so manieth, for an estimate of the error */
-  uint8_t *out;          /* the rounded rows, one behind the other */
-  double error;          /* result: sum of all rows' damped (w - q) H (w - q)^T; without feedback of (w - q)^2 */
+  const float *
+      outputs; /* [n_rows + 1][n_rows] of pst_tune_feedback_make: how errors of two rows' outputs count together, G; NULL: each alike, for itself */
+  size_t row_step; /* 0, 1: all rows; else only every so manieth, for an estimate of the error */
+  uint8_t *out;    /* the rounded rows, one behind the other */
+  double
+      error; /* result: sum of all rows' damped (w - q) H (w - q)^T, times U_jj^-2 of outputs where they are given; without feedback of (w - q)^2 */
 } pst_tune_rounding;
 
 /* Bytes of a thread's scratch for matrices with rows of up to n_cols. */
@@ -35,5 +38,8 @@ size_t pst_tune_rounding_scratch(size_t n_cols);
 /* Rounds rows: with feedback, then in sweeps that lower the error further (feedback.c). The same bytes and error on any number of threads. PST_E_LIMIT: a
  * weight is too large for the type; PST_E_BAD_INPUT: one is not finite; PST_E_UNSUPPORTED: the type; PST_E_NOMEM. */
 int pst_tune_round(pst_tune_team *team, pst_tune_rounding *rounding);
+/* The same for matrices whose outputs count together, all rows of each: what falls, and is `error`, is the sum over rows r and s of G_rs (w - q)_r H (w - q)_s^T, H and G damped. One matrix is one thread's. *ret_failed: the
+ * matrix that an error is of. PST_E_NOMEM may have none. */
+int pst_tune_round_coupled(pst_tune_team *team, pst_tune_rounding *list, size_t n, size_t *ret_failed);
 
 #endif

@@ -1,77 +1,204 @@
-/* Gram matrices of the inputs of linear layers (gram.h).
- *
- * The forward pass keeps what goes into norms, products and activations (net_types.inc); inputs of linear layers are made from those once more, which
- * costs little beside the products, and leaves the forward pass without hooks. */
+/* Gram matrices of inputs and outputs of linear layers (gram.h), gathered by an observer of the backward pass. */
 #include "tune/gram.h"
 
+#include <math.h>
+#include <string.h>
+
+#include "tune/divergence.h"
 #include "tune/feedback.h"
 
-#include <string.h>
+enum { TILE = 32, PANEL = 192, MAX_PANELS = 256, BAND = 16, SEED = 7 };
+/* The share of an input's Gram matrix that |d|^2 weighs; in the rest tokens count alike. */
+#define WEIGHED 0.7
 
 static size_t place_all(const pst_tune_model *m, pst_tune_grams *g, float *at) {
   size_t used = 0;
-  for (size_t i = 0; i <= m->n_layers; i++)
-    for (int k = 0; k < (i < m->n_layers ? PST_TUNE_GROUP_COUNT : 1); k++) {
-      size_t n = i < m->n_layers ? g->width[k] : m->n_embd;
-      if (at && i < m->n_layers) g->layers[i][k] = at + used;
-      if (at && i == m->n_layers) g->head = at + used;
-      used += (pst_tune_gram_floats(n) + 15) & ~(size_t)15;
+  for (size_t i = 0; i < m->n_layers; i++)
+    for (int k = 0; k < PST_TUNE_GROUP_COUNT + PST_ENGINE_ROLE_COUNT; k++) {
+      int role = k - PST_TUNE_GROUP_COUNT;
+      if (at && role < 0) g->inputs[i][k] = at + used;
+      if (at && role >= 0) g->outputs[i][role] = at + used;
+      used += (pst_tune_gram_floats(role < 0 ? g->width[k] : m->layers[i].linear[role].n_out) + 15) & ~(size_t)15;
     }
-  return used;
+  g->head = at ? at + used : NULL;
+  return used + pst_tune_gram_floats(m->n_embd);
 }
 
-int pst_tune_grams_create(const pst_tune_model *model, pst_tune_grams *ret_grams, pst_error *err) {
-  pst_tune_grams g = {.n_layers = model->n_layers, .n_embd = model->n_embd};
-  for (int k = 0; k < PST_TUNE_GROUP_COUNT; k++)
-    g.width[k] = model->layers[0].linear[pst_tune_group_members((pst_tune_group)k).first].n_in;
-  g.bytes = place_all(model, &g, NULL) * sizeof(float);
-  g.layers = pst_calloc(g.n_layers, sizeof *g.layers);
-  g.memory = g.layers ? pst_malloc_aligned(g.bytes, 64) : NULL;
-  if (!g.memory) {
-    pst_free(g.layers);
+int pst_tune_grams_create(const pst_tune_net_f32 *net, pst_tune_grams *ret_grams, pst_error *err) {
+  const pst_tune_model *m = net->model;
+  pst_tune_grams g = {.n_layers = m->n_layers, .n_embd = m->n_embd};
+  size_t widest = 0;
+  for (int k = 0; k < PST_TUNE_GROUP_COUNT; k++) {
+    g.width[k] = m->layers[0].linear[pst_tune_group_members((pst_tune_group)k).first].n_in;
+    widest = PST_MAX(widest, g.width[k]);
+  }
+  g.bytes = place_all(m, &g, NULL) * sizeof(float);
+  g.inputs = pst_calloc(g.n_layers, sizeof *g.inputs);
+  g.outputs = pst_calloc(g.n_layers, sizeof *g.outputs);
+  g.squares = pst_calloc(g.n_layers, sizeof *g.squares);
+  g.logits = pst_malloc(TILE * m->n_vocab * sizeof *g.logits);
+  g.rows = pst_malloc(net->max_tokens * widest * sizeof *g.rows);
+  g.lengths = pst_malloc(net->max_tokens * sizeof *g.lengths);
+  g.memory = pst_malloc_aligned(g.bytes, 64);
+  if (!g.inputs || !g.outputs || !g.squares || !g.logits || !g.rows || !g.lengths || !g.memory) {
+    pst_tune_grams_done(&g);
     return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for %.0f MB of Gram matrices", (double)g.bytes / 1e6);
   }
   memset(g.memory, 0, g.bytes);
-  place_all(model, &g, g.memory);
+  place_all(m, &g, g.memory);
   *ret_grams = g;
   return 0;
 }
 
 void pst_tune_grams_done(pst_tune_grams *grams) {
-  pst_free(grams->layers);
+  pst_free(grams->inputs);
+  pst_free(grams->outputs);
+  pst_free(grams->squares);
+  pst_free(grams->logits);
+  pst_free(grams->rows);
+  pst_free(grams->lengths);
   pst_free(grams->memory);
   memset(grams, 0, sizeof *grams);
 }
 
-/* gram += x^T x, x [n_rows][n]. */
-static void add(pst_tune_team *team, const float *x, size_t n_rows, size_t n, float *gram) {
-  pst_tune_product_f32 p = {.n_rows = n,
-                            .n_cols = n,
-                            .n_deep = n_rows,
-                            .a = {x, NULL, 1, n},
-                            .b = {x, NULL, n, 1},
-                            .c = gram,
-                            .c_row = n,
-                            .add = true};
-  pst_tune_products_f32(team, &p, 1);
+/* ---- sums ---- */
+
+/* The lower triangle of gram += x^T x; x [n_rows], x_row floats apart, n wide. */
+static void add(pst_tune_team *team, const float *x, size_t x_row, size_t n_rows, size_t n, float *gram) {
+  pst_tune_product_f32 list[MAX_PANELS];
+  size_t panel = PST_MAX((size_t)PANEL, (n + MAX_PANELS - 1) / MAX_PANELS), n_list = 0;
+  for (size_t at = 0; at < n; at += panel) {
+    size_t end = PST_MIN(at + panel, n);
+    list[n_list++] = (pst_tune_product_f32){.n_rows = end - at,
+                                            .n_cols = end,
+                                            .n_deep = n_rows,
+                                            .a = {x + at, NULL, 1, x_row},
+                                            .b = {x, NULL, x_row, 1},
+                                            .c = gram + at * n,
+                                            .c_row = n,
+                                            .add = true};
+  }
+  pst_tune_products_f32(team, list, n_list);
+}
+
+/* A group's tokens at hand: inputs x [n][n_in], derivatives d [n], d_row apart, n_out wide. */
+typedef struct tokens {
+  pst_tune_grams *grams;
+  pst_tune_net_f32 *net;
+  size_t n, n_in, n_out, d_row;
+  const float *x, *d;
+  double mean; /* of |d|^2; 0: tokens count alike */
+} tokens;
+
+static void measure_band(void *arg, size_t piece, void *scratch) {
+  const tokens *w = arg;
+  (void)scratch;
+  for (size_t t = piece * BAND; t < PST_MIN((piece + 1) * BAND, w->n); t++) {
+    float lane[8] = {0};
+    for (size_t i = 0; i < w->n_out; i++) lane[i % 8] += w->d[t * w->d_row + i] * w->d[t * w->d_row + i];
+    for (size_t l = 1; l < 8; l++) lane[0] += lane[l];
+    w->grams->lengths[t] = lane[0];
+  }
+}
+
+static void weigh_band(void *arg, size_t piece, void *scratch) {
+  const tokens *w = arg;
+  (void)scratch;
+  for (size_t t = piece * BAND; t < PST_MIN((piece + 1) * BAND, w->n); t++) {
+    double weight = w->mean > 0 ? 1 - WEIGHED + WEIGHED * (double)w->grams->lengths[t] / w->mean : 1;
+    float root = (float)sqrt(weight);
+    for (size_t i = 0; i < w->n_in; i++) w->grams->rows[t * w->n_in + i] = w->x[t * w->n_in + i] * root;
+  }
+}
+
+static void saw(void *user, size_t layer, pst_tune_group group, const float *x, const float *d_y, size_t d_y_row) {
+  tokens *w = user;
+  pst_tune_grams *g = w->grams;
+  const pst_tune_layer *y = &w->net->model->layers[layer];
+  pst_tune_team *team = w->net->team;
+  pst_tune_members of = pst_tune_group_members(group);
+  size_t n_bands = (w->n + BAND - 1) / BAND, at = 0;
+  double *squares = &g->squares[layer][group];
+  w->x = x;
+  w->d = d_y;
+  w->d_row = d_y_row;
+  w->n_in = g->width[group];
+  w->n_out = 0;
+  for (int r = of.first; r < of.first + of.n; r++) w->n_out += y->linear[r].n_out;
+  pst_tune_team_run(team, n_bands, measure_band, w);
+  for (size_t t = 0; t < w->n; t++) *squares += (double)g->lengths[t];
+  w->mean = *squares / (double)(g->n_tokens + w->n);
+  pst_tune_team_run(team, n_bands, weigh_band, w);
+  add(team, g->rows, w->n_in, w->n, w->n_in, g->inputs[layer][group]);
+  for (int r = of.first; r < of.first + of.n; r++) {
+    add(team, d_y + at, d_y_row, w->n, y->linear[r].n_out, g->outputs[layer][r]);
+    at += y->linear[r].n_out;
+  }
+}
+
+/* ---- draws ---- */
+
+void pst_tune_grams_draw(float *row, size_t n, uint64_t number) {
+  float top = row[0];
+  double sum = 0, along = 0;
+  uint64_t signs = 0;
+  for (size_t i = 1; i < n; i++) top = PST_MAX(top, row[i]);
+  for (size_t i = 0; i < n; i++) {
+    row[i] = expf(row[i] - top);
+    sum += (double)row[i];
+  }
+  for (size_t i = 0; i < n; i++) {
+    if (i % 64 == 0) signs = pst_random_u64(SEED, number, i / 64);
+    float root = sqrtf((float)((double)row[i] / sum));
+    row[i] = signs >> (i % 64) & 1 ? root : -root;
+    along += (double)row[i];
+  }
+  for (size_t i = 0; i < n; i++) row[i] -= row[i] * row[i] * (float)along;
+}
+
+typedef struct drawing {
+  float *logits;
+  size_t n_vocab;
+  uint64_t first;
+} drawing;
+
+static void draw_row(void *arg, size_t piece, void *scratch) {
+  const drawing *d = arg;
+  (void)scratch;
+  pst_tune_grams_draw(d->logits + piece * d->n_vocab, d->n_vocab, d->first + piece);
+}
+
+/* Into d_scored: what the draws derive by what the head reads. */
+static void draw_batch(pst_tune_grams *g, pst_tune_net_f32 *net, const pst_tune_batch *batch) {
+  const pst_tune_model *m = net->model;
+  for (size_t at = 0; at < batch->n_scores; at += TILE) {
+    size_t n = PST_MIN(batch->n_scores - at, (size_t)TILE);
+    pst_tune_product_f32 p = pst_tune_head_product(m, net->scored_normed + at * m->n_embd, n, g->logits);
+    drawing d = {g->logits, m->n_vocab, g->n_scores + at};
+    pst_tune_products_f32(net->team, &p, 1);
+    pst_tune_team_run(net->team, n, draw_row, &d);
+    p = (pst_tune_product_f32){.n_rows = n,
+                               .n_cols = m->n_embd,
+                               .n_deep = m->n_vocab,
+                               .a = {g->logits, NULL, m->n_vocab, 1},
+                               .b = {NULL, m->head, m->n_embd, 1},
+                               .c = net->d_scored + at * m->n_embd,
+                               .c_row = m->n_embd};
+    pst_tune_products_f32(net->team, &p, 1);
+  }
 }
 
 void pst_tune_grams_add(pst_tune_grams *grams, pst_tune_net_f32 *net, const pst_tune_batch *batch) {
   const pst_tune_model *m = net->model;
-  size_t n = batch->n_tokens, n_embd = m->n_embd;
-  for (size_t i = 0; i < m->n_layers; i++) {
-    const pst_tune_layer *y = &m->layers[i];
-    const pst_tune_kept_f32 *k = &net->kept[i];
-    float *const *to = grams->layers[i];
-    pst_tune_norm_f32(net->team, k->x, y->attn_norm, n, n_embd, m->norm_eps, net->normed);
-    add(net->team, net->normed, n, n_embd, to[PST_TUNE_GROUP_QKV]);
-    add(net->team, k->attended, n, grams->width[PST_TUNE_GROUP_O], to[PST_TUNE_GROUP_O]);
-    pst_tune_norm_f32(net->team, k->middle, y->ffn_norm, n, n_embd, m->norm_eps, net->normed);
-    add(net->team, net->normed, n, n_embd, to[PST_TUNE_GROUP_GATE_UP]);
-    pst_tune_gate_f32(net->team, m->gelu, k->gate_up, n, m->n_ff, net->active);
-    add(net->team, net->active, n, m->n_ff, to[PST_TUNE_GROUP_DOWN]);
-  }
-  pst_tune_norm_f32(net->team, net->last, m->output_norm, n, n_embd, m->norm_eps, net->normed);
-  add(net->team, net->normed, n, n_embd, grams->head);
-  grams->n_tokens += n;
+  tokens w = {.grams = grams, .net = net, .n = batch->n_tokens};
+  const pst_tune_observer_f32 observer = {saw, &w};
+  pst_tune_net_states_f32(net, batch);
+  pst_tune_norm_f32(net->team, net->last, m->output_norm, w.n, m->n_embd, m->norm_eps, net->normed);
+  add(net->team, net->normed, m->n_embd, w.n, m->n_embd, grams->head);
+  draw_batch(grams, net, batch);
+  net->observer = &observer;
+  pst_tune_net_back_f32(net, batch);
+  net->observer = NULL;
+  grams->n_tokens += w.n;
+  grams->n_scores += batch->n_scores;
 }

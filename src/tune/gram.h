@@ -1,4 +1,8 @@
-/* What goes into a model's linear layers over calibration texts: the Gram matrix X^T X of each input. Layers that read the same input share one. */
+/* What goes into a model's linear layers over calibration texts, and how errors of what comes out count: a Gram matrix X^T X of each input, rows weighed, and one of each matrix's outputs.
+ *
+ * For errors E of a matrix, small enough, the divergence of the texts' predictions is a sum over tokens of squares (d E x)^2: x is the input, d what a number drawn at the predictions (mean 0, covariance that of their
+ * distribution's Fisher information) derives by the output. It is taken for sum_rs G_rs (E_r H E_s^T): H of inputs x, weighed by |d|^2 and some of each, G of d. The two sides of a matrix for themselves, as in Martens and
+ * Grosse 2015, arXiv:1503.05671; for rounding: Tseng, Sun and De Sa 2025, arXiv:2505.22988. */
 #ifndef PST_TUNE_GRAM_H
 #define PST_TUNE_GRAM_H
 
@@ -6,19 +10,24 @@
 
 typedef struct pst_tune_grams {
   size_t n_layers, n_embd;
-  size_t n_tokens;                        /* seen so far */
-  float *(*layers)[PST_TUNE_GROUP_COUNT]; /* [n_layers]: [n][n], n of width, in a place of pst_tune_gram_floats(n) */
-  float *head;                            /* [n_embd][n_embd] */
-  size_t width[PST_TUNE_GROUP_COUNT];     /* of a group's input */
+  size_t n_tokens, n_scores; /* seen so far */
+  /* [n_layers]; the lower triangle of [n][n], in a place of pst_tune_gram_floats(n). Layers that read the same input share one: n of width. Of outputs: n_out. */
+  float *(*inputs)[PST_TUNE_GROUP_COUNT], *(*outputs)[PST_ENGINE_ROLE_COUNT];
+  float *head;                             /* [n_embd][n_embd], all tokens alike */
+  size_t width[PST_TUNE_GROUP_COUNT];      /* of a group's input */
+  double (*squares)[PST_TUNE_GROUP_COUNT]; /* [n_layers]: of d, so far */
   size_t bytes;
+  float *logits, *rows, *lengths; /* scratch */
   void *memory;
 } pst_tune_grams;
 
-/* Zeros for every input of the model's. PST_E_NOMEM. */
-int pst_tune_grams_create(const pst_tune_model *model, pst_tune_grams *ret_grams, pst_error *err);
+/* Zeros for every input and output of the net's model. PST_E_NOMEM. */
+int pst_tune_grams_create(const pst_tune_net_f32 *net, pst_tune_grams *ret_grams, pst_error *err);
 void pst_tune_grams_done(pst_tune_grams *grams);
-/* Adds all tokens of the batch that pst_tune_net_states_f32 just went through; the net's scratch is written. Every sum is one chain over the tokens in their order,
- * so that the number of threads leaves no trace. */
+/* Takes the batch through the net and back; its scores are the predictions that count. Every sum is one chain over the tokens in their order, so that the number of threads leaves no
+ * trace. */
 void pst_tune_grams_add(pst_tune_grams *grams, pst_tune_net_f32 *net, const pst_tune_batch *batch);
+/* A row of logits [n] becomes a draw with mean 0 and covariance diag(p) - p p^T, p = softmax(logits): signs times root(p), less their part along p. `number` decides the signs. */
+void pst_tune_grams_draw(float *row, size_t n, uint64_t number);
 
 #endif

@@ -140,6 +140,123 @@ static void feedback_lowers_the_error(void **state) {
   drop(&p);
 }
 
+/* Outputs of `rank` hidden directions that count, and a little of each. [n_rows][n_rows] */
+static float *counting(size_t n_rows, size_t rank, uint64_t seed) {
+  float *g = pst_calloc(n_rows * n_rows, sizeof *g);
+  assert_non_null(g);
+  for (size_t i = 0; i < n_rows; i++)
+    for (size_t j = 0; j < n_rows; j++)
+      for (size_t k = 0; k < rank; k++)
+        g[i * n_rows + j] += (float)((2 * pst_random_unit(seed, 5, i * rank + k) - 1) *
+                                     (2 * pst_random_unit(seed, 5, j * rank + k) - 1));
+  for (size_t i = 0; i < n_rows; i++) g[i * n_rows + i] += 0.05f * (float)rank;
+  return g;
+}
+
+/* The two halves of p's rows as two matrices. Returns the errors told. */
+static double couple(const problem *p, uint32_t type, const float *outputs, int n_threads, uint8_t *rows) {
+  pst_tune_team *team = NULL;
+  assert_int_equal(pst_tune_team_create(n_threads, pst_tune_rounding_scratch(p->n), &team, NULL), 0);
+  pst_tune_rounding list[2];
+  size_t failed = 0;
+  for (int i = 0; i < 2; i++) {
+    size_t n = p->n_rows / 2, first = (size_t)i * n;
+    list[i] = (pst_tune_rounding){.type = type,
+                                  .n_rows = n,
+                                  .n_cols = p->n,
+                                  .w = p->w + first * p->n,
+                                  .feedback = p->feedback,
+                                  .outputs = outputs,
+                                  .out = rows + first * pst_kernels_row_bytes(type, p->n)};
+  }
+  assert_int_equal(pst_tune_round_coupled(team, list, 2, &failed), 0);
+  pst_tune_team_free(team);
+  return list[0].error + list[1].error;
+}
+
+/* Sum over rows r, s of one half of outputs[r][s] (w - q)_r (gram + added I) (w - q)_s^T, by definition; both halves. */
+static double coupled_error(const problem *p, uint32_t type, const uint8_t *rows, const float *outputs, double added) {
+  size_t half = p->n_rows / 2;
+  double sum = 0, *lack = pst_malloc(p->n_rows * p->n * sizeof *lack), *through = pst_malloc(p->n * sizeof *through);
+  float *q = pst_malloc(p->n * sizeof *q);
+  assert_true(lack && through && q);
+  for (size_t r = 0; r < p->n_rows; r++) {
+    assert_int_equal(pst_kernels_dequantize_row(type, rows + r * pst_kernels_row_bytes(type, p->n), p->n, q), 0);
+    for (size_t i = 0; i < p->n; i++) lack[r * p->n + i] = (double)p->w[r * p->n + i] - (double)q[i];
+  }
+  for (size_t r = 0; r < p->n_rows; r++) {
+    for (size_t i = 0; i < p->n; i++) {
+      through[i] = added * lack[r * p->n + i];
+      for (size_t j = 0; j < p->n; j++) through[i] += lack[r * p->n + j] * (double)p->gram[j * p->n + i];
+    }
+    for (size_t s = r / half * half; s < (r / half + 1) * half; s++)
+      for (size_t i = 0; i < p->n; i++)
+        sum += (double)outputs[r % half * half + s % half] * through[i] * lack[s * p->n + i];
+  }
+  pst_free(lack);
+  pst_free(through);
+  pst_free(q);
+  return sum;
+}
+
+static float *factored(const float *outputs, size_t n) {
+  float *g = pst_malloc(pst_tune_gram_floats(n) * sizeof *g);
+  double *work = pst_malloc(pst_tune_feedback_work(n) * sizeof *work);
+  assert_true(g && work);
+  memcpy(g, outputs, n * n * sizeof *g);
+  assert_int_equal(pst_tune_feedback_make(g, n, 1e-6, work), 0);
+  pst_free(work);
+  return g;
+}
+
+/* Rows that make up for each other leave less; what is told is what is left; threads leave no trace. */
+static void coupling_lowers_the_error(void **state) {
+  (void)state;
+  problem p = make(96, 256, 300, 24, 0.2, 8);
+  float *outputs = counting(48, 6, 8), *feedback = factored(outputs, 48);
+  factor(&p);
+  for (size_t t = 0; t < PST_ARRAY_LEN(types); t++) {
+    size_t bytes = p.n_rows * pst_kernels_row_bytes(types[t], p.n);
+    uint8_t *alone = rounded(&p, types[t], p.feedback, 1, NULL), *a = pst_malloc(bytes), *b = pst_malloc(bytes);
+    assert_true(a && b);
+    double told = couple(&p, types[t], feedback, 1, a);
+    double before = coupled_error(&p, types[t], alone, outputs, damping_of(&p));
+    double after = coupled_error(&p, types[t], a, outputs, damping_of(&p));
+    print_message("%s %g %g\n", pst_kernels_type_info(types[t])->name, after / before, told / after);
+    assert_true(after < 0.5 * before);
+    assert_true(fabs(told - after) <= 1e-3 * after);
+    couple(&p, types[t], feedback, 2, b);
+    assert_memory_equal(a, b, bytes);
+    pst_free(alone);
+    pst_free(a);
+    pst_free(b);
+  }
+  pst_free(outputs);
+  pst_free(feedback);
+  drop(&p);
+}
+
+/* Where outputs have nothing in common, rows are rounded as each for itself. */
+static void nothing_to_couple(void **state) {
+  (void)state;
+  problem p = make(20, 64, 100, 8, 0.2, 12);
+  float outputs[10 * 10] = {0};
+  for (size_t i = 0; i < 10; i++) outputs[i * 10 + i] = (float)(i + 1);
+  float *feedback = factored(outputs, 10);
+  factor(&p);
+  uint8_t *alone = rounded(&p, PST_TYPE_IQ4_NL, p.feedback, 1, NULL),
+          *rows = pst_malloc(p.n_rows * pst_kernels_row_bytes(PST_TYPE_IQ4_NL, p.n));
+  assert_non_null(rows);
+  couple(&p, PST_TYPE_IQ4_NL, feedback, 1, rows);
+  double before = output_error(&p, PST_TYPE_IQ4_NL, alone, damping_of(&p)),
+         after = output_error(&p, PST_TYPE_IQ4_NL, rows, damping_of(&p));
+  assert_true(after <= before * (1 + 1e-5) && after > 0.9 * before);
+  pst_free(alone);
+  pst_free(rows);
+  pst_free(feedback);
+  drop(&p);
+}
+
 /* Where inputs have nothing in common there is nothing to make up for. */
 static void never_much_worse(void **state) {
   (void)state;
@@ -253,9 +370,10 @@ static void bad_weights_are_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(factor_gives_the_least), cmocka_unit_test(feedback_lowers_the_error),
-      cmocka_unit_test(never_much_worse),       cmocka_unit_test(threads_leave_no_trace),
-      cmocka_unit_test(samples_of_rows),        cmocka_unit_test(degenerate_matrices),
+      cmocka_unit_test(factor_gives_the_least),    cmocka_unit_test(feedback_lowers_the_error),
+      cmocka_unit_test(coupling_lowers_the_error), cmocka_unit_test(nothing_to_couple),
+      cmocka_unit_test(never_much_worse),          cmocka_unit_test(threads_leave_no_trace),
+      cmocka_unit_test(samples_of_rows),           cmocka_unit_test(degenerate_matrices),
       cmocka_unit_test(bad_weights_are_refused)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
