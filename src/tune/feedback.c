@@ -470,7 +470,8 @@ static double couple_block(coupled *c, size_t i, size_t at) {
   uint8_t *codes = c->codes + i * c->cols + at;
   for (size_t k = 0; k < c->n_rows; k++)
     for (size_t j = 0; j < c->block; j++) g[j] += counts[k] * c->through[k * c->block + j];
-  for (size_t j = 0; j < c->block; j++) before[j] = g[j] /= counts[i];
+  for (size_t j = 0; j < c->block; j++) g[j] /= counts[i];
+  memcpy(before, g, sizeof before);
   (void)pst_kernels_block_grid(c->w.r->type, bytes, &c->s->grid);
   double saved = stretch_block(&c->w, c->s, corner, codes, bytes, lack, g);
   saved += move_codes(&c->w, &c->s->grid, corner, codes, lack, g);
