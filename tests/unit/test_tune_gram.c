@@ -15,7 +15,7 @@
 #include "tune/gram.h"
 #include "tune/whole.h"
 
-enum { N_TEXTS = 60, LENGTH = 40, GIVEN = 16, MAX_TOKENS = 100 };
+enum { N_TEXTS = 24, LENGTH = 40, GIVEN = 16, MAX_TOKENS = 100 };
 
 static pst_error err;
 
@@ -62,8 +62,8 @@ static pst_tune_traffic traffic_of(uint64_t seed) {
 
 static pst_tune_grams gather(pst_tune_whole *whole, const pst_tune_traffic *traffic) {
   pst_tune_grams g;
-  pst_tune_batch *batches;
-  size_t n;
+  pst_tune_batch *batches = NULL;
+  size_t n = 0;
   if (pst_tune_grams_create(whole->net, &g, &err) ||
       pst_tune_traffic_batches(traffic, 0, MAX_TOKENS, MAX_TOKENS, true, &batches, &n, &err))
     fail_msg("%s", err.message);
