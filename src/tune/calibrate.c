@@ -113,10 +113,8 @@ static int list_matrices(calibration *c, pst_error *err) {
       char name[48];
       pst_tune_linear *l = &c->trial.layers[i].linear[r];
       (void)snprintf(name, sizeof name, "blk.%zu.%s.weight", i, pst_engine_role_name((pst_engine_role)r));
-      int g = 0;
-      while (r >= pst_tune_group_members((pst_tune_group)g).first + pst_tune_group_members((pst_tune_group)g).n) g++;
       matrix *x = add_matrix(c, name, l->n_out, l->n_in, &l->w);
-      x->feedback = c->grams.inputs[i][g];
+      x->feedback = c->grams.inputs[i][pst_tune_group_of((pst_engine_role)r)];
       x->outputs = c->grams.outputs[i][r];
     }
   matrix *x = add_matrix(c, "token_embd.weight", m->n_vocab, m->n_embd, &c->trial.embedding);
@@ -149,16 +147,20 @@ static int explain(int code, const matrix *x, pst_error *err) {
   return pst_error_set(err, code, x->name, "no memory to round it");
 }
 
+static pst_tune_rounding rounding_of(const matrix *x, uint32_t type, bool with_feedback, uint8_t *out) {
+  return (pst_tune_rounding){.type = type,
+                             .n_rows = x->n_rows,
+                             .n_cols = x->n_cols,
+                             .w = x->w,
+                             .feedback = with_feedback ? x->feedback : NULL,
+                             .outputs = with_feedback ? x->outputs : NULL,
+                             .out = out};
+}
+
 static int round_matrix(calibration *c, const matrix *x, uint32_t type, bool with_feedback, size_t row_step,
                         uint8_t *out, double *ret_error, pst_error *err) {
-  pst_tune_rounding r = {.type = type,
-                         .n_rows = x->n_rows,
-                         .n_cols = x->n_cols,
-                         .w = x->w,
-                         .feedback = with_feedback ? x->feedback : NULL,
-                         .outputs = with_feedback ? x->outputs : NULL,
-                         .row_step = row_step,
-                         .out = out};
+  pst_tune_rounding r = rounding_of(x, type, with_feedback, out);
+  r.row_step = row_step;
   int code = pst_tune_round(c->whole.team, &r);
   if (code) return explain(code, x, err);
   if (ret_error) *ret_error = r.error;
@@ -243,51 +245,60 @@ static int factor_all(calibration *c, pst_error *err) {
   return 0;
 }
 
-/* Rounding errors of matrices [first, end) in every type, and the divergence when they have their cheapest. */
-static int probe_group(calibration *c, size_t first, size_t end, pst_tune_judge *judge, pst_error *err) {
-  size_t most = 0, at = 0;
-  double together = 0;
+/* Losses of a matrix's offers of `bytes` bytes (0: of all) become rounding errors, told from some of its rows. */
+static int probe_types(calibration *c, matrix *x, int64_t bytes, pst_error *err) {
   int code = 0;
-  for (size_t i = first; i < end; i++)
-    for (int t = 0; t < c->matrices[i].choice.n; t++)
-      most = PST_MAX(most, (size_t)c->matrices[i].choice.offers[t].bytes);
-  uint8_t *out = pst_malloc(most);
+  uint8_t *out = pst_malloc((x->n_rows + ROW_STEP - 1) / ROW_STEP * x->n_cols * sizeof(float)); /* no type takes more */
   if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
-  for (size_t i = first; i < end && !code; i++) {
-    matrix *x = &c->matrices[i];
-    for (int t = 0; t < x->choice.n && !code; t++)
-      code = round_matrix(c, x, x->choice.offers[t].type, true, ROW_STEP, out, &x->choice.offers[t].loss, err);
-    if (code) break;
-    const pst_tune_offer *cheapest = &x->choice.offers[pst_tune_cheapest(&x->choice)];
-    code = round_matrix(c, x, cheapest->type, true, 1, out, NULL, err);
-    read_rounded(x, cheapest->type, out, c->floats + at);
-    point(x, c->floats + at);
-    at += x->n_rows * x->n_cols;
-    together += cheapest->loss;
+  for (int t = 0; t < x->choice.n && !code; t++) {
+    pst_tune_offer *o = &x->choice.offers[t];
+    if (!bytes || o->bytes == bytes) code = round_matrix(c, x, o->type, true, ROW_STEP, out, &o->loss, err);
   }
   pst_free(out);
+  return code;
+}
+
+static void scale_losses(matrix *x, double factor) {
+  for (int t = 0; t < x->choice.n; t++) x->choice.offers[t].loss *= factor;
+}
+
+/* A matrix in its cheapest type, as floats. */
+static int round_cheapest(calibration *c, const matrix *x, float *ret_floats, pst_error *err) {
+  const pst_tune_offer *cheapest = &x->choice.offers[pst_tune_cheapest(&x->choice)];
+  uint8_t *out = pst_malloc((size_t)cheapest->bytes);
+  if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
+  int code = round_matrix(c, x, cheapest->type, true, 1, out, NULL, err);
+  if (!code) read_rounded(x, cheapest->type, out, ret_floats);
+  pst_free(out);
+  return code;
+}
+
+/* What types cost matrices [first, end): their errors, scaled by the divergence when all have their cheapest. */
+static int probe_group(calibration *c, size_t first, size_t end, pst_tune_judge *judge, pst_error *err) {
+  size_t at = 0;
+  double together = 0;
+  int code = 0;
+  for (size_t i = first; i < end && !code; i++) {
+    matrix *x = &c->matrices[i];
+    code = probe_types(c, x, 0, err);
+    if (!code) code = round_cheapest(c, x, c->floats + at, err);
+    point(x, c->floats + at);
+    at += x->n_rows * x->n_cols;
+    together += x->choice.offers[pst_tune_cheapest(&x->choice)].loss;
+  }
   if (code) return code;
   double divergence = pst_tune_judge_run(judge, &c->trial).answers;
   for (size_t i = first; i < end; i++) {
-    matrix *x = &c->matrices[i];
-    point(x, x->w);
-    for (int t = 0; t < x->choice.n; t++) x->choice.offers[t].loss *= together > 0 ? divergence / together : 0;
+    point(&c->matrices[i], c->matrices[i].w);
+    scale_losses(&c->matrices[i], together > 0 ? divergence / together : 0);
   }
   return 0;
 }
 
-/* What each type costs a matrix whose Gram matrices say so (gram.h), told from some of its rows. */
+/* What types cost a matrix whose Gram matrices say so (gram.h). */
 static int probe_matrix(calibration *c, matrix *x, pst_error *err) {
-  int code = 0;
-  double share = 0.5 / (1 + OUTPUT_DAMPING) / (double)c->grams.n_tokens / (double)PST_MAX(c->grams.n_scores, 1);
-  uint8_t *out = pst_malloc((x->n_rows + ROW_STEP - 1) / ROW_STEP * x->n_cols * sizeof(float));
-  if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
-  for (int t = 0; t < x->choice.n && !code; t++) {
-    pst_tune_offer *o = &x->choice.offers[t];
-    code = round_matrix(c, x, o->type, true, ROW_STEP, out, &o->loss, err);
-    o->loss *= share;
-  }
-  pst_free(out);
+  int code = probe_types(c, x, 0, err);
+  scale_losses(x, 0.5 / (1 + OUTPUT_DAMPING) / (double)c->grams.n_tokens / (double)PST_MAX(c->grams.n_scores, 1));
   return code;
 }
 
@@ -343,13 +354,7 @@ static int probe_smallest(calibration *c, pst_error *err) {
   int code = 0;
   for (size_t i = 0; i < c->n_matrices && !code; i++) {
     matrix *x = &c->matrices[i];
-    int64_t bytes = x->choice.offers[pst_tune_cheapest(&x->choice)].bytes;
-    uint8_t *out = pst_malloc((size_t)bytes);
-    if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
-    for (int t = 0; t < x->choice.n && !code; t++)
-      if (x->choice.offers[t].bytes == bytes)
-        code = round_matrix(c, x, x->choice.offers[t].type, true, ROW_STEP, out, &x->choice.offers[t].loss, err);
-    pst_free(out);
+    code = probe_types(c, x, x->choice.offers[pst_tune_cheapest(&x->choice)].bytes, err);
     if (!code) code = tell(c, "measuring matrices", MEASURED, err);
   }
   return code;
@@ -396,13 +401,7 @@ static int round_coupled(calibration *c, size_t first, size_t n, pst_error *err)
   size_t failed = 0;
   for (size_t i = 0; i < n; i++) {
     const matrix *x = &c->matrices[first + i];
-    list[i] = (pst_tune_rounding){.type = chosen(x)->type,
-                                  .n_rows = x->n_rows,
-                                  .n_cols = x->n_cols,
-                                  .w = x->w,
-                                  .feedback = x->feedback,
-                                  .outputs = x->outputs,
-                                  .out = x->out};
+    list[i] = rounding_of(x, chosen(x)->type, true, x->out);
   }
   int code = pst_tune_round_coupled(c->whole.team, list, n, &failed);
   return code ? explain(code, &c->matrices[first + failed], err) : tell(c, "rounding", ROUNDED * (int64_t)n, err);

@@ -25,12 +25,12 @@ typedef struct pst_tune_rounding {
   size_t n_rows, n_cols;
   const float *w;        /* [n_rows][n_cols] */
   const float *feedback; /* [n_cols + 1][n_cols] of pst_tune_feedback_make; NULL: columns are rounded each for itself */
-  const float *
-      outputs; /* [n_rows + 1][n_rows] of pst_tune_feedback_make: how errors of two rows' outputs count together, G; NULL: each alike, for itself */
+  /* [n_rows + 1][n_rows] of pst_tune_feedback_make: how errors of two rows' outputs count together, G. NULL: each alike, for itself. */
+  const float *outputs;
   size_t row_step; /* 0, 1: all rows; else only every so manieth, for an estimate of the error */
   uint8_t *out;    /* the rounded rows, one behind the other */
-  double
-      error; /* result: sum of all rows' damped (w - q) H (w - q)^T, times U_jj^-2 of outputs where they are given; without feedback of (w - q)^2 */
+  /* Result: sum of all rows' damped (w - q) H (w - q)^T, times U_jj^-2 of outputs where they are given; without feedback of (w - q)^2. */
+  double error;
 } pst_tune_rounding;
 
 /* Bytes of a thread's scratch for matrices with rows of up to n_cols. */

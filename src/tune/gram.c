@@ -29,7 +29,7 @@ int pst_tune_grams_create(const pst_tune_net_f32 *net, pst_tune_grams *ret_grams
   pst_tune_grams g = {.n_layers = m->n_layers, .n_embd = m->n_embd};
   size_t widest = 0;
   for (int k = 0; k < PST_TUNE_GROUP_COUNT; k++) {
-    g.width[k] = m->layers[0].linear[pst_tune_group_members((pst_tune_group)k).first].n_in;
+    g.width[k] = pst_tune_group_inputs(&m->layers[0], (pst_tune_group)k);
     widest = PST_MAX(widest, g.width[k]);
   }
   g.bytes = place_all(m, &g, NULL) * sizeof(float);
@@ -123,8 +123,7 @@ static void saw(void *user, size_t layer, pst_tune_group group, const float *x, 
   w->d = d_y;
   w->d_row = d_y_row;
   w->n_in = g->width[group];
-  w->n_out = 0;
-  for (int r = of.first; r < of.first + of.n; r++) w->n_out += y->linear[r].n_out;
+  w->n_out = pst_tune_group_outputs(y, group);
   pst_tune_team_run(team, n_bands, measure_band, w);
   for (size_t t = 0; t < w->n; t++) *squares += (double)g->lengths[t];
   w->mean = *squares / (double)(g->n_tokens + w->n);

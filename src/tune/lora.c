@@ -41,16 +41,9 @@ void pst_tune_lora_done(pst_tune_lora *lora) {
   memset(lora, 0, sizeof *lora);
 }
 
-static pst_tune_group group_of(pst_engine_role role) {
-  int g = 0;
-  while (pst_tune_group_members((pst_tune_group)g).first + pst_tune_group_members((pst_tune_group)g).n <= (int)role)
-    g++;
-  return (pst_tune_group)g;
-}
-
 size_t pst_tune_lora_a(const pst_tune_model *model, const pst_tune_lora *lora, size_t layer, pst_engine_role role) {
   const pst_tune_lora_layer *y = &lora->layers[layer];
-  return y->a[group_of(role)] + (size_t)y->place[role] * lora->rank * model->layers[layer].linear[role].n_in;
+  return y->a[pst_tune_group_of(role)] + (size_t)y->place[role] * lora->rank * model->layers[layer].linear[role].n_in;
 }
 
 void pst_tune_lora_start(const pst_tune_model *model, const pst_tune_lora *lora, uint64_t seed, float *ret_params) {

@@ -16,6 +16,24 @@ pst_tune_members pst_tune_group_members(pst_tune_group group) {
   return members[group];
 }
 
+pst_tune_group pst_tune_group_of(pst_engine_role role) {
+  int g = 0;
+  while (pst_tune_group_members((pst_tune_group)g).first + pst_tune_group_members((pst_tune_group)g).n <= (int)role)
+    g++;
+  return (pst_tune_group)g;
+}
+
+size_t pst_tune_group_inputs(const pst_tune_layer *layer, pst_tune_group group) {
+  return layer->linear[pst_tune_group_members(group).first].n_in;
+}
+
+size_t pst_tune_group_outputs(const pst_tune_layer *layer, pst_tune_group group) {
+  pst_tune_members of = pst_tune_group_members(group);
+  size_t n = 0;
+  for (int r = of.first; r < of.first + of.n; r++) n += layer->linear[r].n_out;
+  return n;
+}
+
 static const char *const precisions[PST_TUNE_PRECISION_COUNT] = {"float", "int8"};
 
 const char *pst_tune_precision_name(pst_tune_precision precision) { return precisions[precision]; }
@@ -29,20 +47,10 @@ bool pst_tune_precision_from(pst_str name, pst_tune_precision *ret_precision) {
   return false;
 }
 
-static size_t outputs_of(const pst_tune_layer *y, pst_tune_group group) {
-  pst_tune_members of = pst_tune_group_members(group);
-  size_t n = 0;
-  for (int r = of.first; r < of.first + of.n; r++) n += y->linear[r].n_out;
-  return n;
-}
-
-static size_t inputs_of(const pst_tune_layer *y, pst_tune_group group) {
-  return y->linear[pst_tune_group_members(group).first].n_in;
-}
-
 /* What can be had in 8 bits. */
 static bool packs_group(const pst_tune_layer *y, pst_tune_group group) {
-  return inputs_of(y, group) % PST_KERNELS_BLOCK == 0 && outputs_of(y, group) % PST_KERNELS_BLOCK == 0;
+  return pst_tune_group_inputs(y, group) % PST_KERNELS_BLOCK == 0 &&
+         pst_tune_group_outputs(y, group) % PST_KERNELS_BLOCK == 0;
 }
 
 static bool packs_head(const pst_tune_model *m) {
@@ -183,7 +191,7 @@ static int pack(packer *p, size_t n_rows, size_t n_cols, const float *w, size_t 
 static int pack_group(packer *p, size_t layer, pst_tune_group group) {
   pst_tune_layer *y = &p->m->layers[layer];
   pst_tune_members of = pst_tune_group_members(group);
-  size_t n_in = inputs_of(y, group), at = 0;
+  size_t n_in = pst_tune_group_inputs(y, group), at = 0;
   int code = 0;
   if (!packs_group(y, group)) return 0;
   for (int r = of.first; r < of.first + of.n && !code; r++) {
@@ -219,7 +227,8 @@ static int make_room(packer *p, pst_error *err) {
   const pst_tune_model *m = p->m;
   size_t most = m->head || m->both_ways ? 0 : m->n_vocab * m->n_embd, longest = PST_MAX(m->n_vocab, m->n_embd);
   for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++) {
-    size_t n_in = inputs_of(m->layers, (pst_tune_group)g), n_out = outputs_of(m->layers, (pst_tune_group)g);
+    size_t n_in = pst_tune_group_inputs(m->layers, (pst_tune_group)g),
+           n_out = pst_tune_group_outputs(m->layers, (pst_tune_group)g);
     most = PST_MAX(most, n_in * n_out);
     longest = PST_MAX(longest, PST_MAX(n_in, n_out));
   }

@@ -28,6 +28,7 @@ typedef struct pst_tune_members {
   int first, n;
 } pst_tune_members;
 pst_tune_members pst_tune_group_members(pst_tune_group group);
+pst_tune_group pst_tune_group_of(pst_engine_role role);
 
 /* Norms as in pst_engine_decoder_layer, but the model's own. */
 typedef struct pst_tune_layer {
@@ -38,6 +39,9 @@ typedef struct pst_tune_layer {
   size_t window; /* 0: everything before */
   int turn;      /* -1: none */
 } pst_tune_layer;
+/* Width of a group's input; of its members' outputs side by side. */
+size_t pst_tune_group_inputs(const pst_tune_layer *layer, pst_tune_group group);
+size_t pst_tune_group_outputs(const pst_tune_layer *layer, pst_tune_group group);
 
 typedef struct pst_tune_model {
   size_t n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab, n_ctx;

@@ -64,9 +64,7 @@ static void open_golden(const char *name, const char *dir, golden *g) {
   for (size_t i = 0; i < g->n; i++) g->tokens[i] = (int32_t)pst_json_int(pst_json_at(tokens, i), -1);
   for (size_t i = 0; i + 1 < g->n; i++)
     g->logprobs[i] = pst_json_double(pst_json_at(pst_json_get(root, "logprobs"), i), NAN);
-  pst_json_doc *architecture = test_golden_read(name);
-  test_golden_write(g->model, pst_json_root(architecture), NULL);
-  pst_json_free(architecture);
+  test_golden_model(name, g->model);
 }
 
 /* Log-probabilities of the text's tokens after the first, with an adapter or (NULL) without. */

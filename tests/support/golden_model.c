@@ -186,6 +186,12 @@ pst_json_doc *test_golden_read(const char *name) {
   abort();
 }
 
+void test_golden_model(const char *name, const char *path) {
+  pst_json_doc *doc = test_golden_read(name);
+  test_golden_write(path, pst_json_root(doc), NULL);
+  pst_json_free(doc);
+}
+
 static int compare_names(const void *a, const void *b) { return strcmp(a, b); }
 
 int test_golden_names(char ret_names[TEST_GOLDEN_MAX][32]) {

@@ -24,6 +24,8 @@ void test_golden_write(const char *path, const pst_json *golden, const test_gold
 
 /* Reads tests/golden/architectures/<name>.json. Aborts on failure; free with pst_json_free. */
 pst_json_doc *test_golden_read(const char *name);
+/* Both, without a change. */
+void test_golden_model(const char *name, const char *path);
 
 /* Names of the golden files, in alphabetical order; how many. Aborts on failure. */
 enum { TEST_GOLDEN_MAX = 64 };

@@ -10,6 +10,7 @@
 
 #include "support/golden_model.h"
 #include "support/temp.h"
+#include "support/traffic.h"
 #include "tune/divergence.h"
 #include "tune/feedback.h"
 #include "tune/gram.h"
@@ -43,21 +44,9 @@ static void draws_have_their_covariance(void **state) {
 
 static void open_whole(const char *name, int n_threads, pst_tune_whole *whole) {
   const char *path = test_temp_path(test_dir, "model.gguf");
-  pst_json_doc *doc = test_golden_read(name);
-  test_golden_write(path, pst_json_root(doc), NULL);
-  pst_json_free(doc);
+  test_golden_model(name, path);
   *whole = (pst_tune_whole){0};
   if (pst_tune_whole_open(path, NULL, n_threads, MAX_TOKENS, whole, &err)) fail_msg("%s: %s", err.place, err.message);
-}
-
-static pst_tune_traffic traffic_of(uint64_t seed) {
-  pst_tune_traffic t = {0};
-  int32_t tokens[LENGTH];
-  for (uint64_t i = 0; i < N_TEXTS; i++) {
-    for (uint64_t k = 0; k < LENGTH; k++) tokens[k] = (int32_t)(pst_random_u64(seed, i, k) % 256);
-    assert_int_equal(pst_tune_traffic_add(&t, tokens, LENGTH, GIVEN), 0);
-  }
-  return t;
 }
 
 static pst_tune_grams gather(pst_tune_whole *whole, const pst_tune_traffic *traffic) {
@@ -76,7 +65,7 @@ static pst_tune_grams gather(pst_tune_whole *whole, const pst_tune_traffic *traf
 
 static void threads_leave_no_trace(void **state) {
   (void)state;
-  pst_tune_traffic traffic = traffic_of(1);
+  pst_tune_traffic traffic = test_traffic(1, N_TEXTS, LENGTH, GIVEN);
   pst_tune_whole one, three;
   open_whole("llama", 1, &one);
   open_whole("llama", 3, &three);
@@ -114,10 +103,7 @@ static double said(const float *h, size_t n_in, const float *g, size_t n_out, co
 static double measure(pst_tune_whole *whole, pst_tune_judge *judge, const pst_tune_grams *g, size_t layer, int role) {
   const pst_tune_linear *l = &whole->model.layers[layer].linear[role];
   size_t size = l->n_out * l->n_in;
-  int group = 0;
   double squares = 0;
-  while (role >= pst_tune_group_members((pst_tune_group)group).first + pst_tune_group_members((pst_tune_group)group).n)
-    group++;
   float *w = (float *)(uintptr_t)l->w, *e = pst_malloc(2 * size * sizeof *e), *kept = e + size;
   assert_non_null(e);
   for (size_t k = 0; k < size; k++) squares += (double)w[k] * (double)w[k];
@@ -128,7 +114,8 @@ static double measure(pst_tune_whole *whole, pst_tune_judge *judge, const pst_tu
   for (size_t k = 0; k < size; k++) w[k] += e[k]; /* the judge holds the reference's states, and reads its head alone */
   double cost = pst_tune_judge_run(judge, &whole->model).answers;
   memcpy(w, kept, size * sizeof *w);
-  cost /= said(g->inputs[layer][group], l->n_in, g->outputs[layer][role], l->n_out, e, g->n_tokens, g->n_scores);
+  cost /= said(g->inputs[layer][pst_tune_group_of((pst_engine_role)role)], l->n_in, g->outputs[layer][role], l->n_out,
+               e, g->n_tokens, g->n_scores);
   pst_free(e);
   return log(cost);
 }
@@ -137,7 +124,7 @@ static void they_say_what_errors_cost(void **state) {
   (void)state;
   static const char *const names[] = {"llama", "qwen3", "gemma3"};
   for (size_t m = 0; m < PST_ARRAY_LEN(names); m++) {
-    pst_tune_traffic traffic = traffic_of(2);
+    pst_tune_traffic traffic = test_traffic(2, N_TEXTS, LENGTH, GIVEN);
     pst_tune_whole whole;
     pst_tune_judge judge;
     open_whole(names[m], 2, &whole);

@@ -25,10 +25,8 @@ typedef struct setting {
 /* Texts 0 to 2 begin alike, 3 is text 0 again and 4 a beginning of it. */
 static void open_setting_in(setting *s, const char *name, pst_tune_precision precision) {
   pst_error err = PST_ERROR_INIT;
-  pst_json_doc *doc = test_golden_read(name);
   const char *path = test_temp_path(test_dir, "model.gguf");
-  test_golden_write(path, pst_json_root(doc), NULL);
-  pst_json_free(doc);
+  test_golden_model(name, path);
   pst_engine_model *model = NULL;
   if (pst_engine_model_open(path, 1, &model, &err)) fail_msg("%s", err.message);
   bool roles[PST_ENGINE_ROLE_COUNT];
@@ -311,10 +309,8 @@ static void test_unknown_architecture(void **state) {
   (void)state;
   pst_error err = PST_ERROR_INIT;
   pst_tune_model model;
-  pst_json_doc *doc = test_golden_read("gemma2");
   const char *path = test_temp_path(test_dir, "other.gguf");
-  test_golden_write(path, pst_json_root(doc), NULL);
-  pst_json_free(doc);
+  test_golden_model("gemma2", path);
   pst_engine_model *source = NULL;
   assert_int_equal(pst_engine_model_open(path, 1, &source, &err), 0);
   assert_int_equal(pst_tune_model_load(source, PST_TUNE_FLOAT, &model, &err), PST_E_UNSUPPORTED);

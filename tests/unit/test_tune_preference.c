@@ -98,10 +98,8 @@ static void make_texts(void) {
 
 static int set_up(void **state) {
   (void)test_dir_open(state);
-  pst_json_doc *doc = test_golden_read("llama");
   snprintf(model_path, sizeof model_path, "%s", test_temp_path(test_dir, "model.gguf"));
-  test_golden_write(model_path, pst_json_root(doc), NULL);
-  pst_json_free(doc);
+  test_golden_model("llama", model_path);
   make_texts();
   return 0;
 }

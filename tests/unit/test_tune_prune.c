@@ -13,16 +13,11 @@
 
 #include "support/golden_model.h"
 #include "support/temp.h"
+#include "support/traffic.h"
 
 enum { N_TEXTS = 6, LENGTH = 30, GIVEN = 18 };
 
 static pst_error err;
-
-static void write_model(const char *name, const char *path) {
-  pst_json_doc *doc = test_golden_read(name);
-  test_golden_write(path, pst_json_root(doc), NULL);
-  pst_json_free(doc);
-}
 
 static int layers_of(const char *path) {
   pst_engine_model *m = NULL;
@@ -53,16 +48,6 @@ static void silence(const char *from, const char *to, int layer) {
   pst_engine_model_unref(m);
 }
 
-static pst_tune_traffic traffic_of(uint64_t seed) {
-  pst_tune_traffic t = {0};
-  int32_t tokens[LENGTH];
-  for (uint64_t i = 0; i < N_TEXTS; i++) {
-    for (uint64_t k = 0; k < LENGTH; k++) tokens[k] = (int32_t)(pst_random_u64(seed, i, k) % 256);
-    assert_int_equal(pst_tune_traffic_add(&t, tokens, LENGTH, GIVEN), 0);
-  }
-  return t;
-}
-
 static pst_tune_divergence diverge(const char *path, const char *other, const pst_tune_traffic *t) {
   pst_tune_calibrate_options o = pst_tune_calibrate_options_default();
   pst_tune_divergence d;
@@ -75,10 +60,10 @@ static void test_the_least_missed_go(void **state) {
   (void)state;
   const char *whole = test_temp_path(test_dir, "whole.gguf"), *path = test_temp_path(test_dir, "silent.gguf");
   const char *out = test_temp_path(test_dir, "out.gguf"), *tried = test_temp_path(test_dir, "tried.gguf");
-  pst_tune_traffic search = traffic_of(1), held_out = traffic_of(2);
+  pst_tune_traffic search = test_traffic(1, N_TEXTS, LENGTH, GIVEN), held_out = test_traffic(2, N_TEXTS, LENGTH, GIVEN);
   pst_tune_prune_options o = pst_tune_prune_options_default();
   pst_tune_prune_report r;
-  write_model("llama", whole);
+  test_golden_model("llama", whole);
   int n = layers_of(whole), silent = n - 2, second = -1;
   assert_true(n >= 3);
   silence(whole, path, silent);
@@ -115,7 +100,7 @@ static void test_the_least_missed_go(void **state) {
 
 static void refuses(const char *path, int n_layers, int want, const char *part) {
   const char *out = test_temp_path(test_dir, "refused.gguf");
-  pst_tune_traffic t = traffic_of(1);
+  pst_tune_traffic t = test_traffic(1, N_TEXTS, LENGTH, GIVEN);
   pst_tune_prune_options o = pst_tune_prune_options_default();
   pst_tune_prune_report r;
   o.n_layers = n_layers;
@@ -129,8 +114,8 @@ static void test_refused(void **state) {
   (void)state;
   const char *llama = test_temp_path(test_dir, "llama.gguf"), *gemma = test_temp_path(test_dir, "gemma.gguf");
   const char *out = test_temp_path(test_dir, "out2.gguf");
-  write_model("llama", llama);
-  write_model("gemma3", gemma);
+  test_golden_model("llama", llama);
+  test_golden_model("gemma3", gemma);
   int n = layers_of(llama);
   const int twice[2] = {1, 1}, beyond[1] = {n}, good[1] = {0};
   refuses(llama, 0, PST_E_BAD_INPUT, "at least one");
