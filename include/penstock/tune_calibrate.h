@@ -42,9 +42,8 @@ typedef struct pst_tune_calibrate_options {
   double bits;                   /* a weight, all tensors of the file counted: bytes x 8 / elements at most this */
   const char *adapter;           /* merged first, in float; NULL: none */
   double damping;                /* of the inputs' Gram matrices (src/tune/feedback.h) */
-  bool feedback;                 /* false: each weight is rounded for itself, scales by importance alone */
+  bool feedback;                 /* false: types are chosen as with it, but each weight is rounded for itself */
   size_t max_tokens;             /* that go through the model at once, and of the longest text */
-  size_t search_tokens;          /* of `search` that each measurement of a matrix reads */
   double rate;                   /* at which scales learn: about what a step changes of one, above 0, at most 1 */
   int threads;                   /* 0: pst_cpu_count() */
   pst_progress *progress;        /* begun and ended by the caller; NULL: silent */
@@ -75,7 +74,7 @@ typedef struct pst_tune_calibrate_report {
   int n_matrices[PST_TUNE_CALIBRATE_TYPES]; /* that got each type */
   double search_before,
       search_after; /* divergence of answers on `search`, before and after scales learned; NAN: they did not */
-  double predicted; /* divergence on `search` that the choice of types counted on; NAN: there was no room to choose */
+  double predicted; /* divergence of answers that the choice of types counted on */
   double seconds;
 } pst_tune_calibrate_report;
 
@@ -84,7 +83,7 @@ typedef struct pst_tune_texts {
   const pst_tune_traffic *traffic; /* rounded for */
   const pst_tune_traffic *
       lessons; /* whose answers the scales learn to predict as the float model does; NULL: they stay as they were found */
-  const pst_tune_traffic *search;             /* types are chosen on, and whether the scales learned anything */
+  const pst_tune_traffic *search;             /* whether the scales learned anything is told by; NULL without lessons */
   const pst_tune_traffic *held_out, *general; /* the result is measured on; general NULL: not */
 } pst_tune_texts;
 

@@ -52,7 +52,7 @@ static int cut_file(calibrating *c, const char *path, size_t limit_tokens, pst_t
   return code;
 }
 
-/* Calibration and lessons on examples, types on search, the proof on verify: no text is in two of these parts. */
+/* Calibration and lessons on examples, looks on search, the proof on verify: no text is in two of these parts. */
 static int render(calibrating *c, pst_error *err) {
   const pst_cli_args *a = c->a;
   const pst_evals_workload *w = c->of.bench.workload;
@@ -64,7 +64,7 @@ static int render(calibrating *c, pst_error *err) {
          : pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_EXAMPLES, limit, &c->traffic, err);
   if (!code && n_lessons && !on)
     code = pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_EXAMPLES, n_lessons, &c->lessons, err);
-  if (!code)
+  if (!code && c->lessons.n_texts)
     code = pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_SEARCH, n_search, &c->search, err);
   if (!code)
     code = pst_tune_traffic_render(c->of.bench.gateway, c->of.plan, w, PST_EVALS_VERIFY,
@@ -203,7 +203,6 @@ static int read_options(calibrating *c, pst_error *err) {
   c->options.damping = pst_cli_number(a, "damping");
   c->options.feedback = !pst_cli_flag(a, "no-feedback");
   c->options.max_tokens = (size_t)pst_cli_int(a, "at-once");
-  c->options.search_tokens = (size_t)pst_cli_int(a, "search-tokens");
   c->options.rate = pst_cli_number(a, "rate");
   c->options.threads = (int)pst_cli_int(a, "threads");
   c->options.cancelled = pst_cli_interrupted;
@@ -254,8 +253,7 @@ static const pst_cli_option options[] = {
     {"rate", 0, PST_CLI_NUMBER, "R", "0.0001", 1e-6, 1, false,
      "by how much of itself a step of that changes a scale, at most"},
     {"search-items", 0, PST_CLI_INT, "N", "64", 1, 1000000, false,
-     "items of the part search to choose types on, and what scales learned"},
-    {"search-tokens", 0, PST_CLI_INT, "N", "512", 2, 1000000, false, "tokens of those that each measurement reads"},
+     "items of the part search by which it is told whether scales learned anything"},
     {"held-out-items", 0, PST_CLI_INT, "N", "64", 0, 1000000, false, "items of the part verify to measure on (0: all)"},
     {"general", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
      "a text on which the loss outside the workload is measured"},

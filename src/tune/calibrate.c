@@ -3,8 +3,7 @@
  * Owns the order of things: the float model and its adapter, Gram matrices of the traffic, their factors, what each matrix costs in each type, the choice, the
  * file and its proof. How a matrix is rounded is feedback.c's business, how models are compared divergence.c's, who gets which type allocate.c's.
  *
- * What a type costs a layer's matrix is what its rounding errors are said to cost by Gram matrices of inputs and outputs (gram.h), told from some rows. Where there are none (embedding, head, or without feedback) the divergence is measured
- * that the matrices of one input cause at their smallest types with all others in float; the other types are scaled from that by their rounding errors: for errors this small the divergence is a quadratic form of them. */
+ * What a type costs a matrix is what its rounding errors are said to cost by Gram matrices (gram.h), told from some rows. */
 #include <penstock/tune_calibrate.h>
 
 #include <math.h>
@@ -36,11 +35,11 @@ enum { COUPLED_LAYERS = 4 };
 typedef struct matrix {
   char name[48];
   size_t n_rows, n_cols;
-  const float *w, *feedback; /* feedback NULL: it is looked up, not multiplied */
-  const float *outputs;      /* NULL: rows are rounded each for itself */
-  const float **slots[2];    /* where the trial model points to it; NULL: none */
-  pst_tune_choice choice;    /* losses: rounding errors first, then divergences */
-  uint8_t *out;              /* rounded to the chosen type */
+  const float *w, *feedback;
+  const float *outputs;   /* NULL: rows are rounded each for itself */
+  const float **slots[2]; /* where the trial model points to it; NULL: none */
+  pst_tune_choice choice; /* losses: nats a token */
+  uint8_t *out;           /* rounded to the chosen type */
 } matrix;
 
 typedef struct calibration {
@@ -50,13 +49,11 @@ typedef struct calibration {
   pst_tune_grams grams;
   matrix *matrices;
   size_t n_matrices;
-  float *floats; /* [largest group's elements] of a probe */
   int64_t n_done;
 } calibration;
 
 pst_tune_calibrate_options pst_tune_calibrate_options_default(void) {
-  return (pst_tune_calibrate_options){
-      .bits = 4.6, .damping = 0.01, .feedback = true, .max_tokens = 512, .search_tokens = 512, .rate = 1e-4};
+  return (pst_tune_calibrate_options){.bits = 4.6, .damping = 0.01, .feedback = true, .max_tokens = 512, .rate = 1e-4};
 }
 
 static int tell(calibration *c, const char *what, int64_t n, pst_error *err) {
@@ -72,7 +69,6 @@ static int tell(calibration *c, const char *what, int64_t n, pst_error *err) {
 static void done(calibration *c) {
   for (size_t i = 0; i < c->n_matrices; i++) pst_free(c->matrices[i].out);
   pst_free(c->matrices);
-  pst_free(c->floats);
   pst_free(c->trial.layers);
   pst_tune_grams_done(&c->grams);
   pst_tune_whole_done(&c->whole);
@@ -99,7 +95,7 @@ static matrix *add_matrix(calibration *c, const char *name, size_t n_rows, size_
   return x;
 }
 
-/* In groups: the members of a layer's group stand one behind the other, the embedding and the head last. */
+/* A layer's roles one behind the other, the embedding and the head last. */
 static int list_matrices(calibration *c, pst_error *err) {
   const pst_tune_model *m = &c->whole.model;
   c->matrices = pst_calloc(m->n_layers * PST_ENGINE_ROLE_COUNT + 2, sizeof *c->matrices);
@@ -118,27 +114,16 @@ static int list_matrices(calibration *c, pst_error *err) {
       x->outputs = c->grams.outputs[i][r];
     }
   matrix *x = add_matrix(c, "token_embd.weight", m->n_vocab, m->n_embd, &c->trial.embedding);
-  if (m->head == m->embedding) {
+  x->feedback = c->grams.embedding;
+  if (m->head == m->embedding)
     x->slots[1] = &c->trial.head;
-    x->feedback = c->grams.head;
-  } else {
+  else
     add_matrix(c, "output.weight", m->n_vocab, m->n_embd, &c->trial.head)->feedback = c->grams.head;
-  }
-  for (size_t i = 0; i < c->n_matrices; i++) {
+  for (size_t i = 0; i < c->n_matrices; i++)
     if (!c->matrices[i].choice.n)
       return pst_error_set(err, PST_E_UNSUPPORTED, c->matrices[i].name, "rows of %zu are no multiple of 32",
                            c->matrices[i].n_cols);
-    if (!c->o->feedback) c->matrices[i].feedback = c->matrices[i].outputs = NULL;
-  }
   return 0;
-}
-
-/* Matrices [first, *ret_end) whose divergence is measured together. */
-static size_t group_end(const calibration *c, size_t first) {
-  size_t end = first + 1;
-  while (end < c->n_matrices && c->matrices[first].feedback && c->matrices[end].feedback == c->matrices[first].feedback)
-    end++;
-  return end;
 }
 
 static int explain(int code, const matrix *x, pst_error *err) {
@@ -183,10 +168,8 @@ static void point(matrix *x, const float *w) {
 static int capture(calibration *c, const pst_tune_traffic *traffic, pst_error *err) {
   pst_tune_batch *batches = NULL;
   size_t n = 0;
-  int code = pst_tune_grams_create(c->whole.net, &c->grams, err);
-  if (!code)
-    code = pst_tune_traffic_batches(traffic, 0, c->whole.net->max_tokens, c->whole.net->max_position, true, &batches,
-                                    &n, err);
+  int code = pst_tune_traffic_batches(traffic, 0, c->whole.net->max_tokens, c->whole.net->max_position, true, &batches,
+                                      &n, err);
   for (size_t i = 0; i < n && !code; i++) {
     pst_tune_grams_add(&c->grams, c->whole.net, &batches[i]);
     code = tell(c, "reading traffic", READ * (int64_t)batches[i].n_tokens, err);
@@ -195,7 +178,7 @@ static int capture(calibration *c, const pst_tune_traffic *traffic, pst_error *e
   return code;
 }
 
-/* Gram matrices of a layer: of inputs, then of outputs. Behind the last layer stands the head's alone. */
+/* Gram matrices of a layer: of inputs, then of outputs. Behind the last layer stand the head's and, where it is another, the embedding's. */
 enum { FACTORED = PST_TUNE_GROUP_COUNT + PST_ENGINE_ROLE_COUNT };
 
 typedef struct factoring {
@@ -209,7 +192,7 @@ static void factor_piece(void *arg, size_t piece, void *scratch) {
   const pst_tune_grams *g = &f->c->grams;
   bool is_head = f->layer == g->n_layers, is_input = piece < PST_TUNE_GROUP_COUNT;
   double damping = f->c->o->damping;
-  float *gram = g->head;
+  float *gram = piece ? g->embedding : g->head;
   size_t n = g->n_embd;
   if (!is_head && is_input) {
     gram = g->inputs[f->layer][piece];
@@ -230,7 +213,7 @@ static void factor_piece(void *arg, size_t piece, void *scratch) {
 static int factor_all(calibration *c, pst_error *err) {
   factoring f = {.c = c};
   for (; f.layer <= c->grams.n_layers; f.layer++) {
-    size_t n = f.layer < c->grams.n_layers ? FACTORED : 1;
+    size_t n = f.layer < c->grams.n_layers ? FACTORED : c->grams.embedding == c->grams.head ? 1 : 2;
     pst_tune_team_run(c->whole.team, n, factor_piece, &f);
     for (size_t i = 0; i < n; i++) {
       if (f.codes[i] == PST_E_NOMEM) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to factor Gram matrices");
@@ -245,152 +228,73 @@ static int factor_all(calibration *c, pst_error *err) {
   return 0;
 }
 
-/* Losses of a matrix's offers of `bytes` bytes (0: of all) become rounding errors, told from some of its rows. */
-static int probe_types(calibration *c, matrix *x, int64_t bytes, pst_error *err) {
+/* The squared error of a matrix in one token's predictions is its rounding error over this. */
+static double tokens_of(const calibration *c, const matrix *x) {
+  double n_scores = (double)PST_MAX(c->grams.n_scores, 1);
+  return n_scores * (x->outputs ? (1 + OUTPUT_DAMPING) * (double)c->grams.n_tokens : (double)x->n_rows);
+}
+
+/* What offers cost, told from some rows. */
+static int probe(calibration *c, matrix *x, pst_error *err) {
   int code = 0;
   uint8_t *out = pst_malloc((x->n_rows + ROW_STEP - 1) / ROW_STEP * x->n_cols * sizeof(float)); /* no type takes more */
   if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
   for (int t = 0; t < x->choice.n && !code; t++) {
     pst_tune_offer *o = &x->choice.offers[t];
-    if (!bytes || o->bytes == bytes) code = round_matrix(c, x, o->type, true, ROW_STEP, out, &o->loss, err);
+    code = round_matrix(c, x, o->type, true, ROW_STEP, out, &o->loss, err);
+    o->loss /= 2 * tokens_of(c, x);
   }
   pst_free(out);
   return code;
 }
 
-static void scale_losses(matrix *x, double factor) {
-  for (int t = 0; t < x->choice.n; t++) x->choice.offers[t].loss *= factor;
-}
-
-/* A matrix in its cheapest type, as floats. */
-static int round_cheapest(calibration *c, const matrix *x, float *ret_floats, pst_error *err) {
-  const pst_tune_offer *cheapest = &x->choice.offers[pst_tune_cheapest(&x->choice)];
-  uint8_t *out = pst_malloc((size_t)cheapest->bytes);
-  if (!out) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to round a matrix");
-  int code = round_matrix(c, x, cheapest->type, true, 1, out, NULL, err);
-  if (!code) read_rounded(x, cheapest->type, out, ret_floats);
-  pst_free(out);
-  return code;
-}
-
-/* What types cost matrices [first, end): their errors, scaled by the divergence when all have their cheapest. */
-static int probe_group(calibration *c, size_t first, size_t end, pst_tune_judge *judge, pst_error *err) {
-  size_t at = 0;
-  double together = 0;
-  int code = 0;
-  for (size_t i = first; i < end && !code; i++) {
-    matrix *x = &c->matrices[i];
-    code = probe_types(c, x, 0, err);
-    if (!code) code = round_cheapest(c, x, c->floats + at, err);
-    point(x, c->floats + at);
-    at += x->n_rows * x->n_cols;
-    together += x->choice.offers[pst_tune_cheapest(&x->choice)].loss;
-  }
-  if (code) return code;
-  double divergence = pst_tune_judge_run(judge, &c->trial).answers;
-  for (size_t i = first; i < end; i++) {
-    point(&c->matrices[i], c->matrices[i].w);
-    scale_losses(&c->matrices[i], together > 0 ? divergence / together : 0);
-  }
-  return 0;
-}
-
-/* What types cost a matrix whose Gram matrices say so (gram.h). */
-static int probe_matrix(calibration *c, matrix *x, pst_error *err) {
-  int code = probe_types(c, x, 0, err);
-  scale_losses(x, 0.5 / (1 + OUTPUT_DAMPING) / (double)c->grams.n_tokens / (double)PST_MAX(c->grams.n_scores, 1));
-  return code;
-}
-
-static int probe(calibration *c, const pst_tune_traffic *search, pst_error *err) {
-  pst_tune_judge judge = {0};
-  size_t largest = 0;
-  for (size_t i = 0, end; i < c->n_matrices; i = end) {
-    size_t n = 0;
-    end = group_end(c, i);
-    for (size_t k = i; k < end; k++) n += c->matrices[k].n_rows * c->matrices[k].n_cols;
-    if (!c->matrices[i].outputs) largest = PST_MAX(largest, n);
-  }
-  c->floats = pst_malloc(largest * sizeof *c->floats);
-  if (!c->floats) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a rounded matrix");
-  int code = pst_tune_judge_create(c->whole.net, &c->whole.model, search, c->o->search_tokens, true, &judge, err);
-  for (size_t i = 0, end; i < c->n_matrices && !code; i = end) {
-    end = c->matrices[i].outputs ? i + 1 : group_end(c, i);
-    code = c->matrices[i].outputs ? probe_matrix(c, &c->matrices[i], err) : probe_group(c, i, end, &judge, err);
-    if (!code) code = tell(c, "measuring matrices", MEASURED * (int64_t)(end - i), err);
-  }
-  pst_tune_judge_done(&judge);
-  return code;
-}
-
-static int refuse_bits(const calibration *c, int64_t bytes, int64_t elements, pst_error *err) {
-  return pst_error_set(err, PST_E_LIMIT, "bits", "%g bits a weight are too few: the smallest types take %.4f",
-                       c->o->bits, (double)bytes * 8 / (double)elements);
-}
-
-/* Whether the budget has room for any matrix in more than its smallest type: without, nothing is to be measured. */
-static int has_choice(calibration *c, const char *in_path, bool *ret_choice, pst_error *err) {
-  pst_engine_tensor *given = pst_calloc(c->n_matrices, sizeof *given);
-  int64_t bytes = 0, elements = 0, step = INT64_MAX;
-  if (!given) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to choose types");
-  for (size_t i = 0; i < c->n_matrices; i++) {
-    const matrix *x = &c->matrices[i];
-    const pst_tune_offer *o = &x->choice.offers[pst_tune_cheapest(&x->choice)];
-    given[i] = (pst_engine_tensor){x->name, o->type, x->n_rows, x->n_cols, NULL};
-    for (int t = 0; t < x->choice.n; t++)
-      if (x->choice.offers[t].bytes > o->bytes) step = PST_MIN(step, x->choice.offers[t].bytes - o->bytes);
-  }
-  int code = pst_engine_replace_measure(in_path, given, c->n_matrices, &bytes, &elements, err);
-  double budget = c->o->bits * (double)elements / 8;
-  pst_free(given);
-  if (code) return code;
-  if (budget < (double)bytes) return refuse_bits(c, bytes, elements, err);
-  *ret_choice = budget >= (double)bytes + (double)step;
-  return 0;
-}
-
-/* Rounding errors in the smallest types alone: what is left to choose when there is no room for larger ones. */
-static int probe_smallest(calibration *c, pst_error *err) {
+static int probe_all(calibration *c, pst_error *err) {
   int code = 0;
   for (size_t i = 0; i < c->n_matrices && !code; i++) {
-    matrix *x = &c->matrices[i];
-    code = probe_types(c, x, x->choice.offers[pst_tune_cheapest(&x->choice)].bytes, err);
+    code = probe(c, &c->matrices[i], err);
     if (!code) code = tell(c, "measuring matrices", MEASURED, err);
   }
   return code;
 }
 
-/* What the other tensors take, and what is left for matrices. */
-static int choose(calibration *c, const char *in_path, pst_tune_calibrate_report *report, pst_error *err) {
-  int64_t bytes = 0, elements = 0, ours = 0;
+/* What the file takes with all matrices in their smallest types; fewer bits are refused. */
+static int measure_smallest(calibration *c, const char *in_path, pst_tune_calibrate_report *report, pst_error *err) {
   pst_engine_tensor *given = pst_calloc(c->n_matrices, sizeof *given);
-  pst_tune_choice *choices = pst_calloc(c->n_matrices, sizeof *choices);
-  int code = given && choices ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to choose types");
-  if (!code) code = pst_engine_replace_measure(in_path, NULL, 0, &report->source_bytes, &elements, err);
+  int code = given ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to choose types");
   for (size_t i = 0; i < c->n_matrices && !code; i++) {
     const matrix *x = &c->matrices[i];
-    const pst_tune_offer *o = &x->choice.offers[pst_tune_cheapest(&x->choice)];
-    choices[i] = x->choice;
-    given[i] = (pst_engine_tensor){x->name, o->type, x->n_rows, x->n_cols, NULL};
-    ours += o->bytes;
+    given[i] =
+        (pst_engine_tensor){x->name, x->choice.offers[pst_tune_cheapest(&x->choice)].type, x->n_rows, x->n_cols, NULL};
   }
-  if (!code) code = pst_engine_replace_measure(in_path, given, c->n_matrices, &bytes, &elements, err);
-  int64_t budget = (int64_t)floor(c->o->bits * (double)elements / 8) - (bytes - ours);
-  if (!code && pst_tune_allocate(choices, c->n_matrices, budget)) code = refuse_bits(c, bytes, elements, err);
+  if (!code) code = pst_engine_replace_measure(in_path, NULL, 0, &report->source_bytes, &report->elements, err);
+  if (!code) code = pst_engine_replace_measure(in_path, given, c->n_matrices, &report->bytes, &report->elements, err);
+  pst_free(given);
+  if (code || c->o->bits * (double)report->elements / 8 >= (double)report->bytes) return code;
+  return pst_error_set(err, PST_E_LIMIT, "bits", "%g bits a weight are too few: the smallest types take %.4f",
+                       c->o->bits, (double)report->bytes * 8 / (double)report->elements);
+}
+
+static int choose(calibration *c, pst_tune_calibrate_report *report, pst_error *err) {
+  int64_t smallest = 0, budget = (int64_t)floor(c->o->bits * (double)report->elements / 8) - report->bytes;
+  pst_tune_choice *choices = pst_calloc(c->n_matrices, sizeof *choices);
+  if (!choices) return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to choose types");
+  for (size_t i = 0; i < c->n_matrices; i++) {
+    choices[i] = c->matrices[i].choice;
+    smallest += choices[i].offers[pst_tune_cheapest(&choices[i])].bytes;
+  }
+  (void)pst_tune_allocate(choices, c->n_matrices, smallest + budget); /* measure_smallest saw that these fit */
+  report->bytes -= smallest;
   report->predicted = 0;
-  for (size_t i = 0; i < c->n_matrices && !code; i++) {
+  for (size_t i = 0; i < c->n_matrices; i++) {
     const pst_tune_offer *o = &choices[i].offers[choices[i].chosen];
     c->matrices[i].choice = choices[i];
     report->predicted += o->loss;
-    bytes += o->bytes - c->matrices[i].choice.offers[pst_tune_cheapest(&choices[i])].bytes;
+    report->bytes += o->bytes;
     for (int t = 0; t < PST_TUNE_CALIBRATE_TYPES; t++) report->n_matrices[t] += pst_tune_calibrate_types[t] == o->type;
   }
-  report->bytes = bytes;
-  report->elements = elements;
-  report->bits = (double)bytes * 8 / (double)PST_MAX(elements, 1);
-  pst_free(given);
+  report->bits = (double)report->bytes * 8 / (double)report->elements;
   pst_free(choices);
-  return code;
+  return 0;
 }
 
 static const pst_tune_offer *chosen(const matrix *x) { return &x->choice.offers[x->choice.chosen]; }
@@ -527,7 +431,7 @@ static int prove(calibration *c, const char *in_path, const char *out_path, cons
   pst_tune_model written = {0};
   int code = proof_create(c, texts->held_out, texts->general, &p, err);
   if (!code) code = measure_plain(c, &p, report, err);
-  if (!code) code = round_all(c, true, err);
+  if (!code) code = round_all(c, c->o->feedback, err);
   if (!code && texts->lessons) code = learn_scales(c, texts->lessons, texts->search, report, err);
   if (!code) code = write_file(c, in_path, out_path, err);
   if (!code) code = pst_tune_load_float(out_path, NULL, c->o->threads, &written, err);
@@ -546,7 +450,7 @@ static int check_options(const pst_tune_calibrate_options *o, pst_error *err) {
     return pst_error_set(err, PST_E_BAD_INPUT, "damping", "damping is above 0 and at most 1");
   if (!(o->rate > 0 && o->rate <= 1))
     return pst_error_set(err, PST_E_BAD_INPUT, "rate", "the rate at which scales learn is above 0 and at most 1");
-  if (o->max_tokens < 2 || !o->search_tokens)
+  if (o->max_tokens < 2)
     return pst_error_set(err, PST_E_BAD_INPUT, "max_tokens", "the model reads at least 2 tokens at once");
   return 0;
 }
@@ -560,7 +464,6 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
   report.plain = report.plain_general = report.general;
   report.search_before = report.search_after = NAN;
   int64_t start = pst_clock_us();
-  bool choice = false;
   int code = check_options(options, err);
   if (!code)
     code = pst_tune_whole_open(in_path, options->adapter, options->threads, options->max_tokens, &c.whole, err);
@@ -572,14 +475,14 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
         (MEASURED + 2 * ROUNDED) * (int64_t)(c.whole.model.n_layers * PST_ENGINE_ROLE_COUNT + 1);
     if (lessons) options->progress->total += LEARNED * (int64_t)(lessons->n_tokens - lessons->n_texts);
   }
+  if (!code) code = pst_tune_grams_create(c.whole.net, &c.grams, err);
+  if (!code) code = list_matrices(&c, err);
+  if (!code) code = measure_smallest(&c, in_path, &report, err);
   if (!code) code = capture(&c, traffic, err);
   report.n_calibration_tokens = c.grams.n_tokens;
   if (!code) code = factor_all(&c, err);
-  if (!code) code = list_matrices(&c, err);
-  if (!code) code = has_choice(&c, in_path, &choice, err);
-  if (!code) code = choice ? probe(&c, texts->search, err) : probe_smallest(&c, err);
-  if (!code) code = choose(&c, in_path, &report, err);
-  if (!choice) report.predicted = NAN;
+  if (!code) code = probe_all(&c, err);
+  if (!code) code = choose(&c, &report, err);
   if (!code) code = prove(&c, in_path, out_path, texts, &report, err);
   done(&c);
   if (code) return code;

@@ -20,8 +20,12 @@ static size_t place_all(const pst_tune_model *m, pst_tune_grams *g, float *at) {
       if (at && role >= 0) g->outputs[i][role] = at + used;
       used += (pst_tune_gram_floats(role < 0 ? g->width[k] : m->layers[i].linear[role].n_out) + 15) & ~(size_t)15;
     }
-  g->head = at ? at + used : NULL;
-  return used + pst_tune_gram_floats(m->n_embd);
+  for (int k = 0; k < (m->head == m->embedding ? 1 : 2); k++) {
+    g->head = at ? at + used : NULL;
+    if (!k) g->embedding = g->head;
+    used += (pst_tune_gram_floats(m->n_embd) + 15) & ~(size_t)15;
+  }
+  return used;
 }
 
 int pst_tune_grams_create(const pst_tune_net_f32 *net, pst_tune_grams *ret_grams, pst_error *err) {
@@ -87,7 +91,7 @@ typedef struct tokens {
   pst_tune_net_f32 *net;
   size_t n, n_in, n_out, d_row;
   const float *x, *d;
-  double mean; /* of |d|^2; 0: tokens count alike */
+  double alike, each; /* a token weighs `alike` + `each` times its number in grams->lengths */
 } tokens;
 
 static void measure_band(void *arg, size_t piece, void *scratch) {
@@ -105,8 +109,7 @@ static void weigh_band(void *arg, size_t piece, void *scratch) {
   const tokens *w = arg;
   (void)scratch;
   for (size_t t = piece * BAND; t < PST_MIN((piece + 1) * BAND, w->n); t++) {
-    double weight = w->mean > 0 ? 1 - WEIGHED + WEIGHED * (double)w->grams->lengths[t] / w->mean : 1;
-    float root = (float)sqrt(weight);
+    float root = (float)sqrt(w->alike + w->each * (double)w->grams->lengths[t]);
     for (size_t i = 0; i < w->n_in; i++) w->grams->rows[t * w->n_in + i] = w->x[t * w->n_in + i] * root;
   }
 }
@@ -126,7 +129,9 @@ static void saw(void *user, size_t layer, pst_tune_group group, const float *x, 
   w->n_out = pst_tune_group_outputs(y, group);
   pst_tune_team_run(team, n_bands, measure_band, w);
   for (size_t t = 0; t < w->n; t++) *squares += (double)g->lengths[t];
-  w->mean = *squares / (double)(g->n_tokens + w->n);
+  double mean = *squares / (double)(g->n_tokens + w->n);
+  w->alike = mean > 0 ? 1 - WEIGHED : 1;
+  w->each = mean > 0 ? WEIGHED / mean : 0;
   pst_tune_team_run(team, n_bands, weigh_band, w);
   add(team, g->rows, w->n_in, w->n, w->n_in, g->inputs[layer][group]);
   for (int r = of.first; r < of.first + of.n; r++) {
@@ -137,9 +142,9 @@ static void saw(void *user, size_t layer, pst_tune_group group, const float *x, 
 
 /* ---- draws ---- */
 
-void pst_tune_grams_draw(float *row, size_t n, uint64_t number) {
+double pst_tune_grams_draw(float *row, size_t n, uint64_t number) {
   float top = row[0];
-  double sum = 0, along = 0;
+  double sum = 0, along = 0, squares = 0;
   uint64_t signs = 0;
   for (size_t i = 1; i < n; i++) top = PST_MAX(top, row[i]);
   for (size_t i = 0; i < n; i++) {
@@ -151,11 +156,15 @@ void pst_tune_grams_draw(float *row, size_t n, uint64_t number) {
     float root = sqrtf((float)((double)row[i] / sum));
     row[i] = signs >> (i % 64) & 1 ? root : -root;
     along += (double)row[i];
+    squares += (double)(root * root) * (double)(root * root);
   }
   for (size_t i = 0; i < n; i++) row[i] -= row[i] * row[i] * (float)along;
+  return 1 - squares;
 }
 
 typedef struct drawing {
+  const pst_tune_score *scores;
+  float *doubts; /* [tokens of the batch] */
   float *logits;
   size_t n_vocab;
   uint64_t first;
@@ -164,16 +173,18 @@ typedef struct drawing {
 static void draw_row(void *arg, size_t piece, void *scratch) {
   const drawing *d = arg;
   (void)scratch;
-  pst_tune_grams_draw(d->logits + piece * d->n_vocab, d->n_vocab, d->first + piece);
+  d->doubts[d->scores[piece].row] =
+      (float)pst_tune_grams_draw(d->logits + piece * d->n_vocab, d->n_vocab, d->first + piece);
 }
 
 /* Into d_scored: what the draws derive by what the head reads. */
 static void draw_batch(pst_tune_grams *g, pst_tune_net_f32 *net, const pst_tune_batch *batch) {
   const pst_tune_model *m = net->model;
+  memset(g->lengths, 0, batch->n_tokens * sizeof *g->lengths);
   for (size_t at = 0; at < batch->n_scores; at += TILE) {
     size_t n = PST_MIN(batch->n_scores - at, (size_t)TILE);
     pst_tune_product_f32 p = pst_tune_head_product(m, net->scored_normed + at * m->n_embd, n, g->logits);
-    drawing d = {g->logits, m->n_vocab, g->n_scores + at};
+    drawing d = {batch->scores + at, g->lengths, g->logits, m->n_vocab, g->n_scores + at};
     pst_tune_products_f32(net->team, &p, 1);
     pst_tune_team_run(net->team, n, draw_row, &d);
     p = (pst_tune_product_f32){.n_rows = n,
@@ -187,17 +198,33 @@ static void draw_batch(pst_tune_grams *g, pst_tune_net_f32 *net, const pst_tune_
   }
 }
 
+/* What the head reads, behind the draws. */
+static void add_head(tokens *w) {
+  pst_tune_grams *g = w->grams;
+  pst_tune_net_f32 *net = w->net;
+  const pst_tune_model *m = net->model;
+  for (size_t t = 0; t < w->n; t++) g->doubts += (double)g->lengths[t];
+  w->alike = (1 - WEIGHED) * g->doubts / (double)(g->n_tokens + w->n);
+  w->each = WEIGHED;
+  w->x = net->normed;
+  w->n_in = m->n_embd;
+  pst_tune_norm_f32(net->team, net->last, m->output_norm, w->n, m->n_embd, m->norm_eps, net->normed);
+  pst_tune_team_run(net->team, (w->n + BAND - 1) / BAND, weigh_band, w);
+  add(net->team, g->rows, m->n_embd, w->n, m->n_embd, g->head);
+}
+
 void pst_tune_grams_add(pst_tune_grams *grams, pst_tune_net_f32 *net, const pst_tune_batch *batch) {
   const pst_tune_model *m = net->model;
   tokens w = {.grams = grams, .net = net, .n = batch->n_tokens};
   const pst_tune_observer_f32 observer = {saw, &w};
   pst_tune_net_states_f32(net, batch);
-  pst_tune_norm_f32(net->team, net->last, m->output_norm, w.n, m->n_embd, m->norm_eps, net->normed);
-  add(net->team, net->normed, m->n_embd, w.n, m->n_embd, grams->head);
   draw_batch(grams, net, batch);
+  add_head(&w);
   net->observer = &observer;
   pst_tune_net_back_f32(net, batch);
   net->observer = NULL;
+  for (size_t i = 0; i < w.n * m->n_embd; i++) net->d_x[i] *= m->embedding_scale;
+  add(net->team, net->d_x, m->n_embd, w.n, m->n_embd, grams->embedding);
   grams->n_tokens += w.n;
   grams->n_scores += batch->n_scores;
 }

@@ -13,9 +13,12 @@ typedef struct pst_tune_grams {
   size_t n_tokens, n_scores; /* seen so far */
   /* [n_layers]; the lower triangle of [n][n], in a place of pst_tune_gram_floats(n). Layers that read the same input share one: n of width. Of outputs: n_out. */
   float *(*inputs)[PST_TUNE_GROUP_COUNT], *(*outputs)[PST_ENGINE_ROLE_COUNT];
-  float *head;                             /* [n_embd][n_embd], all tokens alike */
+  /* [n_embd][n_embd], the same memory when tied. Errors e of one row of the embedding or the head change a token's predictions by (d e^T)^2 and w (e h^T)^2 nats times 2: d is derived by the token's
+   * embedding, h what the head reads, w a row's p (1 - p), of which only the sum of all rows is taken. */
+  float *embedding, *head;
   size_t width[PST_TUNE_GROUP_COUNT];      /* of a group's input */
   double (*squares)[PST_TUNE_GROUP_COUNT]; /* [n_layers]: of d, so far */
+  double doubts;                           /* sum of w so far */
   size_t bytes;
   float *logits, *rows, *lengths; /* scratch */
   void *memory;
@@ -27,7 +30,8 @@ void pst_tune_grams_done(pst_tune_grams *grams);
 /* Takes the batch through the net and back; its scores are the predictions that count. Every sum is one chain over the tokens in their order, so that the number of threads leaves no
  * trace. */
 void pst_tune_grams_add(pst_tune_grams *grams, pst_tune_net_f32 *net, const pst_tune_batch *batch);
-/* A row of logits [n] becomes a draw with mean 0 and covariance diag(p) - p p^T, p = softmax(logits): signs times root(p), less their part along p. `number` decides the signs. */
-void pst_tune_grams_draw(float *row, size_t n, uint64_t number);
+/* A row of logits [n] becomes a draw with mean 0 and covariance diag(p) - p p^T, p = softmax(logits): signs times root(p), less their part along p. `number` decides the signs.
+ * Returns the sum of p (1 - p). */
+double pst_tune_grams_draw(float *row, size_t n, uint64_t number);
 
 #endif

@@ -89,7 +89,7 @@ def test_scales_learn(calibrate, tmp_path):
 def test_refusals(calibrate, place):
     code, _, errors, path = calibrate("--bits", "3")
     assert code in (1, 2) and "the smallest types take" in errors and not path.exists()
-    code, _, errors, path = calibrate("--at-once", "8")
+    code, _, errors, path = calibrate("--bits", "6.5", "--at-once", "8")
     assert code in (1, 2) and "more than the 8" in errors and not path.exists()
     path.write_text("mine")
     code, _, errors, _ = calibrate()

@@ -120,9 +120,36 @@ static double measure(pst_tune_whole *whole, pst_tune_judge *judge, const pst_tu
   return log(cost);
 }
 
+/* The same of the embedding and the head, errors of which are drawn number by number: of what they are looked up for and of what they say. */
+static double measure_embedding(const pst_tune_whole *whole, pst_tune_judge *judge, const pst_tune_grams *g) {
+  const pst_tune_model *m = &whole->model;
+  size_t size = m->n_vocab * m->n_embd;
+  double squares = 0, said_cost = 0;
+  float *w = pst_malloc(2 * size * sizeof *w);
+  assert_non_null(w);
+  for (size_t k = 0; k < size; k++) squares += (double)m->embedding[k] * (double)m->embedding[k];
+  double most = 0.05 * sqrt(squares / (double)size); /* the sum of two numbers even in [0, 1] has variance 1/6 */
+  for (size_t k = 0; k < size; k++) {
+    w[k] = m->embedding[k] + (float)(most * (pst_random_unit(6, 0, k) + pst_random_unit(6, 1, k) - 1));
+    w[size + k] = m->head[k] + (float)(most * (pst_random_unit(6, 2, k) + pst_random_unit(6, 3, k) - 1));
+  }
+  bool tied = m->head == m->embedding;
+  pst_tune_model other = *m;
+  other.embedding = w;
+  other.head = tied ? w : w + size;
+  for (size_t i = 0; i < m->n_embd; i++) {
+    said_cost += (double)g->embedding[i * m->n_embd + i];
+    if (!tied) said_cost += (double)g->head[i * m->n_embd + i];
+  }
+  said_cost *= most * most / 6 / 2 / (double)g->n_scores;
+  double cost = pst_tune_judge_run(judge, &other).answers;
+  pst_free(w);
+  return cost / said_cost;
+}
+
 static void they_say_what_errors_cost(void **state) {
   (void)state;
-  static const char *const names[] = {"llama", "qwen3", "gemma3"};
+  static const char *const names[] = {"llama", "llama-rope3", "qwen3", "gemma3"};
   for (size_t m = 0; m < PST_ARRAY_LEN(names); m++) {
     pst_tune_traffic traffic = test_traffic(2, N_TEXTS, LENGTH, GIVEN);
     pst_tune_whole whole;
@@ -140,6 +167,10 @@ static void they_say_what_errors_cost(void **state) {
     print_message("%s: an error costs %.2f times what is said, spread of the logarithm %.2f\n", names[m], exp(mean),
                   sqrt(spread));
     assert_true(fabs(mean) < 0.5 && spread < 0.4);
+    double embedding = measure_embedding(&whole, &judge, &g);
+    print_message("%s: one of the embedding and the head %.2f times (%s)\n", names[m], embedding,
+                  whole.model.head == whole.model.embedding ? "tied" : "two matrices");
+    assert_true(fabs(log(embedding)) < 0.5);
     pst_tune_judge_done(&judge);
     pst_tune_grams_done(&g);
     pst_tune_whole_done(&whole);
