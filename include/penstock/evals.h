@@ -74,6 +74,9 @@ typedef struct pst_evals_info {
   char fingerprint[65];  /* SHA-256 over workload.json, items.jsonl and trace.jsonl */
   const pst_str *labels; /* of a choice task, else none */
   size_t n_labels;
+  /* Fields of expected JSON ("slots.artist") whose texts stand in their inputs, in 199 of 200 of the part examples and in five at least. */
+  const pst_str *copied;
+  size_t n_copied;
   const char *input_pattern; /* NULL: the last user message */
   const pst_evals_prompt *prompts;
   size_t n_prompts;

@@ -99,11 +99,22 @@ typedef struct pst_gateway_plan {
   const pst_regex *input_regex; /* the same compiled; NULL: none, or a plan made by hand */
   const pst_str *labels;
   int n_labels;
+  const pst_str *copied; /* fields of a JSON answer whose texts stand in the input: "slots.artist", "items[].name" */
+  int n_copied;
   pst_gateway_cache cache;
   const pst_gateway_engine_spec *engines;
   int n_engines;
   pst_gateway_node root;
 } pst_gateway_plan;
+
+/* Calls fn with each text of an object or array, by its field ("slots.artist", "items[].name"), and appends the value as JSON to *out, each text as *ret_other, which is the
+ * text unless fn changes it. Texts with no field's name (the value itself) or one beyond 256 bytes are passed over. Returns fn's first code that is not 0; PST_E_NOMEM. Pure. */
+int pst_gateway_copied_each(const pst_json *value,
+                            int (*fn)(void *user, pst_str field, pst_str text, pst_str *ret_other), void *user,
+                            pst_buf *out);
+/* Texts of the plan's copied fields that the input does not hold become the part of it, of whole words, that is nearest by edit distance, if half of the text or more is kept. An answer that is no
+ * JSON, and one in which nothing changes, stays byte for byte as it is; another is written anew, without white space. PST_E_NOMEM. Pure. */
+int pst_gateway_copied_mend(const pst_gateway_plan *plan, pst_str input, pst_buf *answer);
 
 /* Parses a plan and validates it against the schema that ships with the program (asset gateway/plan_schema.json; docs/plan.json is an example). Defaults are filled in,
  * so that plan->json and plan->hash do not depend on how it was spelled. Errors: PST_E_BAD_INPUT (not JSON, an unknown field, a value not accepted, with the

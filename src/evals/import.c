@@ -661,12 +661,7 @@ static void write_workload(const importer *m, const char *name, pst_buf *out) {
   pst_json_key(&w, "task");
   pst_json_begin_object(&w);
   pst_json_member_cstr(&w, "kind", kinds[m->kind]);
-  if (m->kind == ANSWER_LABEL) {
-    pst_json_key(&w, "labels");
-    pst_json_begin_array(&w);
-    for (size_t i = 0; i < m->n_labels; i++) pst_json_put_str(&w, m->labels[i]);
-    pst_json_end_array(&w);
-  }
+  if (m->kind == ANSWER_LABEL) pst_json_member_strs(&w, "labels", m->labels, m->n_labels);
   pst_json_member_cstr(&w, "input", "last_user_message");
   pst_json_end_object(&w);
   write_prompts(m, &w);

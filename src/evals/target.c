@@ -34,12 +34,7 @@ static int plain_plan(const pst_evals_workload *workload, pst_str provider, pst_
   pst_json_member_int(&w, "schema", 1);
   pst_json_member_str(&w, "workload", pst_str_from(info->name));
   if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
-  if (info->n_labels) {
-    pst_json_key(&w, "labels");
-    pst_json_begin_array(&w);
-    for (size_t i = 0; i < info->n_labels; i++) pst_json_put_str(&w, info->labels[i]);
-    pst_json_end_array(&w);
-  }
+  if (info->n_labels) pst_json_member_strs(&w, "labels", info->labels, info->n_labels);
   if (!provider.n) {
     pst_json_key(&w, "engines");
     pst_json_begin_object(&w);

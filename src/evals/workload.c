@@ -775,6 +775,7 @@ static int parse_folder(pst_evals_workload *w, const folder_files *f, pst_error 
   if (!code) code = hash_parts(w, err);
   if (!code) code = check_parts(w, f->paths[1], err);
   if (!code) code = pst_evals_grading_prepare(w, err);
+  if (!code) code = pst_evals_find_copied(w, err);
   items_done(&all);
   pst_free(trace.list);
   return code;

@@ -37,6 +37,11 @@ int pst_evals_fold(pst_str text, pst_buf *out);
  * alone is kept. Appends. */
 int pst_evals_normalize(pst_str text, pst_buf *out);
 
+/* ---- copied.c ---- */
+
+/* Into info.copied: which fields stand in their inputs. PST_E_NOMEM. */
+int pst_evals_find_copied(pst_evals_workload *workload, pst_error *err);
+
 /* ---- sql.c ---- */
 
 /* Whether nothing but letter case, Unicode form, white space, semicolons at the end, quotes ('x' "x"; a number in quotes is the number), `<>` for `!=`, `==` for `=`, or

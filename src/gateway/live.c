@@ -242,8 +242,13 @@ static void deliver_token(pst_gateway_live *live, uint32_t choice, pst_str text,
   deliver(live, &(pst_gateway_event){.choice = choice, .text = text, .token = token, .top_texts = tops, .margin = NAN});
 }
 
+/* Log-probabilities are of the tokens that the model said, so where they are wanted the answer stays what these spell. */
+static bool is_mended(const pst_gateway_live *live) {
+  return live->leaf && live->plan->n_copied && live->set.n_logprobs < 0;
+}
+
 static bool goes_out_at_once(const pst_gateway_live *live) {
-  return live->final && (live->stream || live->set.n_logprobs >= 0);
+  return live->final && (live->stream || live->set.n_logprobs >= 0) && !is_mended(live);
 }
 
 static void keep_token(pst_gateway_choice *c, pst_str text, const pst_engine_event *token) {
@@ -271,7 +276,7 @@ void pst_gateway_live_text(pst_gateway_live *live, uint32_t choice, pst_str text
   }
   bool now = goes_out_at_once(live);
   if (!now || live->keep_content) pst_buf_append_str(&c->text, text);
-  if (!now && token) keep_token(c, text, token);
+  if (!now && token && !is_mended(live)) keep_token(c, text, token);
   if (!now) return;
   c->n_delivered += text.n;
   if (token)
@@ -326,8 +331,10 @@ static void keep_tool_calls(const pst_chat_tool_call *calls, size_t n, pst_buf *
 
 void pst_gateway_live_finish(pst_gateway_live *live, uint32_t choice, pst_engine_finish finish,
                              const pst_chat_tool_call *tool_calls, size_t n_tool_calls) {
-  live->choices[choice].finish = finish;
-  if (live->keep_content && n_tool_calls) keep_tool_calls(tool_calls, n_tool_calls, &live->choices[choice].tool_calls);
+  pst_gateway_choice *c = &live->choices[choice];
+  c->finish = finish;
+  if (is_mended(live) && pst_gateway_copied_mend(live->plan, live->input, &c->text)) c->text.failed = true;
+  if (live->keep_content && n_tool_calls) keep_tool_calls(tool_calls, n_tool_calls, &c->tool_calls);
   if (live->final) deliver_finish(live, choice, tool_calls, n_tool_calls);
 }
 

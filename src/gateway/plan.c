@@ -133,17 +133,17 @@ static int read_engines(reader *r) {
   return 0;
 }
 
-static int read_labels(reader *r, const pst_json *v) {
+static int read_texts(reader *r, const pst_json *v, const pst_str **ret_texts, int *ret_n) {
   size_t n = pst_json_size(v), i = 0;
-  pst_str *labels = pst_arena_calloc(r->owned->arena, n + 1, sizeof *labels);
-  if (!labels) return no_memory(r);
+  pst_str *texts = pst_arena_calloc(r->owned->arena, n + 1, sizeof *texts);
+  if (!texts) return no_memory(r);
   for (pst_json_iter it = pst_json_iterate(v); pst_json_next(&it); i++) {
     pst_str s = pst_json_str(it.value);
-    if (!(labels[i].data = pst_arena_strndup(r->owned->arena, s.data, s.n))) return no_memory(r);
-    labels[i].n = s.n;
+    if (!(texts[i].data = pst_arena_strndup(r->owned->arena, s.data, s.n))) return no_memory(r);
+    texts[i].n = s.n;
   }
-  r->owned->plan.labels = labels;
-  r->owned->plan.n_labels = (int)n;
+  *ret_texts = texts;
+  *ret_n = (int)n;
   return 0;
 }
 
@@ -323,7 +323,8 @@ static int read_plan(reader *r, const pst_json *v) {
   int code = read_text(r, v, "workload", &plan->workload);
   if (!code) code = read_text(r, v, "input_pattern", &plan->input_pattern);
   if (!code) code = read_pattern(r);
-  if (!code) code = read_labels(r, pst_json_get(v, "labels"));
+  if (!code) code = read_texts(r, pst_json_get(v, "labels"), &plan->labels, &plan->n_labels);
+  if (!code) code = read_texts(r, pst_json_get(v, "copied"), &plan->copied, &plan->n_copied);
   if (!code) code = read_engines(r);
   if (!code) code = read_cache(r, pst_json_get(v, "cache"));
   if (!code) code = read_node(r, pst_json_get(v, "root"), "/root", &plan->root);
@@ -511,12 +512,8 @@ static void put_plan(pst_json_writer *w, const pst_gateway_plan *plan) {
   pst_json_member_int(w, "schema", 1);
   put_optional(w, "workload", plan->workload);
   put_optional(w, "input_pattern", plan->input_pattern);
-  if (plan->n_labels) {
-    pst_json_key(w, "labels");
-    pst_json_begin_array(w);
-    for (int i = 0; i < plan->n_labels; i++) pst_json_put_str(w, plan->labels[i]);
-    pst_json_end_array(w);
-  }
+  if (plan->n_labels) pst_json_member_strs(w, "labels", plan->labels, (size_t)plan->n_labels);
+  if (plan->n_copied) pst_json_member_strs(w, "copied", plan->copied, (size_t)plan->n_copied);
   put_cache(w, &plan->cache);
   pst_json_key(w, "engines");
   pst_json_begin_object(w);

@@ -136,12 +136,8 @@ int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_c
   pst_json_member_int(&w, "schema", 1);
   pst_json_member_str(&w, "workload", pst_str_from(info->name));
   if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
-  if (info->n_labels) {
-    pst_json_key(&w, "labels");
-    pst_json_begin_array(&w);
-    for (size_t i = 0; i < info->n_labels; i++) pst_json_put_str(&w, info->labels[i]);
-    pst_json_end_array(&w);
-  }
+  if (info->n_labels) pst_json_member_strs(&w, "labels", info->labels, info->n_labels);
+  if (info->n_copied) pst_json_member_strs(&w, "copied", info->copied, info->n_copied);
   pst_json_key(&w, "engines");
   pst_json_begin_object(&w);
   if (pst_optimizer_has_engine(s, c)) {
@@ -219,8 +215,15 @@ static int find_classifier(const pst_optimizer_space *s, const pst_gateway_node 
   return -1;
 }
 
+static bool same_copied(const pst_evals_info *info, const pst_gateway_plan *plan) {
+  size_t n = 0;
+  while (n < info->n_copied && n < (size_t)plan->n_copied && pst_str_equal(info->copied[n], plan->copied[n])) n++;
+  return n == info->n_copied && n == (size_t)plan->n_copied;
+}
+
 bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_plan *plan, pst_optimizer_choice *ret) {
   const pst_gateway_node *n;
+  if (!same_copied(s->workload, plan)) return false;
   int classifier = find_classifier(s, &plan->root, &n);
   if (classifier > 0 && !n) {
     memset(ret, 0, sizeof *ret);

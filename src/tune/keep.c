@@ -44,11 +44,7 @@ void pst_tune_plan_begin(const pst_evals_info *info, pst_json_writer *w) {
   pst_json_member_int(w, "schema", 1);
   pst_json_member_cstr(w, "workload", info->name);
   if (info->input_pattern) pst_json_member_cstr(w, "input_pattern", info->input_pattern);
-  if (!info->n_labels) return;
-  pst_json_key(w, "labels");
-  pst_json_begin_array(w);
-  for (size_t i = 0; i < info->n_labels; i++) pst_json_put_str(w, info->labels[i]);
-  pst_json_end_array(w);
+  if (info->n_labels) pst_json_member_strs(w, "labels", info->labels, info->n_labels);
 }
 
 double pst_tune_lot(uint64_t seed, const pst_evals_item *item) {

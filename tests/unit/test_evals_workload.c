@@ -36,6 +36,33 @@ static int open_with(const char *workload, const char *items, const char *trace,
   return code;
 }
 
+/* ---- copied fields ---- */
+
+/* Told from examples alone, where a field has five texts or more; of 200 one may be astray. */
+static void copied_fields_are_found(void **state) {
+  (void)state;
+  pst_evals_workload *w = NULL;
+  pst_buf items = PST_BUF_INIT;
+  for (int i = 0; i < 402; i++) {
+    bool last = i >= 400; /* not examples, and astray in all */
+    pst_buf_printf(
+        &items,
+        "{\"id\":\"i%d\",\"messages\":[{\"role\":\"user\",\"content\":\"buy the good %d a%db\"}],\"reference\":{\"do\":\"%s\",\"what\":"
+        "[{\"name\":\"%s%d\",\"kind\":\"%s\"}]%s},\"part\":\"%s\",\"cluster\":\"c%d\"}\n",
+        i, i, i, last ? "buy" : "Buy", last || i == 7 || i == 9 ? "x" : "", i, i % 100 == 50 ? "bad" : "good",
+        i < 4 ? ",\"rare\":\"buy\"" : "", last ? "verify" : "examples", i);
+  }
+  assert_int_equal(open_with(TEXT_TASK("{\"type\":\"json\"}"), pst_buf_text(&items), NULL, &w), 0);
+  const pst_evals_info *info = pst_evals_workload_info(w);
+  assert_int_equal(info->n_copied, 1); /* "do" never, "kind" too often not, "rare" too seldom */
+  assert_true(pst_str_equal(info->copied[0], PST_STR("what[].name")));
+  pst_evals_workload_free(w);
+  assert_int_equal(open_with(TEXT_TASK("{\"type\":\"exact\"}"), ITEM("a", "one", "\"one\"", "examples"), NULL, &w), 0);
+  assert_int_equal(pst_evals_workload_info(w)->n_copied, 0);
+  pst_evals_workload_free(w);
+  pst_buf_done(&items);
+}
+
 /* ---- what is refused ---- */
 
 static void refused(void **state) {
@@ -347,8 +374,13 @@ static void a_part_is_known_again(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(refused), cmocka_unit_test(opened),      cmocka_unit_test(graders),
-      cmocka_unit_test(hostile), cmocka_unit_test(hostile_sql), cmocka_unit_test(a_part_is_known_again),
+      cmocka_unit_test(copied_fields_are_found),
+      cmocka_unit_test(refused),
+      cmocka_unit_test(opened),
+      cmocka_unit_test(graders),
+      cmocka_unit_test(hostile),
+      cmocka_unit_test(hostile_sql),
+      cmocka_unit_test(a_part_is_known_again),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -152,6 +152,43 @@ static void a_stream_is_passed_through(void **state) {
   tear_down(&s);
 }
 
+/* A plan whose answers copy from the input: a stream waits for the end and comes mended; log-probabilities are of what the model said. */
+static void copied_texts_are_mended(void **state) {
+  (void)state;
+  for (int i = 0; i < 3; i++) {
+    stage s;
+    pst_error err = PST_ERROR_INIT;
+    pst_gateway_plan *plan;
+    set_up(
+        &s,
+        i ? SSE_200 CHUNK("{\"content\":\"{\\\"name\\\":\"}", "null") CHUNK("{\"content\":\"\\\"Klotte\\\"}\"}", "null")
+                CHUNK("{}", "\"stop\"") USAGE "data: [DONE]\n\n"
+          : JSON_200(
+                "{\"id\":\"x\",\"object\":\"chat.completion\",\"model\":\"m\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\","
+                "\"content\":\"{\\\"name\\\":\\\"Klotte\\\"}\"},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":10,"
+                "\"completion_tokens\":3,\"total_tokens\":13}}"),
+        NULL);
+    test_chat_init(&s.chat, "a song of Klute");
+    assert_int_equal(
+        pst_gateway_plan_parse(
+            PST_STR(
+                "{\"schema\":1,\"copied\":[\"name\"],\"root\":{\"op\":\"remote\",\"provider\":\"acme\",\"model\":\"big\"}}"),
+            "plan", &plan, &err),
+        0);
+    pst_gateway_call call = call_of(&s);
+    call.plan = plan;
+    call.stream = i > 0;
+    if (i == 2) call.set.n_logprobs = 0;
+    run(&s, &call);
+    assert_int_equal(s.a.error.code, 0);
+    assert_string_equal(test_answer_text(&s.a, 0), i == 2 ? "{\"name\":\"Klotte\"}" : "{\"name\":\"Klute\"}");
+    assert_int_equal(s.a.n_events, i == 2 ? 4 : 2); /* the answer with its finish, the end */
+    assert_int_equal(spent(&s), USAGE_NUSD);
+    pst_gateway_plan_unref(plan);
+    tear_down(&s);
+  }
+}
+
 static void tool_calls_come_whole(void **state) {
   (void)state;
   stage s;
@@ -433,6 +470,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_whole_answer),
       cmocka_unit_test(a_stream_is_passed_through),
+      cmocka_unit_test(copied_texts_are_mended),
       cmocka_unit_test(tool_calls_come_whole),
       cmocka_unit_test(asked_to_come_back_it_does),
       cmocka_unit_test(not_for_ever_and_not_for_too_long),
