@@ -327,9 +327,9 @@ void pst_json_put_value(pst_json_writer *w, const pst_json *v); /* copies a pars
 void pst_json_put_raw(pst_json_writer *w, pst_str json_text);   /* trusted, already JSON */
 /* A key and its value. */
 void pst_json_member_str(pst_json_writer *w, const char *key, pst_str value);
-void pst_json_member_cstr(pst_json_writer *w, const char *key, const char *value); /* NULL writes null */
+void pst_json_member_cstr(pst_json_writer *w, const char *key, const char *value);               /* NULL writes null */
 void pst_json_member_strs(pst_json_writer *w, const char *key, const pst_str *values, size_t n); /* an array */
-void pst_json_member_opt(pst_json_writer *w, const char *key, pst_str value);      /* absent (data NULL): null */
+void pst_json_member_opt(pst_json_writer *w, const char *key, pst_str value); /* absent (data NULL): null */
 void pst_json_member_int(pst_json_writer *w, const char *key, int64_t value);
 void pst_json_member_double(pst_json_writer *w, const char *key, double value); /* not finite: null */
 void pst_json_member_bool(pst_json_writer *w, const char *key, bool value);

@@ -511,6 +511,8 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_member_bool(w, "same_answers", o->chosen == s->reference);
   if (!outside) put_choice(w, s->space, &o->choice);
   if (!outside) put_point(w, s->space, &o->choice);
+  size_t n_copied = s->space->workload->n_copied;
+  if (!outside && n_copied) pst_json_member_int(w, "copied_fields", (int64_t)n_copied);
   if (!outside) put_estimate(w, "estimate", &o->estimate);
   const pst_optimizer_answers *best = s->verify[o->chosen].n ? &s->verify[o->chosen] : &s->search[o->chosen];
   put_answers(w, "search", &s->search[o->chosen]);

@@ -205,6 +205,11 @@ static void put_tree(tree *t, const pst_json *e) {
   put_leaf_of(t, "│  └─ ", "of them from the prefix cache", "cached_tokens");
   pst_buf_puts(out, "└─ answer ");
   put_choice(out, choice, answer, remote ? 1 : 2);
+  int64_t n_copied = pst_json_int(pst_json_path(e, "plan.copied_fields"), 0);
+  if (n_copied)
+    pst_buf_printf(out,
+                   "   ├─ texts of %lld %s are copied from the input: misspelt ones are mended, a stream comes whole\n",
+                   (long long)n_copied, n_copied == 1 ? "field" : "fields");
   put_leaf_of(t, "   └─ ", "tokens", "completion_tokens");
 }
 

@@ -57,6 +57,34 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
   pst_optimizer_space_done(&s);
 }
 
+/* Plans name the workload's copied fields; one that names others is none of the space. */
+static void test_plans_name_copied_fields(void **state) {
+  (void)state;
+  static const pst_str fields[2] = {{"slots.city", 10}, {"days[]", 6}};
+  pst_evals_info w = test_numbers();
+  pst_optimizer_space s;
+  pst_optimizer_target one = {.name = "small", .has_template = true, .weights = "Q4_1"};
+  pst_optimizer_choice back;
+  pst_buf json = PST_BUF_INIT;
+  pst_gateway_plan *plan = NULL;
+  pst_error err = PST_ERROR_INIT;
+  w.copied = fields;
+  w.n_copied = 2;
+  assert_int_equal(pst_optimizer_space_init(&s, &w, &one, 1, 2, INDEX_HASH, NULL, NULL, NULL), 0);
+  assert_int_equal(pst_optimizer_plan_write(&s, &s.classes[0], &json), 0);
+  assert_int_equal(pst_gateway_plan_parse(pst_buf_str(&json), "candidate", &plan, &err), 0);
+  assert_int_equal(plan->n_copied, 2);
+  assert_true(pst_str_equal(plan->copied[0], fields[0]) && pst_str_equal(plan->copied[1], fields[1]));
+  assert_true(pst_optimizer_plan_match(&s, plan, &back));
+  for (w.n_copied = 0; w.n_copied < 2; w.n_copied++) assert_false(pst_optimizer_plan_match(&s, plan, &back));
+  w.copied = &fields[1];
+  w.n_copied = 1;
+  assert_false(pst_optimizer_plan_match(&s, plan, &back));
+  pst_gateway_plan_unref(plan);
+  pst_buf_done(&json);
+  pst_optimizer_space_done(&s);
+}
+
 /* An adapter of which it is known how it was trained adds that one way to ask; one of which it is not, the ways of the workload; both as shipped. */
 static void test_adapters_are_models_of_their_own(void **state) {
   (void)state;
@@ -293,6 +321,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_enumeration),
       cmocka_unit_test(test_every_candidate_is_a_valid_plan),
+      cmocka_unit_test(test_plans_name_copied_fields),
       cmocka_unit_test(test_adapters_are_models_of_their_own),
       cmocka_unit_test(test_a_classifier_adds_itself_and_cascades),
       cmocka_unit_test(test_a_cascade_costs_what_is_left),
