@@ -112,7 +112,7 @@ typedef struct pst_gateway_plan {
 int pst_gateway_copied_each(const pst_json *value,
                             int (*fn)(void *user, pst_str field, pst_str text, pst_str *ret_other), void *user,
                             pst_buf *out);
-/* Texts of the plan's copied fields that the input does not hold become the part of it, of whole words, that is nearest by edit distance, if half of the text or more is kept. An answer that is no
+/* Texts of the plan's copied fields that the input does not hold become the part of it, of whole words, that is nearest by edit distance, if half of the text or more is kept (of very long inputs and answers: as many as some milliseconds allow). An answer that is no
  * JSON, and one in which nothing changes, stays byte for byte as it is; another is written anew, without white space. PST_E_NOMEM. Pure. */
 int pst_gateway_copied_mend(const pst_gateway_plan *plan, pst_str input, pst_buf *answer);
 

@@ -6,7 +6,9 @@
 
 #include <string.h>
 
-enum { FIELD_BYTES_MAX = 256, TABLE_MAX = 1 << 22, FAR = 1 << 30 };
+enum { FIELD_BYTES_MAX = 256, FAR = 1 << 30 };
+/* Of the tables of an answer together: some ten milliseconds on whatever thread the answer ends on. */
+#define STEPS_MAX ((size_t)1 << 22)
 
 /* ---- the part most like a text ---- */
 
@@ -53,10 +55,11 @@ static void next_column(pst_str text, pst_str input, size_t at, place *column) {
   }
 }
 
-/* The input's part, of whole words, that is nearest to the text; the first of such. Data NULL: none is as near as half its length. PST_E_NOMEM. */
-static int find_part(pst_str text, pst_str input, pst_str *ret_part) {
+/* The input's part, of whole words, that is nearest to the text; the first of such. Data NULL: none is as near as half its length, or more steps would be needed than are left. PST_E_NOMEM. */
+static int find_part(pst_str text, pst_str input, size_t *steps_left, pst_str *ret_part) {
   *ret_part = (pst_str){NULL, 0};
-  if (!text.n || !input.n || (text.n + 1) * input.n > TABLE_MAX) return 0;
+  if (!text.n || !input.n || text.n >= *steps_left / input.n) return 0;
+  *steps_left -= (text.n + 1) * input.n;
   place *column = pst_calloc(text.n + 1, sizeof *column), best = {(int)(text.n / 2) + 1, 0};
   size_t end = 0;
   if (!column) return PST_E_NOMEM;
@@ -127,6 +130,7 @@ int pst_gateway_copied_each(const pst_json *value,
 typedef struct mending {
   const pst_gateway_plan *plan;
   pst_str input;
+  size_t steps_left;
   bool any;
 } mending;
 
@@ -136,7 +140,7 @@ static int mend_text(void *user, pst_str field, pst_str text, pst_str *ret_other
   int i = 0;
   while (i < m->plan->n_copied && !pst_str_equal(m->plan->copied[i], field)) i++;
   if (i == m->plan->n_copied || pst_str_find(m->input, text, 0) != SIZE_MAX) return 0;
-  int code = find_part(text, m->input, &part);
+  int code = find_part(text, m->input, &m->steps_left, &part);
   if (code || !part.data) return code;
   *ret_other = part;
   m->any = true;
@@ -144,7 +148,7 @@ static int mend_text(void *user, pst_str field, pst_str text, pst_str *ret_other
 }
 
 int pst_gateway_copied_mend(const pst_gateway_plan *plan, pst_str input, pst_buf *answer) {
-  mending m = {.plan = plan, .input = input};
+  mending m = {.plan = plan, .input = input, .steps_left = STEPS_MAX};
   pst_json_doc *doc = NULL;
   pst_buf out = PST_BUF_INIT;
   int code = pst_json_parse(answer->data, answer->n, "answer", &doc, NULL);
