@@ -8,7 +8,7 @@
 #include "tune/feedback.h"
 
 enum { TILE = 32, PANEL = 192, MAX_PANELS = 256, BAND = 16, SEED = 7 };
-/* The share of an input's Gram matrix that |d|^2 weighs; in the rest tokens count alike. */
+/* The share of a Gram matrix of inputs that is weighed by what errors at each token cost (|d|^2, the head's w); in the rest tokens count alike. */
 #define WEIGHED 0.7
 
 static size_t place_all(const pst_tune_model *m, pst_tune_grams *g, float *at) {

@@ -13,14 +13,14 @@ typedef struct pst_tune_grams {
   size_t n_tokens, n_scores; /* seen so far */
   /* [n_layers]; the lower triangle of [n][n], in a place of pst_tune_gram_floats(n). Layers that read the same input share one: n of width. Of outputs: n_out. */
   float *(*inputs)[PST_TUNE_GROUP_COUNT], *(*outputs)[PST_ENGINE_ROLE_COUNT];
-  /* [n_embd][n_embd], the same memory when tied. Errors e of one row of the embedding or the head change a token's predictions by (d e^T)^2 and w (e h^T)^2 nats times 2: d is derived by the token's
-   * embedding, h what the head reads, w a row's p (1 - p), of which only the sum of all rows is taken. */
+  /* [n_embd][n_embd], the same memory when tied. An error e of one row costs a token half of (d e^T)^2 nats where the row is its embedding and half of w (e h^T)^2 in the head: d is derived by the
+   * embedding, h what the head reads, w = p (1 - p) of the row's token. Rows are taken for alike: these are sums over all of them. */
   float *embedding, *head;
   size_t width[PST_TUNE_GROUP_COUNT];      /* of a group's input */
   double (*squares)[PST_TUNE_GROUP_COUNT]; /* [n_layers]: of d, so far */
   double doubts;                           /* sum of w so far */
   size_t bytes;
-  float *logits, *rows, *lengths; /* scratch */
+  float *logits, *rows, *lengths; /* scratch; lengths: [tokens of a batch], |d|^2 or w */
   void *memory;
 } pst_tune_grams;
 
