@@ -120,6 +120,7 @@ bool pst_str_equal(pst_str a, pst_str b);
 bool pst_str_is(pst_str a, const char *terminated);
 bool pst_str_starts(pst_str a, pst_str prefix);
 int pst_str_compare(pst_str a, pst_str b); /* bytewise; shorter first */
+bool pst_is_space(char c);                 /* ASCII white space */
 pst_str pst_str_trim(pst_str a);           /* ASCII white space on both ends */
 /* Offset of the first `needle` at or after `from`; SIZE_MAX if none. An empty needle is found at `from`. */
 size_t pst_str_find(pst_str hay, pst_str needle, size_t from);

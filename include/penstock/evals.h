@@ -98,6 +98,8 @@ typedef struct pst_evals_info {
 int pst_evals_workload_open(const char *folder, pst_evals_workload **ret_workload, pst_error *err);
 void pst_evals_workload_free(pst_evals_workload *workload); /* NULL is fine */
 const pst_evals_info *pst_evals_workload_info(const pst_evals_workload *workload);
+/* The members of a plan that say for which workload it is: schema, workload, input_pattern, labels; into an open object. */
+void pst_evals_plan_begin(const pst_evals_info *info, pst_json_writer *w);
 
 /* Makes a workload folder of a JSONL file whose lines hold a text and a label or target (`penstock import`). Parts are drawn by near-duplicate
  * cluster with `seed`. Several text fields are joined into one message, a line each; a list of texts in a field by ", ". Whole or not at all; PST_E_EXISTS when

@@ -31,14 +31,14 @@ int pst_str_compare(pst_str a, pst_str b) {
   return order ? order : (a.n > b.n) - (a.n < b.n);
 }
 
-static bool is_ascii_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+bool pst_is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 pst_str pst_str_trim(pst_str a) {
-  while (a.n && is_ascii_space(a.data[0])) {
+  while (a.n && pst_is_space(a.data[0])) {
     a.data++;
     a.n--;
   }
-  while (a.n && is_ascii_space(a.data[a.n - 1])) a.n--;
+  while (a.n && pst_is_space(a.data[a.n - 1])) a.n--;
   return a;
 }
 

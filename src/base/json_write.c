@@ -222,6 +222,7 @@ void pst_json_member_str(pst_json_writer *w, const char *key, pst_str value) {
   pst_json_key(w, key);
   pst_json_put_str(w, value);
 }
+
 void pst_json_member_strs(pst_json_writer *w, const char *key, const pst_str *values, size_t n) {
   pst_json_key(w, key);
   pst_json_begin_array(w);

@@ -34,10 +34,7 @@ static void write_header(const pst_classifier_info *info, pst_buf *out) {
     pst_json_put_double(&w, info->curve[i].accuracy);
   }
   pst_json_end_array(&w);
-  pst_json_key(&w, "labels");
-  pst_json_begin_array(&w);
-  for (size_t k = 0; k < info->n_labels; k++) pst_json_put_str(&w, info->labels[k]);
-  pst_json_end_array(&w);
+  pst_json_member_strs(&w, "labels", info->labels, info->n_labels);
   pst_json_end_object(&w);
   pst_buf_putc(out, '\n');
 }

@@ -25,7 +25,6 @@ typedef struct tokens {
 } tokens;
 
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
-static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 static bool in_word(char c) {
   return is_digit(c) || ((c | 32) >= 'a' && (c | 32) <= 'z') || c == '_' || c == '$' || (unsigned char)c >= 0x80;
 }
@@ -118,7 +117,7 @@ static int add_literal(tokens *all, char quote, char *text, size_t n) {
 static int tokenize(char *text, size_t n, tokens *all) {
   int code = 0;
   for (size_t i = 0, used = 1; i < n && !code; i += used, used = 1) {
-    if (is_space(text[i])) continue;
+    if (pst_is_space(text[i])) continue;
     token t;
     used = read_token((pst_str){text + i, n - i}, &t);
     if (is_sign(&t, "<>")) t.text = PST_STR("!=");
@@ -272,7 +271,7 @@ pst_str pst_evals_sql_table(pst_str statement) {
   bool next = false;
   while (statement.n) {
     token t = {TOKEN_SIGN, 0, {NULL, 0}};
-    size_t n = is_space(statement.data[0]) ? 1 : read_token(statement, &t);
+    size_t n = pst_is_space(statement.data[0]) ? 1 : read_token(statement, &t);
     if (next && t.text.n) return t.kind == TOKEN_SIGN ? (pst_str){NULL, 0} : t.text;
     next = next || is_one_of(&t, before);
     statement = (pst_str){statement.data + n, statement.n - n};

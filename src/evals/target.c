@@ -24,6 +24,13 @@ static void write_prompt(const pst_evals_prompt *p, pst_json_writer *w) {
   pst_json_end_object(w);
 }
 
+void pst_evals_plan_begin(const pst_evals_info *info, pst_json_writer *w) {
+  pst_json_member_int(w, "schema", 1);
+  pst_json_member_cstr(w, "workload", info->name);
+  if (info->input_pattern) pst_json_member_cstr(w, "input_pattern", info->input_pattern);
+  if (info->n_labels) pst_json_member_strs(w, "labels", info->labels, info->n_labels);
+}
+
 /* The plan of one model; provider empty: a local one. */
 static int plain_plan(const pst_evals_workload *workload, pst_str provider, pst_str model, pst_gateway_layout layout,
                       pst_gateway_plan **ret_plan, pst_error *err) {
@@ -31,10 +38,7 @@ static int plain_plan(const pst_evals_workload *workload, pst_str provider, pst_
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
-  pst_json_member_int(&w, "schema", 1);
-  pst_json_member_str(&w, "workload", pst_str_from(info->name));
-  if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
-  if (info->n_labels) pst_json_member_strs(&w, "labels", info->labels, info->n_labels);
+  pst_evals_plan_begin(info, &w);
   if (!provider.n) {
     pst_json_key(&w, "engines");
     pst_json_begin_object(&w);

@@ -53,10 +53,7 @@ static void write_set(pst_json_writer *w, const pst_gateway_overrides *set) {
     pst_json_member_double(w, "frequency_penalty", (double)set->frequency_penalty);
     pst_json_member_double(w, "presence_penalty", (double)set->presence_penalty);
   }
-  pst_json_key(w, "stop");
-  pst_json_begin_array(w);
-  for (size_t i = 0; i < set->n_stop; i++) pst_json_put_str(w, set->stop[i]);
-  pst_json_end_array(w);
+  pst_json_member_strs(w, "stop", set->stop, set->n_stop);
   pst_json_key(w, "bias");
   pst_json_begin_array(w);
   for (size_t i = 0; i < set->n_bias; i++) {

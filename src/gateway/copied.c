@@ -17,8 +17,6 @@ typedef struct place {
   size_t start; /* of the match in the input */
 } place;
 
-static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-
 /* Letters, digits and all that is not ASCII. */
 static bool is_inner(char c) {
   unsigned char u = (unsigned char)c;
@@ -29,13 +27,13 @@ static bool is_one_of(char c, const char *marks) { return c && strchr(marks, c);
 
 /* Words begin behind a space or behind a mark that opens; they end before a space or a mark that closes. Marks inside of words ("cynthia's") do neither. */
 static bool begins(pst_str s, size_t at) {
-  if (at == 0 || is_space(s.data[at - 1])) return !is_space(s.data[at]);
+  if (at == 0 || pst_is_space(s.data[at - 1])) return !pst_is_space(s.data[at]);
   return is_one_of(s.data[at - 1], "\"'([{<") && (at == 1 || !is_inner(s.data[at - 2]));
 }
 
 static bool ends(pst_str s, size_t at) {
-  if (is_space(s.data[at - 1])) return false;
-  if (at == s.n || is_space(s.data[at])) return true;
+  if (pst_is_space(s.data[at - 1])) return false;
+  if (at == s.n || pst_is_space(s.data[at])) return true;
   return is_one_of(s.data[at], ".,;:!?\"')]}>") && (at + 1 == s.n || !is_inner(s.data[at + 1]));
 }
 

@@ -276,7 +276,7 @@ void pst_gateway_live_text(pst_gateway_live *live, uint32_t choice, pst_str text
   }
   bool now = goes_out_at_once(live);
   if (!now || live->keep_content) pst_buf_append_str(&c->text, text);
-  if (!now && token && !is_mended(live)) keep_token(c, text, token);
+  if (!now && token) keep_token(c, text, token);
   if (!now) return;
   c->n_delivered += text.n;
   if (token)

@@ -133,10 +133,7 @@ int pst_optimizer_plan_write(const pst_optimizer_space *s, const pst_optimizer_c
   pst_json_writer w = pst_json_writer_on(out, false);
   const pst_evals_info *info = s->workload;
   pst_json_begin_object(&w);
-  pst_json_member_int(&w, "schema", 1);
-  pst_json_member_str(&w, "workload", pst_str_from(info->name));
-  if (info->input_pattern) pst_json_member_str(&w, "input_pattern", pst_str_from(info->input_pattern));
-  if (info->n_labels) pst_json_member_strs(&w, "labels", info->labels, info->n_labels);
+  pst_evals_plan_begin(info, &w);
   if (info->n_copied) pst_json_member_strs(&w, "copied", info->copied, info->n_copied);
   pst_json_key(&w, "engines");
   pst_json_begin_object(&w);

@@ -40,7 +40,7 @@ static int make_plan(const maker *m, const char *artefact, const char *adapter, 
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
-  pst_tune_plan_begin(m->info, &w);
+  pst_evals_plan_begin(m->info, &w);
   pst_json_key(&w, "engines");
   pst_json_begin_object(&w);
   pst_json_key(&w, "encoder");

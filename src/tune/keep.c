@@ -40,13 +40,6 @@ int pst_tune_adapter_keep(pst_store *store, pst_gateway_adapter adapter, const c
   return code;
 }
 
-void pst_tune_plan_begin(const pst_evals_info *info, pst_json_writer *w) {
-  pst_json_member_int(w, "schema", 1);
-  pst_json_member_cstr(w, "workload", info->name);
-  if (info->input_pattern) pst_json_member_cstr(w, "input_pattern", info->input_pattern);
-  if (info->n_labels) pst_json_member_strs(w, "labels", info->labels, info->n_labels);
-}
-
 double pst_tune_lot(uint64_t seed, const pst_evals_item *item) {
   return pst_random_unit(seed, 0x68656c64u, item->cluster);
 }

@@ -1,4 +1,4 @@
-/* What a training of a workload's examples is made of and leaves, whatever it trains: who is held out, where its checkpoint and its adapter are kept, how its plan begins. Shared by
+/* What a training of a workload's examples is made of and leaves, whatever it trains: who is held out, where its checkpoint and its adapter are kept. Shared by
  * workload.c and encoder.c. */
 #ifndef PST_TUNE_KEEP_H
 #define PST_TUNE_KEEP_H
@@ -12,8 +12,6 @@ int pst_tune_checkpoint_path(const pst_store *store, pst_str question, char *ret
 int pst_tune_adapter_keep(pst_store *store, pst_gateway_adapter adapter, const char *name, pst_engine_lora *lora,
                           pst_store_adapter *ret_row, pst_error *err);
 
-/* The members of a plan that are the workload's: schema, workload, input_pattern, labels; into an open object. */
-void pst_tune_plan_begin(const pst_evals_info *info, pst_json_writer *w);
 /* In [0, 1), the same for all of a cluster: those below a share are held out. */
 double pst_tune_lot(uint64_t seed, const pst_evals_item *item);
 

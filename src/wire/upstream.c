@@ -108,12 +108,7 @@ static void put_sampling(pst_json_writer *w, const pst_wire_request *q) {
   put_number(w, "frequency_penalty", q->has_frequency_penalty, q->frequency_penalty);
   put_number(w, "repetition_penalty", q->has_repetition_penalty, q->repetition_penalty);
   put_integer(w, "n", q->n > 1, q->n);
-  if (q->n_stop) {
-    pst_json_key(w, "stop");
-    pst_json_begin_array(w);
-    for (size_t i = 0; i < q->n_stop; i++) pst_json_put_str(w, q->stop[i]);
-    pst_json_end_array(w);
-  }
+  if (q->n_stop) pst_json_member_strs(w, "stop", q->stop, q->n_stop);
   if (q->n_bias) {
     pst_json_key(w, "logit_bias");
     pst_json_begin_object(w);
