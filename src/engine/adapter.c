@@ -185,12 +185,6 @@ static int add_target(making *m, const pst_engine_lora_target *t) {
   return code;
 }
 
-/* Products over one input: a layer's slots up to this one. */
-static bool ends_stage(pst_engine_adapter_slot slot) {
-  return slot == PST_ENGINE_ADAPT_V || slot == PST_ENGINE_ADAPT_O || slot == PST_ENGINE_ADAPT_UP ||
-         slot == PST_ENGINE_ADAPT_DOWN;
-}
-
 static size_t take_bytes(making *m, size_t bytes) {
   size_t at = m->used;
   m->used += (bytes + 63) & ~(size_t)63;
@@ -202,16 +196,12 @@ static int by_part(const void *x, const void *y) {
   return (a > b) - (a < b);
 }
 
-/* Where each matrix lies: in the order in which a step reads them, the a's of products over one input before their b's. */
+/* Where each matrix lies: a's before its b, in the order of the parts. */
 static void place_all(making *m) {
-  pst_engine_adapter_part *parts = &m->adapter->layers[0][0];
   qsort(m->jobs, m->n_jobs, sizeof *m->jobs, by_part);
-  for (size_t i = 0, end; i < m->n_jobs; i = end) {
-    size_t last = (size_t)(m->jobs[i].part - parts);
-    while (!ends_stage((pst_engine_adapter_slot)(last % PST_ENGINE_ADAPT_SLOTS))) last++;
-    for (end = i; end < m->n_jobs && (size_t)(m->jobs[end].part - parts) <= last; end++)
-      m->jobs[end].a_at = take_bytes(m, a_bytes(m->jobs[end].part));
-    for (size_t k = i; k < end; k++) m->jobs[k].b_at = take_bytes(m, pst_kernels_matrix_bytes(&m->jobs[k].part->b));
+  for (pack_job *j = m->jobs; j < m->jobs + m->n_jobs; j++) {
+    j->a_at = take_bytes(m, a_bytes(j->part));
+    j->b_at = take_bytes(m, pst_kernels_matrix_bytes(&j->part->b));
   }
 }
 

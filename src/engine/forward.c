@@ -70,10 +70,7 @@ static void place_all(pst_engine_forward *f, layout *l) {
   f->convolved = place(l, n * pst_engine_delta_channels(f->model) * fl);
   f->branch = place(l, n * embd * fl);
   f->gate_up = place(l, n * 2 * ff * fl);
-  size_t adapted = PST_ENGINE_ADAPTED_PRODUCTS * n;
   f->gated = place(l, f->any_float_down ? n * ff * fl : 0);
-  f->inner = place(l, f->any_float ? adapted * PST_ENGINE_ADAPTER_MAX_RANK * fl : 0);
-  place_input(l, &f->in_inner, adapted * PST_ENGINE_ADAPTED_BLOCKS, PST_KERNELS_BLOCK);
   f->runs = place(l, (size_t)f->max_items * sizeof *f->runs);
   f->kept = place(l, (size_t)f->max_logits * embd * fl);
   for (int i = 0; i < f->model->n_ropes; i++) f->turns[i] = place(l, n * (size_t)f->model->ropes[i].n_rot * fl);
@@ -104,6 +101,7 @@ static void place_all(pst_engine_forward *f, layout *l) {
     place_input(l, &y->attended, PST_ENGINE_ALONE_TOKENS, q);
     place_input(l, &y->recalled, PST_ENGINE_ALONE_TOKENS, values);
     place_input(l, &y->per_layer, PST_ENGINE_ALONE_TOKENS, per_layer);
+    place_input(l, &y->adapted, PST_ENGINE_STRIP_TOKENS * PST_ENGINE_ADAPTED_BLOCKS, PST_KERNELS_BLOCK);
     y->token_row = place(l, all_layers * fl);
   }
 }
@@ -133,8 +131,6 @@ static void describe(pst_engine_forward *f, const pst_engine_model *model, pst_e
     f->n_query = PST_MAX(f->n_query, pst_engine_query_floats(model, y));
     f->n_qkv = PST_MAX(f->n_qkv, pst_engine_query_floats(model, y) + 2 * y->k.n_rows);
     f->any_float_down |= y->down.is_float;
-    f->any_float |= y->q.is_float || y->k.is_float || y->v.is_float || y->o.is_float || y->gate.is_float ||
-                    y->up.is_float || y->down.is_float;
     f->any_dense |= y->down.n_rows != 0;
     f->any_float_expert |= e->gate.shape.is_float || e->up.shape.is_float || e->down.shape.is_float;
   }
@@ -189,12 +185,10 @@ void pst_engine_forward_free(pst_engine_forward *f) {
 void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, int n_products,
                               const pst_kernels_input *input, int n_tokens) {
   int total = 0;
-  pst_engine_adapting adapting = pst_engine_walk_adapt_in(w, p, n_products, input);
+  pst_engine_adapting adapting = pst_engine_walk_adapt(w, p, n_products, input);
   for (int i = 0; i < n_products; i++) total += (int)p[i].w->n_groups;
-  /* Enough chunks that threads end together; at one token a chunk is at least two groups, so that claiming stays cheap. Adapters want larger ones: each chunk goes over
-   * all of them. */
-  int n_chunks = adapting.n_strips > 1 ? 3 : 8;
-  int chunk = PST_MAX(total / (w->team->n_threads * n_chunks), n_tokens > 8 ? 1 : 2);
+  /* Enough chunks that threads end together; at one token a chunk is at least two groups, so that claiming stays cheap. */
+  int chunk = PST_MAX(total / (w->team->n_threads * 4), n_tokens > 8 ? 1 : 2);
   int begin, end;
   while (pst_engine_walk_claim(w, total, chunk, &begin, &end)) {
     int base = 0;
@@ -202,8 +196,9 @@ void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, i
       int n = (int)p[i].w->n_groups;
       if (begin < base + n) {
         int from = begin - base, to = PST_MIN(end - base, n);
-        w->f->k->matmul(p[i].w, input, 0, (size_t)n_tokens, (size_t)from, (size_t)to, p[i].add, p[i].out, p[i].stride,
-                        w->mine->work);
+        if (adapting.n_strips) pst_engine_team_await(w->team, &adapting.done[i], adapting.n_strips);
+        w->f->k->matmul(p[i].w, input, 0, (size_t)n_tokens, (size_t)from, (size_t)to, p[i].add || adapting.n_strips,
+                        p[i].out, p[i].stride, w->mine->work);
         if (p[i].bias)
           for (int t = 0; t < n_tokens; t++) {
             size_t row = (size_t)from * PST_KERNELS_GROUP,
@@ -211,7 +206,6 @@ void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, i
             float *out = p[i].out + (size_t)t * p[i].stride + row;
             w->f->k->add(out, p[i].bias + row, rows, out);
           }
-        pst_engine_walk_adapt_out(w, &adapting, p, i, from, to);
         begin = base + to;
       }
       base += n;
@@ -629,11 +623,10 @@ static void step_thread(void *arg, pst_engine_team *team, int index) {
   keep(&w);
 }
 
-/* Neighbours with the same adapter are one run. */
+/* Neighbours with the same adapter, or with none, are one run. */
 static void add_to_runs(pst_engine_forward *f, const pst_engine_forward_item *item, int first) {
   pst_engine_adapter_run *last = f->n_runs ? &f->runs[f->n_runs - 1] : NULL;
-  if (!item->adapter) return;
-  if (last && last->adapter == item->adapter && last->first + last->n == first)
+  if (last && last->adapter == item->adapter)
     last->n += item->n;
   else
     f->runs[f->n_runs++] = (pst_engine_adapter_run){item->adapter, first, item->n};
@@ -652,6 +645,7 @@ void pst_engine_forward_run(pst_engine_forward *f, const pst_engine_forward_item
       f->position[f->n_tokens] = items[i].first + k;
     }
   }
+  if (f->n_runs == 1 && !f->runs[0].adapter) f->n_runs = 0;
   for (int i = 0; i < f->n_claims; i++) atomic_store_explicit(&f->claims[i], 0, memory_order_relaxed);
   pst_engine_pool_run(f->n_threads, step_thread, f);
 }

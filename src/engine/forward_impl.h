@@ -8,8 +8,8 @@
 
 /* Stages that a layer has at most: each has a claim counter of its own. Tokens up to which every thread does the element-wise stages for itself. */
 enum { PST_ENGINE_LAYER_STAGES = 40, PST_ENGINE_ALONE_TOKENS = 2 };
-/* Products over one input that take adapters, at most; blocks of a token's quantized a x for each. */
-enum { PST_ENGINE_ADAPTED_PRODUCTS = 3, PST_ENGINE_ADAPTED_BLOCKS = PST_ENGINE_ADAPTER_MAX_RANK / PST_KERNELS_BLOCK };
+/* Tokens that an adapter is multiplied with at a time (with eight the kernels work straight on packed records); blocks of each one's quantized a x. */
+enum { PST_ENGINE_STRIP_TOKENS = 8, PST_ENGINE_ADAPTED_BLOCKS = PST_ENGINE_ADAPTER_MAX_RANK / PST_KERNELS_BLOCK };
 
 typedef struct pst_engine_pick {
   float value;
@@ -37,6 +37,7 @@ typedef struct pst_engine_lane {
   float *plain;                                       /* [PST_ENGINE_ALONE_TOKENS][n_embd] */
   pst_kernels_input narrow, wide, attended, recalled; /* for PST_ENGINE_ALONE_TOKENS tokens */
   pst_kernels_input per_layer;                        /* likewise */
+  pst_kernels_input adapted;                          /* a x of STRIP_TOKENS tokens, ADAPTED_BLOCKS blocks each */
   pst_kernels_input shared_attended, shared_wide;     /* the step's shared ones, as wide as this layer's matrices */
   float *token_row;                                   /* [n_layers * per_layer.width] */
   pst_engine_pick picks[PST_ENGINE_HEAD_ROWS];        /* the best of each row among what this thread saw */
@@ -44,9 +45,9 @@ typedef struct pst_engine_lane {
   int n_passed;                                       /* groups that a screen let pass */
 } pst_engine_lane;
 
-/* Tokens [first, first + n) of the step, all of one adapter. */
+/* Tokens [first, first + n) of the step, all of one adapter, or of none. */
 typedef struct pst_engine_adapter_run {
-  const pst_engine_adapter *adapter;
+  const pst_engine_adapter *adapter; /* may be NULL */
   int first, n;
 } pst_engine_adapter_run;
 
@@ -64,17 +65,13 @@ struct pst_engine_forward {
   pst_engine_keys_place *keys;      /* [n_layers] */
   size_t n_query, n_qkv;            /* most floats of a layer's queries, and of queries, keys and values */
   bool any_float_down;              /* some layer's down matrix reads floats: `gated` is there */
-  bool any_float;                   /* some matrix that may take an adapter does: `inner` is there */
   bool any_dense, any_float_expert; /* some layer has no experts; some expert's matrix reads floats */
   /* [max_tokens] rows of n_embd, n_embd, q+k+v or 3 n_embd, q or n_embd, n_embd, 2 n_ff, n_ff: of the widest layer. A layer's own rows lie close. */
   float *x, *normed, *qkv, *attended, *branch, *gate_up, *gated;
   float *gated_queries;     /* 2 q: a head's query, then its gate; only where the model has such */
   float *mixed, *convolved; /* of delta nets: channels, values and twice n_delta_v; channels */
   pst_engine_routes routes;
-  /* Of adapters, a x: [ADAPTED_PRODUCTS][max_tokens] rows of ADAPTER_MAX_RANK floats (only for float matrices), of ADAPTED_BLOCKS blocks. */
-  float *inner;
-  pst_kernels_input in_inner;
-  pst_engine_adapter_run *runs;       /* [max_items] of the step */
+  pst_engine_adapter_run *runs;       /* [max_items] of the step, all its tokens */
   int n_runs;                         /* 0: every token is the base's */
   float *per_layer, *per_layer_gate;  /* [max_tokens] rows of n_layers * width, of width */
   pst_kernels_input in_per_layer;     /* of width */
@@ -134,16 +131,14 @@ typedef struct pst_engine_product {
   pst_engine_adapter_slot slot; /* what an adapter calls it; NONE: it takes none */
 } pst_engine_product;
 
-/* What adapters add to products over one input, in two halves (forward_adapter.c). First a x of every run that has a part in these products, which nobody waits
- * for. Then out += b (a x) for groups [from, to) of a product's rows, by the thread that has computed them, when every a x is there. */
+/* What adapters add to products over one input (forward_adapter.c): it is written where the products' rows are then to be added, by strips of tokens that the threads
+ * share out. The rows of product i may be computed when done[i] is n_strips. */
 typedef struct pst_engine_adapting {
-  int n_strips;     /* 0: no run has a part */
-  atomic_int *done; /* of them */
+  int n_strips;     /* of each product; 0: no run has a part, and nothing was written */
+  atomic_int *done; /* [n_products] */
 } pst_engine_adapting;
-pst_engine_adapting pst_engine_walk_adapt_in(pst_engine_walk *w, const pst_engine_product *p, int n_products,
-                                             const pst_kernels_input *input);
-void pst_engine_walk_adapt_out(const pst_engine_walk *w, const pst_engine_adapting *a, const pst_engine_product *p,
-                               int product, int from, int to);
+pst_engine_adapting pst_engine_walk_adapt(pst_engine_walk *w, const pst_engine_product *p, int n_products,
+                                          const pst_kernels_input *input);
 
 /* Several products over the same input, with what adapters add to them. */
 void pst_engine_walk_products(pst_engine_walk *w, const pst_engine_product *p, int n_products,
