@@ -39,13 +39,16 @@ int pst_tune_traffic_cut(const pst_engine_model *model, pst_str text, size_t n_t
                          pst_tune_traffic *traffic, pst_error *err);
 
 typedef struct pst_tune_calibrate_options {
-  double bits;                   /* a weight, all tensors of the file counted: bytes x 8 / elements at most this */
-  const char *adapter;           /* merged first, in float; NULL: none */
-  double damping;                /* of the inputs' Gram matrices (src/tune/feedback.h) */
-  bool feedback;                 /* false: types are chosen as with it, but each weight is rounded for itself */
-  size_t max_tokens;             /* that go through the model at once, and of the longest text */
-  double rate;                   /* at which scales learn: about what a step changes of one, above 0, at most 1 */
-  int threads;                   /* 0: pst_cpu_count() */
+  double bits;         /* a weight, all tensors of the file counted: bytes x 8 / elements at most this */
+  const char *adapter; /* merged first, in float; NULL: none */
+  double damping;      /* of the inputs' Gram matrices (src/tune/feedback.h) */
+  bool feedback;       /* false: types are chosen as with it, but each weight is rounded for itself */
+  size_t max_tokens;   /* that go through the model at once, and of the longest text */
+  double rate;         /* at which scales learn: about what a step changes of one, above 0, at most 1 */
+  int threads;         /* 0: pst_cpu_count() */
+  const pst_store *
+      store; /* in whose data directory a run that was stopped or killed leaves what the next one goes on from; NULL: nowhere */
+  double checkpoint_seconds;     /* between two, as scales learn */
   pst_progress *progress;        /* begun and ended by the caller; NULL: silent */
   bool (*cancelled)(void *user); /* asked between steps; NULL: never */
   void *user;
@@ -75,7 +78,7 @@ typedef struct pst_tune_calibrate_report {
   double search_before,
       search_after; /* divergence of answers on `search`, before and after scales learned; NAN: they did not */
   double predicted; /* divergence of answers that the choice of types counted on */
-  double seconds;
+  double seconds;   /* of all runs that it took */
 } pst_tune_calibrate_report;
 
 /* What a model is rounded for and measured on. None of them should share texts, but for the first two. */
@@ -90,7 +93,8 @@ typedef struct pst_tune_texts {
 /* Writes the model at in_path (a GGUF file or checkpoint's folder) to out_path with all matrices of its layers, its embedding and head rounded for the
  * texts. A file at out_path is replaced, whole or not at all. Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option; an adapter or weight that does
  * not fit), PST_E_LIMIT (fewer bits than the smallest types take, with their number; a text longer than max_tokens), PST_E_NO_DATA (no text), PST_E_CANCELLED,
- * PST_E_NOMEM, those of files. */
+ * PST_E_CORRUPT (what was left to go on from), PST_E_NOMEM, those of files. With a store the same call goes on behind the rounding, and from step to step of the learning, and
+ * gives the same file. */
 int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_texts *texts,
                        const pst_tune_calibrate_options *options, pst_tune_calibrate_report *ret_report,
                        pst_error *err);

@@ -222,6 +222,7 @@ static int run_calibrate(const pst_cli_args *a, pst_error *err) {
   int code = read_options(&c, err);
   if (!code) code = pst_cli_reshape_open(a, &c.of, err);
   if (!code) code = render(&c, err);
+  c.options.store = c.of.bench.store;
   if (!code && traffic_out) code = write_traffic(&c, traffic_out, err);
   if (!code) {
     const pst_tune_texts texts = {&c.traffic, c.lessons.n_texts ? &c.lessons : NULL, &c.search, &c.held_out,
@@ -280,7 +281,8 @@ const pst_cli_command pst_cli_calibrate = {
     "write a model file with its weights rounded for a workload's traffic",
     "MODEL is a pulled model's name or a GGUF file. The workload's examples go through the model as they are served, with their right answers; each matrix\n"
     "is rounded so that the answers' probabilities change least, and gets the type that is worth its bytes; then the scales learn to answer more examples\n"
-    "as the float model does. The file's divergence from that is measured on the part verify. OUT appears only when it is whole, and runs wherever GGUF files do.",
+    "as the float model does. The file's divergence from that is measured on the part verify. OUT appears only when it is whole, and runs wherever GGUF files do.\n"
+    "Interrupted, the same command goes on behind the rounding, or where the learning was.",
     3,
     3,
     options,

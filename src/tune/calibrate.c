@@ -13,6 +13,8 @@
 #include "tune/divergence.h"
 #include "tune/feedback.h"
 #include "tune/gram.h"
+#include "tune/keep.h"
+#include "tune/rounded.h"
 #include "tune/scales.h"
 #include "tune/whole.h"
 
@@ -30,6 +32,13 @@ enum { MEASURED = 240, ROUNDED = 100, LEARNED = 2, READ = 2 };
 /* Layers whose matrices are rounded side by side; what is added to the Gram matrices of outputs, in means of their diagonals. */
 enum { COUPLED_LAYERS = 4 };
 #define OUTPUT_DAMPING 1.0
+
+/* What two runs must have in common for one to go on from the other: grows when the same traffic gives another file. */
+#define VERSION 1
+
+typedef struct proof {
+  pst_tune_judge held_out, general;
+} proof;
 
 /* A matrix of the file that is rounded. */
 typedef struct matrix {
@@ -49,11 +58,15 @@ typedef struct calibration {
   pst_tune_grams grams;
   matrix *matrices;
   size_t n_matrices;
+  proof proof;
+  char key[65];                       /* of what the run is */
+  char rounded[4096], learning[4096]; /* files to go on from; empty: none */
   int64_t n_done;
 } calibration;
 
 pst_tune_calibrate_options pst_tune_calibrate_options_default(void) {
-  return (pst_tune_calibrate_options){.bits = 4.6, .damping = 0.01, .feedback = true, .max_tokens = 512, .rate = 1e-4};
+  return (pst_tune_calibrate_options){
+      .bits = 4.6, .damping = 0.01, .feedback = true, .max_tokens = 512, .rate = 1e-4, .checkpoint_seconds = 60};
 }
 
 static int tell(calibration *c, const char *what, int64_t n, pst_error *err) {
@@ -71,6 +84,8 @@ static void done(calibration *c) {
   pst_free(c->matrices);
   pst_free(c->trial.layers);
   pst_tune_grams_done(&c->grams);
+  pst_tune_judge_done(&c->proof.held_out);
+  pst_tune_judge_done(&c->proof.general);
   pst_tune_whole_done(&c->whole);
 }
 
@@ -347,15 +362,11 @@ static int write_file(calibration *c, const char *in_path, const char *out_path,
 
 /* ---- proof ---- */
 
-typedef struct proof {
-  pst_tune_judge held_out, general;
-} proof;
-
-static int proof_create(calibration *c, const pst_tune_traffic *held_out, const pst_tune_traffic *general, proof *p,
-                        pst_error *err) {
-  int code = pst_tune_judge_create(c->whole.net, &c->whole.model, held_out, 0, false, &p->held_out, err);
-  if (!code && general)
-    code = pst_tune_judge_create(c->whole.net, &c->whole.model, general, 0, false, &p->general, err);
+static int proof_create(calibration *c, const pst_tune_texts *texts, pst_error *err) {
+  proof *p = &c->proof;
+  int code = pst_tune_judge_create(c->whole.net, &c->whole.model, texts->held_out, 0, false, &p->held_out, err);
+  if (!code && texts->general)
+    code = pst_tune_judge_create(c->whole.net, &c->whole.model, texts->general, 0, false, &p->general, err);
   return code;
 }
 
@@ -386,12 +397,12 @@ static void put_back(calibration *c, float *floats) {
 }
 
 /* The same types without calibration. */
-static int measure_plain(calibration *c, proof *p, pst_tune_calibrate_report *report, pst_error *err) {
+static int measure_plain(calibration *c, pst_tune_calibrate_report *report, pst_error *err) {
   float *floats = NULL;
   int code = round_all(c, false, err);
   if (!code) code = become_rounded(c, &floats, err);
   if (code) return code;
-  measure(p, &c->trial, &report->plain, &report->plain_general);
+  measure(&c->proof, &c->trial, &report->plain, &report->plain_general);
   put_back(c, floats);
   return 0;
 }
@@ -403,11 +414,24 @@ static bool told_step(void *user, int64_t n_tokens, double divergence) {
   return tell(c, what, LEARNED * n_tokens, NULL) != 0;
 }
 
+static void skipped_steps(void *user, int64_t n_tokens) {
+  calibration *c = user;
+  if (c->o->progress) c->o->progress->total -= LEARNED * n_tokens;
+}
+
 /* The layers' scales learn from the float model; list_matrices has a layer's roles one behind the other. */
 static int learn_scales(calibration *c, const pst_tune_traffic *traffic, const pst_tune_traffic *search,
                         pst_tune_calibrate_report *report, pst_error *err) {
-  const pst_tune_lessons lessons = {
-      .traffic = traffic, .search = search, .rate = c->o->rate, .told = told_step, .user = c};
+  const pst_tune_lessons lessons = {.traffic = traffic,
+                                    .search = search,
+                                    .rate = c->o->rate,
+                                    .told = told_step,
+                                    .skipped = skipped_steps,
+                                    .user = c,
+                                    .checkpoint = c->learning[0] ? c->learning : NULL,
+                                    .key = c->key,
+                                    .checkpoint_seconds = c->o->checkpoint_seconds};
+  pst_tune_learned learned = {0};
   size_t n = c->whole.model.n_layers * PST_ENGINE_ROLE_COUNT;
   float *floats = NULL;
   pst_tune_scaled *list = pst_calloc(n, sizeof *list);
@@ -417,31 +441,117 @@ static int learn_scales(calibration *c, const pst_tune_traffic *traffic, const p
     list[i] = (pst_tune_scaled){i / PST_ENGINE_ROLE_COUNT, (int)(i % PST_ENGINE_ROLE_COUNT), chosen(x)->type,
                                 floats + (*x->slots[0] - floats), x->out};
   }
-  if (!code)
-    code = pst_tune_scales_learn(&c->whole, &c->trial, list, n, &lessons, &report->search_before, &report->search_after,
-                                 err);
+  if (!code) code = pst_tune_scales_learn(&c->whole, &c->trial, list, n, &lessons, &learned, err);
+  if (!code) {
+    report->search_before = learned.before;
+    report->search_after = learned.after;
+    report->seconds += learned.seconds;
+  }
   if (floats) put_back(c, floats);
   pst_free(list);
   return code;
 }
 
-static int prove(calibration *c, const char *in_path, const char *out_path, const pst_tune_texts *texts,
-                 pst_tune_calibrate_report *report, pst_error *err) {
-  proof p = {0};
-  pst_tune_model written = {0};
-  int code = proof_create(c, texts->held_out, texts->general, &p, err);
-  if (!code) code = measure_plain(c, &p, report, err);
-  if (!code) code = round_all(c, c->o->feedback, err);
-  if (!code && texts->lessons) code = learn_scales(c, texts->lessons, texts->search, report, err);
-  if (!code) code = write_file(c, in_path, out_path, err);
-  if (!code) code = pst_tune_load_float(out_path, NULL, c->o->threads, &written, err);
-  if (!code) {
-    measure(&p, &written, &report->held_out, &report->general);
-    pst_tune_model_done(&written);
+/* ---- from an earlier run, for a later one ---- */
+
+static void hash_traffic(pst_sha256 *s, const pst_tune_traffic *t) {
+  const pst_tune_traffic none = {0};
+  if (!t) t = &none;
+  pst_sha256_update(s, &t->n_texts, sizeof t->n_texts);
+  if (t->n_tokens) pst_sha256_update(s, t->tokens, t->n_tokens * sizeof *t->tokens);
+  if (t->n_texts) pst_sha256_update(s, t->texts, t->n_texts * sizeof *t->texts);
+}
+
+/* Files of a run are found by what it is: options that count, texts, and the model by a row of each matrix. */
+static int name_files(calibration *c, const pst_tune_texts *texts, pst_error *err) {
+  const pst_tune_calibrate_options *o = c->o;
+  const double numbers[] = {VERSION, o->bits, o->damping, o->feedback, (double)o->max_tokens, o->rate};
+  const pst_tune_traffic *const all[] = {texts->traffic, texts->lessons, texts->search, texts->held_out,
+                                         texts->general};
+  char question[80];
+  uint8_t sum[32];
+  pst_sha256 s;
+  if (!o->store) return 0;
+  pst_sha256_init(&s);
+  pst_sha256_update(&s, numbers, sizeof numbers);
+  for (size_t i = 0; i < PST_ARRAY_LEN(all); i++) hash_traffic(&s, all[i]);
+  for (size_t i = 0; i < c->n_matrices; i++)
+    pst_sha256_update(&s, c->matrices[i].w, c->matrices[i].n_cols * sizeof(float));
+  pst_sha256_done(&s, sum);
+  pst_hex(sum, sizeof sum, c->key);
+  (void)snprintf(question, sizeof question, "rounded %s", c->key);
+  int code = pst_tune_checkpoint_path(o->store, pst_str_from(question), c->rounded, sizeof c->rounded, err);
+  (void)snprintf(question, sizeof question, "learning %s", c->key);
+  return code ? code : pst_tune_checkpoint_path(o->store, pst_str_from(question), c->learning, sizeof c->learning, err);
+}
+
+static int keep_rounded(const calibration *c, const pst_tune_calibrate_report *report, pst_error *err) {
+  if (!c->rounded[0]) return 0;
+  int32_t *types = pst_calloc(c->n_matrices, sizeof *types);
+  pst_str *rows = pst_calloc(c->n_matrices, sizeof *rows);
+  int code = types && rows ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to keep the rounded model");
+  for (size_t i = 0; i < c->n_matrices && !code; i++) {
+    const matrix *x = &c->matrices[i];
+    types[i] = x->choice.chosen;
+    rows[i] = (pst_str){(const char *)x->out, (size_t)chosen(x)->bytes};
   }
-  pst_tune_judge_done(&p.held_out);
-  pst_tune_judge_done(&p.general);
+  if (!code) code = pst_tune_rounded_write(c->rounded, c->key, report, types, rows, c->n_matrices, err);
+  pst_free(types);
+  pst_free(rows);
   return code;
+}
+
+/* What an earlier run had rounded. */
+static int take_rounded(calibration *c, bool *ret_found, pst_tune_calibrate_report *report, pst_error *err) {
+  pst_tune_rounded kept;
+  *ret_found = false;
+  if (!c->rounded[0]) return 0;
+  int code = pst_tune_rounded_open(c->rounded, c->key, c->n_matrices, ret_found, &kept, err);
+  size_t at = 0;
+  for (size_t i = 0; i < c->n_matrices && *ret_found && !code; i++) {
+    matrix *x = &c->matrices[i];
+    x->choice.chosen = kept.chosen[i];
+    x->out = pst_malloc((size_t)chosen(x)->bytes);
+    if (!x->out) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the rounded model");
+    if (!code) memcpy(x->out, kept.rows.data + at, (size_t)chosen(x)->bytes);
+    at += (size_t)chosen(x)->bytes;
+  }
+  if (*ret_found) *report = kept.report;
+  pst_tune_rounded_close(&kept);
+  return code;
+}
+
+/* ---- all of it ---- */
+
+static int64_t rounding_work(const calibration *c, const pst_tune_traffic *traffic) {
+  return READ * (int64_t)(traffic->n_tokens - traffic->n_texts) + ROUNDED * (int64_t)(c->whole.model.n_layers + 1) +
+         (MEASURED + 2 * ROUNDED) * (int64_t)c->n_matrices;
+}
+
+/* Matrices rounded for the traffic; how they compare with plain ones. */
+static int round_for(calibration *c, const pst_tune_traffic *traffic, pst_tune_calibrate_report *report,
+                     pst_error *err) {
+  int64_t start = pst_clock_us();
+  int code = capture(c, traffic, err);
+  report->n_calibration_tokens = c->grams.n_tokens;
+  if (!code) code = factor_all(c, err);
+  if (!code) code = probe_all(c, err);
+  if (!code) code = choose(c, report, err);
+  if (!code) code = measure_plain(c, report, err);
+  if (!code) code = round_all(c, c->o->feedback, err);
+  report->seconds = (double)(pst_clock_us() - start) / 1e6;
+  return code ? code : keep_rounded(c, report, err);
+}
+
+static int write_and_measure(calibration *c, const char *in_path, const char *out_path,
+                             pst_tune_calibrate_report *report, pst_error *err) {
+  pst_tune_model written = {0};
+  int code = write_file(c, in_path, out_path, err);
+  if (!code) code = pst_tune_load_float(out_path, NULL, c->o->threads, &written, err);
+  if (code) return code;
+  measure(&c->proof, &written, &report->held_out, &report->general);
+  pst_tune_model_done(&written);
+  return 0;
 }
 
 static int check_options(const pst_tune_calibrate_options *o, pst_error *err) {
@@ -458,35 +568,37 @@ static int check_options(const pst_tune_calibrate_options *o, pst_error *err) {
 int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_texts *texts,
                        const pst_tune_calibrate_options *options, pst_tune_calibrate_report *ret_report,
                        pst_error *err) {
-  const pst_tune_traffic *traffic = texts->traffic;
+  const pst_tune_traffic *lessons = texts->lessons;
   calibration c = {.o = options};
   pst_tune_calibrate_report report = {.held_out = {NAN, NAN, NAN, 0, 0}, .general = {NAN, NAN, NAN, 0, 0}};
   report.plain = report.plain_general = report.general;
   report.search_before = report.search_after = NAN;
-  int64_t start = pst_clock_us();
+  bool found = false;
   int code = check_options(options, err);
   if (!code)
     code = pst_tune_whole_open(in_path, options->adapter, options->threads, options->max_tokens, &c.whole, err);
-  if (!code && options->progress) {
-    const pst_tune_traffic *lessons = texts->lessons;
-    options->progress->total =
-        READ * (int64_t)(traffic->n_tokens - traffic->n_texts) + ROUNDED * (int64_t)(c.whole.model.n_layers + 1);
-    options->progress->total +=
-        (MEASURED + 2 * ROUNDED) * (int64_t)(c.whole.model.n_layers * PST_ENGINE_ROLE_COUNT + 1);
-    if (lessons) options->progress->total += LEARNED * (int64_t)(lessons->n_tokens - lessons->n_texts);
-  }
   if (!code) code = pst_tune_grams_create(c.whole.net, &c.grams, err);
   if (!code) code = list_matrices(&c, err);
   if (!code) code = measure_smallest(&c, in_path, &report, err);
-  if (!code) code = capture(&c, traffic, err);
-  report.n_calibration_tokens = c.grams.n_tokens;
-  if (!code) code = factor_all(&c, err);
-  if (!code) code = probe_all(&c, err);
-  if (!code) code = choose(&c, &report, err);
-  if (!code) code = prove(&c, in_path, out_path, texts, &report, err);
+  if (!code) code = name_files(&c, texts, err);
+  if (!code) code = take_rounded(&c, &found, &report, err);
+  if (!code && options->progress) {
+    options->progress->total = found ? 0 : rounding_work(&c, texts->traffic);
+    if (lessons) options->progress->total += LEARNED * (int64_t)(lessons->n_tokens - lessons->n_texts);
+  }
+  if (!code) code = proof_create(&c, texts, err);
+  if (!code && !found) code = round_for(&c, texts->traffic, &report, err);
+  pst_tune_grams_done(&c.grams);
+  int64_t start = pst_clock_us();
+  if (!code && lessons) code = learn_scales(&c, lessons, texts->search, &report, err);
+  if (!code) code = write_and_measure(&c, in_path, out_path, &report, err);
+  if (!code && options->store) {
+    (void)remove(c.rounded);
+    (void)remove(c.learning);
+  }
   done(&c);
   if (code) return code;
-  report.seconds = (double)(pst_clock_us() - start) / 1e6;
+  report.seconds += (double)(pst_clock_us() - start) / 1e6;
   *ret_report = report;
   return 0;
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "tune/adam.h"
+#include "tune/checkpoint.h"
 #include "tune/divergence.h"
 
 enum { TOP = 32, TILE = 32, STEP_BATCHES = 2, LOOKS = 6 };
@@ -30,7 +31,10 @@ typedef struct scales {
   float *logits;        /* [TILE][n_vocab] */
   size_t *first;        /* [n_matrices + 1]: a matrix's blocks among all */
   pst_tune_adam adam;
-  float *before, *best;       /* [adam.n]: params of the weights as they lie in memory; those of the least divergence */
+  float *best; /* [adam.n]: params of the least divergence */
+  pst_tune_state
+      state; /* step, n_steps, held_out_before, best_loss: of answers on search, and seconds of earlier runs */
+  int64_t start_us, saved_us;
   pst_tune_blocks_f32 *grads; /* [n_layers] */
   void *memory;
 } scales;
@@ -123,7 +127,7 @@ static int make_room(scales *s, pst_error *err) {
   s->grads = pst_calloc(s->rounded->n_layers, sizeof *s->grads);
   if (s->first) most = add_matrices(s);
   size_t n = s->first ? s->first[s->n_matrices] : 0;
-  float *memory = s->memory = pst_calloc(6 * n + most + 1, sizeof(float));
+  float *memory = s->memory = pst_calloc(5 * n + most + 1, sizeof(float));
   if (!s->ids || !s->probabilities || !s->logits || !s->first || !s->grads || !memory)
     return pst_error_set(err, PST_E_NOMEM, NULL, "no memory to learn %zu scales", n);
   s->adam = (pst_tune_adam){.beta1 = 0.9,
@@ -134,9 +138,8 @@ static int make_room(scales *s, pst_error *err) {
                             .grads = memory + n,
                             .mean = memory + 2 * n,
                             .square = memory + 3 * n};
-  s->before = memory + 4 * n;
-  s->best = memory + 5 * n;
-  net->d_weights = memory + 6 * n;
+  s->best = memory + 4 * n;
+  net->d_weights = memory + 5 * n;
   for (size_t i = 0; i < s->n_matrices; i++) {
     pst_tune_blocks_f32 *b = &s->grads[s->matrices[i].layer];
     b->n[s->matrices[i].role] = block_of(s, i);
@@ -147,16 +150,21 @@ static int make_room(scales *s, pst_error *err) {
 
 /* ---- steps ---- */
 
-/* Weights in memory follow the params: a matrix to a piece. */
+/* Weights in memory are what the blocks say times what the params do: a matrix to a piece. */
 static void follow(void *arg, size_t matrix, void *scratch) {
   scales *s = arg;
-  size_t n = block_of(s, matrix);
-  float *w = s->matrices[matrix].w;
+  const pst_tune_scaled *x = &s->matrices[matrix];
+  const pst_tune_linear *l = linear_of(s, matrix);
+  size_t n = block_of(s, matrix), bytes = pst_kernels_row_bytes(x->type, l->n_in);
+  const float *param = s->adam.params + s->first[matrix];
   (void)scratch;
-  for (size_t k = s->first[matrix]; k < s->first[matrix + 1]; k++, w += n) {
-    float factor = expf(s->adam.params[k] - s->before[k]);
-    s->before[k] = s->adam.params[k];
-    for (size_t i = 0; i < n; i++) w[i] *= factor;
+  for (size_t r = 0; r < l->n_out; r++) {
+    float *w = x->w + r * l->n_in;
+    (void)pst_kernels_dequantize_row(x->type, x->blocks + r * bytes, l->n_in, w);
+    for (size_t at = 0; at < l->n_in; at += n) {
+      float factor = expf(*param++);
+      for (size_t i = 0; i < n; i++) w[at + i] *= factor;
+    }
   }
 }
 
@@ -180,21 +188,68 @@ static double step(scales *s, size_t first, size_t n, int64_t number, int64_t n_
   return sum / (double)n_scores;
 }
 
-static int learn(scales *s, double *best, pst_error *err) {
-  int64_t n_steps = (int64_t)((s->n_batches + STEP_BATCHES - 1) / STEP_BATCHES);
+/* ---- from an earlier run, for a later one ---- */
+
+static pst_tune_numbers numbers_of(const scales *s) {
+  return (pst_tune_numbers){
+      .n = s->adam.n, .params = s->adam.params, .mean = s->adam.mean, .square = s->adam.square, .best = s->best};
+}
+
+static int save(scales *s, pst_error *err) {
+  if (!s->lessons->checkpoint) return 0;
+  pst_tune_state state = s->state;
+  pst_tune_numbers numbers = numbers_of(s);
+  s->saved_us = pst_clock_us();
+  state.seconds += (double)(s->saved_us - s->start_us) / 1e6;
+  return pst_tune_checkpoint_write(s->lessons->checkpoint, s->lessons->key, &state, &numbers, err);
+}
+
+static size_t tokens_of(const scales *s, int64_t from, int64_t to) {
+  size_t n = 0;
+  for (size_t b = (size_t)from * STEP_BATCHES; b < PST_MIN((size_t)to * STEP_BATCHES, s->n_batches); b++)
+    n += s->batches[b].n_tokens;
+  return n;
+}
+
+/* Where an earlier run stood, else the start. */
+static int take_up(scales *s, pst_error *err) {
+  pst_tune_numbers numbers = numbers_of(s);
+  bool found = false;
+  int code = 0;
+  if (s->lessons->checkpoint)
+    code = pst_tune_checkpoint_read(s->lessons->checkpoint, s->lessons->key, &found, &s->state, &numbers, err);
+  if (code) return code;
+  s->start_us = s->saved_us = pst_clock_us();
+  s->state.n_steps = (int64_t)((s->n_batches + STEP_BATCHES - 1) / STEP_BATCHES);
+  if (!found) {
+    s->state.held_out_before = s->state.best_loss = look(s);
+    return 0;
+  }
+  pst_tune_team_run(s->whole->net->team, s->n_matrices, follow, s);
+  s->lessons->skipped(s->lessons->user, (int64_t)tokens_of(s, 0, s->state.step));
+  return 0;
+}
+
+static int learn(scales *s, pst_error *err) {
+  pst_tune_state *at = &s->state;
   s->whole->net->blocks = s->grads;
   s->whole->net->teacher_share = 1;
-  for (int64_t i = 0; i < n_steps; i++) {
-    size_t first = (size_t)i * STEP_BATCHES, n = PST_MIN((size_t)STEP_BATCHES, s->n_batches - first), n_tokens = 0;
-    double loss = step(s, first, n, i, n_steps);
-    for (size_t b = first; b < first + n; b++) n_tokens += s->batches[b].n_tokens;
-    if (s->lessons->told(s->lessons->user, (int64_t)n_tokens, loss))
-      return pst_error_set(err, PST_E_CANCELLED, NULL, "cancelled");
-    if ((i + 1) * LOOKS / n_steps == i * LOOKS / n_steps) continue;
-    double now = look(s);
-    if (!(now < *best)) continue;
-    *best = now;
-    memcpy(s->best, s->adam.params, s->adam.n * sizeof *s->best);
+  while (at->step < at->n_steps) {
+    size_t first = (size_t)at->step * STEP_BATCHES, n = PST_MIN((size_t)STEP_BATCHES, s->n_batches - first);
+    double loss = step(s, first, n, at->step, at->n_steps);
+    at->step++;
+    if (at->step * LOOKS / at->n_steps != (at->step - 1) * LOOKS / at->n_steps) {
+      double now = look(s);
+      if (now < at->best_loss) {
+        at->best_loss = now;
+        memcpy(s->best, s->adam.params, s->adam.n * sizeof *s->best);
+      }
+    }
+    bool stop = s->lessons->told(s->lessons->user, (int64_t)tokens_of(s, at->step - 1, at->step), loss);
+    bool due = (double)(pst_clock_us() - s->saved_us) / 1e6 >= s->lessons->checkpoint_seconds;
+    int code = stop || due ? save(s, err) : 0;
+    if (code) return code;
+    if (stop) return pst_error_set(err, PST_E_CANCELLED, NULL, "cancelled");
   }
   return 0;
 }
@@ -210,17 +265,19 @@ static void put_blocks(scales *s) {
 }
 
 int pst_tune_scales_learn(pst_tune_whole *whole, const pst_tune_model *rounded, const pst_tune_scaled *matrices,
-                          size_t n, const pst_tune_lessons *lessons, double *ret_before, double *ret_after,
-                          pst_error *err) {
+                          size_t n, const pst_tune_lessons *lessons, pst_tune_learned *ret, pst_error *err) {
   scales s = {.whole = whole, .rounded = rounded, .matrices = matrices, .n_matrices = n, .lessons = lessons};
   int code = pst_tune_judge_create(whole->net, &whole->model, lessons->search, 0, true, &s.judge, err);
   if (!code)
     code = pst_tune_traffic_batches(lessons->traffic, 0, whole->net->max_tokens, whole->net->max_position, true,
                                     &s.batches, &s.n_batches, err);
   if (!code) code = make_room(&s, err);
-  if (!code) *ret_before = *ret_after = look(&s);
-  if (!code) code = learn(&s, ret_after, err);
-  if (!code) put_blocks(&s);
+  if (!code) code = take_up(&s, err);
+  if (!code) code = learn(&s, err);
+  if (!code) {
+    put_blocks(&s);
+    *ret = (pst_tune_learned){s.state.held_out_before, s.state.best_loss, s.state.seconds};
+  }
   done(&s);
   return code;
 }

@@ -12,7 +12,7 @@ typedef struct pst_tune_scaled {
   size_t layer;
   int role;
   uint32_t type;
-  float *w;        /* [n_out][n_in]: what the blocks say, where the rounded model points; work space afterwards */
+  float *w;        /* [n_out][n_in], where the rounded model points: work space */
   uint8_t *blocks; /* rows one behind the other */
 } pst_tune_scaled;
 
@@ -20,14 +20,23 @@ typedef struct pst_tune_lessons {
   const pst_tune_traffic *traffic, *search; /* what is learned from, each text once; what decides whether it helped */
   double rate;                              /* the highest: about by how much a step moves a scale */
   bool (*told)(void *user, int64_t n_tokens,
-               double divergence); /* after each step, of the texts just learned from; true: stop */
+               double divergence);               /* after each step, of the texts just learned from; true: stop */
+  void (*skipped)(void *user, int64_t n_tokens); /* learned from in an earlier run */
   void *user;
+  const char
+      *checkpoint; /* file to go on from and to save in, every `checkpoint_seconds` and when stopped; NULL: none */
+  const char *key; /* SHA-256 over what the run is */
+  double checkpoint_seconds;
 } pst_tune_lessons;
 
-/* Whose answers on `search` diverge least of what was seen on the way is what the blocks become; they stay as they are if nothing was better. *ret_before, *ret_after: divergence of answers
- * on search. The same bytes on any number of threads. Errors: as for pst_tune_judge_create; PST_E_CANCELLED, blocks as they were. */
+typedef struct pst_tune_learned {
+  double before, after; /* divergence of answers on `search` */
+  double seconds;       /* of earlier runs */
+} pst_tune_learned;
+
+/* Whose answers on `search` diverge least of what was seen on the way is what the blocks become; they stay as they are if nothing was better.
+ * The same bytes on any number of threads, and however often it was stopped. Errors: as for pst_tune_judge_create and pst_tune_checkpoint_read; PST_E_CANCELLED, blocks as they were. */
 int pst_tune_scales_learn(pst_tune_whole *whole, const pst_tune_model *rounded, const pst_tune_scaled *matrices,
-                          size_t n, const pst_tune_lessons *lessons, double *ret_before, double *ret_after,
-                          pst_error *err);
+                          size_t n, const pst_tune_lessons *lessons, pst_tune_learned *ret, pst_error *err);
 
 #endif

@@ -1,0 +1,195 @@
+/* Calibration that is stopped: whatever the step, the same call goes on and gives the same file, on any number of threads; what it went on from is gone in the end, and a
+ * damaged one is named. */
+#include <dirent.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <penstock/store.h>
+#include <penstock/tune_calibrate.h>
+
+#include "support/golden_model.h"
+#include "support/ok.h"
+#include "support/temp.h"
+#include "support/traffic.h"
+
+enum { N_TEXTS = 24, LENGTH = 30, GIVEN = 18, MAX_TOKENS = 64 };
+enum { STEPS = N_TEXTS / (MAX_TOKENS / (LENGTH - 1)) / 2 }; /* of learning: two batches each */
+
+static pst_error err;
+
+typedef struct world {
+  const char *model, *out;
+  pst_tune_traffic traffic, search, held_out;
+  pst_tune_texts texts;
+  pst_tune_calibrate_options options;
+  int n_polls, stop_at; /* 0: never */
+} world;
+
+static bool stops(void *user) {
+  world *w = user;
+  return ++w->n_polls == w->stop_at;
+}
+
+static void open_world(world *w) {
+  *w = (world){.model = test_temp_path(test_dir, "model.gguf"), .out = test_temp_path(test_dir, "out.gguf")};
+  test_golden_model("llama", w->model);
+  w->traffic = test_traffic(1, N_TEXTS, LENGTH, GIVEN);
+  w->search = test_traffic(1, N_TEXTS, LENGTH, GIVEN); /* what is learned is better there for sure */
+  w->held_out = test_traffic(3, N_TEXTS / 4, LENGTH, GIVEN);
+  w->texts = (pst_tune_texts){&w->traffic, &w->traffic, &w->search, &w->held_out, NULL};
+  w->options = pst_tune_calibrate_options_default();
+  w->options.bits = 5.6;
+  w->options.rate = 0.003;
+  w->options.max_tokens = MAX_TOKENS;
+  w->options.threads = 1;
+  w->options.cancelled = stops;
+  w->options.user = w;
+}
+
+static void close_world(world *w) {
+  pst_tune_traffic_done(&w->traffic);
+  pst_tune_traffic_done(&w->search);
+  pst_tune_traffic_done(&w->held_out);
+}
+
+/* Its content; it is gone then. */
+static pst_buf take_file(const char *path) {
+  char *data = NULL;
+  size_t n = 0;
+  pst_buf whole = PST_BUF_INIT;
+  OK(pst_file_read(path, 1 << 26, &data, &n, &err));
+  pst_buf_append(&whole, data, n);
+  pst_free(data);
+  remove(path);
+  return whole;
+}
+
+static int run(world *w, int stop_at, pst_tune_calibrate_report *report) {
+  w->n_polls = 0;
+  w->stop_at = stop_at;
+  return pst_tune_calibrate(w->model, w->out, &w->texts, &w->options, report, &err);
+}
+
+static pst_store *open_store(const char *home) {
+  pst_store *store = NULL;
+  OK(pst_dir_make(home, &err));
+  OK(pst_store_open(home, &store, &err));
+  return store;
+}
+
+static int count_checkpoints(const char *home, char *ret_last, size_t n) {
+  char *path = pst_path_join(home, "tune");
+  DIR *dir = opendir(path);
+  int count = 0;
+  for (struct dirent *e; dir && (e = readdir(dir));) {
+    if (e->d_name[0] == '.') continue;
+    count++;
+    if (ret_last) (void)snprintf(ret_last, n, "%s/%s", path, e->d_name);
+  }
+  if (dir) (void)closedir(dir);
+  pst_free(path);
+  return count;
+}
+
+static void stopped_anywhere_it_goes_on(void **state) {
+  (void)state;
+  world w;
+  pst_tune_calibrate_report whole, report;
+  open_world(&w);
+  OK(run(&w, 0, &whole));
+  int n_polls = w.n_polls, n_runs = 0;
+  pst_buf wanted = take_file(w.out);
+  assert_true(whole.search_after < whole.search_before);
+  const char *home = test_temp_path(test_dir, "home");
+  pst_store *store = open_store(home);
+  w.options.store = store;
+  /* the latest first: each step of the learning, then further apart */
+  for (int stop_at = n_polls; stop_at >= 1; stop_at -= stop_at > n_polls - STEPS ? 1 : n_polls / 8) {
+    assert_int_equal(run(&w, stop_at, &report), PST_E_CANCELLED);
+    assert_false(pst_file_exists(w.out));
+    w.options.threads = 2;
+    OK(run(&w, 0, &report));
+    w.options.threads = 1;
+    if (stop_at > n_polls - STEPS) assert_int_equal(w.n_polls, n_polls - stop_at);
+    pst_buf got = take_file(w.out);
+    assert_int_equal(got.n, wanted.n);
+    assert_memory_equal(got.data, wanted.data, got.n);
+    assert_memory_equal(&report.search_before, &whole.search_before, 2 * sizeof(double));
+    assert_memory_equal(&report.plain, &whole.plain, sizeof whole.plain);
+    assert_int_equal(count_checkpoints(home, NULL, 0), 0);
+    pst_buf_done(&got);
+    n_runs++;
+  }
+  print_message("%d polls, stopped at %d of them\n", n_polls, n_runs);
+  pst_buf_done(&wanted);
+  pst_store_close(store);
+  close_world(&w);
+}
+
+/* One that is stopped at every step of the learning; another question does not take its numbers. */
+static void stopped_again_and_again(void **state) {
+  (void)state;
+  world w;
+  pst_tune_calibrate_report whole, report;
+  open_world(&w);
+  OK(run(&w, 0, &whole));
+  int n_polls = w.n_polls;
+  pst_buf wanted = take_file(w.out);
+  pst_store *store = open_store(test_temp_path(test_dir, "home"));
+  w.options.store = store;
+  for (int i = 0; i < STEPS; i++) assert_int_equal(run(&w, i ? 1 : n_polls - STEPS + 1, &report), PST_E_CANCELLED);
+  w.options.rate = 0.02;
+  assert_int_equal(run(&w, n_polls, &report), PST_E_CANCELLED); /* all of it from the start */
+  assert_int_equal(w.n_polls, n_polls);
+  w.options.rate = 0.003;
+  OK(run(&w, 1, &report));
+  assert_int_equal(w.n_polls, 0); /* nothing was left but to write the file */
+  pst_buf got = take_file(w.out);
+  assert_int_equal(got.n, wanted.n);
+  assert_memory_equal(got.data, wanted.data, wanted.n);
+  pst_buf_done(&got);
+  pst_buf_done(&wanted);
+  pst_store_close(store);
+  close_world(&w);
+}
+
+static void what_is_damaged_is_named(void **state) {
+  (void)state;
+  world w;
+  pst_tune_calibrate_report report;
+  char kept[4200];
+  open_world(&w);
+  OK(run(&w, 0, &report));
+  const char *home = test_temp_path(test_dir, "damaged");
+  pst_store *store = open_store(home);
+  w.options.store = store;
+  assert_int_equal(run(&w, w.n_polls, &report), PST_E_CANCELLED);
+  for (int left = 2; left > 0; left--) {
+    assert_int_equal(count_checkpoints(home, kept, sizeof kept), left);
+    pst_buf whole_file = take_file(kept);
+    whole_file.data[whole_file.n / 2] ^= 1;
+    OK(pst_file_write_atomic(kept, whole_file.data, whole_file.n, &err));
+    assert_int_equal(run(&w, 0, &report), PST_E_CORRUPT);
+    assert_string_equal(err.place, kept);
+    assert_non_null(strstr(err.message, "remove it"));
+    remove(kept);
+    pst_buf_done(&whole_file);
+  }
+  OK(run(&w, 0, &report));
+  pst_store_close(store);
+  close_world(&w);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(stopped_anywhere_it_goes_on, test_dir_open, test_dir_close),
+      cmocka_unit_test_setup_teardown(stopped_again_and_again, test_dir_open, test_dir_close),
+      cmocka_unit_test_setup_teardown(what_is_damaged_is_named, test_dir_open, test_dir_close),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
