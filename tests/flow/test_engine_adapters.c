@@ -101,18 +101,18 @@ static void ask(pst_engine *engine, pst_engine_adapter *const *adapters, int fir
   assert_int_equal(w.n_failed, 0);
 }
 
-static pst_engine_adapter *make_adapter(const pst_engine_model *model, int rank, int seed) {
+static pst_engine_adapter *make_adapter(const pst_engine_model *model, int rank, int seed, int step) {
   pst_error err = PST_ERROR_INIT;
   pst_engine_adapter *adapter = NULL;
   pst_engine_lora lora = {0};
-  if (test_random_adapter(model, rank, seed, 1, 0.2f, &lora, &err) ||
+  if (test_random_adapter(model, rank, seed, step, 0.2f, &lora, &err) ||
       pst_engine_adapter_create(model, &lora, &adapter, &err))
     fail_msg("%s", err.message);
   pst_engine_lora_done(&lora);
   return adapter;
 }
 
-/* ranks[k % n_ranks] is adapter k's; the last request is the base's. */
+/* ranks[k % n_ranks] is adapter k's, which is of all matrices, of each second or each third; the last request is the base's. */
 static void run_model(const char *path, const int *ranks, int n_ranks) {
   enum { N = N_ADAPTERS + 1 };
   pst_error err = PST_ERROR_INIT;
@@ -122,7 +122,7 @@ static void run_model(const char *path, const int *ranks, int n_ranks) {
   int64_t bytes = 0;
   if (pst_engine_model_open(path, 0, &model, &err)) fail_msg("%s", err.message);
   for (int k = 0; k < N_ADAPTERS; k++) {
-    adapters[k] = make_adapter(model, ranks[k % n_ranks], k + 1);
+    adapters[k] = make_adapter(model, ranks[k % n_ranks], k + 1, 1 + k / 3 % 3);
     bytes += pst_engine_adapter_get_info(adapters[k])->bytes;
   }
   print_message("%d adapters take %.1f MB\n", N_ADAPTERS, (double)bytes / 1e6);
@@ -179,7 +179,7 @@ static int score(const char *path, int rank, double *with, double *without) {
   seat seats[2][N];
   int n = 0;
   if (pst_engine_model_open(path, 0, &model, &err)) fail_msg("%s", err.message);
-  for (int k = 0; k < N; k++) adapters[k] = make_adapter(model, rank, 100 * rank + k);
+  for (int k = 0; k < N; k++) adapters[k] = make_adapter(model, rank, 100 * rank + k, 1);
   pst_engine *engine = open_engine(model, N, 2);
   ask(engine, adapters, 0, N, true, seats[0]);
   ask(engine, none, 0, N, true, seats[1]);
