@@ -6,6 +6,7 @@
  * What a type costs a matrix is what its rounding errors are said to cost by Gram matrices (gram.h), told from some rows. */
 #include <penstock/tune_calibrate.h>
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -510,11 +511,13 @@ static int take_rounded(calibration *c, bool *ret_found, pst_tune_calibrate_repo
   size_t at = 0;
   for (size_t i = 0; i < c->n_matrices && *ret_found && !code; i++) {
     matrix *x = &c->matrices[i];
+    assert(kept.chosen[i] >= 0 && kept.chosen[i] < x->choice.n); /* the key is of VERSION too */
     x->choice.chosen = kept.chosen[i];
-    x->out = pst_malloc((size_t)chosen(x)->bytes);
+    size_t bytes = (size_t)chosen(x)->bytes;
+    x->out = pst_malloc(bytes);
     if (!x->out) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the rounded model");
-    if (!code) memcpy(x->out, kept.rows.data + at, (size_t)chosen(x)->bytes);
-    at += (size_t)chosen(x)->bytes;
+    if (!code) memcpy(x->out, kept.rows.data + at, bytes);
+    at += bytes;
   }
   if (*ret_found) *report = kept.report;
   pst_tune_rounded_close(&kept);
