@@ -282,7 +282,7 @@ const pst_cli_command pst_cli_calibrate = {
     "MODEL is a pulled model's name or a GGUF file. The workload's examples go through the model as they are served, with their right answers; each matrix\n"
     "is rounded so that the answers' probabilities change least, and gets the type that is worth its bytes; then the scales learn to answer more examples\n"
     "as the float model does. The file's divergence from that is measured on the part verify. OUT appears only when it is whole, and runs wherever GGUF files do.\n"
-    "Interrupted, the same command goes on behind the rounding, or where the learning was.",
+    "Interrupted after the rounding, the same command goes on from there, and within the learning.",
     3,
     3,
     options,
