@@ -38,24 +38,25 @@ int pst_tune_rounded_write(const char *path, const char key[65], const pst_tune_
   return code;
 }
 
+static int damaged(const char *path, pst_error *err) {
+  return pst_error_set(err, PST_E_CORRUPT, path,
+                       "the rounded model kept here fails its check: remove it to begin anew");
+}
+
 static int take(const pst_map *map, const char *path, const char key[65], size_t n, bool *ret_found,
                 pst_tune_rounded *ret, pst_error *err) {
   head h;
   uint8_t sum[SUM];
+  pst_sha256 s;
   size_t chosen = n * sizeof *ret->chosen;
-  if (map->n >= sizeof h) memcpy(&h, map->data, sizeof h);
-  if (map->n >= sizeof h && (memcmp(h.magic, magic, sizeof magic) != 0 || memcmp(h.key, key, 65) != 0 || h.n != n))
-    return 0;
-  bool whole = map->n >= sizeof h + chosen + SUM;
-  if (whole) {
-    pst_sha256 s;
-    pst_sha256_init(&s);
-    pst_sha256_update(&s, map->data, map->n - SUM);
-    pst_sha256_done(&s, sum);
-  }
-  if (!whole || memcmp(sum, map->data + map->n - SUM, SUM) != 0)
-    return pst_error_set(err, PST_E_CORRUPT, path,
-                         "the rounded model kept here fails its check: remove it to begin anew");
+  if (map->n < sizeof h) return damaged(path, err);
+  memcpy(&h, map->data, sizeof h);
+  if (memcmp(h.magic, magic, sizeof magic) != 0 || memcmp(h.key, key, 65) != 0 || h.n != n) return 0;
+  if (map->n < sizeof h + chosen + SUM) return damaged(path, err);
+  pst_sha256_init(&s);
+  pst_sha256_update(&s, map->data, map->n - SUM);
+  pst_sha256_done(&s, sum);
+  if (memcmp(sum, map->data + map->n - SUM, SUM) != 0) return damaged(path, err);
   const uint8_t *rows = map->data + sizeof h + chosen;
   ret->report = h.report;
   ret->n = n;
