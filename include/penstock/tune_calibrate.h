@@ -48,7 +48,6 @@ typedef struct pst_tune_calibrate_options {
   int threads;         /* 0: pst_cpu_count() */
   const pst_store *
       store; /* in whose data directory a run that was stopped or killed leaves what the next one goes on from; NULL: nowhere */
-  double checkpoint_seconds;     /* between two, as scales learn */
   pst_progress *progress;        /* begun and ended by the caller; NULL: silent */
   bool (*cancelled)(void *user); /* asked between steps; NULL: never */
   void *user;

@@ -15,7 +15,7 @@
 #include "tune/feedback.h"
 #include "tune/gram.h"
 #include "tune/keep.h"
-#include "tune/rounded.h"
+#include "tune/kept.h"
 #include "tune/scales.h"
 #include "tune/whole.h"
 
@@ -36,6 +36,7 @@ enum { COUPLED_LAYERS = 4 };
 
 /* What two runs must have in common for one to go on from the other: grows when the same traffic gives another file. */
 #define VERSION 1
+static const char rounded_kind[8] = "pstrnd_1";
 
 typedef struct proof {
   pst_tune_judge held_out, general;
@@ -66,8 +67,7 @@ typedef struct calibration {
 } calibration;
 
 pst_tune_calibrate_options pst_tune_calibrate_options_default(void) {
-  return (pst_tune_calibrate_options){
-      .bits = 4.6, .damping = 0.01, .feedback = true, .max_tokens = 512, .rate = 1e-4, .checkpoint_seconds = 60};
+  return (pst_tune_calibrate_options){.bits = 4.6, .damping = 0.01, .feedback = true, .max_tokens = 512, .rate = 1e-4};
 }
 
 static int tell(calibration *c, const char *what, int64_t n, pst_error *err) {
@@ -430,8 +430,7 @@ static int learn_scales(calibration *c, const pst_tune_traffic *traffic, const p
                                     .skipped = skipped_steps,
                                     .user = c,
                                     .checkpoint = c->learning[0] ? c->learning : NULL,
-                                    .key = c->key,
-                                    .checkpoint_seconds = c->o->checkpoint_seconds};
+                                    .key = c->key};
   pst_tune_learned learned = {0};
   size_t n = c->whole.model.n_layers * PST_ENGINE_ROLE_COUNT;
   float *floats = NULL;
@@ -486,41 +485,48 @@ static int name_files(calibration *c, const pst_tune_texts *texts, pst_error *er
   return code ? code : pst_tune_checkpoint_path(o->store, pst_str_from(question), c->learning, sizeof c->learning, err);
 }
 
+/* What was found on the way, what was chosen for each matrix, and all their rows. */
 static int keep_rounded(const calibration *c, const pst_tune_calibrate_report *report, pst_error *err) {
   if (!c->rounded[0]) return 0;
-  int32_t *types = pst_calloc(c->n_matrices, sizeof *types);
-  pst_str *rows = pst_calloc(c->n_matrices, sizeof *rows);
-  int code = types && rows ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to keep the rounded model");
-  for (size_t i = 0; i < c->n_matrices && !code; i++) {
-    const matrix *x = &c->matrices[i];
-    types[i] = x->choice.chosen;
-    rows[i] = (pst_str){(const char *)x->out, (size_t)chosen(x)->bytes};
+  size_t n = c->n_matrices;
+  int *choices = pst_calloc(n, sizeof *choices);
+  pst_str *parts = pst_calloc(n + 2, sizeof *parts);
+  int code = choices && parts ? 0 : pst_error_set(err, PST_E_NOMEM, NULL, "no memory to keep the rounded model");
+  if (!code) {
+    parts[0] = (pst_str){(const char *)report, sizeof *report};
+    parts[1] = (pst_str){(const char *)choices, n * sizeof *choices};
+    for (size_t i = 0; i < n; i++) {
+      choices[i] = c->matrices[i].choice.chosen;
+      parts[i + 2] = (pst_str){(const char *)c->matrices[i].out, (size_t)chosen(&c->matrices[i])->bytes};
+    }
+    code = pst_tune_kept_write(c->rounded, rounded_kind, c->key, parts, n + 2, err);
   }
-  if (!code) code = pst_tune_rounded_write(c->rounded, c->key, report, types, rows, c->n_matrices, err);
-  pst_free(types);
-  pst_free(rows);
+  pst_free(choices);
+  pst_free(parts);
   return code;
 }
 
 /* What an earlier run had rounded. */
 static int take_rounded(calibration *c, bool *ret_found, pst_tune_calibrate_report *report, pst_error *err) {
-  pst_tune_rounded kept;
+  pst_tune_kept kept;
   *ret_found = false;
   if (!c->rounded[0]) return 0;
-  int code = pst_tune_rounded_open(c->rounded, c->key, c->n_matrices, ret_found, &kept, err);
-  size_t at = 0;
-  for (size_t i = 0; i < c->n_matrices && *ret_found && !code; i++) {
+  int code = pst_tune_kept_open(c->rounded, rounded_kind, c->key, ret_found, &kept, err);
+  if (!*ret_found) return code;
+  const int *choices = (const int *)(const void *)(kept.data + sizeof *report);
+  size_t at = sizeof *report + c->n_matrices * sizeof *choices;
+  memcpy(report, kept.data, sizeof *report);
+  for (size_t i = 0; i < c->n_matrices && !code; i++) {
     matrix *x = &c->matrices[i];
-    assert(kept.chosen[i] >= 0 && kept.chosen[i] < x->choice.n); /* the key is of VERSION too */
-    x->choice.chosen = kept.chosen[i];
+    assert(choices[i] >= 0 && choices[i] < x->choice.n); /* the key is of VERSION too */
+    x->choice.chosen = choices[i];
     size_t bytes = (size_t)chosen(x)->bytes;
     x->out = pst_malloc(bytes);
     if (!x->out) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the rounded model");
-    if (!code) memcpy(x->out, kept.rows.data + at, bytes);
+    if (!code) memcpy(x->out, kept.data + at, bytes);
     at += bytes;
   }
-  if (*ret_found) *report = kept.report;
-  pst_tune_rounded_close(&kept);
+  pst_tune_kept_close(&kept);
   return code;
 }
 

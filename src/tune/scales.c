@@ -11,7 +11,7 @@
 #include "tune/checkpoint.h"
 #include "tune/divergence.h"
 
-enum { TOP = 32, TILE = 32, STEP_BATCHES = 2, LOOKS = 6 };
+enum { TOP = 32, TILE = 32, STEP_BATCHES = 2, LOOKS = 6, SAVE_SECONDS = 60 };
 /* Shares of the steps in which the rate rises, and of it that is left at the end; the gradient's greatest length. */
 #define WARMUP 0.05
 #define FINAL 0.05
@@ -246,7 +246,7 @@ static int learn(scales *s, pst_error *err) {
       }
     }
     bool stop = s->lessons->told(s->lessons->user, (int64_t)tokens_of(s, at->step - 1, at->step), loss);
-    bool due = (double)(pst_clock_us() - s->saved_us) / 1e6 >= s->lessons->checkpoint_seconds;
+    bool due = pst_clock_us() - s->saved_us >= SAVE_SECONDS * INT64_C(1000000);
     int code = stop || due ? save(s, err) : 0;
     if (code) return code;
     if (stop) return pst_error_set(err, PST_E_CANCELLED, NULL, "cancelled");

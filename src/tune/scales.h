@@ -23,10 +23,8 @@ typedef struct pst_tune_lessons {
                double divergence);               /* after each step, of the texts just learned from; true: stop */
   void (*skipped)(void *user, int64_t n_tokens); /* learned from in an earlier run */
   void *user;
-  const char
-      *checkpoint; /* file to go on from and to save in, every `checkpoint_seconds` and when stopped; NULL: none */
-  const char *key; /* SHA-256 over what the run is */
-  double checkpoint_seconds;
+  const char *checkpoint; /* file to go on from and to save in, every minute and when stopped; NULL: none */
+  const char *key;        /* SHA-256 over what the run is */
 } pst_tune_lessons;
 
 typedef struct pst_tune_learned {

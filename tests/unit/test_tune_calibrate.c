@@ -75,6 +75,13 @@ static int run(world *w, int stop_at, pst_tune_calibrate_report *report) {
   return pst_tune_calibrate(w->model, w->out, &w->texts, &w->options, report, &err);
 }
 
+/* The file of a run that nobody stops. */
+static pst_buf undisturbed(world *w, pst_tune_calibrate_report *report) {
+  open_world(w);
+  OK(run(w, 0, report));
+  return take_file(w->out);
+}
+
 static pst_store *open_store(const char *home) {
   pst_store *store = NULL;
   OK(pst_dir_make(home, &err));
@@ -100,10 +107,8 @@ static void stopped_anywhere_it_goes_on(void **state) {
   (void)state;
   world w;
   pst_tune_calibrate_report whole, report;
-  open_world(&w);
-  OK(run(&w, 0, &whole));
+  pst_buf wanted = undisturbed(&w, &whole);
   int n_polls = w.n_polls, n_runs = 0;
-  pst_buf wanted = take_file(w.out);
   assert_true(whole.search_after < whole.search_before);
   const char *home = test_temp_path(test_dir, "home");
   pst_store *store = open_store(home);
@@ -135,11 +140,9 @@ static void stopped_anywhere_it_goes_on(void **state) {
 static void stopped_again_and_again(void **state) {
   (void)state;
   world w;
-  pst_tune_calibrate_report whole, report;
-  open_world(&w);
-  OK(run(&w, 0, &whole));
+  pst_tune_calibrate_report report;
+  pst_buf wanted = undisturbed(&w, &report);
   int n_polls = w.n_polls;
-  pst_buf wanted = take_file(w.out);
   pst_store *store = open_store(test_temp_path(test_dir, "home"));
   w.options.store = store;
   for (int i = 0; i < STEPS; i++) assert_int_equal(run(&w, i ? 1 : n_polls - STEPS + 1, &report), PST_E_CANCELLED);
