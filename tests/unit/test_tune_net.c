@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "support/golden_model.h"
+#include "support/scale.h"
 #include "support/temp.h"
 #include "tune/net.h"
 
@@ -197,7 +198,7 @@ static void test_int8(void **state) {
 
 /* ---- what the loss derives by factors of weights' blocks ---- */
 
-enum { BLOCK = 32, TRIED = 3 };
+enum { BLOCK = 32 };
 
 /* All matrices in blocks; the memory is the caller's. */
 #define BLOCKS(kind, type)                                                                                       \
@@ -266,6 +267,7 @@ static double by_difference(setting *s, const pst_tune_batch *batch, float *w) {
 
 static void test_blocks(void **state) {
   (void)state;
+  int n_tried = test_scale(3, 1, 3); /* of each matrix */
   for (size_t m = 0; m < PST_ARRAY_LEN(names); m++) {
     setting s;
     double *memory, worst = 0, size = 0;
@@ -281,8 +283,8 @@ static void test_blocks(void **state) {
     for (size_t i = 0; i < s.model.n_layers; i++)
       for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) {
         const pst_tune_linear *l = &s.model.layers[i].linear[r];
-        for (uint64_t t = 0; t < TRIED; t++) {
-          size_t k = pst_random_u64(9, i * 16 + (uint64_t)r, t) % (l->n_out * l->n_in / BLOCK);
+        for (int t = 0; t < n_tried; t++) {
+          size_t k = pst_random_u64(9, i * 16 + (uint64_t)r, (uint64_t)t) % (l->n_out * l->n_in / BLOCK);
           double want = by_difference(&s, &batch, (float *)(uintptr_t)&l->w[k * BLOCK]);
           worst = PST_MAX(worst, fabs(blocks[i].grads[r][k] - want) / size);
         }
