@@ -519,18 +519,18 @@ static void put_plan(pst_json_writer *w, const pst_optimizer_outcome *o) {
   put_answers(w, "verify", &s->verify[o->chosen]);
   if (!outside && best->n) put_cost(w, &o->estimate, pst_evals_wilson(best->k, best->n, C(confidence)));
   pst_json_end_object(w);
-  outside = (size_t)s->reference == s->space->n_classes;
+  bool estimated = s->reference_work >= 0;
   pst_json_key(w, "reference");
   pst_json_begin_object(w);
   pst_json_member_cstr(w, "hash", s->reference_hash);
   pst_json_member_bool(w, "in_force", o->reference_in_force);
-  pst_json_member_bool(w, "in_space", !outside);
-  if (!outside) put_choice(w, s->space, &s->reference_choice);
-  if (!outside) put_estimate(w, "estimate", &s->reference_estimate);
+  pst_json_member_bool(w, "in_space", (size_t)s->reference < s->space->n_classes);
+  if (estimated) put_choice(w, s->space, &s->reference_choice);
+  if (estimated) put_estimate(w, "estimate", &s->reference_estimate);
   const pst_optimizer_answers *r = s->verify[s->reference].n ? &s->verify[s->reference] : &s->search[s->reference];
   put_answers(w, "search", &s->search[s->reference]);
   put_answers(w, "verify", &s->verify[s->reference]);
-  if (!outside && r->n) put_cost(w, &s->reference_estimate, pst_evals_wilson(r->k, r->n, C(confidence)));
+  if (estimated && r->n) put_cost(w, &s->reference_estimate, pst_evals_wilson(r->k, r->n, C(confidence)));
   pst_json_end_object(w);
 }
 

@@ -150,7 +150,7 @@ static void default_reference(planning *p) {
     p->state.reference_choice.v[PST_OPTIMIZER_LAYOUT] = (uint8_t)l;
     if (pst_optimizer_class_find(&p->space, &p->state.reference_choice) >= 0) break;
   }
-  p->state.reference = pst_optimizer_class_find(&p->space, &p->state.reference_choice);
+  p->state.reference = p->state.reference_work = pst_optimizer_class_find(&p->space, &p->state.reference_choice);
 }
 
 static int set_plan_document(const char *json, pst_gateway_plan **ret_plan, char **ret_json, char ret_hash[65],
@@ -175,12 +175,10 @@ static int find_reference(planning *p, pst_error *err) {
     code = set_plan_document(p->in->reference_plan, &plan, &p->reference_plan, p->reference_hash, err);
     if (!code) p->reference_cache = plan->cache;
     pst_optimizer_choice c;
-    if (!code && pst_optimizer_plan_match(&p->space, plan, &c)) {
-      p->state.reference_choice = c;
-      p->state.reference = pst_optimizer_class_find(&p->space, &c);
-    } else if (!code) {
-      p->state.reference = (int)p->space.n_classes;
-    }
+    bool same_answers = false, same_work = !code && pst_optimizer_plan_match(&p->space, plan, &c, &same_answers);
+    if (same_work) p->state.reference_choice = c;
+    p->state.reference_work = same_work ? pst_optimizer_class_find(&p->space, &c) : -1;
+    p->state.reference = same_answers && same_work ? p->state.reference_work : (int)p->space.n_classes;
     pst_gateway_plan_unref(plan);
   } else {
     pst_buf json = PST_BUF_INIT;
@@ -313,8 +311,8 @@ static int prepare(planning *p, pst_error *err) {
 
 /* What finalists have to beat: the reference as it stands, and with the exact fields that serve it best. Where those gain nothing it stays as it is. */
 static int replay_reference(pst_optimizer_state *s, pst_error *err) {
-  int r = s->reference;
-  if ((size_t)r >= s->space->n_classes) return 0;
+  int r = s->reference_work;
+  if (r < 0) return 0;
   int code = pst_optimizer_choose_exact(s, r, err);
   if (!code) code = pst_optimizer_replay_class(s, r, &s->reference_choice, &s->reference_estimate, err);
   if (code) return code;

@@ -218,9 +218,10 @@ static bool same_copied(const pst_evals_info *info, const pst_gateway_plan *plan
   return n == info->n_copied && n == (size_t)plan->n_copied;
 }
 
-bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_plan *plan, pst_optimizer_choice *ret) {
+bool pst_optimizer_plan_match(const pst_optimizer_space *s, const pst_gateway_plan *plan, pst_optimizer_choice *ret,
+                              bool *ret_same_answers) {
   const pst_gateway_node *n;
-  if (!same_copied(s->workload, plan)) return false;
+  *ret_same_answers = same_copied(s->workload, plan);
   int classifier = find_classifier(s, &plan->root, &n);
   if (classifier > 0 && !n) {
     memset(ret, 0, sizeof *ret);

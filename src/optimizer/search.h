@@ -37,7 +37,8 @@ typedef struct pst_optimizer_state {
   uint64_t seed;
   size_t *search_items, *verify_items; /* in the order they are asked, by seed */
   size_t n_search, n_verify;
-  int reference;                             /* class; n_classes: outside the space */
+  int reference;      /* class; n_classes: outside the space */
+  int reference_work; /* class that does the same work, by which its cost is known: its own, or one that differs in what is mended alone; -1: none */
   pst_optimizer_choice reference_choice;     /* the plan it is compared with as it stands; inside the space */
   pst_optimizer_estimate reference_estimate; /* of that choice, by replay, once there are finalists */
   const char *reference_plan;                /* its document */

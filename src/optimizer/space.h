@@ -117,9 +117,10 @@ void pst_optimizer_class_name(const pst_optimizer_space *space, const pst_optimi
 void pst_optimizer_plan_name(const pst_optimizer_space *space, const pst_optimizer_choice *choice, pst_buf *out);
 /* The executable plan document (canonical order is the gateway's business). */
 int pst_optimizer_plan_write(const pst_optimizer_space *space, const pst_optimizer_choice *choice, pst_buf *out);
-/* The choice an executable plan stands for, exact axes at the nearest value; false when it is outside the space. */
+/* The choice whose work an executable plan does, exact axes at the nearest value; false: none in the space. ret_same_answers: false where the answers' texts are not
+ * mended as the space's are, so that the plan itself is outside. */
 bool pst_optimizer_plan_match(const pst_optimizer_space *space, const pst_gateway_plan *plan,
-                              pst_optimizer_choice *ret_choice);
+                              pst_optimizer_choice *ret_choice, bool *ret_same_answers);
 int pst_optimizer_class_find(const pst_optimizer_space *space, const pst_optimizer_choice *choice); /* -1: none */
 /* Engine options of a choice with zeros filled in, as the engine would. */
 pst_engine_options pst_optimizer_engine_options(const pst_optimizer_space *space, const pst_optimizer_choice *choice);

@@ -76,7 +76,7 @@ static double objective_measured(const pst_optimizer_state *s, const pst_optimiz
   return per_accepted(pst_optimizer_measured_nusd(s, a), q);
 }
 
-/* That of a reference outside the space, of which nothing is estimated. */
+/* That of a reference whose work no class does, so that nothing is estimated. */
 static double objective_of_measured(const pst_optimizer_state *s, const pst_optimizer_answers *a, double q) {
   bool holds = q >= s->goal.quality_floor && pst_optimizer_is_cheap_enough(s, pst_optimizer_measured_nusd(s, a), q);
   return holds ? objective_measured(s, a, q) : INFINITY;
@@ -86,10 +86,11 @@ static double objective_of_measured(const pst_optimizer_state *s, const pst_opti
  * best, with whatever exact fields serve it best (`alike`: with the finalist's): those are no merit of the finalist. q: the finalist's quality. */
 static bool is_cheaper(const pst_optimizer_state *s, const pst_optimizer_trial *t, const pst_optimizer_estimate *alike,
                        double q) {
-  int r = s->reference;
+  int r = s->reference_work;
   double reference = t->comparison.b.estimate;
-  if ((size_t)r == s->space->n_classes)
-    return objective_measured(s, &s->verify[t->class_index], q) < objective_of_measured(s, &s->verify[r], reference);
+  if (r < 0)
+    return objective_measured(s, &s->verify[t->class_index], q) <
+           objective_of_measured(s, &s->verify[s->reference], reference);
   double own = objective_at(s, &s->estimates[t->class_index], fmin(q, 1));
   return own < objective_of_reference(s, &s->reference_estimate, reference) &&
          own < objective_of_reference(s, &s->estimates[r], reference) &&
@@ -116,9 +117,9 @@ static void find_better(const pst_optimizer_state *s, const pst_optimizer_verifi
 
 /* The reference with a finalist's exact fields. */
 static int estimate_alike(pst_optimizer_state *s, int class_index, pst_optimizer_estimate *ret, pst_error *err) {
-  int r = s->reference;
+  int r = s->reference_work;
   *ret = s->reference_estimate;
-  if ((size_t)r == s->space->n_classes) return 0;
+  if (r < 0) return 0;
   pst_optimizer_choice c = s->reference_choice;
   if (!pst_optimizer_has_engine(s->space, &c) || !pst_optimizer_has_engine(s->space, &s->best_exact[class_index]))
     return 0;
@@ -185,14 +186,13 @@ static double items_for(const pst_optimizer_state *s, int a, int b, double least
 
 /* The lead over the reference that makes a finalist better by the objective: a dearer plan must be right more often. INFINITY: none does. */
 static double lead_wanted(const pst_optimizer_state *s, int finalist) {
-  int r = s->reference;
+  int r = s->reference_work;
   if (!strcmp(s->goal.objective, "quality")) return 0;
-  bool outside = (size_t)r == s->space->n_classes;
-  double q = believed(s, r).high;
-  double reference = outside ? objective_of_measured(s, &s->search[r], q)
-                             : fmin(objective_of_reference(s, &s->reference_estimate, q),
-                                    objective_of_reference(s, &s->estimates[r], q));
-  double own = outside ? objective_measured(s, &s->search[finalist], 1) : objective_at(s, &s->estimates[finalist], 1);
+  double q = believed(s, s->reference).high;
+  double reference = r < 0 ? objective_of_measured(s, &s->search[s->reference], q)
+                           : fmin(objective_of_reference(s, &s->reference_estimate, q),
+                                  objective_of_reference(s, &s->estimates[r], q));
+  double own = r < 0 ? objective_measured(s, &s->search[finalist], 1) : objective_at(s, &s->estimates[finalist], 1);
   if (!strcmp(s->goal.objective, "latency")) return own < reference ? 0 : INFINITY;
   return fmax(own / reference - q, 0); /* own / (q + lead) < reference */
 }
@@ -328,11 +328,11 @@ static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verificat
 
 /* As many items as a finalist is to be paired with it on; estimated with the lengths of its answers to them, as finalists will be. */
 static int ask_reference(pst_optimizer_state *s, int n, pst_error *err) {
-  int r = s->reference;
-  if (s->verify[r].n >= n) return 0;
+  int r = s->reference_work;
+  if (s->verify[s->reference].n >= n) return 0;
   note(s, "verify: the reference plan on held-back items");
-  int code = pst_optimizer_measure(s, r, true, n, err);
-  if (code || (size_t)r == s->space->n_classes) return code;
+  int code = pst_optimizer_measure(s, s->reference, true, n, err);
+  if (code || r < 0) return code;
   code = pst_optimizer_replay_class(s, r, &s->reference_choice, &s->reference_estimate, err);
   return code ? code : pst_optimizer_replay_class(s, r, &s->best_exact[r], &s->estimates[r], err);
 }

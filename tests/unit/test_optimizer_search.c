@@ -38,6 +38,8 @@ typedef struct fake {
   int prompted_ms; /* what any answer of a model without an adapter takes; 0: as long as others */
   const char *repeats; /* how often users repeat themselves, or NULL */
   bool hashed;         /* what the models' files are is known */
+  double
+      mended; /* how much more often plans are right that mend texts, which the clock of the day has a fifth slower; 0: alike in both */
   pst_optimizer_cache_wish cache;
 } fake;
 
@@ -158,7 +160,11 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *as
              (verify && (plan->root.n_examples || plan->root.op != PST_GATEWAY_OP_LOCAL) ? f->verify_penalty : 0);
   if (f->idle_adapter && plan->root.adapter && !verify) q += 0.3; /* by luck, on the items of the search */
   size_t wall_us = item_us(f, &plan->root) * n;
-  uint64_t who = f->idle_adapter ? who_answers(plan) : pst_hash64(plan->hash, 64, 0);
+  if (plan->n_copied && f->mended > 0) {
+    q += f->mended;
+    wall_us += wall_us / 5;
+  }
+  uint64_t who = f->idle_adapter || f->mended > 0 ? who_answers(plan) : pst_hash64(plan->hash, 64, 0);
   pst_buf_puts(out, "{\"right\":\"");
   for (size_t i = 0; i < n; i++) pst_buf_putc(out, pst_random_unit(who, 1, asked[i]) < q ? '1' : '0');
   pst_buf_printf(out,
@@ -688,6 +694,38 @@ static void test_an_idle_adapter_is_not_taken(void **state) {
   }
 }
 
+/* A plan in force from before the workload knew which texts are copied does the same work as its like that mends them, whatever the clock says: what is right more often for that
+ * takes its place. */
+static void test_a_plan_that_mends_takes_the_place_of_its_like(void **state) {
+  (void)state;
+  static const pst_str fields[1] = {{"city", 4}};
+  pst_evals_info w = test_numbers();
+  pst_optimizer_journal first, second;
+  assert_int_equal(pst_optimizer_journal_open(&first, NULL, 7, false, NULL), 0);
+  assert_int_equal(pst_optimizer_journal_open(&second, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.6, .few_plans = true, .mended = 0.08, .times = 20};
+  w.goal.quality_floor = 0.1;
+  outcome a = search(&f, &first, 2, &w);
+  assert_int_equal(a.code, 0);
+  assert_null(strstr(a.plan, "copied"));
+  w.copied = fields;
+  w.n_copied = 1;
+  f.reference = a.plan;
+  outcome b = search(&f, &second, 12, &w);
+  assert_int_equal(b.code, 0);
+  pst_json_doc *doc = evidence_of(&b);
+  const pst_json *reference = pst_json_get(pst_json_root(doc), "reference");
+  assert_int_equal(b.verdict, PST_OPTIMIZER_FOUND);
+  assert_non_null(strstr(b.plan, "copied"));
+  assert_false(pst_json_bool(pst_json_get(reference, "in_space"), true));
+  assert_non_null(pst_json_get(reference, "estimate"));
+  pst_json_free(doc);
+  pst_optimizer_journal_close(&first);
+  pst_optimizer_journal_close(&second);
+  outcome_done(&a);
+  outcome_done(&b);
+}
+
 static void test_an_adapter_costs_its_bytes(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
@@ -1007,6 +1045,7 @@ int main(void) {
       cmocka_unit_test(test_an_adapter_costs_its_bytes),
       cmocka_unit_test(test_a_good_adapter_is_taken),
       cmocka_unit_test(test_an_idle_adapter_is_not_taken),
+      cmocka_unit_test(test_a_plan_that_mends_takes_the_place_of_its_like),
       cmocka_unit_test(test_a_reference_far_behind_is_asked_few_items),
       cmocka_unit_test(test_numbers_of_items_are_fixed_beforehand),
       cmocka_unit_test(test_a_prompted_plan_too_slow_to_ask_is_named),

@@ -40,6 +40,7 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
   assert_int_equal(pst_optimizer_space_init(&s, &w, two, 2, 4, INDEX_HASH, ANSWERS_HASH, NULL, NULL), 0);
   for (size_t i = 0; i < s.n_classes; i += 7) {
     pst_optimizer_choice c = s.classes[i], back;
+    bool same;
     memcpy(c.v + PST_OPTIMIZER_N_LOSSY, s.exact[i % s.n_exact].v + PST_OPTIMIZER_N_LOSSY,
            PST_OPTIMIZER_N_AXES - PST_OPTIMIZER_N_LOSSY);
     pst_buf json = PST_BUF_INIT;
@@ -49,7 +50,7 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
     if (pst_gateway_plan_parse(pst_buf_str(&json), "candidate", &plan, &err))
       fail_msg("%s: %s", err.place, err.message);
     bool remote = pst_optimizer_is_remote(&s, &c);
-    assert_int_equal(pst_optimizer_plan_match(&s, plan, &back), !remote);
+    assert_int_equal(pst_optimizer_plan_match(&s, plan, &back, &same), !remote);
     if (!remote) assert_memory_equal(back.v, c.v, sizeof c.v);
     pst_gateway_plan_unref(plan);
     pst_buf_done(&json);
@@ -57,7 +58,7 @@ static void test_every_candidate_is_a_valid_plan(void **state) {
   pst_optimizer_space_done(&s);
 }
 
-/* Plans name the workload's copied fields; one that names others is none of the space. */
+/* Plans name the workload's copied fields; one that names others does the same work for other answers. */
 static void test_plans_name_copied_fields(void **state) {
   (void)state;
   static const pst_str fields[2] = {{"slots.city", 10}, {"days[]", 6}};
@@ -65,6 +66,7 @@ static void test_plans_name_copied_fields(void **state) {
   pst_optimizer_space s;
   pst_optimizer_target one = {.name = "small", .has_template = true, .weights = "Q4_1"};
   pst_optimizer_choice back;
+  bool same;
   pst_buf json = PST_BUF_INIT;
   pst_gateway_plan *plan = NULL;
   pst_error err = PST_ERROR_INIT;
@@ -75,11 +77,13 @@ static void test_plans_name_copied_fields(void **state) {
   assert_int_equal(pst_gateway_plan_parse(pst_buf_str(&json), "candidate", &plan, &err), 0);
   assert_int_equal(plan->n_copied, 2);
   assert_true(pst_str_equal(plan->copied[0], fields[0]) && pst_str_equal(plan->copied[1], fields[1]));
-  assert_true(pst_optimizer_plan_match(&s, plan, &back));
-  for (w.n_copied = 0; w.n_copied < 2; w.n_copied++) assert_false(pst_optimizer_plan_match(&s, plan, &back));
+  assert_true(pst_optimizer_plan_match(&s, plan, &back, &same) && same);
+  for (w.n_copied = 0; w.n_copied < 2; w.n_copied++)
+    assert_true(pst_optimizer_plan_match(&s, plan, &back, &same) && !same);
   w.copied = &fields[1];
   w.n_copied = 1;
-  assert_false(pst_optimizer_plan_match(&s, plan, &back));
+  assert_true(pst_optimizer_plan_match(&s, plan, &back, &same) && !same);
+  assert_int_equal(pst_optimizer_class_find(&s, &back), 0);
   pst_gateway_plan_unref(plan);
   pst_buf_done(&json);
   pst_optimizer_space_done(&s);
@@ -105,6 +109,7 @@ static void test_adapters_are_models_of_their_own(void **state) {
   assert_int_equal(s.n_classes, without.n_classes + shipped + 2); /* free, and one of the labels */
   for (size_t i = 0; i < s.n_classes; i++) {
     pst_optimizer_choice choice = s.classes[i], back;
+    bool same;
     pst_buf json = PST_BUF_INIT;
     pst_gateway_plan *plan = NULL;
     pst_error err = PST_ERROR_INIT;
@@ -114,9 +119,9 @@ static void test_adapters_are_models_of_their_own(void **state) {
       fail_msg("%s: %s", err.place, err.message);
     assert_string_equal(plan->engines[0].model, "small");
     if (choice.v[PST_OPTIMIZER_MODEL] == 1) assert_string_equal(plan->root.prompt_name, "bare");
-    assert_true(pst_optimizer_plan_match(&s, plan, &back));
+    assert_true(pst_optimizer_plan_match(&s, plan, &back, &same));
     assert_memory_equal(back.v, choice.v, PST_OPTIMIZER_N_LOSSY);
-    assert_int_equal(pst_optimizer_plan_match(&without, plan, &back), !plan->root.adapter);
+    assert_int_equal(pst_optimizer_plan_match(&without, plan, &back, &same), !plan->root.adapter);
     pst_gateway_plan_unref(plan);
     pst_buf_done(&json);
   }
@@ -156,6 +161,7 @@ static void classifiers_add_themselves_and_cascades(int n_classifiers) {
   assert_int_equal(s.n_classes, without.n_classes + n_points * shipped + (size_t)n_classifiers);
   for (size_t i = 0; i < s.n_classes; i++) {
     pst_optimizer_choice choice = s.classes[i], back;
+    bool same;
     memcpy(choice.v + PST_OPTIMIZER_N_LOSSY, s.exact[i % s.n_exact].v + PST_OPTIMIZER_N_LOSSY,
            PST_OPTIMIZER_N_AXES - PST_OPTIMIZER_N_LOSSY);
     if (choice.v[PST_OPTIMIZER_CLASSIFIER] == PST_OPTIMIZER_NO_CLASSIFIER || i % stride) continue;
@@ -179,9 +185,9 @@ static void classifiers_add_themselves_and_cascades(int n_classifiers) {
     } else {
       assert_string_equal(first->classifier, ARTEFACT);
     }
-    assert_int_equal(pst_optimizer_plan_match(&s, plan, &back), !far);
+    assert_int_equal(pst_optimizer_plan_match(&s, plan, &back, &same), !far);
     if (!far) assert_memory_equal(back.v, choice.v, PST_OPTIMIZER_N_LOSSY);
-    assert_false(pst_optimizer_plan_match(&without, plan, &back));
+    assert_false(pst_optimizer_plan_match(&without, plan, &back, &same));
     pst_gateway_plan_unref(plan);
     pst_buf_done(&json);
   }
