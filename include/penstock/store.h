@@ -511,7 +511,7 @@ int pst_store_job_each(pst_store *store, int64_t limit, int (*fn)(void *user, co
 
 /* ---- uploads (store/uploads.c) ---------------------------------------------------------------------------------- */
 
-/* A file that a client sent, by a number; its bytes are a kept file (store/files.c). */
+/* A file that a client sent, by a number; its bytes are HOME/uploads/<sha256>. */
 typedef struct pst_store_upload {
   int64_t id, key_id; /* key_id 0: sent without one */
   pst_str name, purpose, hash;
@@ -526,6 +526,8 @@ int pst_store_upload_get(pst_store *store, int64_t id, int64_t key_id,
 /* Newest first; those before_id (0: from the newest). limit 0: all. */
 int pst_store_upload_each(pst_store *store, int64_t key_id, int64_t before_id, int64_t limit,
                           int (*fn)(void *user, const pst_store_upload *upload), void *user, pst_error *err);
+/* The path of an upload's bytes (pst_free), by their hash; errors as for pst_store_file_path. */
+int pst_store_upload_path(pst_store *store, pst_str hash, char **ret_path, pst_error *err);
 /* Forgets the row, and removes the bytes when no other row names them. PST_E_NOT_FOUND as above. */
 int pst_store_upload_delete(pst_store *store, int64_t id, int64_t key_id, pst_error *err);
 

@@ -88,7 +88,7 @@ static int read_file(finetune *f, pst_str hash, const char *field, pst_error *er
   char *path = NULL, *data = NULL;
   size_t n = 0;
   int64_t n_lines = 0;
-  int code = pst_store_file_path(f->job->store, hash, &path, err);
+  int code = pst_store_upload_path(f->job->store, hash, &path, err);
   if (!code) code = pst_file_read(path, SIZE_MAX / 2, &data, &n, err);
   if (!code) {
     pst_error why = PST_ERROR_INIT;

@@ -230,6 +230,29 @@ static void put_models(pst_json_writer *j, const char *key, const pst_optimizer_
   pst_json_end_array(j);
 }
 
+static const pst_str turn_kind = {"turn", 4};
+
+static int end_run(const pst_flywheel_turn_state *t, pst_store_run_state state, pst_error *err) {
+  return pst_store_run_end(t->store, t->run_id, state, (pst_str){NULL, 0}, pst_clock_unix_ms(), err);
+}
+
+/* The unfinished turn of the question. All are ended that cannot go on, or, where a fresh one was asked for, are not to. PST_E_NOT_FOUND: there is none. */
+static int find_unfinished(pst_flywheel_turn_state *t, pst_str question, pst_error *err) {
+  pst_str name = pst_str_from(pst_evals_workload_info(t->workload)->name);
+  for (;;) {
+    bool over = t->options->fresh;
+    int code = pst_store_run_find(t->store, turn_kind, name, question, PST_STORE_RUN_ACTIVE, &t->run_id, err);
+    if (!code && !over) {
+      code = pst_flywheel_turn_outdated(t, &over, err);
+      if (!code && over)
+        note(t, "the examples of the unfinished turn are gone, since records were deleted: a new one begins");
+    }
+    if (code || !over) return code;
+    code = end_run(t, PST_STORE_RUN_CANCELLED, err);
+    if (code) return code;
+  }
+}
+
 /* What makes two turns the same: an unfinished one is taken up only for the same question. */
 static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   const pst_flywheel_turn_options *o = t->options;
@@ -248,18 +271,12 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   pst_json_member_bool(&j, "keep_plan", o->keep_plan);
   if (o->codes) pst_json_member_bool(&j, "codes", true);
   pst_json_end_object(&j);
-  pst_str kind = PST_STR("turn"), name = pst_str_from(info->name), text = pst_buf_str(&params);
-  int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn") : 0;
-  bool fresh = o->fresh;
-  if (!code && !fresh) code = pst_store_run_find(t->store, kind, name, text, PST_STORE_RUN_ACTIVE, &t->run_id, NULL);
-  if (!code && !fresh) code = pst_flywheel_turn_outdated(t, &fresh, err);
-  if (!code && fresh && !o->fresh) {
-    note(t, "the examples of the unfinished turn are gone, since records were deleted: a new one begins");
+  pst_str text = pst_buf_str(&params);
+  int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn")
+                                     : find_unfinished(t, text, err);
+  if (code == PST_E_NOT_FOUND)
     code =
-        pst_store_run_end(t->store, t->run_id, PST_STORE_RUN_CANCELLED, (pst_str){NULL, 0}, pst_clock_unix_ms(), err);
-  }
-  if (code == PST_E_NOT_FOUND || (!code && fresh))
-    code = pst_store_run_create(t->store, kind, name, text, pst_clock_unix_ms(), &t->run_id, err);
+        pst_store_run_create(t->store, turn_kind, pst_str_from(info->name), text, pst_clock_unix_ms(), &t->run_id, err);
   if (!code) code = pst_store_run_get(t->store, t->run_id, on_created, &t->created_ms, err);
   pst_buf_done(&params);
   return code;
@@ -337,6 +354,17 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
   return code;
 }
 
+/* Errors that the same turn would meet again, whatever happened to its data since; after others it goes on where it was. */
+static bool is_final(int code) {
+  return code == PST_E_NO_DATA || code == PST_E_BAD_INPUT || code == PST_E_UNSUPPORTED || code == PST_E_LIMIT;
+}
+
+static void give_up(const pst_flywheel_turn_state *t) {
+  remove_checkpoint(t->encoder);
+  remove_checkpoint(t->adapter);
+  if (t->run_id) (void)end_run(t, PST_STORE_RUN_FAILED, NULL);
+}
+
 int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_flywheel_turn_options *options, pst_flywheel_turn_result *ret_result, pst_error *err) {
   pst_flywheel_turn_state t = {.gateway = gateway, .store = store, .workload = workload, .options = options};
@@ -348,7 +376,10 @@ int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   int code = pst_store_run_lock_take(store, "turn", pst_str_from(pst_evals_workload_info(workload)->name), &lock, err);
   if (code == PST_E_BUSY)
     return pst_error_set(err, code, "turn", "another turn of this workload is at work; wait for its end");
-  if (!code) code = go(&t, err);
+  if (!code) {
+    code = go(&t, err);
+    if (is_final(code)) give_up(&t);
+  }
   if (!code) code = write_result(&t, ret_result, err);
   pst_store_run_lock_give(&lock);
   pst_json_free(t.data);

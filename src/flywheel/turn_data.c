@@ -57,20 +57,31 @@ static bool put_conversation(const pst_json *messages, pst_buf *out, pst_buf *te
   return whole;
 }
 
+/* The same for the same conversation and answer: where nobody preferred one of several answers, a conversation stands there with each. */
+static void name_line(pst_str conversation, pst_str answer, char ret_id[sizeof "record-" + 16]) {
+  uint8_t sum[32];
+  pst_sha256 s;
+  pst_sha256_init(&s);
+  pst_sha256_update(&s, conversation.data, conversation.n);
+  pst_sha256_update(&s, answer.data, answer.n);
+  pst_sha256_done(&s, sum);
+  strcpy(ret_id, "record-");
+  pst_hex(sum, 8, ret_id + strlen(ret_id));
+}
+
 static int gather(void *user, const pst_data_line *source) {
   gathering *g = user;
   const pst_json *last = pst_json_at(source->messages, pst_json_size(source->messages) - 1);
   pst_str input, answer = pst_json_str(pst_json_get(last, "content"));
   if (pst_array_reserve((void **)&g->lines, &g->capacity, g->n + 1, sizeof *g->lines)) return PST_E_NOMEM;
   pst_buf text = PST_BUF_INIT;
-  char id[80], hash[65];
+  char id[sizeof "record-" + 16];
   bool usable = answer.n && is_plain(answer) && put_conversation(source->messages, &text, &g->scratch) &&
                 pst_flywheel_input(g->pattern, source->messages, &g->scratch, &input);
   int code = pst_buf_status(&text) || pst_buf_status(&g->scratch) ? PST_E_NOMEM : 0;
   g->n_textless += !usable;
   if (!code && usable) {
-    pst_sha256_hex(text.data, text.n, hash);
-    (void)snprintf(id, sizeof id, "record-%.16s", hash);
+    name_line(pst_buf_str(&text), answer, id);
     line l = {keep(g, pst_str_from(id)), keep(g, pst_buf_str(&text)), keep(g, input), keep(g, answer)};
     if (l.id.data && l.messages.data && l.input.data && l.answer.data)
       g->lines[g->n++] = l;
@@ -81,7 +92,7 @@ static int gather(void *user, const pst_data_line *source) {
   return code;
 }
 
-/* Drops what shares a cluster with an item that judges, and what an example says already. */
+/* Drops what shares a cluster with an item that judges. */
 static int drop_near(gathering *g, pst_error *err) {
   const pst_evals_info *info = pst_evals_workload_info(g->t->workload);
   size_t n = info->n_items + g->n, kept = 0;

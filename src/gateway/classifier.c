@@ -265,11 +265,11 @@ int pst_gateway_classifier_get(pst_gateway *g, const pst_gateway_plan *plan, con
     g->classifiers = k;
     pthread_mutex_unlock(&g->lock);
     found = opened;
-    const pst_classifier_info *info = pst_classifier_get_info(found);
-    for (size_t i = 0; i < info->n_labels; i++)
-      if (!has_label(plan, info->labels[i])) return foreign_label(info->labels[i], err);
   }
-  int code = check_encoder(plan, leaf, pst_classifier_get_info(found), err);
+  const pst_classifier_info *info = pst_classifier_get_info(found);
+  for (size_t i = 0; i < info->n_labels; i++)
+    if (!has_label(plan, info->labels[i])) return foreign_label(info->labels[i], err);
+  int code = check_encoder(plan, leaf, info, err);
   if (!code) *ret_classifier = found;
   return code;
 }

@@ -140,11 +140,13 @@ int pst_gateway_embed_submit(pst_gateway_live *live, size_t n_texts, pst_error *
   }
   pthread_mutex_lock(&live->lock);
   live->request_ids[live->n_requests++] = id;
-  bool cancelled = live->cancelled, last = --live->n_working == 0;
+  bool cancelled = live->cancelled;
+  pthread_mutex_unlock(&live->lock);
+  if (cancelled) pst_engine_cancel(engine, id); /* while this thread holds the engine */
+  pthread_mutex_lock(&live->lock);
+  bool last = --live->n_working == 0;
   pthread_mutex_unlock(&live->lock);
   if (last)
     pst_gateway_live_post(live, pst_gateway_local_over); /* the caller's callback may not run inside pst_gateway_chat */
-  else if (cancelled)
-    pst_engine_cancel(engine, id);
   return 0;
 }

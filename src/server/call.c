@@ -158,16 +158,20 @@ static pst_str copy(pst_arena *arena, pst_str s, bool *failed) {
   return (pst_str){text, text ? s.n : 0};
 }
 
+/* Of a name with or without a port. */
+static bool is_loopback_name(pst_str host) {
+  bool bracket = host.n && host.data[0] == '[';
+  size_t end = pst_str_find(host, bracket ? PST_STR("]") : PST_STR(":"), 0);
+  if (end != SIZE_MAX) host.n = end + bracket;
+  return pst_str_is(host, "localhost") || pst_str_is(host, "127.0.0.1") || pst_str_is(host, "[::1]");
+}
+
 static bool is_loopback_origin(pst_str origin) {
   static const char *const schemes[] = {"http://", "https://"};
   for (size_t i = 0; i < PST_ARRAY_LEN(schemes); i++) {
     pst_str scheme = pst_str_from(schemes[i]);
     if (!pst_str_starts(origin, scheme)) continue;
-    pst_str host = {origin.data + scheme.n, origin.n - scheme.n};
-    bool bracket = host.n && host.data[0] == '[';
-    size_t end = pst_str_find(host, bracket ? PST_STR("]") : PST_STR(":"), 0);
-    if (end != SIZE_MAX) host.n = end + bracket;
-    return pst_str_is(host, "localhost") || pst_str_is(host, "127.0.0.1") || pst_str_is(host, "[::1]");
+    return is_loopback_name((pst_str){origin.data + scheme.n, origin.n - scheme.n});
   }
   return false;
 }
@@ -199,13 +203,14 @@ int pst_server_consent(const pst_server_call *call, pst_str safety_identifier, p
 }
 
 /* Over the loopback interface, and not for somebody else: a proxy on this machine passes on the world's requests, and a browser on it those of any page
- * that is open. */
+ * that is open, which may have led a name of its own here. */
 static bool is_from_here(const pst_net_request *request) {
   static const char *const forwarded[] = {"forwarded", "x-forwarded-for", "x-real-ip"};
   for (size_t i = 0; i < PST_ARRAY_LEN(forwarded); i++)
     if (pst_net_header_find(request->headers, request->n_headers, forwarded[i]).data) return false;
   pst_str origin = pst_net_header_find(request->headers, request->n_headers, "origin");
-  return request->loopback && (!origin.data || is_loopback_origin(origin));
+  pst_str host = pst_net_header_find(request->headers, request->n_headers, "host");
+  return request->loopback && (!origin.data || is_loopback_origin(origin)) && (!host.data || is_loopback_name(host));
 }
 
 static pst_server_call *make_call(pst_server *server, pst_net_exchange *x, const pst_server_endpoint *endpoint) {

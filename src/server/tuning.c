@@ -150,7 +150,7 @@ typedef struct path_wanted {
 
 static int find_path(void *user, const pst_store_upload *upload) {
   path_wanted *p = user;
-  return pst_store_file_path(p->store, upload->hash, &p->path, NULL);
+  return pst_store_upload_path(p->store, upload->hash, &p->path, NULL);
 }
 
 static int read_content(pst_server_call *call, int64_t id, pst_error *err) {
@@ -399,7 +399,7 @@ static int check_file(const pst_server_call *call, pst_str id, pst_wire_tuning_m
   int code = pst_store_upload_get(f->store, pst_wire_id_parse("file", id), owner_of(call), note_file, f, err);
   if (code == PST_E_NOT_FOUND)
     return pst_error_set(err, PST_E_BAD_INPUT, field, "there is no file '%.*s'", (int)id.n, id.data);
-  if (!code) code = pst_store_file_path(f->store, pst_str_from(f->hash), &path, err);
+  if (!code) code = pst_store_upload_path(f->store, pst_str_from(f->hash), &path, err);
   if (!code) code = pst_file_read(path, SIZE_MAX / 2, &data, &n, err);
   if (!code) code = check_lines((pst_str){data, n}, method, field, f->name, err);
   pst_free(path);

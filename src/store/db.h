@@ -134,13 +134,21 @@ int pst_store_data_set_use(pst_store_conn *conn, pst_str hash, pst_str kind, pst
 /* Removes the files of withdrawn sets that are still there, also those that a crash left. */
 int pst_store_data_sets_clean(pst_store *store, pst_error *err);
 
-/* ---- ledger.c, jobs.c: what recovery needs ---- */
+/* ---- files.c: as pst_store_file_put and pst_store_file_path, in another folder of the home ---- */
+
+int pst_store_file_put_in(const pst_store *store, const char *folder, const void *data, size_t n, char ret_hash[65],
+                          pst_error *err);
+int pst_store_file_path_in(const pst_store *store, const char *folder, pst_str hash, char **ret_path, pst_error *err);
+
+/* ---- ledger.c, jobs.c, uploads.c: what recovery needs ---- */
 
 /* Settles the owner's open reservations at their full reserve. *ret_n may be NULL. */
 int pst_store_ledger_recover(pst_store_conn *conn, int64_t owner, int64_t now_ms, int64_t *ret_n, pst_error *err);
 /* Puts the owner's running jobs back into the queue. */
 int pst_store_jobs_recover(pst_store_conn *conn, int64_t owner, pst_error *err);
-/* Both, for every owner whose process is gone (open.c). Inside a write. */
+/* Removes files that were sent by clients and that no row names: of a process that ended between the two. Inside a write. */
+void pst_store_uploads_recover(pst_store_conn *conn);
+/* The owners' two, for every owner whose process is gone (open.c). Inside a write. */
 int pst_store_owners_recover(pst_store_conn *conn, int64_t now_ms, pst_error *err);
 
 /* Brings the schema up to date (migrate.c). */

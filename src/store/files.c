@@ -1,5 +1,5 @@
-/* Files by content hash: HOME/files/<sha256>. A file is written elsewhere, synced, then renamed to its hash, so that a name always
- * stands for the whole content. Files never change; nothing here deletes them. */
+/* Files by content hash: HOME/files/<sha256>, and those that clients sent in a folder of their own. A file is written elsewhere, synced, then renamed to its hash, so that a name
+ * always stands for the whole content. Files never change; nothing here deletes them. */
 #include "store/db.h"
 
 #include <errno.h>
@@ -8,8 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int path_of(const pst_store *store, const char *hash, char **ret_path, pst_error *err) {
-  char *dir = pst_path_join(store->home, "files");
+static int path_of(const pst_store *store, const char *folder, const char *hash, char **ret_path, pst_error *err) {
+  char *dir = pst_path_join(store->home, folder);
   char *path = dir ? pst_path_join(dir, hash) : NULL;
   int code = path ? pst_dir_make(dir, err) : pst_error_set(err, PST_E_NOMEM, store->home, "out of memory");
   pst_free(dir);
@@ -21,16 +21,21 @@ static int path_of(const pst_store *store, const char *hash, char **ret_path, ps
   return 0;
 }
 
-int pst_store_file_put(pst_store *store, const void *data, size_t n, char ret_hash[65], pst_error *err) {
+int pst_store_file_put_in(const pst_store *store, const char *folder, const void *data, size_t n, char ret_hash[65],
+                          pst_error *err) {
   char hash[65];
   char *path = NULL;
   pst_sha256_hex(data, n, hash);
-  int code = path_of(store, hash, &path, err);
+  int code = path_of(store, folder, hash, &path, err);
   if (code) return code;
   if (!pst_file_exists(path)) code = pst_file_write_atomic(path, data, n, err);
   pst_free(path);
   if (!code) memcpy(ret_hash, hash, sizeof hash);
   return code;
+}
+
+int pst_store_file_put(pst_store *store, const void *data, size_t n, char ret_hash[65], pst_error *err) {
+  return pst_store_file_put_in(store, "files", data, n, ret_hash, err);
 }
 
 static int hash_and_sync(const char *path, char ret_hash[65], pst_error *err) {
@@ -72,7 +77,7 @@ int pst_store_file_adopt(pst_store *store, const char *path, char ret_hash[65], 
   char hash[65];
   char *kept = NULL;
   int code = hash_and_sync(path, hash, err);
-  if (!code) code = path_of(store, hash, &kept, err);
+  if (!code) code = path_of(store, "files", hash, &kept, err);
   if (!code && rename(path, kept))
     code = pst_error_set_errno(err, errno, path, "the file cannot be moved into the store");
   if (!code) code = sync_dir(store, err);
@@ -81,7 +86,7 @@ int pst_store_file_adopt(pst_store *store, const char *path, char ret_hash[65], 
   return code;
 }
 
-int pst_store_file_path(pst_store *store, pst_str hash, char **ret_path, pst_error *err) {
+int pst_store_file_path_in(const pst_store *store, const char *folder, pst_str hash, char **ret_path, pst_error *err) {
   bool valid = hash.n == 64;
   for (size_t i = 0; valid && i < hash.n; i++)
     valid = (hash.data[i] >= '0' && hash.data[i] <= '9') || (hash.data[i] >= 'a' && hash.data[i] <= 'f');
@@ -89,7 +94,7 @@ int pst_store_file_path(pst_store *store, pst_str hash, char **ret_path, pst_err
   char text[65];
   char *path = NULL;
   pst_store_copy(text, sizeof text, hash);
-  int code = path_of(store, text, &path, err);
+  int code = path_of(store, folder, text, &path, err);
   if (!code && !pst_file_exists(path)) code = pst_error_set(err, PST_E_NOT_FOUND, path, "this file is not kept here");
   if (code) {
     pst_free(path);
@@ -97,4 +102,8 @@ int pst_store_file_path(pst_store *store, pst_str hash, char **ret_path, pst_err
   }
   *ret_path = path;
   return 0;
+}
+
+int pst_store_file_path(pst_store *store, pst_str hash, char **ret_path, pst_error *err) {
+  return pst_store_file_path_in(store, "files", hash, ret_path, err);
 }

@@ -188,6 +188,7 @@ static int register_owner(pst_store_conn *conn, void *arg, pst_error *err) {
   int64_t now_ms = pst_clock_unix_ms();
   int code = pst_store_sql_run(conn, NULL, "INSERT INTO owners(id, pid, opened_ms) VALUES(?1, ?2, ?3)", err, "iii",
                                store->owner, (int64_t)getpid(), now_ms);
+  if (!code) pst_store_uploads_recover(conn);
   return code ? code : pst_store_owners_recover(conn, now_ms, err);
 }
 

@@ -1,30 +1,37 @@
-/* Files that clients sent: a row each over the files kept by content hash. */
+/* Files that clients sent: a row each, and HOME/uploads/<sha256>, which rows of the same content share. Nothing else keeps files there, so that the last row's deletion may remove
+ * one; files come and go inside writes, of which there is one at a time, so that none is removed that another row is about to name. */
 #include "store/db.h"
 
+#include <dirent.h>
 #include <inttypes.h>
+#include <string.h>
 #include <unistd.h>
 
+static const char folder[] = "uploads";
+
 typedef struct put_call {
-  pst_str name, purpose, hash;
-  int64_t key_id, bytes, now_ms;
+  pst_str name, purpose, data;
+  int64_t key_id, now_ms;
   int64_t id; /* out */
 } put_call;
 
 static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   put_call *c = arg;
-  int code = pst_store_sql_run(
-      conn, NULL, "INSERT INTO uploads(key_id, name, purpose, hash, bytes, created_ms) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
-      err, "nsssii", c->key_id, c->name, c->purpose, c->hash, c->bytes, c->now_ms);
+  char hash[65];
+  int code = pst_store_file_put_in(conn->store, folder, c->data.data, c->data.n, hash, err);
+  if (!code)
+    code = pst_store_sql_run(
+        conn, NULL,
+        "INSERT INTO uploads(key_id, name, purpose, hash, bytes, created_ms) VALUES(?1, ?2, ?3, ?4, ?5, ?6)", err,
+        "nsssii", c->key_id, c->name, c->purpose, pst_str_from(hash), (int64_t)c->data.n, c->now_ms);
   if (!code) c->id = sqlite3_last_insert_rowid(conn->db);
   return code;
 }
 
 int pst_store_upload_put(pst_store *store, pst_str name, pst_str purpose, int64_t key_id, pst_str data, int64_t now_ms,
                          int64_t *ret_id, pst_error *err) {
-  char hash[65];
-  int code = pst_store_file_put(store, data.data, data.n, hash, err);
-  put_call c = {name, purpose, pst_str_from(hash), key_id, (int64_t)data.n, now_ms, 0};
-  if (!code) code = pst_store_write_now(store, false, put_apply, &c, err);
+  put_call c = {name, purpose, data, key_id, now_ms, 0};
+  int code = pst_store_write_now(store, false, put_apply, &c, err);
   if (!code) *ret_id = c.id;
   return code;
 }
@@ -71,23 +78,43 @@ int pst_store_upload_each(pst_store *store, int64_t key_id, int64_t before_id, i
                              limit > 0 ? limit : INT64_C(-1));
 }
 
+int pst_store_upload_path(pst_store *store, pst_str hash, char **ret_path, pst_error *err) {
+  int code = pst_store_file_path_in(store, folder, hash, ret_path, err);
+  return code == PST_E_NOT_FOUND ? pst_store_file_path(store, hash, ret_path, err) : code; /* of an earlier version */
+}
+
 /* ---- deletion ---- */
+
+/* Inside a write: removes a file that no row names. One that cannot be removed is left for the next opening. */
+static void remove_unnamed(pst_store_conn *conn, pst_str hash) {
+  int64_t n = 0;
+  char *path = NULL;
+  int code = pst_store_sql_int(conn, &n, "SELECT count(*) FROM uploads WHERE hash = ?1", NULL, "s", hash);
+  if (!code && n == 0 && !pst_store_file_path_in(conn->store, folder, hash, &path, NULL)) (void)unlink(path);
+  pst_free(path);
+}
+
+void pst_store_uploads_recover(pst_store_conn *conn) {
+  char *path = pst_path_join(conn->store->home, folder);
+  DIR *dir = path ? opendir(path) : NULL;
+  for (const struct dirent *entry; dir && (entry = readdir(dir));)
+    if (strlen(entry->d_name) == 64) remove_unnamed(conn, pst_str_from(entry->d_name));
+  if (dir) (void)closedir(dir);
+  pst_free(path);
+}
 
 typedef struct delete_call {
   int64_t id, key_id;
-  char hash[65];  /* of the row */
-  int64_t others; /* rows that name it too */
+  char hash[65]; /* of the row */
 } delete_call;
 
 static int delete_apply(pst_store_conn *conn, void *arg, pst_error *err) {
-  delete_call *c = arg;
+  const delete_call *c = arg;
   int64_t n = 0;
   int code = pst_store_sql_run(conn, &n, "DELETE FROM uploads WHERE id = ?1 AND (?2 < 0 OR coalesce(key_id, 0) = ?2)",
                                err, "ii", c->id, c->key_id);
   if (!code && n == 0) return no_such_upload(c->id, err);
-  if (!code)
-    code = pst_store_sql_int(conn, &c->others, "SELECT count(*) FROM uploads WHERE hash = ?1", err, "s",
-                             pst_str_from(c->hash));
+  if (!code) remove_unnamed(conn, pst_str_from(c->hash));
   return code;
 }
 
@@ -99,11 +126,6 @@ static int note_hash(void *user, const pst_store_upload *upload) {
 
 int pst_store_upload_delete(pst_store *store, int64_t id, int64_t key_id, pst_error *err) {
   delete_call c = {.id = id, .key_id = key_id};
-  char *path = NULL;
   int code = pst_store_upload_get(store, id, key_id, note_hash, &c, err);
-  if (!code) code = pst_store_write_now(store, false, delete_apply, &c, err);
-  if (code) return code;
-  if (c.others == 0 && !pst_store_file_path(store, pst_str_from(c.hash), &path, NULL)) (void)unlink(path);
-  pst_free(path);
-  return 0;
+  return code ? code : pst_store_write_now(store, false, delete_apply, &c, err);
 }

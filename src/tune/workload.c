@@ -30,6 +30,7 @@ typedef struct maker {
   pst_engine_tokens scratch;
   int32_t *ids; /* of all texts, one behind the other */
   size_t n_ids, ids_capacity;
+  int32_t *coded;                      /* of texts in output codes; NULL: none are */
   pst_tune_text *texts;                /* training's, then held-out ones, then those that are only asked */
   const pst_evals_item **items;        /* of each text; NULL: it is of no item */
   size_t *starts;                      /* where a text's tokens begin */
@@ -329,15 +330,12 @@ static int use_codes(maker *m) {
                                   .from = m->o->codes_from,
                                   .labels = m->info->labels,
                                   .n_labels = m->info->n_labels};
-  int32_t *ids = NULL;
   if (m->o->teacher && (coding.given || coding.most))
     return pst_error_set(m->err, PST_E_BAD_INPUT, "codes",
                          "a teacher's thoughts are of plain tokens and cannot be learned together with output codes");
-  int code =
-      pst_tune_texts_code(m->model, &coding, m->texts, m->n_texts, m->n_texts - m->n_held_out, &ids, &m->codes, m->err);
+  int code = pst_tune_texts_code(m->model, &coding, m->texts, m->n_texts, m->n_texts - m->n_held_out, &m->coded,
+                                 &m->codes, m->err);
   if (code || !m->codes) return code;
-  pst_free(m->ids);
-  m->ids = ids;
   pst_engine_codes_write(m->codes, &m->codes_note);
   return pst_buf_status(&m->codes_note) ? no_memory(m) : 0;
 }
@@ -595,6 +593,7 @@ static void maker_done(maker *m) {
   pst_engine_codes_free(m->given);
   pst_buf_done(&m->codes_note);
   pst_free(m->ids);
+  pst_free(m->coded);
   pst_free(m->texts);
   pst_free(m->starts);
   pst_free(m->items);

@@ -18,11 +18,11 @@ static bool same_letters(pst_str a, const char *b) {
 static pst_str parameter(pst_str header, const char *name) {
   size_t at = 0;
   while ((at = pst_str_find(header, PST_STR(";"), at)) != SIZE_MAX) {
-    pst_str rest = pst_str_trim((pst_str){header.data + at + 1, header.n - at - 1});
-    size_t equals = pst_str_find(rest, PST_STR("="), 0);
-    at++;
-    if (equals == SIZE_MAX || !same_letters(pst_str_trim((pst_str){rest.data, equals}), name)) continue;
-    pst_str value = {rest.data + equals + 1, rest.n - equals - 1};
+    size_t begin = ++at;
+    while (at < header.n && header.data[at] != '=' && header.data[at] != ';') at++;
+    if (at == header.n || header.data[at] == ';') continue;
+    if (!same_letters(pst_str_trim((pst_str){header.data + begin, at - begin}), name)) continue;
+    pst_str value = {header.data + at + 1, header.n - at - 1};
     if (value.n && value.data[0] == '"') {
       size_t end = 1;
       while (end < value.n && value.data[end] != '"') end += value.data[end] == '\\' && end + 1 < value.n ? 2 : 1;

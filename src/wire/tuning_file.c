@@ -21,7 +21,7 @@ static int read_conversation(const pst_json *conversation, size_t n, const pst_j
   pst_json_member_cstr(&w, "model", "base");
   pst_json_key(&w, "messages");
   pst_json_begin_array(&w);
-  for (size_t i = 0; i < n; i++) pst_json_put_value(&w, pst_json_at(messages, i));
+  for (pst_json_iter it = pst_json_iterate(messages); n-- && pst_json_next(&it);) pst_json_put_value(&w, it.value);
   pst_json_put_value(&w, answer);
   pst_json_end_array(&w);
   if (tools) {

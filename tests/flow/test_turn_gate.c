@@ -43,7 +43,7 @@ static const char *message(uint64_t stream, uint64_t i, char out[64]) {
 }
 
 /* How examples are spoiled. */
-typedef enum spoiling { RIGHT, SWAPPED, ONE_KIND, OTHER_FORM, LEAKED } spoiling;
+typedef enum spoiling { RIGHT, SWAPPED, ONE_KIND, OTHER_FORM, LEAKED, FEW } spoiling;
 
 static const char *spoilt(spoiling s, const char *answer) {
   static char text[32];
@@ -63,7 +63,7 @@ static void put_item(pst_buf *out, const char *id, const char *text, const char 
                  id, text, answer, pst_evals_part_name(part));
 }
 
-/* LEAKED: the items that judge stand among the examples, in a folder of which they no longer judge anything. */
+/* LEAKED: the items that judge stand among the examples, in a folder of which they no longer judge anything. FEW: three examples. */
 static pst_evals_workload *make_workload(const char *name, spoiling s) {
   static const char setting[] =
       "{\"schema\": 1, \"name\": \"marks\", \"task\": {\"kind\": \"text\"}, \"prompts\": [{\"name\": \"stock\", "
@@ -80,6 +80,7 @@ static pst_evals_workload *make_workload(const char *name, spoiling s) {
                           : i < N_EXAMPLES + N_SEARCH ? PST_EVALS_SEARCH
                                                       : PST_EVALS_VERIFY;
     const char *answer = message(1, i, text);
+    if (s == FEW && part == PST_EVALS_EXAMPLES && i >= 3) continue;
     (void)snprintf(id, sizeof id, "m%d", (int)i);
     if (s == LEAKED && part != PST_EVALS_EXAMPLES) part = PST_EVALS_EXAMPLES;
     put_item(&items, id, text, part == PST_EVALS_EXAMPLES ? spoilt(s, answer) : answer, part);
@@ -426,13 +427,14 @@ static bool kill_when_asked(void *user) {
 }
 
 /* What the child process does: the program called by itself, since an engine's threads do not outlive a fork. Arguments: home, folder, model, its hash, and
- * the killing's fields. */
+ * the killing's fields, and whether answers are in codes. */
 static int child_main(char **argv) {
   killing k = {strcmp(argv[6], "nowhere") != 0 ? argv[6] : NULL, atoi(argv[7]), atoi(argv[8]), false};
   pst_flywheel_turn_result r = {0};
   pst_evals_workload *w = NULL;
   (void)snprintf(model, sizeof model, "%s", argv[4]);
   (void)snprintf(model_hash, sizeof model_hash, "%s", argv[5]);
+  in_codes = atoi(argv[9]);
   const pst_optimizer_model m = {model, model_hash, NULL};
   pst_flywheel_turn_options o = turn_options(&m);
   o.note = kill_at_note;
@@ -459,7 +461,8 @@ static bool turn_in_child(char *home, const char *folder, const killing *k, int 
   (void)snprintf(note, sizeof note, "%s", k->note ? k->note : "nowhere");
   char where[300];
   (void)snprintf(where, sizeof where, "%s", folder);
-  char *arguments[] = {program, child_mode, home, where, name, key, note, step, asked, NULL};
+  char codes[] = {in_codes ? '1' : '0', '\0'};
+  char *arguments[] = {program, child_mode, home, where, name, key, note, step, asked, codes, NULL};
   pid_t child = fork();
   int status = 0;
   assert_true(child >= 0);
@@ -615,6 +618,7 @@ static int adapters_of(pst_store *store) {
 /* Corrections are learned behind the examples; a turn that is killed on the way there comes to the same end, with nothing twice; what was learned of records goes with them. */
 static void test_what_users_said_is_learned(void **state) {
   (void)state;
+  in_codes = true; /* which answers of preferences are learned in, too */
   const killing places[] = {
       {.note = "preferences"}, {.note = "prefer:"}, {.note = "prefer:", .step = 1}, {.note = "plan"}};
   char *home = test_temp_dir(), folder[300];
@@ -630,6 +634,7 @@ static void test_what_users_said_is_learned(void **state) {
   t = test_gateway_open_at(home, NULL);
   bool promoted;
   pst_json_doc *report = turn(&t, w, &promoted);
+  in_codes = false;
   const pst_json *said = pst_json_get(pst_json_root(report), "preferences");
   bool taken = pst_json_bool(pst_json_get(said, "taken"), false);
   pst_str why = pst_json_str(pst_json_get(said, "why"));
@@ -653,6 +658,73 @@ static void test_what_users_said_is_learned(void **state) {
   test_gateway_close_keep(&t);
   test_temp_remove(home);
   pst_evals_workload_free(w);
+}
+
+/* ---- turns that are given up ---- */
+
+static void await_tuning(void *user, const char *text) {
+  if (!strncmp(text, "tune:", 5)) *(bool *)user = true;
+}
+
+static bool is_tuning(void *user) { return *(bool *)user; }
+
+static int count_state(void *user, const pst_store_run *run) {
+  ((int *)user)[run->state]++;
+  return 0;
+}
+
+/* Cancelled when it comes to tuning. */
+static int turn_until_tuning(const test_gateway *t, const pst_evals_workload *w, bool fresh) {
+  const pst_optimizer_model m = {model, model_hash, NULL};
+  bool tuning = false;
+  pst_flywheel_turn_options o = turn_options(&m);
+  pst_flywheel_turn_result r;
+  o.note = await_tuning;
+  o.cancelled = is_tuning;
+  o.user = &tuning;
+  o.fresh = fresh;
+  return pst_flywheel_turn(t->gateway, t->store, w, &o, &r, &err);
+}
+
+static void assert_runs(const test_gateway *t, int n_active, int n_failed, int n_cancelled) {
+  int n[8] = {0};
+  OK(pst_store_run_each(t->store, PST_STR("turn"), PST_STR("marks"), 0, count_state, n, &err));
+  assert_int_equal(n[PST_STORE_RUN_ACTIVE], n_active);
+  assert_int_equal(n[PST_STORE_RUN_FAILED], n_failed);
+  assert_int_equal(n[PST_STORE_RUN_CANCELLED], n_cancelled);
+}
+
+/* A turn that found too few examples is over: the next one sees the records that have come since, of which some say two things of one message. A fresh one leaves no
+ * other unfinished. */
+static void test_a_turn_that_cannot_end_is_over(void **state) {
+  (void)state;
+  const pst_data_import_options o = {.workload = PST_STR("marks"),
+                                     .consent = {.keep = PST_STORE_KEEP_CONTENT, .train = true}};
+  pst_data_imported done;
+  pst_buf rows = PST_BUF_INIT;
+  char text[64];
+  test_gateway t = test_gateway_open(NULL);
+  pst_evals_workload *w = make_workload("few", FEW);
+  const pst_optimizer_model m = {model, model_hash, NULL};
+  pst_flywheel_turn_options all = turn_options(&m);
+  pst_flywheel_turn_result r;
+  assert_int_equal(pst_flywheel_turn(t.gateway, t.store, w, &all, &r, &err), PST_E_NO_DATA);
+  assert_runs(&t, 0, 1, 0);
+  for (uint64_t i = 0; i < 100; i++) {
+    const char *answer = message(7, i / 2, text);
+    pst_buf_printf(&rows, "{\"text\":\"%s\",\"answer\":\"%s\"}\n", text, i % 4 == 3 ? spoilt(SWAPPED, answer) : answer);
+  }
+  const char *path = test_temp_path(test_dir, "twice.jsonl");
+  test_temp_write(path, rows.data, rows.n);
+  OK(pst_data_import(t.store, path, &o, &done, &err));
+  OK(pst_store_flush(t.store, &err));
+  assert_int_equal(turn_until_tuning(&t, w, false), PST_E_CANCELLED);
+  assert_runs(&t, 1, 1, 0);
+  assert_int_equal(turn_until_tuning(&t, w, true), PST_E_CANCELLED);
+  assert_runs(&t, 1, 1, 1);
+  pst_buf_done(&rows);
+  pst_evals_workload_free(w);
+  test_gateway_close(&t);
 }
 
 /* Wrong preferences lower their own loss and cost answers: the adapter that they begin from stays. Right ones, learned softly, cost none and are kept. */
@@ -876,7 +948,7 @@ static void test_a_plan_of_others_stays(void **state) {
 }
 
 int main(int argc, char **argv) {
-  if (argc == 9 && !strcmp(argv[1], "child")) return child_main(argv);
+  if (argc == 10 && !strcmp(argv[1], "child")) return child_main(argv);
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted_updates_are_refused),
                                      cmocka_unit_test(test_leaked_items_are_left_out),
                                      cmocka_unit_test(test_which_adapters_are_candidates),
@@ -884,6 +956,7 @@ int main(int argc, char **argv) {
                                      cmocka_unit_test(test_a_finished_search_is_taken_up),
                                      cmocka_unit_test(test_a_plan_of_others_stays),
                                      cmocka_unit_test(test_killed_turns_go_on),
+                                     cmocka_unit_test(test_a_turn_that_cannot_end_is_over),
                                      cmocka_unit_test(test_what_users_said_is_learned),
                                      cmocka_unit_test(test_only_what_answers_better_is_kept),
                                      cmocka_unit_test(test_answers_with_codes_are_left_out),

@@ -758,6 +758,32 @@ static void files(void **state) {
   assert_null(path);
 }
 
+/* What clients send lies by itself: deleting it takes nothing that something else keeps, nor what another upload of the same bytes has; what a killed process left goes when the
+ * store is opened next. */
+static void uploads(void **state) {
+  fixture *f = *state;
+  char hash[65], stray[400], *path = NULL;
+  int64_t ids[2];
+  pst_store *other = NULL;
+  OK(pst_store_file_put(f->store, "hello", 5, hash, &err));
+  for (int i = 0; i < 2; i++)
+    OK(pst_store_upload_put(f->store, PST_STR("a"), PST_STR("fine-tune"), 0, PST_STR("hello"), 1, &ids[i], &err));
+  OK(pst_store_upload_delete(f->store, ids[0], -1, &err));
+  OK(pst_store_upload_path(f->store, pst_str_from(hash), &path, &err));
+  assert_non_null(strstr(path, "/uploads/"));
+  OK(pst_store_upload_delete(f->store, ids[1], -1, &err));
+  assert_false(pst_file_exists(path));
+  assert_int_equal(pst_store_upload_delete(f->store, ids[1], -1, &err), PST_E_NOT_FOUND);
+  (void)snprintf(stray, sizeof stray, "%s", path);
+  pst_free(path);
+  OK(pst_store_file_path(f->store, pst_str_from(hash), &path, &err));
+  pst_free(path);
+  test_temp_write(stray, "hello", 5);
+  OK(pst_store_open(pst_store_home(f->store), &other, &err));
+  assert_false(pst_file_exists(stray));
+  pst_store_close(other);
+}
+
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
   const struct CMUnitTest tests[] = {
@@ -775,6 +801,7 @@ int main(void) {
       T(settings_and_prices),
       T(answers),
       T(files),
+      T(uploads),
   };
   return cmocka_run_group_tests_name("store records", tests, NULL, NULL);
 }
