@@ -27,7 +27,7 @@ def send(port, body, path="/v1/chat/completions"):
     """A raw connection that has sent a request."""
     data = json.dumps(body).encode()
     peer = socket.create_connection(("127.0.0.1", port), timeout=300)
-    peer.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data)
+    peer.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data)
     return peer
 
 
@@ -87,7 +87,7 @@ def test_bad_fields_are_named(served, model, change, param):
 
 def test_too_large_a_body(served):
     with socket.create_connection(("127.0.0.1", served.port), timeout=300) as peer:
-        peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+        peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n")
         answer = peer.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 ") and b'"request_too_large"' in answer
 
@@ -169,7 +169,7 @@ def test_many_go_at_once(served, model):
 def test_slow_headers_do_not_hold_up_others(served, model):
     slow = [socket.create_connection(("127.0.0.1", served.port), timeout=300) for _ in range(50)]
     for peer in slow:
-        peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A")
+        peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-A")
     assert served.request("/v1/chat/completions", {"model": model, "messages": HELLO, "max_tokens": 2})[0] == 200
     for peer in slow:
         peer.close()
@@ -181,7 +181,7 @@ def test_a_reader_that_stops_reading(served, model):
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peer.connect(("127.0.0.1", served.port))
     data = json.dumps(endless(model, logprobs=True, top_logprobs=20, max_tokens=200)).encode()
-    peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+    peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
     served.until(lambda: served.metric("penstock_engine_running") == 0, "the answer made")
     assert served.request("/v1/chat/completions", {"model": model, "messages": HELLO, "max_tokens": 2})[0] == 200
     got = b""
@@ -206,7 +206,7 @@ def dechunk(answer):
 
 def test_keep_alive_and_pipelining(served):
     with socket.create_connection(("127.0.0.1", served.port), timeout=300) as peer:
-        peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
         got = b""
         while got.count(b'{"status":"ok"}') < 3:
             got += read_some(peer)

@@ -112,7 +112,7 @@ def test_drain_finishes_what_is_in_flight(serve, smollm2, model):
 def probe(port):
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=300) as peer:
-            peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            peer.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             return peer.recv(65536)
     except OSError:
         return b""
@@ -252,11 +252,14 @@ def test_loopback_on_behalf_of_others_needs_a_key(serve, cli, smollm2, model):
         body = {"model": model, "messages": HELLO, "max_tokens": 1}
         return one.request("/v1/chat/completions", body, headers={"content-type": "text/plain", **headers})[0]
 
-    for headers in ({"origin": "https://example.com"}, {"origin": "null"}, {"origin": "http://localhost.example.com"}, {"x-forwarded-for": "203.0.113.9"}, {"forwarded": "for=203.0.113.9"}):
+    for headers in ({"origin": "https://example.com"}, {"origin": "null"}, {"origin": "http://localhost.example.com"}, {"x-forwarded-for": "203.0.113.9"}, {"forwarded": "for=203.0.113.9"},
+                    {"host": "evil.example"}, {"host": "evil.example:8080"}):  # a name that was led here
         assert status(headers) == 401, headers
         assert status({**headers, "authorization": "Bearer " + key}) == 200, headers
     for origin in ("http://localhost:3000", "http://127.0.0.1", "https://[::1]:8443"):
         assert status({"origin": origin}) == 200, origin
+    for host in ("localhost", "localhost:1", "[::1]:80"):
+        assert status({"host": host}) == 200, host
 
 
 def test_budget(serve, cli, smollm2, model):
@@ -318,7 +321,7 @@ def test_reserves_survive_a_kill(serve, cli, smollm2, model):
     one = serve("--model", smollm2)
     data = json.dumps(endless(model)).encode()
     peer = socket.create_connection(("127.0.0.1", one.port), timeout=300)
-    peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n" % (key.encode(), len(data)) + data)
+    peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n" % (key.encode(), len(data)) + data)
     read_some(peer)
     one.process.kill()
     one.process.wait()

@@ -74,6 +74,7 @@ def test_files(client):
     ({"content-type": "multipart/form-data; boundary=x"}, b"", "boundary"),
     ({"content-type": "multipart/form-data; boundary=x"}, b"--x\r\n\r\n", "last boundary"),
     ({"content-type": "multipart/form-data; boundary=x"}, b"--x\r\nA: b\r\n\r\nv\r\n--x--", "no name"),
+    ({"content-type": "multipart/form-data; boundary=x"}, b"--x\r\nContent-Disposition: form-data" + b";" * 8_000_000 + b"=\r\n\r\nv\r\n--x--", "no name"),
     ({"content-type": "multipart/form-data; boundary=x"}, b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--x--', "file"),
     ({"content-type": "multipart/form-data; boundary=x"},
      b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nabc\r\n--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nassistants\r\n--x--', "purpose"),
@@ -137,6 +138,7 @@ def test_wrong_jobs(client, served, model, change, says):
     (examples(12, '{"messages": []}'), "line 7"),
     (examples(12, '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}'), "line 7"),
     (examples(12, "[1]"), "line 7"),
+    (examples(12, json.dumps({"messages": [{}] * 1_000_000 + [{"role": "assistant", "content": "a"}]})), "line 7"),
 ])
 def test_files_that_cannot_be_learned_from(client, model, data, says):
     with pytest.raises(openai.BadRequestError, match=says):
