@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/commands.h"
 #include "cli/open.h"
@@ -331,26 +332,61 @@ static int export_set(pst_store *store, const char *set, FILE *file, pst_data_ex
   return code;
 }
 
+/* A file beside the one that is wanted, which it becomes when it is whole. */
+typedef struct output {
+  const char *path;
+  char *name;
+  FILE *file;
+} output;
+
+static int open_output(const char *path, output *o, pst_error *err) {
+  int fd;
+  *o = (output){path, NULL, stdout};
+  if (!path || !strcmp(path, "-")) return 0;
+  int code = pst_cli_check_writable(path, err);
+  if (!code) code = pst_file_open_temporary(path, &o->name, &fd, err);
+  if (code) return code;
+  o->file = fdopen(fd, "wb");
+  if (o->file) return 0;
+  code = pst_error_set_errno(err, errno, path, "cannot open");
+  (void)unlink(o->name);
+  (void)close(fd);
+  pst_free(o->name);
+  return code;
+}
+
+/* With `code` what is there stays as it was. */
+static int close_output(output *o, int code, pst_error *err) {
+  if (o->file == stdout) return code;
+  if (!code && (fflush(o->file) || fsync(fileno(o->file)) || rename(o->name, o->path)))
+    code = pst_error_set_errno(err, errno, o->path, "cannot write");
+  if (code) (void)unlink(o->name);
+  (void)fclose(o->file);
+  pst_free(o->name);
+  return code;
+}
+
 static int export_records(const pst_cli_args *a, pst_store *store, pst_error *err) {
   pst_data_export_options o = {.filter = filter_of(a, 1)};
-  const char *path = pst_cli_text(a, "output"), *set = pst_cli_text(a, "set");
+  const char *set = pst_cli_text(a, "set");
   pst_data_exported done = {0};
   pst_progress progress;
+  output out;
   int code = read_format(a, PST_DATA_OPENAI, &o.format, err);
   if (!code && set && (o.format != PST_DATA_OPENAI || a->n_words > 1 || o.filter.subject.data))
     code = pst_error_set(err, PST_E_BAD_INPUT, "set", "a data set is exported whole, in the format openai");
   if (code) return code;
-  FILE *file = path && strcmp(path, "-") ? fopen(path, "wb") : stdout;
-  if (!file) return pst_error_set_errno(err, errno, path, "cannot open");
+  code = open_output(pst_cli_text(a, "output"), &out, err);
+  if (code) return code;
   pst_progress_begin(&progress, "exporting", 0, false, pst_cli_flag(a, "quiet"));
   o.progress = &progress;
-  code = set ? export_set(store, set, file, &done, err) : pst_data_export(store, &o, file, &done, err);
+  code = set ? export_set(store, set, out.file, &done, err) : pst_data_export(store, &o, out.file, &done, err);
   pst_progress_end(&progress);
-  if (file != stdout && fclose(file) && !code) code = pst_error_set_errno(err, errno, path, "cannot write");
   if (!code && done.n_written == 0)
     code = pst_error_set(err, PST_E_NO_DATA, "export",
                          "there is no answered record with its texts%s; 'penstock data stats' says what there is",
                          done.n_left_out ? " that this format can say" : "");
+  code = close_output(&out, code, err);
   if (!code && !pst_cli_flag(a, "quiet"))
     fprintf(stderr, "%" PRId64 " records written, %" PRId64 " left out (what %s cannot say)\n", done.n_written,
             done.n_left_out, pst_data_format_name(o.format));

@@ -260,7 +260,8 @@ static int run_eval(const pst_cli_args *a, pst_error *err) {
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, &old_int);
   sigaction(SIGTERM, &action, &old_term);
-  int code = open_all(&e, err);
+  int code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
+  if (!code) code = open_all(&e, err);
   if (!code) code = find_comparison(&e, err);
   for (int i = 0; i < e.n_targets && !code; i++) code = run_target(&e, i, err);
   if (!code) code = finish(&e, &verdict, err);

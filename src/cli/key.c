@@ -40,8 +40,15 @@ static int create(const pst_cli_args *a, pst_store *store, const char *name, pst
     code = pst_store_key_create(store, pst_str_from(name), pst_str_from(pst_cli_text(a, "workload")), limits,
                                 pst_clock_unix_ms(), &id, secret, err);
   if (!code && consents) code = pst_store_key_set_consent(store, id, &consent, err);
-  if (!code) put_secret(name, secret, pst_cli_flag(a, "json"));
-  return code;
+  if (code) return code;
+  put_secret(name, secret, pst_cli_flag(a, "json"));
+  int64_t price;
+  if (pst_cli_given(a, "day") + pst_cli_given(a, "month") + pst_cli_given(a, "total") > 0 &&
+      pst_store_machine_price_get(store, &price, NULL) == PST_E_NOT_FOUND)
+    fputs(
+        "note: what models of this machine answer costs nothing yet, and counts for no limit: 'penstock settings machine USD_PER_HOUR' says what the machine costs\n",
+        stderr);
+  return 0;
 }
 
 static int change(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {

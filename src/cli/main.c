@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "cli/commands.h"
@@ -217,11 +218,27 @@ int pst_cli_many(const pst_cli_args *a, const char *name, const char *const **re
   return a->n_values[i];
 }
 
+int pst_cli_check_writable(const char *path, pst_error *err) {
+  char *name = NULL;
+  int fd = -1;
+  if (!path) return 0;
+  if (pst_dir_exists(path)) return pst_error_set(err, PST_E_BAD_INPUT, path, "is a directory; name a file in it");
+  int code = pst_file_open_temporary(path, &name, &fd, err);
+  if (code) return code;
+  (void)unlink(name);
+  (void)close(fd);
+  char *slash = strrchr(name, '/');
+  if (slash) *slash = '\0';
+  pst_dir_sweep(!slash ? "." : *name ? name : "/");
+  pst_free(name);
+  return 0;
+}
+
 /* ---- main ---- */
 
 /* Where 1 is an answer ("no"), whatever kept an answer from coming is not 1. */
 static int exit_code_of(const pst_cli_command *c, int code) {
-  bool answers = c == &pst_cli_eval || c == &pst_cli_optimize;
+  bool answers = c == &pst_cli_eval || c == &pst_cli_optimize || c == &pst_cli_turn;
   switch (code) {
   case PST_E_BAD_INPUT:
   case PST_E_UNSUPPORTED:
@@ -259,7 +276,8 @@ int main(int argc, char **argv) {
   }
   pst_error err = PST_ERROR_INIT;
   int code = run_command(c, argc - 2, argv + 2, &err);
-  if (fflush(stdout) && code == 0) code = pst_error_set_errno(&err, errno, "stdout", "cannot write");
+  if ((fflush(stdout) || ferror(stdout)) && code >= 0)
+    code = pst_error_set_errno(&err, errno, "stdout", "cannot write");
   if (code >= 0) return code;
   char text[1100];
   if (!err.code) pst_error_set(&err, code, c->name, "%s", pst_error_text(code));

@@ -36,7 +36,7 @@ int pst_cli_model_open(const pst_cli_args *a, const char *name, int n_threads, p
 }
 
 int pst_cli_model_may_write(const pst_cli_args *a, const char *out, pst_error *err) {
-  if (!pst_file_exists(out) || pst_cli_flag(a, "force")) return 0;
+  if (!pst_file_exists(out) || pst_cli_flag(a, "force")) return pst_cli_check_writable(out, err);
   return pst_error_set(err, PST_E_EXISTS, out, "is there already; --force replaces it");
 }
 

@@ -65,7 +65,9 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   if (!pst_optimizer_cache_wish_from(pst_str_from(pst_cli_text(a, "cache")), &cache))
     return pst_error_set(err, PST_E_BAD_INPUT, "--cache", "takes auto, on or off, not '%.40s'",
                          pst_cli_text(a, "cache"));
-  int code = pst_cli_workbench_open(a, a->words[0], &b, err);
+  int code = pst_cli_check_writable(pst_cli_text(a, "output"), err);
+  if (!code) code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
+  if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code && !replay) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
   pst_flywheel_outlook_source source = {b.gateway, b.store, b.workload, (int)pst_cli_int(a, "threads"), false};
@@ -86,12 +88,12 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
                              .cancelled = pst_cli_interrupted};
   if (!code) code = pst_optimizer_run(b.gateway, b.store, b.workload, &o, &result, err);
   bool found = !code && result.verdict == PST_OPTIMIZER_FOUND, promote = found && !replay && pst_cli_flag(a, "promote");
-  if (promote)
+  if (!code && pst_cli_text(a, "output")) code = write_plan(pst_cli_text(a, "output"), result.plan_json, err);
+  if (!code && pst_cli_text(a, "report")) code = pst_cli_write_report(pst_cli_text(a, "report"), result.evidence, err);
+  if (!code && promote)
     code =
         pst_store_plan_assign(b.store, pst_str_from(pst_evals_workload_info(b.workload)->name), PST_STORE_PLAN_IN_FORCE,
                               pst_str_from(result.plan_hash), PST_STR("optimize"), pst_clock_unix_ms(), err);
-  if (!code && pst_cli_text(a, "output")) code = write_plan(pst_cli_text(a, "output"), result.plan_json, err);
-  if (!code && pst_cli_text(a, "report")) code = pst_cli_write_report(pst_cli_text(a, "report"), result.evidence, err);
   if (!code) code = print_result(a, &result, promote, err);
   if (!code && replay && !result.same_plan)
     code = pst_error_set(err, PST_E_CORRUPT, NULL, "run %lld took another plan", (long long)replay);

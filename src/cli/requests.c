@@ -95,7 +95,9 @@ static int run_requests(const pst_cli_args *a, pst_error *err) {
   if (!code && !pst_cli_flag(a, "all")) filter.purpose = PST_STORE_PURPOSE_USER;
   begin_list(&l, a);
   if (!code) code = pst_store_request_each(store, &filter, put_request, &l, err);
-  print_list(&l, code, "no requests in the books yet");
+  print_list(&l, code,
+             pst_cli_given(a, "workload") || pst_cli_given(a, "key") ? "no such requests in the books"
+                                                                     : "no requests in the books yet");
   pst_store_close(store);
   return code;
 }
@@ -193,7 +195,8 @@ static int run_feedback(const pst_cli_args *a, pst_error *err) {
   l.skip = total - pst_cli_int(a, "limit");
   begin_list(&l, a);
   if (!code) code = pst_store_feedback_each(store, id, 0, put_feedback, &l, err);
-  print_list(&l, code, "no feedback yet; applications send it to POST /v1/feedback");
+  print_list(&l, code,
+             a->n_words ? "no feedback of that id" : "no feedback yet; applications send it to POST /v1/feedback");
   pst_store_close(store);
   return code;
 }

@@ -8,6 +8,7 @@
 #include "cli/open.h"
 #include "cli/child.h"
 
+#include <penstock/models.h>
 #include <penstock/server.h>
 
 enum { MAX_NAMES = 32, MAX_ADAPTERS = 64 };
@@ -28,6 +29,7 @@ typedef struct service {
   char *adapter_names[MAX_ADAPTERS];
   int n_adapters;
   pst_buf names, hello; /* of all models; the first line */
+  char writer[128];     /* the first model here that generates text */
 } service;
 
 static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory"); }
@@ -201,6 +203,10 @@ static int add_name(void *user, const char *id, const char *owner) {
   for (int i = 0; i < s->n_plans; i++)
     if (!strcmp(id, s->workloads[i])) return 0;
   pst_buf_printf(&s->names, "%s%s", s->names.n ? ", " : "", id);
+  pst_models_file file;
+  if (s->writer[0] || pst_models_resolve(pst_store_home(s->store), id, &file, NULL)) return 0;
+  if (!pst_engine_model_encodes(file.path)) snprintf(s->writer, sizeof s->writer, "%s", id);
+  pst_models_file_done(&file);
   return 0;
 }
 
@@ -221,7 +227,6 @@ static int write_hello(service *s, const pst_cli_args *a, pst_error *err) {
            colon && !all ? "]" : "", pst_server_port(s->server));
   for (int i = 0; i < s->n_plans; i++) pst_buf_printf(&s->names, "%s%s", i ? ", " : "", s->workloads[i]);
   for (int i = 0; i < s->n_models; i++) pst_buf_printf(&s->names, "%s%s", s->names.n ? ", " : "", s->models[i].id);
-  const char *first = s->n_plans ? s->workloads[0] : s->n_models ? s->models[0].id : NULL;
   int code = pst_gateway_models_each(s->gateway, add_name, s, err);
   if (!code) code = pst_store_price_each(s->store, add_provider, s, err);
   if (code) return code;
@@ -229,6 +234,7 @@ static int write_hello(service *s, const pst_cli_args *a, pst_error *err) {
     return pst_error_set(
         err, PST_E_NOT_FOUND, "serve",
         "there is nothing to serve; say --model M or --plan P, pull a model, or name a provider and its price");
+  const char *first = s->n_plans ? s->workloads[0] : s->n_models ? s->models[0].id : s->writer[0] ? s->writer : NULL;
   char name[128];
   int n_name = (int)strcspn(pst_buf_text(&s->names), ",*"); /* up to a star, where the caller says which */
   bool any = pst_buf_text(&s->names)[n_name] == '*';

@@ -158,6 +158,17 @@ static int end(pst_cli_workbench *b, pst_models_file *file, int code, pst_error 
   return code;
 }
 
+/* What an adapter to start from has already, and what is said of another that is not asked. */
+static int check_start(const pst_cli_args *a, pst_error *err) {
+  static const char *const its_own[] = {"rank", "alpha", "codes"};
+  for (size_t i = 0; i < PST_ARRAY_LEN(its_own) && pst_cli_given(a, "from"); i++)
+    if (pst_cli_given(a, its_own[i]))
+      return pst_error_set(err, PST_E_BAD_INPUT, its_own[i], "is that of the adapter to go on from; leave it out");
+  if (pst_cli_given(a, "distill-share") && !pst_cli_given(a, "distill"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "distill-share", "is of a model to learn from; name it with --distill");
+  return 0;
+}
+
 static int run_tune(const pst_cli_args *a, pst_error *err) {
   pst_cli_workbench b = {NULL, NULL, NULL, NULL};
   pst_flywheel_tune_result r;
@@ -176,7 +187,9 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
                                  .teacher = pst_cli_text(a, "teacher")};
   o.tune.training.precision = precision;
   watch w = {.start_us = pst_clock_us(), .timed = o.tune.training.steps == 0};
-  int code = pst_cli_workbench_open(a, a->words[0], &b, err);
+  int code = check_start(a, err);
+  if (!code) code = pst_cli_check_writable(pst_cli_text(a, "output"), err);
+  if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (code) return code;
   if (!pst_models_resolve(b.home, o.tune.model, &file, NULL)) encodes = pst_engine_model_encodes(file.path);
   pst_cli_catch_interrupts();

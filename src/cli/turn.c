@@ -98,12 +98,19 @@ static void print_encoder(const pst_json *r) {
       number(r, "encoder.seconds") / 60, 100 * number(r, "encoder.accuracy"), number(r, "encoder.held_out"));
 }
 
+static void print_data(const pst_json *r) {
+  printf("  data     %.0f records, %.0f kept", number(r, "data.records"), number(r, "data.kept"));
+  for (pst_json_iter it = pst_json_iterate(pst_json_path(r, "data.left_out")); pst_json_next(&it);)
+    printf(", %.0f %.*s", pst_json_double(it.value, 0), (int)it.key.n, it.key.data);
+  if (number(r, "data.near_to_items") > 0) printf(", %.0f near to items that judge", number(r, "data.near_to_items"));
+  printf("; %.0f examples added\n", number(r, "data.added"));
+}
+
 static void print_report(const pst_json *r) {
   printf("turn %.0f of %.*s\n", number(r, "run"), (int)pst_json_str(pst_json_path(r, "workload")).n,
          pst_json_str(pst_json_path(r, "workload")).data);
   if (number(r, "data.records") > 0)
-    printf("  data     %.0f records, %.0f kept, %.0f near to items that judge, %.0f examples added\n",
-           number(r, "data.records"), number(r, "data.kept"), number(r, "data.near_to_items"), number(r, "data.added"));
+    print_data(r);
   else
     puts("  data     no records that may be trained on; the workload's own examples");
   if (number(r, "data.without_text") > 0)
@@ -175,7 +182,8 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
   pst_cli_model_list list = {0};
   pst_flywheel_turn_result result = {0};
   view v = {.quiet = pst_cli_flag(a, "quiet")};
-  int code = pst_cli_workbench_open(a, a->words[0], &b, err);
+  int code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
+  if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
   pst_flywheel_turn_options o = {.model = pst_cli_text(a, "tune-model"),
@@ -198,8 +206,11 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
                                  .user = &v};
   if (!code) code = pst_flywheel_turn(b.gateway, b.store, b.workload, &o, &result, err);
   end_bar(&v);
-  if (!code) code = write_page(a, &result, err);
-  if (!code) code = print_result(a, &result, err);
+  if (!code) {
+    int page = write_page(a, &result, err);
+    code = print_result(a, &result, err);
+    if (!code) code = page;
+  }
   if (!code && result.plan.verdict != PST_OPTIMIZER_FOUND)
     code = result.plan.verdict == PST_OPTIMIZER_NONE ? PST_CLI_FAILED : PST_CLI_NO_DATA;
   pst_flywheel_turn_result_done(&result);

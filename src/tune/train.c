@@ -804,8 +804,9 @@ static int run_steps(trainer *t) {
     if (t->o->cancelled && t->o->cancelled(t->o->user)) {
       int code = save(t);
       return code ? code
-                  : pst_error_set(t->err, PST_E_CANCELLED, NULL, "training was stopped after %lld of %lld steps",
-                                  (long long)t->state.step, (long long)t->state.n_steps);
+                  : pst_error_set(t->err, PST_E_CANCELLED, NULL, "training was stopped after %lld of %lld steps%s",
+                                  (long long)t->state.step, (long long)t->state.n_steps,
+                                  t->o->checkpoint ? "; the same goes on from there when it is asked for again" : "");
     }
     int code = one_step(t, began_us, first);
     if (code) return code;
