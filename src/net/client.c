@@ -1,5 +1,6 @@
 /* The HTTP client: libcurl's multi interface on the loop. Owns the pool, the calls, their time-outs and bounds; libcurl owns HTTP, TLS and
- * names. It does not retry and knows no formats.
+ * names. It knows no formats and does not retry. libcurl does by itself when a pooled connection closes without an answer; a request with a body is
+ * kept from it ("a body goes out once").
  *
  * libcurl may not be entered from inside its own callbacks, so a call is added, resumed and removed in later jobs; a cancelled call is
  * silenced at once and taken apart there. */
@@ -12,7 +13,11 @@
 
 #include "net/loop.h"
 
-enum { MAX_HEAD_BYTES = 64 << 10, MAX_HEADERS = 256 };
+enum {
+  MAX_HEAD_BYTES = 64 << 10,
+  MAX_HEADERS = 256,
+  MAX_IDLE_S = 50, /* of a pooled connection: less than the 60 s and 75 s after which common servers close */
+};
 
 struct pst_net_client {
   pst_net_loop *loop;
@@ -33,7 +38,10 @@ struct pst_net_call {
   pst_net_later step;  /* add, resume or remove */
   struct event *timer; /* first byte, then idle */
   bool follow, added, cancelled, paused, resume, head_seen, finished;
-  int refused; /* what a callback or a bound answered; 0 none */
+  bool once;        /* what it asks for may cost money each time */
+  bool begun;       /* libcurl has a connection and writes the request */
+  long bytes_begun; /* what it had sent before: a proxy's CONNECT */
+  int refused;      /* what a callback or a bound answered; 0 none */
   char refused_why[160];
   char curl_error[CURL_ERROR_SIZE];
 
@@ -182,10 +190,16 @@ static void deliver_head(pst_net_call *call) {
   if (rc) refuse(call, rc < 0 ? rc : PST_E_CANCELLED, "the receiver refused the answer");
 }
 
+/* Bytes of the request itself went out since a connection was first ready for it. */
+static bool is_sent(const pst_net_call *call) {
+  long bytes = 0;
+  curl_easy_getinfo(call->easy, CURLINFO_REQUEST_SIZE, &bytes); /* of all tries together */
+  return call->head_seen || (call->begun && bytes > call->bytes_begun);
+}
+
 static void finish(pst_net_call *call, CURLcode code) {
   pst_error err = PST_ERROR_INIT;
   pst_net_call_result result = {.n_body_bytes = call->n_body_bytes};
-  long request_bytes = 0;
   const char *url = NULL;
   if (code == CURLE_OK && !call->refused && !call->head_seen) deliver_head(call);
   if (call->cancelled) {
@@ -196,8 +210,7 @@ static void finish(pst_net_call *call, CURLcode code) {
   result.first_byte_us = call->first_byte_us;
   result.total_us = pst_clock_us() - call->start_us;
   result.status = call->head_seen ? call->status : 0;
-  curl_easy_getinfo(call->easy, CURLINFO_REQUEST_SIZE, &request_bytes);
-  result.connected = request_bytes > 0 || call->head_seen;
+  result.connected = is_sent(call);
   curl_easy_getinfo(call->easy, CURLINFO_EFFECTIVE_URL, &url);
   /* The place is scheme, host and path: a query may hold secrets. */
   int place_n = url ? (int)PST_MIN(strcspn(url, "?#"), 200u) : 0;
@@ -287,6 +300,23 @@ static void on_silence(evutil_socket_t fd, short what, void *arg) {
 }
 
 /* ---- libcurl's callbacks of one call ------------------------------------------------------------------------------------ */
+
+/* Before each try, with a connection at hand. Invariant "a body goes out once": no second try once a byte of the first may have arrived. */
+static int on_curl_begin(void *user, char *peer, char *self, int peer_port, int self_port) {
+  (void)peer;
+  (void)self;
+  (void)peer_port;
+  (void)self_port;
+  pst_net_call *call = user;
+  if (call->cancelled || call->refused) return CURL_PREREQFUNC_ABORT;
+  if (call->once && is_sent(call)) {
+    refuse(call, PST_E_IO, "the connection was closed before an answer came");
+    return CURL_PREREQFUNC_ABORT;
+  }
+  if (!call->begun) curl_easy_getinfo(call->easy, CURLINFO_REQUEST_SIZE, &call->bytes_begun);
+  call->begun = true;
+  return CURL_PREREQFUNC_OK;
+}
 
 static bool add_header_line(pst_net_call *call, pst_str line) {
   size_t colon = pst_str_find(line, PST_STR(":"), 0);
@@ -448,6 +478,7 @@ static CURLcode set_request(pst_net_call *call, const pst_net_call_options *o, c
   if (strcmp(method, "HEAD") == 0) {
     SET(CURLOPT_NOBODY, 1L);
   } else if (o->body.n || strcmp(method, "POST") == 0) {
+    call->once = o->max_redirects <= 0; /* a redirect is followed with the body */
     SET(CURLOPT_POST, 1L);
     SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)call->body.n);
     SET(CURLOPT_POSTFIELDS, pst_buf_text(&call->body));
@@ -480,6 +511,9 @@ static CURLcode set_transport(pst_net_call *call, const pst_net_call_options *o)
   if (call->client->ca_file) SET(CURLOPT_CAINFO, call->client->ca_file);
   SET(CURLOPT_CONNECTTIMEOUT_MS, (long)PST_MIN(PST_MAX(o->connect_timeout_ms, 1), 86400000));
   if (o->total_timeout_ms > 0) SET(CURLOPT_TIMEOUT_MS, (long)PST_MIN(o->total_timeout_ms, INT32_MAX));
+  SET(CURLOPT_MAXAGE_CONN, (long)MAX_IDLE_S);
+  SET(CURLOPT_PREREQFUNCTION, on_curl_begin);
+  SET(CURLOPT_PREREQDATA, call);
   SET(CURLOPT_TCP_NODELAY, 1L);
   SET(CURLOPT_TCP_KEEPALIVE, 1L);
   SET(CURLOPT_USERAGENT, "penstock");

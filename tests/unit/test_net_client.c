@@ -351,6 +351,68 @@ static void test_pause(void **state) {
   wipe(&o);
 }
 
+/* Answers a connection's first request, and closes it without a word when the second one is whole. */
+static void answer_once(int fd, void *user) {
+  script_state *s = user;
+  const char *answer = OK_HEAD "Content-Length: 5\r\n\r\nhello";
+  pst_buf_clear(&s->request);
+  if (!raw_read_request(fd, &s->request)) return;
+  atomic_fetch_add(&s->n_requests, 1);
+  raw_try_send(fd, answer, strlen(answer));
+  pst_buf_clear(&s->request);
+  if (raw_read_request(fd, &s->request)) atomic_fetch_add(&s->n_requests, 1);
+}
+
+typedef struct pair {
+  pst_net_call_options options;
+  int codes[2], n_done;
+  bool connected;
+} pair;
+
+static void on_one_done(void *user, const pst_net_call_result *result) {
+  pair *p = user;
+  p->codes[p->n_done++] = result->code;
+  p->connected = result->connected;
+  if (p->n_done == 2)
+    pst_net_loop_stop(loop);
+  else
+    assert_int_equal(pst_net_client_start(client, &p->options, NULL, NULL), 0);
+}
+
+/* libcurl by itself sends again what a pooled connection gave no answer to. */
+static void sent_once(pst_str body) {
+  script_state s = {0};
+  pair p = {.options = pst_net_call_options_default()};
+  int port;
+  raw_server *server = raw_server_start(answer_once, &s, &port);
+  p.options.url = url_of(port, "/");
+  p.options.body = body;
+  p.options.on_done = on_one_done;
+  p.options.user = &p;
+  assert_int_equal(pst_net_client_start(client, &p.options, NULL, NULL), 0);
+  assert_int_equal(pst_net_loop_run(loop, NULL), 0);
+  assert_int_equal(s.n_requests, 2);
+  assert_int_equal(p.codes[0], 0);
+  assert_int_equal(p.codes[1], PST_E_IO);
+  assert_true(p.connected);
+  pst_net_client_free(client); /* closes what the server may wait for */
+  client = NULL;
+  raw_server_stop(server);
+  pst_buf_done(&s.request);
+}
+
+static void test_a_body_is_sent_once(void **state) {
+  (void)state;
+  sent_once(PST_STR("{}"));
+}
+
+static void test_a_long_body_is_sent_once(void **state) {
+  (void)state;
+  static char body[100000]; /* libcurl sends such a one apart from its head */
+  memset(body, 'b', sizeof body);
+  sent_once((pst_str){body, sizeof body});
+}
+
 static void test_unreachable(void **state) {
   (void)state;
   outcome o = {.loop = loop};
@@ -646,6 +708,8 @@ int main(void) {
       CASE(test_cancel_in_body),
       CASE(test_cancel_while_waiting),
       CASE(test_pause),
+      CASE(test_a_body_is_sent_once),
+      CASE(test_a_long_body_is_sent_once),
       CASE(test_unreachable),
       CASE(test_bad_options),
       CASE(test_free_with_open_calls),
