@@ -212,6 +212,8 @@ int pst_net_client_start(pst_net_client *client, const pst_net_call_options *opt
                          pst_error *err);
 /* The connection is closed; no callback comes after this. Allowed inside the call's own on_head and on_body, not in on_done. */
 void pst_net_call_cancel(pst_net_call *call);
+/* False: no byte of the request has reached the other side, and after a cancel none will. */
+bool pst_net_call_is_begun(const pst_net_call *call);
 /* While paused no on_body comes and the sender is held back; time-outs of silence do not run. */
 void pst_net_call_pause(pst_net_call *call, bool paused);
 

@@ -463,7 +463,7 @@ void pst_gateway_remote_cancel(pst_gateway_live *live) {
   pst_gateway_upstream *u = live->upstream;
   pst_error error = PST_ERROR_INIT;
   if (u->deadline_us == 0) return; /* its start is posted, and will see the flag */
-  bool sent = u->call != NULL;
+  bool sent = u->call && pst_net_call_is_begun(u->call);
   if (u->call) pst_net_call_cancel(u->call);
   u->call = NULL;
   pst_error_set(&error, PST_E_CANCELLED, NULL, "cancelled");

@@ -586,6 +586,8 @@ void pst_net_call_cancel(pst_net_call *call) {
   pst_net_loop_later(call->client->loop, &call->step);
 }
 
+bool pst_net_call_is_begun(const pst_net_call *call) { return call->begun; }
+
 void pst_net_call_pause(pst_net_call *call, bool paused) {
   if (call->finished || call->cancelled || call->paused == paused) return;
   call->paused = paused;

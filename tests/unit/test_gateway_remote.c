@@ -57,6 +57,7 @@ typedef struct stage {
   test_answer a;
   test_chat chat;
   int64_t key_id;
+  int port;
 } stage;
 
 static const pst_gateway_options QUICK = {
@@ -65,14 +66,13 @@ static const pst_gateway_options QUICK = {
 /* One provider "acme" with the peer behind it, $1 and $10 per million tokens, and a key that may spend a dollar. */
 static void set_up(stage *s, const char *first, const char *second) {
   memset(s, 0, sizeof *s);
-  int port;
   char url[64];
   pst_error err = PST_ERROR_INIT;
   s->p.scripts[s->p.n_scripts++] = first;
   if (second) s->p.scripts[s->p.n_scripts++] = second;
-  s->server = raw_server_start(play, &s->p, &port);
+  s->server = raw_server_start(play, &s->p, &s->port);
   s->t = test_gateway_open(&QUICK);
-  snprintf(url, sizeof url, "http://127.0.0.1:%d/v1", port);
+  snprintf(url, sizeof url, "http://127.0.0.1:%d/v1", s->port);
   pst_store_price price = {PST_STORE_NUSD_PER_USD, PST_STORE_NO_LIMIT, 10 * PST_STORE_NUSD_PER_USD};
   pst_store_limits limits = {PST_STORE_NO_LIMIT, PST_STORE_NO_LIMIT, PST_STORE_NUSD_PER_USD};
   setenv("ACME_KEY", "sk-secret", 1);
@@ -341,7 +341,30 @@ static void cancelled_while_it_hangs(void **state) {
   test_answer_wait(&s.a);
   assert_int_equal(s.a.error.code, PST_E_CANCELLED);
   assert_int_equal(s.a.n_events, 1);
+  assert_true(spent(&s) > 0); /* it may be working for us */
   tear_down(&s);
+}
+
+/* The peer never answers the handshake, so that not a byte of the request is sent. */
+static void cancelled_before_it_is_sent_is_free(void **state) {
+  (void)state;
+  stage s;
+  set_up(&s, JSON_200(ANSWER), NULL);
+  char url[64];
+  pst_error err = PST_ERROR_INIT;
+  snprintf(url, sizeof url, "https://127.0.0.1:%d/v1", s.port);
+  assert_int_equal(pst_gateway_provider_set(s.t.store, PST_STR("acme"), pst_str_from(url), PST_STR("ACME_KEY"), &err),
+                   0);
+  pst_gateway_call call = call_of(&s);
+  uint64_t id;
+  assert_int_equal(pst_gateway_chat(s.t.gateway, &call, &id, &err), 0);
+  usleep(100000);
+  pst_gateway_cancel(s.t.gateway, id);
+  test_answer_wait(&s.a);
+  assert_int_equal(s.a.error.code, PST_E_CANCELLED);
+  assert_int_equal(spent(&s), 0);
+  tear_down(&s);
+  assert_int_equal(s.p.n_requests, 0);
 }
 
 static void what_has_no_price_or_key_is_refused(void **state) {
@@ -480,6 +503,7 @@ int main(void) {
       cmocka_unit_test(nobody_there_is_tried_again_and_free),
       cmocka_unit_test(a_silent_stream_is_a_time_out),
       cmocka_unit_test(cancelled_while_it_hangs),
+      cmocka_unit_test(cancelled_before_it_is_sent_is_free),
       cmocka_unit_test(what_has_no_price_or_key_is_refused),
       cmocka_unit_test(an_image_cannot_be_bounded),
       cmocka_unit_test(a_budget_is_never_overspent),
