@@ -318,7 +318,7 @@ typedef struct pst_wire_reply {
   pst_str id, model;
   const pst_wire_reply_choice *choices;
   size_t n_choices;
-  bool has_usage;
+  bool has_usage; /* both counts are there, and the prompt's is not 0 */
   pst_wire_usage usage;
   pst_arena *arena;
   pst_json_doc *doc;

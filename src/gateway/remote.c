@@ -3,8 +3,9 @@
  * Trying again is safe only when the provider cannot have begun: no byte of the request reached it, or it answered 429 or 503 and said when to come back.
  * Everything after the first byte of an answer is final.
  *
- * Money: the reserve covers every attempt; refused attempts cost nothing. An answer with usage costs its usage by the price table. An answer without it, or a
- * request that broke off after it was sent, is charged the bound of one attempt: the provider may have done all the work.
+ * Money: the reserve covers every attempt; refused attempts cost nothing. An answer with usage costs its usage by the price table; what a stream tells before
+ * every choice has finished is no more than a count on the way. An answer without usage, or a request that broke off after it was sent, is charged the bound
+ * of one attempt: the provider may have done all the work.
  *
  * All functions run on the gateway's loop, but for begin, which may run on the caller's thread and only builds the request. */
 #include "gateway/live.h"
@@ -53,7 +54,7 @@ struct pst_gateway_upstream {
   pst_error error; /* of a callback that refused to go on */
   int64_t sent_us;
   /* the answer */
-  bool has_usage;
+  bool has_usage; /* the end's */
   pst_wire_usage usage;
   upstream_choice choices[PST_GATEWAY_MAX_N];
 };
@@ -287,16 +288,22 @@ static int take_choice(pst_gateway_upstream *u, const pst_wire_reply_choice *c, 
   return 0;
 }
 
+static bool has_finished(const pst_gateway_upstream *u) {
+  for (int i = 0; i < u->live->n; i++)
+    if (u->choices[i].finish == PST_ENGINE_FINISH_NONE) return false;
+  return true;
+}
+
 static int take_reply(pst_gateway_upstream *u, bool chunk, pst_str text, pst_error *err) {
   pst_wire_reply reply = {0};
   bool chat = u->live->leaf || u->live->kind == PST_GATEWAY_CHAT;
   int code = pst_wire_reply_parse(chat ? PST_WIRE_CHAT : PST_WIRE_TEXT, chunk, text, &reply, err);
   if (code) return code;
-  if (reply.has_usage) {
+  for (size_t i = 0; i < reply.n_choices && !code; i++) code = take_choice(u, &reply.choices[i], err);
+  if (reply.has_usage && (!chunk || has_finished(u))) {
     u->has_usage = true;
     u->usage = reply.usage;
   }
-  for (size_t i = 0; i < reply.n_choices && !code; i++) code = take_choice(u, &reply.choices[i], err);
   pst_wire_reply_done(&reply);
   return code;
 }
@@ -398,14 +405,12 @@ static void refused(pst_gateway_upstream *u) {
 
 static void answered(pst_gateway_upstream *u) {
   pst_error error = PST_ERROR_INIT;
-  pst_gateway_live *live = u->live;
   int code = 0;
   if (!u->is_sse) code = take_reply(u, false, pst_buf_str(&u->answer), &error);
-  for (int i = 0; i < live->n && !code; i++)
-    if (u->choices[i].finish == PST_ENGINE_FINISH_NONE)
-      code = pst_error_set(&error, PST_E_UPSTREAM, u->provider,
-                           u->is_sse ? "the provider's stream broke off before the answer ended"
-                                     : "the provider gave fewer answers than asked for");
+  if (!code && !has_finished(u))
+    code = pst_error_set(&error, PST_E_UPSTREAM, u->provider,
+                         u->is_sse ? "the provider's stream broke off before the answer ended"
+                                   : "the provider gave fewer answers than asked for");
   over(u, true, code ? &error : NULL);
 }
 

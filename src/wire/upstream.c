@@ -348,10 +348,11 @@ static int read_reply(pst_wire_kind kind, bool chunk, const pst_json *root, pst_
   reply->id = pst_json_str(pst_json_get(root, "id"));
   reply->model = pst_json_str(pst_json_get(root, "model"));
   const pst_json *usage = pst_json_get(root, "usage");
-  if (pst_json_typeof(usage) == PST_JSON_OBJECT) {
-    reply->has_usage = true;
-    reply->usage.prompt_tokens = count(pst_json_get(usage, "prompt_tokens"));
-    reply->usage.completion_tokens = count(pst_json_get(usage, "completion_tokens"));
+  const pst_json *completion = pst_json_get(usage, "completion_tokens");
+  reply->usage.prompt_tokens = count(pst_json_get(usage, "prompt_tokens"));
+  reply->has_usage = reply->usage.prompt_tokens > 0 && pst_json_int(completion, -1) >= 0; /* no prompt is empty */
+  if (reply->has_usage) {
+    reply->usage.completion_tokens = count(completion);
     reply->usage.cached_tokens = count(pst_json_get(pst_json_get(usage, "prompt_tokens_details"), "cached_tokens"));
   }
   const pst_json *choices = pst_json_get(root, "choices");

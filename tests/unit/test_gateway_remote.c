@@ -281,6 +281,44 @@ static void a_bad_answer_is_charged_at_the_bound(void **state) {
   }
 }
 
+#define FINISHED_WITH(usage)                                                                                      \
+  "{\"id\":\"x\",\"object\":\"chat.completion\",\"model\":\"m\",\"choices\":[{\"index\":0,\"message\":{\"role\":" \
+  "\"assistant\",\"content\":\"Bonjour.\"},\"finish_reason\":\"stop\"}],\"usage\":" usage "}"
+#define RUNNING                                                                                         \
+  "data: {\"id\":\"x\",\"object\":\"chat.completion.chunk\",\"model\":\"m\",\"choices\":[{\"index\":0," \
+  "\"delta\":{\"content\":\"Bon\"},\"finish_reason\":null}],\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":1}}\n\n"
+
+/* Counts on the way are not the end's, and nobody answers for nothing. */
+static void only_the_usage_of_the_end_counts(void **state) {
+  (void)state;
+  const struct {
+    const char *script;
+    bool stream, fails, counts;
+  } cases[] = {
+      {SSE_200 RUNNING, true, true, false}, /* cut */
+      {SSE_200 RUNNING CHUNK("{}", "\"stop\"") "data: [DONE]\n\n", true, false, false},
+      {SSE_200 RUNNING CHUNK("{}", "\"stop\"") USAGE "data: {broken\n\n", true, true, true},
+      {JSON_200(FINISHED_WITH("{}")), false, false, false},
+      {JSON_200(FINISHED_WITH("{\"prompt_tokens\":0,\"completion_tokens\":0}")), false, false, false},
+      {JSON_200(FINISHED_WITH("{\"prompt_tokens\":10}")), false, false, false},
+      {JSON_200(FINISHED_WITH("{\"prompt_tokens\":10,\"completion_tokens\":3}")), false, false, true},
+  };
+  for (size_t i = 0; i < PST_ARRAY_LEN(cases); i++) {
+    stage s;
+    set_up(&s, cases[i].script, NULL);
+    pst_gateway_call call = call_of(&s);
+    call.stream = cases[i].stream;
+    run(&s, &call);
+    assert_int_equal(s.a.error.code, cases[i].fails ? PST_E_UPSTREAM : 0);
+    int64_t cost = spent(&s);
+    if (cases[i].counts)
+      assert_int_equal(cost, USAGE_NUSD);
+    else
+      assert_true(cost > 16 * 10000); /* the bound */
+    tear_down(&s);
+  }
+}
+
 static void silence_is_a_time_out(void **state) {
   (void)state;
   stage s;
@@ -499,6 +537,7 @@ int main(void) {
       cmocka_unit_test(not_for_ever_and_not_for_too_long),
       cmocka_unit_test(a_server_error_is_final_and_free),
       cmocka_unit_test(a_bad_answer_is_charged_at_the_bound),
+      cmocka_unit_test(only_the_usage_of_the_end_counts),
       cmocka_unit_test(silence_is_a_time_out),
       cmocka_unit_test(nobody_there_is_tried_again_and_free),
       cmocka_unit_test(a_silent_stream_is_a_time_out),
