@@ -328,7 +328,8 @@ typedef struct pst_wire_reply {
 int pst_wire_reply_parse(pst_wire_kind kind, bool chunk, pst_str body, pst_wire_reply *ret_reply, pst_error *err);
 void pst_wire_reply_done(pst_wire_reply *reply); /* fine on a zeroed struct */
 /* What a provider's answer with an HTTP error means: 400, 404, 413, 422 BAD_INPUT or NOT_FOUND, 401, 403 DENIED (our key at the provider, so UPSTREAM), 429 BUSY or BUDGET
- * (insufficient_quota), 5xx UPSTREAM. The message in the body, if there is one, is passed on, cut at 500 bytes. Returns the code. */
+ * (insufficient_quota), 5xx UPSTREAM. The message in the body, if there is one, is passed on, cut at 500 bytes;
+ * not with 401 and 403, where it may show our key. Returns the code. */
 int pst_wire_upstream_error(int status, pst_str body, pst_error *err);
 
 /* ---- server-sent events (wire/sse.c) ------------------------------------------------------------------------------ */

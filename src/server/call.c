@@ -22,18 +22,32 @@ static const char *field_of(const char *place) {
   return *place && strlen(place) < 128 && !strchr(place, '/') && !strchr(place, ' ') ? place : NULL;
 }
 
-void pst_server_fail_code(pst_server_call *call, const pst_error *err) {
-  pst_wire_error e = pst_wire_error_from(err->code);
-  const char *param = e.status < 500 ? field_of(err->place) : NULL;
+/* Without a line in the log. */
+static void fail_quietly(pst_server_call *call, const pst_wire_error *e, const pst_error *err) {
+  const char *param = e->status < 500 ? field_of(err->place) : NULL;
   char text[1100];
-  if (e.status >= 500)
-    pst_log(PST_LOG_ERROR, "event=request_failed path=%s error=\"%s\"", call->endpoint->path,
-            pst_error_format(err, text, sizeof text));
   if (param)
     snprintf(text, sizeof text, "%s: %s", param, err->message);
   else
     snprintf(text, sizeof text, "%s", *err->message ? err->message : pst_error_text(err->code));
-  pst_server_fail(call, &e, text, param);
+  pst_server_fail(call, e, text, param);
+}
+
+void pst_server_fail_code(pst_server_call *call, const pst_error *err) {
+  pst_wire_error e = pst_wire_error_from(err->code);
+  char text[1100];
+  if (e.status >= 500)
+    pst_log(PST_LOG_ERROR, "event=request_failed path=%s error=\"%s\"", call->endpoint->path,
+            pst_error_format(err, text, sizeof text));
+  fail_quietly(call, &e, err);
+}
+
+void pst_server_fail_upstream(pst_server_call *call, const pst_error *err, const char *provider, int upstream_status) {
+  pst_wire_error e = pst_wire_error_from(err->code);
+  if (e.status >= 500)
+    pst_log(PST_LOG_ERROR, "event=request_failed path=%s error=\"%s\" provider=%s upstream_status=%d",
+            call->endpoint->path, pst_error_text(err->code), provider, upstream_status);
+  fail_quietly(call, &e, err);
 }
 
 void pst_server_error_body(void *user, int status, const char *message, pst_buf *body, const char **ret_content_type) {

@@ -492,7 +492,10 @@ static void take_last(pst_server_completion *c, const pst_server_record *r) {
   pst_error err = PST_ERROR_INIT;
   pst_error_set(&err, r->code, NULL, "%.*s", (int)r->error_message.n, r->error_message.data);
   snprintf(err.place, sizeof err.place, "%.*s", (int)r->error_place.n, r->error_place.data);
-  pst_server_fail_code(call, &err);
+  if (r->http_status)
+    pst_server_fail_upstream(call, &err, target, r->http_status);
+  else
+    pst_server_fail_code(call, &err);
   if (r->retry_after_s && call->retry_after_s) call->retry_after_s = r->retry_after_s;
   answer_error(c);
 }

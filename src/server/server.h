@@ -91,6 +91,8 @@ void pst_server_error_body(void *user, int status, const char *message, pst_buf 
 /* Worker or loop: makes the call's answer an error. param: NULL or the field that is wrong. */
 void pst_server_fail(pst_server_call *call, const pst_wire_error *error, const char *message, const char *param);
 void pst_server_fail_code(pst_server_call *call, const pst_error *err); /* by the table of codes */
+/* The same of what a provider answered with that HTTP status: its words, which may quote the prompt, are for the client only and not for the log. */
+void pst_server_fail_upstream(pst_server_call *call, const pst_error *err, const char *provider, int upstream_status);
 /* Loop: the status goes into the books (metrics, log) and the exchange is let go. The answer itself was written before. */
 void pst_server_answered(pst_server_call *call, int status);
 void pst_server_reply_plain(pst_server_call *call); /* loop: status and out, as they are */

@@ -428,6 +428,7 @@ int pst_wire_upstream_error(int status, pst_str body, pst_error *err) {
     type = pst_json_str(pst_json_get(error, "type"));
     code = pst_json_str(pst_json_get(error, "code"));
   }
+  if (status == 401 || status == 403) message = PST_STR("it does not accept this server's key for this");
   int rc = pst_error_set(err, code_of_status(status, type, code), NULL, "the provider answered %d%s%.*s", status,
                          message.n ? ": " : "", (int)PST_MIN(message.n, 500u), message.n ? message.data : "");
   pst_json_free(doc);

@@ -1,5 +1,6 @@
 """`penstock serve` as a process: starting, ports, draining, overload, keys, budgets, being killed."""
 import http.client
+import http.server
 import json
 import os
 import pwd
@@ -453,6 +454,38 @@ def test_provider_behind_the_server(serve, cli, smollm2, model, tmp_path):
     far.until(lambda: far.metric("penstock_engine_running") == 0, "the provider's work stopped too")
     assert far.stop() == 0
     assert error_of(ask(near, "far/" + model), 502)["type"] == "upstream_error"
+
+
+def test_what_a_provider_says_is_not_logged(serve, cli):
+    """Its words may quote the prompt: they are for the client, whatever is kept."""
+
+    class Quoting(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            answer = json.dumps({"error": {"message": "cannot do: " + asked["messages"][0]["content"]}}).encode()
+            self.send_response(int(asked["model"]))
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    far = http.server.HTTPServer(("127.0.0.1", 0), Quoting)
+    threading.Thread(target=far.serve_forever, args=(0.05,), daemon=True).start()
+    cli("settings", "provider", "far", f"http://127.0.0.1:{far.server_port}/v1")
+    cli("settings", "price", "far", "*", "--input", "1", "--output", "10")
+    near = serve()
+    statuses = 500, 504, 200
+    for status in statuses:
+        got = near.request("/v1/chat/completions", {"model": f"far/{status}", "messages": [{"role": "user", "content": "a word of mine"}]})
+        assert got[0] in (502, 504) and "cannot do: a word of mine" in got[2]
+    near.stop()
+    far.shutdown()
+    far.server_close()
+    log = "".join(near.log)
+    assert "a word of mine" not in log, log
+    assert all(f"provider=far upstream_status={status}" in log for status in statuses), log
 
 
 def test_a_provider_alone_can_be_served(serve, cli, smollm2, model, tmp_path):

@@ -201,7 +201,9 @@ static void test_error_statuses(void **state) {
       PST_E_BUDGET);
   assert_int_equal(pst_wire_upstream_error(400, PST_STR("{\"error\":\"plain\"}"), &err), PST_E_BAD_INPUT);
   assert_non_null(strstr(err.message, "plain"));
-  assert_int_equal(pst_wire_upstream_error(401, PST_STR("{}"), &err), PST_E_UPSTREAM);
+  assert_int_equal(pst_wire_upstream_error(401, PST_STR("{\"error\":{\"message\":\"bad key: sk-secret\"}}"), &err),
+                   PST_E_UPSTREAM);
+  assert_null(strstr(err.message, "sk-"));
   assert_int_equal(pst_wire_upstream_error(404, PST_STR("{\"message\":\"gone\"}"), &err), PST_E_NOT_FOUND);
   assert_int_equal(pst_wire_upstream_error(503, PST_STR("<html>"), &err), PST_E_BUSY);
   assert_int_equal(pst_wire_upstream_error(500, PST_STR(""), &err), PST_E_UPSTREAM);
