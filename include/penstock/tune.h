@@ -106,9 +106,9 @@ typedef struct pst_tune_options {
   int max_epochs;                             /* each text is seen at most so often */
   /* Where training starts: an adapter of this rank, this alpha and exactly these roles; NULL: the base as it is. Read before the function returns. */
   const pst_engine_lora *start;
-  int64_t steps;          /* exactly so many, or as many as max_epochs gives; 0: as many as `seconds` allow */
-  double seconds;         /* time for it, checkpoints and held-out losses included; 0: any */
-  int patience;           /* held-out losses in a row without a new lowest that end training; 0: none do */
+  int64_t steps;  /* exactly so many, or as many as max_epochs gives; 0: as many as `seconds` allow */
+  double seconds; /* time for it, checkpoints and held-out losses included; 0: any */
+  int patience; /* held-out losses in a row without a new lowest behind which training is led to its end: at most a fifth of all steps are left, the rate falls; 0: none are */
   int evaluations;        /* held-out losses in the course of training, at least 1 */
   pst_tune_scorer scorer; /* score NULL: the loss alone says which adapter is taken */
   double
@@ -143,8 +143,8 @@ typedef struct pst_tune_report {
   double margin, accuracy;
   double seconds;
   double tokens_per_second;
-  size_t memory_bytes; /* weights, work space, optimizer */
-  bool stopped_early;
+  size_t memory_bytes;      /* weights, work space, optimizer */
+  bool shortened;           /* by patience */
   double score_seconds;     /* of `seconds`, for answers to the held-out sample */
   pst_tune_evaluation best; /* of the adapter taken; step -1: none was evaluated */
   pst_tune_evaluation evaluations[PST_TUNE_MAX_EVALUATIONS];

@@ -123,7 +123,7 @@ static void print_result(const pst_flywheel_tune_result *result, const char *mod
   const pst_tune_report *p = &r->report;
   printf("%lld steps over %zu examples of %.0f + %.0f tokens in %.1f minutes, %.0f tokens/s%s\n", (long long)p->n_steps,
          r->n_texts, r->prompt_tokens, r->answer_tokens, p->seconds / 60, p->tokens_per_second,
-         p->stopped_early ? "; held-out examples gained no more" : "");
+         p->shortened ? "; held-out examples gained no more" : "");
   if (r->n_codes)
     printf("%zu output codes: answers of %.1f tokens, %.1f without them\n", r->n_codes, r->answer_tokens,
            r->plain_answer_tokens);

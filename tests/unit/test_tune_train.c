@@ -196,9 +196,11 @@ static void test_damaged_checkpoint(void **state) {
   pst_free(data);
 }
 
-/* Held-out texts that want other answers than those learned soon lose by every step: training ends two held-out losses after the lowest, and that loss is the
- * adapter's, whether training goes on for longer or not. */
-static void test_early_stop(void **state) {
+static void note_rate(void *user, const pst_tune_progress *p) { *(double *)user = p->learning_rate; }
+
+/* Held-out texts that want other answers than those learned soon lose by every step: two held-out losses after the lowest the schedule is cut short and led to its end, and that
+ * lowest loss is the adapter's, whether training goes on for longer or not. */
+static void test_no_gain_shortens(void **state) {
   (void)state;
   pst_engine_lora lora, other;
   pst_tune_report report, longer;
@@ -207,12 +209,17 @@ static void test_early_stop(void **state) {
     for (int i = 11; i < LENGTH; i++) tokens[t][i] = (7 * i + t) % 100;
   o.evaluations = 10;
   o.patience = 2;
+  double rate = 0;
+  o.on_progress = note_rate;
+  o.user = &rate;
   must_train(&o, &lora, &report);
-  assert_true(report.stopped_early);
-  assert_int_equal(report.n_steps, report.best_step + 2 * (STEPS / 10));
+  assert_true(report.shortened);
+  int64_t seen = report.best_step + 2 * (STEPS / 10);
+  assert_int_equal(report.n_steps, seen + seen / 4);
+  assert_true(rate < 0.2 * o.learning_rate);
   o.patience = 0;
   must_train(&o, &other, &longer);
-  assert_false(longer.stopped_early);
+  assert_false(longer.shortened);
   assert_int_equal(longer.n_steps, STEPS);
   assert_int_equal(longer.best_step, report.best_step);
   test_lora_assert_same(&lora, &other);
@@ -445,7 +452,7 @@ int main(void) {
                                      cmocka_unit_test(test_stopped_and_resumed),
                                      cmocka_unit_test(test_killed),
                                      cmocka_unit_test(test_damaged_checkpoint),
-                                     cmocka_unit_test(test_early_stop),
+                                     cmocka_unit_test(test_no_gain_shortens),
                                      cmocka_unit_test(test_time),
                                      cmocka_unit_test(test_answers_decide),
                                      cmocka_unit_test(test_answers_are_kept),
