@@ -103,7 +103,7 @@ static int take_out(const pst_cli_args *a, pst_error *err) {
   pst_store *store = NULL;
   int code = pst_cli_store_open(a, &store, err);
   if (!code) code = pst_store_adapter_remove(store, pst_str_from(a->words[1]), err);
-  if (!code) printf("%s is removed\n", a->words[1]);
+  if (!code) pst_cli_done(a, a->words[1], "removed", " is removed");
   pst_store_close(store);
   return code;
 }

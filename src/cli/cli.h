@@ -47,6 +47,8 @@ int64_t pst_cli_int(const pst_cli_args *a, const char *name);
 double pst_cli_number(const pst_cli_args *a, const char *name);
 bool pst_cli_given(const pst_cli_args *a, const char *name);
 int pst_cli_many(const pst_cli_args *a, const char *name, const char *const **ret_texts);
+/* Says that something was done with what has the name: {"name": name, member: true} with --json, else the name and the text behind it (NULL: nothing). */
+void pst_cli_done(const pst_cli_args *a, const char *name, const char *member, const char *text);
 /* Whether a file can be written in a place, asked before the work whose result it is to hold; what writers that were killed left beside it is removed. NULL: nothing is to be
  * written. */
 int pst_cli_check_writable(const char *path, pst_error *err);

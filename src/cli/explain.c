@@ -41,12 +41,18 @@ static int open_workload(const pst_cli_args *a, const char *evidence, pst_evals_
   return code ? pst_error_prefix(err, "the plan's workload is no longer there (--workload says where)") : 0;
 }
 
-static void print_json(const char *evidence, const char *measured) {
+/* evidence NULL: there is none. */
+static void print_json(const pst_gateway_plan *plan, const char *evidence, const char *measured) {
   pst_buf text = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&text, false);
   pst_json_begin_object(&w);
+  pst_json_key(&w, "plan");
+  pst_json_put_raw(&w, pst_str_from(plan->json));
   pst_json_key(&w, "evidence");
-  pst_json_put_raw(&w, pst_str_from(evidence));
+  if (evidence)
+    pst_json_put_raw(&w, pst_str_from(evidence));
+  else
+    pst_json_put_null(&w);
   pst_json_key(&w, "measured");
   if (measured)
     pst_json_put_raw(&w, pst_str_from(measured));
@@ -55,6 +61,22 @@ static void print_json(const char *evidence, const char *measured) {
   pst_json_end_object(&w);
   if (!pst_buf_status(&text)) puts(text.data);
   pst_buf_done(&text);
+}
+
+/* A plan of which nothing was measured, as it is. */
+static int print_plan(const pst_gateway_plan *plan, pst_error *err) {
+  pst_buf text = PST_BUF_INIT;
+  pst_json_doc *doc = NULL;
+  int code = pst_json_parse(plan->json, strlen(plan->json), "plan", &doc, err);
+  if (code) return code;
+  pst_json_writer w = pst_json_writer_on(&text, true);
+  pst_json_put_value(&w, pst_json_root(doc));
+  printf(
+      "plan %.12s\n%s\n\nnothing was measured of it: 'penstock eval WORKLOAD --target %.12s' asks it, 'penstock optimize WORKLOAD' makes plans with estimates\n",
+      plan->hash, pst_buf_text(&text), plan->hash);
+  pst_json_free(doc);
+  pst_buf_done(&text);
+  return 0;
 }
 
 static int run_explain(const pst_cli_args *a, pst_error *err) {
@@ -66,11 +88,15 @@ static int run_explain(const pst_cli_args *a, pst_error *err) {
   int code = pst_cli_workbench_open(a, NULL, &b, err);
   if (!code) code = find_plan(b.store, a->words[0], &plan, err);
   if (!code) code = pst_optimizer_evidence_find(b.store, plan->hash, &evidence, err);
+  bool unknown = code == PST_E_NOT_FOUND && plan && !analyze;
+  if (unknown) code = 0;
   if (!code && analyze) code = open_workload(a, evidence, &b.workload, err);
   pst_optimizer_analyze_options o = {.seconds = pst_cli_number(a, "seconds"), .quiet = pst_cli_flag(a, "quiet")};
   if (!code && analyze) code = pst_optimizer_analyze(b.gateway, b.workload, plan, evidence, &o, &measured, err);
   if (!code && pst_cli_flag(a, "json")) {
-    print_json(evidence, measured.data);
+    print_json(plan, evidence, measured.data);
+  } else if (!code && unknown) {
+    code = print_plan(plan, err);
   } else if (!code) {
     code = pst_optimizer_explain(evidence, measured.data, &text, err);
     if (!code) fputs(text.data, stdout);

@@ -198,7 +198,8 @@ static int run_key(const pst_cli_args *a, pst_error *err) {
                          listed ? "list takes no name" : "%s needs the key's name: penstock key %s NAME", verb, verb);
   pst_store *store = NULL;
   int code = pst_cli_store_open(a, &store, err);
-  if (!code) code = listed ? list(a, store, err) : verbs[i].run(a, store, a->words[1], err);
+  if (!code && !listed) code = verbs[i].run(a, store, a->words[1], err);
+  if (!code && (listed || (verbs[i].run != create && pst_cli_flag(a, "json")))) code = list(a, store, err);
   pst_store_close(store);
   return code;
 }

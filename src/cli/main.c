@@ -218,6 +218,20 @@ int pst_cli_many(const pst_cli_args *a, const char *name, const char *const **re
   return a->n_values[i];
 }
 
+void pst_cli_done(const pst_cli_args *a, const char *name, const char *member, const char *text) {
+  pst_buf json = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&json, true);
+  pst_json_begin_object(&w);
+  pst_json_member_cstr(&w, "name", name);
+  pst_json_member_bool(&w, member, true);
+  pst_json_end_object(&w);
+  if (pst_cli_flag(a, "json"))
+    puts(pst_buf_text(&json));
+  else if (text)
+    printf("%s%s\n", name, text);
+  pst_buf_done(&json);
+}
+
 int pst_cli_check_writable(const char *path, pst_error *err) {
   char *name = NULL;
   int fd = -1;

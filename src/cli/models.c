@@ -141,7 +141,7 @@ static int verify_model(const pst_cli_args *a, const char *home, const char *nam
   pst_progress_begin(&progress, what, total, true, pst_cli_flag(a, "quiet") || pst_cli_flag(a, "json"));
   int code = pst_models_verify(home, name, &progress, err);
   pst_progress_end(&progress);
-  if (!code) printf("%s: the file is as it was pulled\n", name);
+  if (!code) pst_cli_done(a, name, "intact", ": the file is as it was pulled");
   return code;
 }
 
@@ -154,7 +154,7 @@ static int run_models(const pst_cli_args *a, pst_error *err) {
   int code = pst_home_open(pst_cli_text(a, "home"), &home, err);
   if (!code && remove) {
     code = pst_models_remove(home, remove, err);
-    if (!code) printf("%s is removed\n", remove);
+    if (!code) pst_cli_done(a, remove, "removed", " is removed");
   } else if (!code && verify) {
     code = verify_model(a, home, verify, err);
   } else if (!code) {

@@ -187,6 +187,7 @@ static int run_feedback(const pst_cli_args *a, pst_error *err) {
   if (!code) code = pst_cli_store_open(a, &store, err);
   if (!code && any) code = pst_store_feedback_put(store, &given, err);
   if (code || any) {
+    if (!code) pst_cli_done(a, a->words[0], "noted", NULL);
     pst_store_close(store);
     return code;
   }

@@ -152,6 +152,7 @@ static int run_settings(const pst_cli_args *a, pst_error *err) {
   pst_store *store = NULL;
   int code = pst_cli_store_open(a, &store, err);
   if (!code) code = verbs[i].run(a, store, err);
+  if (!code && verbs[i].run != list && pst_cli_flag(a, "json")) code = list(a, store, err);
   pst_store_close(store);
   return code;
 }

@@ -77,9 +77,11 @@ static void print_expected(const pst_json *r) {
   if (!(then > 0)) return;
   printf("  expected $%.3g per 1,000 requests of %.0f + %.0f tokens", 1000 * then / 1e9,
          number(r, "expected.prompt_tokens"), number(r, "expected.answer_tokens"));
-  if (ratio > 0)
-    printf(", %.3g%% of what they cost with %.0f + %.0f", 100 * ratio, number(r, "expected.prompt_tokens_now"),
-           number(r, "expected.answer_tokens_now"));
+  if (ratio > 0) {
+    printf(ratio < 2 ? ", %.3g%% of what they cost" : ", %.3g times what they cost", ratio < 2 ? 100 * ratio : ratio);
+    if (number(r, "expected.prompt_tokens_now") > 0)
+      printf(" with %.0f + %.0f", number(r, "expected.prompt_tokens_now"), number(r, "expected.answer_tokens_now"));
+  }
   if (number(r, "expected.payback_days") > 0) printf("; paid back in %.3g days", number(r, "expected.payback_days"));
   putchar('\n');
   if (number(r, "expected.codes.n") > 0)
