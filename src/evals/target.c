@@ -111,7 +111,8 @@ static int remote_plan(pst_store *store, const pst_evals_workload *workload, pst
   int code = pst_gateway_provider_each(store, on_provider, &s, err);
   if (!code && !s.found)
     code = pst_error_set(
-        err, PST_E_NOT_FOUND, text.data, "there is no file of that name, and no provider \"%.*s\"%s%.200s",
+        err, PST_E_NOT_FOUND, text.data,
+        "there is no file of that name, and no provider \"%.*s\" ('penstock settings provider NAME URL KEY_ENV' adds one)%s%.200s",
         (int)PST_MIN(slash, (size_t)60), text.data, s.names.n ? "; known are: " : "", pst_buf_text(&s.names));
   else if (!code && !workload->info.allow_remote)
     code = pst_error_set(
