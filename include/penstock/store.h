@@ -281,7 +281,8 @@ typedef struct pst_store_erasure {
   size_t n_sets, sets_capacity;
   pst_store_erased_use *uses; /* what was made of those sets and is now marked stale */
   size_t n_uses, uses_capacity;
-  bool in_log; /* another process reads: bytes may stand in the write-ahead log until it is done */
+  bool
+      in_log; /* another process reads: bytes may stand in the write-ahead log until pst_store_records_prune finds it done */
   pst_arena *arena;
 } pst_store_erasure;
 void pst_store_erasure_done(pst_store_erasure *erasure);
@@ -291,7 +292,7 @@ void pst_store_erasure_done(pst_store_erasure *erasure);
  * such record. The bytes are overwritten in the database. */
 int pst_store_records_erase(pst_store *store, pst_str subject, pst_str completion_id, int64_t now_ms,
                             pst_store_erasure *ret_erasure, pst_error *err);
-/* The same for what has expired; of what was served here the books remain (tokens, time, money), without subject. */
+/* The same for what has expired; of what was served here the books remain (tokens, time, money), without subject. Does, too, what earlier erasures could not do to their end. */
 int pst_store_records_prune(pst_store *store, int64_t now_ms, pst_store_erasure *ret_erasure, pst_error *err);
 
 /* What there is of each workload, by its name (absent: outside any). */

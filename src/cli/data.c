@@ -462,7 +462,8 @@ static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, con
            !strcmp(e->uses[i].kind, PST_STORE_PRODUCT_FOLDER) || !strcmp(e->uses[i].kind, PST_STORE_PRODUCT_EXAMPLES)
                ? "gone with it, run the turn again"
                : "make it again, or remove it");
-  if (e->in_log) puts("another process reads the store: bytes are overwritten when it is done ('penstock data prune')");
+  if (e->in_log)
+    puts("another process reads the store: bytes are overwritten by 'penstock data prune' when it is done");
 }
 
 static int delete_records(const pst_cli_args *a, pst_store *store, pst_error *err) {

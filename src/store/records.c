@@ -2,13 +2,16 @@
  *
  * Owns the rules of consent and the two ways in which a record ends: erased because its subject asked for it, or forgotten because its time is up. Both
  * reach the data sets made of the record (data_sets.c) in the same transaction. Deleted bytes are overwritten (secure_delete), and the
- * write-ahead log, which holds older states of pages, is emptied afterwards. */
+ * write-ahead log, which holds older states of pages, is emptied afterwards: a setting says so from the erasure's own commit until it is done, however many prunes that takes. */
 #include "store/db.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
+
+/* What an erasure owes behind its commit. The value is another for each erasure, so that what is done for one is not taken for the next one's. */
+#define OWED_LOG "erased_bytes_in_log"
 
 /* ---- consent ---- */
 
@@ -133,10 +136,18 @@ static int begin_erasure(pst_store_conn *conn, pst_error *err) {
   return code ? code : pst_store_sql_run(conn, NULL, "DELETE FROM erased", err, "");
 }
 
+static int owe(pst_store_conn *conn, const char *what, pst_error *err) {
+  return pst_store_sql_run(conn, NULL,
+                           "INSERT INTO settings(name, value) VALUES(?1, hex(randomblob(8)))"
+                           " ON CONFLICT DO UPDATE SET value = excluded.value",
+                           err, "s", pst_str_from(what));
+}
+
 static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
   int code = pst_store_sql_int(conn, &c->erasure.n_records, "SELECT count(*) FROM erased", err, "");
   if (code || !c->erasure.n_records) return code;
-  code = pst_store_data_sets_withdraw(conn, c->store, c->now_ms, &c->erasure, err);
+  code = owe(conn, OWED_LOG, err);
+  if (!code) code = pst_store_data_sets_withdraw(conn, c->store, c->now_ms, &c->erasure, err);
   if (!code && c->erasure.n_sets) code = pst_store_cache_clear(conn, err); /* plans answer without them from now on */
   if (!code) /* nothing says to whose questions these are answers */
     code =
@@ -196,14 +207,46 @@ static void remove_checkpoints(const pst_store *store) {
   pst_free(path);
 }
 
-/* Empties the write-ahead log, in which the pages stand as they were. False: somebody reads, and it stays for now. */
+typedef struct debt {
+  const char *what;
+  char *value; /* NULL: nothing is owed */
+} debt;
+
+static int pay_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const debt *d = arg;
+  return pst_store_sql_run(conn, NULL, "DELETE FROM settings WHERE name = ?1 AND value = ?2", err, "ss",
+                           pst_str_from(d->what), pst_str_from(d->value));
+}
+
+static int find_debt(pst_store *store, debt *d, pst_error *err) {
+  int code = pst_store_setting_get(store, pst_str_from(d->what), &d->value, NULL);
+  if (code == PST_E_NOT_FOUND) return 0;
+  return code ? pst_error_set(err, code, store->path, "cannot read what erasures left to do") : 0;
+}
+
+/* Empties the write-ahead log, in which the pages stand as they were. False: somebody reads, and it stays for now; nobody can write while this waits for him. */
 static bool empty_log(pst_store *store) {
+  enum { WAIT_MS = 1000 };
   pst_store_conn *conn = NULL;
   if (pst_store_conn_open(store, true, &conn, NULL)) return false;
+  (void)sqlite3_busy_timeout(conn->db, WAIT_MS);
   int rc = sqlite3_wal_checkpoint_v2(conn->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL);
   pst_store_conn_close(conn);
   if (rc != SQLITE_OK) pst_log(PST_LOG_WARN, "event=erased_bytes_in_log reason=\"another process reads the store\"");
   return rc == SQLITE_OK;
+}
+
+/* What this erasure, or one before it that was killed or found somebody reading, left to do. */
+static int settle(pst_store *store, bool *ret_in_log, pst_error *err) {
+  debt log = {OWED_LOG, NULL};
+  int code = pst_store_data_sets_clean(store, err);
+  if (!code) code = find_debt(store, &log, err);
+  if (!code && log.value) {
+    *ret_in_log = !empty_log(store);
+    if (!*ret_in_log) code = pst_store_write_now(store, false, pay_apply, &log, err);
+  }
+  pst_free(log.value);
+  return code;
 }
 
 static int erase(erase_call *c, int (*apply)(pst_store_conn *conn, void *arg, pst_error *err),
@@ -211,11 +254,8 @@ static int erase(erase_call *c, int (*apply)(pst_store_conn *conn, void *arg, ps
   c->erasure.arena = pst_arena_create();
   if (!c->erasure.arena) return pst_error_set(err, PST_E_NOMEM, c->store->path, "out of memory");
   int code = pst_store_write_now(c->store, false, apply, c, err);
-  if (!code && c->erasure.n_records) {
-    code = pst_store_data_sets_clean(c->store, err);
-    if (c->erasure.n_sets) remove_checkpoints(c->store);
-    c->erasure.in_log = !empty_log(c->store);
-  }
+  if (!code && c->erasure.n_sets) remove_checkpoints(c->store);
+  if (!code) code = settle(c->store, &c->erasure.in_log, err);
   if (code)
     pst_store_erasure_done(&c->erasure);
   else
@@ -243,7 +283,7 @@ int pst_store_records_prune(pst_store *store, int64_t now_ms, pst_store_erasure 
   pst_store_reader_give(store, conn);
   erase_call c = {.store = store, .now_ms = now_ms};
   if (!code && any) return erase(&c, prune_apply, ret_erasure, err);
-  if (!code) code = pst_store_data_sets_clean(store, err);
-  if (!code) memset(ret_erasure, 0, sizeof *ret_erasure);
+  if (!code) code = settle(store, &c.erasure.in_log, err);
+  if (!code) *ret_erasure = c.erasure;
   return code;
 }

@@ -429,6 +429,33 @@ static void what_has_expired_is_forgotten(void **state) {
   pst_store_erasure_done(&e);
 }
 
+static int erase_meanwhile(void *user, const pst_store_request *r) {
+  pst_store_erasure *e = user;
+  (void)r;
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, e, &test_error));
+  return 0;
+}
+
+/* While somebody reads, the log keeps what was erased; a later prune empties it, though nothing has expired then, and once. */
+static void the_log_is_emptied_when_the_reader_is_done(void **state) {
+  (void)state;
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  pst_store_erasure e;
+  char *owed = NULL;
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  f.origin = PST_STORE_ANY_ORIGIN;
+  TEST_OK(pst_store_request_each(test_store, &f, erase_meanwhile, &e, &test_error));
+  assert_true(e.in_log && e.n_records == 1);
+  pst_store_erasure_done(&e);
+  assert_true(on_disk("quixotic-zebra"));
+  TEST_OK(pst_store_records_prune(test_store, 1, &e, &test_error));
+  assert_false(e.in_log || e.n_records);
+  pst_store_erasure_done(&e);
+  assert_false(on_disk("quixotic-zebra"));
+  assert_int_equal(pst_store_setting_get(test_store, PST_STR("erased_bytes_in_log"), &owed, &test_error),
+                   PST_E_NOT_FOUND);
+}
+
 /* A crash between the commit of an erasure and the removal of the file leaves the file; the next prune removes it. */
 static void a_file_that_a_crash_left_is_removed(void **state) {
   (void)state;
@@ -597,6 +624,7 @@ int main(void) {
                                      TEST(erasure_reaches_everything),
                                      TEST(sets_are_checked),
                                      TEST(what_has_expired_is_forgotten),
+                                     TEST(the_log_is_emptied_when_the_reader_is_done),
                                      TEST(a_file_that_a_crash_left_is_removed),
                                      TEST(a_set_that_was_half_made_leaves_nothing),
                                      TEST(erasure_forgets_what_teachers_said),
