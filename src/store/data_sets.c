@@ -10,7 +10,7 @@
 
 /* ---- put ---- */
 
-/* A set is made in two writes. The first notes it as withdrawn, with its lines; the second puts the file in its place and makes the set whole. Whoever is killed in between leaves
+/* A set is made in two writes, also one that takes another's place. The first notes it as withdrawn, with its lines; the second puts the file in its place and makes the set whole. Whoever is killed in between leaves
  * a row by which pst_store_data_sets_clean finds the file. Cleaning is a write, too, so that it never comes between the two halves of the second. */
 typedef struct put_call {
   pst_store *store;
@@ -353,14 +353,12 @@ static int erased_line_row(sqlite3_stmt *stmt, void *context) {
   return 0;
 }
 
-/* The set's file without the erased lines, kept. *ret_hash empty: nothing is left. */
-static int rewrite(pst_store_conn *conn, pst_store *store, const affected *a, const char *hash, char ret_hash[65],
-                   pst_error *err) {
+/* The set's text without the erased lines. Empty: nothing is left. */
+static int text_left(pst_store_conn *conn, pst_store *store, const affected *a, const char *hash, pst_buf *out,
+                     pst_error *err) {
   char *path = NULL, *data = NULL;
   size_t n = 0;
-  pst_buf out = PST_BUF_INIT;
   sqlite3_stmt *stmt = NULL;
-  ret_hash[0] = '\0';
   int code = pst_store_file_path(store, pst_str_from(hash), &path, err);
   if (!code) code = pst_file_read(path, (size_t)1 << 34, &data, &n, err);
   if (code == PST_E_NOT_FOUND) { /* somebody removed it: nothing is left of it */
@@ -368,7 +366,7 @@ static int rewrite(pst_store_conn *conn, pst_store *store, const affected *a, co
     pst_free(path);
     return 0;
   }
-  line_filter f = {.text = {data, n}, .out = &out};
+  line_filter f = {.text = {data, n}, .out = out};
   if (!code)
     code = pst_store_sql_begin(conn,
                                "SELECT d.line FROM data_set_records d JOIN erased e ON e.id = d.record_id"
@@ -376,17 +374,16 @@ static int rewrite(pst_store_conn *conn, pst_store *store, const affected *a, co
                                &stmt, err, "i", a->id);
   code = pst_store_sql_each(conn, code, stmt, erased_line_row, &f, err);
   if (!code) copy_lines(&f, INT64_MAX);
-  if (!code && pst_buf_status(&out))
+  if (!code && pst_buf_status(out))
     code = pst_error_set(err, PST_E_NOMEM, path, "no memory to write the data set anew");
-  if (!code && out.n) code = pst_store_file_put(store, out.data, out.n, ret_hash, err);
-  pst_buf_done(&out);
   pst_free(data);
   pst_free(path);
   return code;
 }
 
 /* The new set has the old one's lineage but for the erased records. */
-static int replace(pst_store_conn *conn, const affected *a, const char *hash, int64_t now_ms, pst_error *err) {
+static int replace(pst_store_conn *conn, const affected *a, const char *hash, pst_store_data_state state,
+                   int64_t now_ms, pst_error *err) {
   int64_t id = 0;
   int code = pst_store_sql_run(conn, NULL, /* those of a set whose making was broken off */
                                "DELETE FROM data_set_records WHERE set_id IN"
@@ -395,11 +392,11 @@ static int replace(pst_store_conn *conn, const affected *a, const char *hash, in
   if (!code)
     code = pst_store_sql_run(
         conn, NULL,
-        "INSERT INTO data_sets(hash, kind, workload, by_line, n_lines, params, created_ms)"
+        "INSERT INTO data_sets(hash, kind, workload, by_line, n_lines, params, created_ms, state)"
         " SELECT ?2, kind, workload, by_line, (SELECT count(*) FROM data_set_records WHERE set_id = ?1"
-        "   AND record_id NOT IN (SELECT id FROM erased)), params, ?3 FROM data_sets WHERE id = ?1"
-        " ON CONFLICT(hash) DO UPDATE SET state = 0, replaced_by = NULL WHERE state = 1",
-        err, "isi", a->id, pst_str_from(hash), now_ms);
+        "   AND record_id NOT IN (SELECT id FROM erased)), params, ?3, ?4 FROM data_sets WHERE id = ?1"
+        " ON CONFLICT(hash) DO UPDATE SET state = excluded.state, replaced_by = NULL WHERE state = 1",
+        err, "isii", a->id, pst_str_from(hash), now_ms, (int64_t)state);
   if (!code) code = set_id_of(conn, pst_str_from(hash), &id, err);
   if (code) return code;
   return pst_store_sql_run(conn, NULL,
@@ -407,6 +404,26 @@ static int replace(pst_store_conn *conn, const affected *a, const char *hash, in
                            " SELECT ?2, row_number() OVER (ORDER BY line) - 1, record_id FROM data_set_records"
                            " WHERE set_id = ?1 AND record_id NOT IN (SELECT id FROM erased) ON CONFLICT DO NOTHING",
                            err, "ii", a->id, id);
+}
+
+/* What a set is without the erased lines: announced, or put in its place. ret_hash empty: nothing is left. */
+static int succeed(pst_store_conn *conn, pst_store *store, const affected *a, bool announce, const char *hash,
+                   int64_t now_ms, char ret_hash[65], pst_error *err) {
+  pst_buf text = PST_BUF_INIT;
+  char successor[65];
+  int64_t id;
+  int code = text_left(conn, store, a, hash, &text, err);
+  if (!code && text.n) {
+    pst_sha256_hex(text.data, text.n, successor);
+    if (!announce && set_id_of(conn, pst_str_from(successor), &id, NULL))
+      code = pst_error_set(err, PST_E_BUSY, "data set", "data sets were made while their records were erased; again");
+    if (!code && !announce) code = pst_store_file_put(store, text.data, text.n, successor, err);
+    if (!code)
+      code = replace(conn, a, successor, announce ? PST_STORE_DATA_WITHDRAWN : PST_STORE_DATA_WHOLE, now_ms, err);
+    if (!code) memcpy(ret_hash, successor, sizeof successor);
+  }
+  pst_buf_done(&text);
+  return code;
 }
 
 static int stale_row(sqlite3_stmt *stmt, void *context) {
@@ -442,8 +459,8 @@ static int withdraw(pst_store_conn *conn, const affected *a, const char *replace
   return code;
 }
 
-int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, int64_t now_ms, pst_store_erasure *erasure,
-                                 pst_error *err) {
+int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, bool announce, int64_t now_ms,
+                                 pst_store_erasure *erasure, pst_error *err) {
   affected_list a = {.erasure = erasure};
   sqlite3_stmt *stmt = NULL;
   int code =
@@ -455,9 +472,8 @@ int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, int64_t
   code = pst_store_sql_each(conn, code, stmt, affected_row, &a, err);
   for (size_t i = 0; i < a.n && !code; i++) {
     pst_store_erased_set *s = &erasure->sets[a.list[i].set];
-    if (a.list[i].by_line) code = rewrite(conn, store, &a.list[i], s->hash, s->replaced_by, err);
-    if (!code && s->replaced_by[0]) code = replace(conn, &a.list[i], s->replaced_by, now_ms, err);
-    if (!code) code = withdraw(conn, &a.list[i], s->replaced_by, erasure, err);
+    if (a.list[i].by_line) code = succeed(conn, store, &a.list[i], announce, s->hash, now_ms, s->replaced_by, err);
+    if (!code && !announce) code = withdraw(conn, &a.list[i], s->replaced_by, erasure, err);
   }
   pst_free(a.list);
   if (code == PST_E_NOMEM) pst_error_set(err, code, store->path, "out of memory");

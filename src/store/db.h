@@ -125,9 +125,10 @@ int pst_store_cache_clear(pst_store_conn *conn, pst_error *err);
 /* ---- data_sets.c ---- */
 
 /* Inside a write: replaces every data set that holds records of temp table erased(id) and drops their lineage. Files of withdrawn sets are removed by
- * pst_store_data_sets_clean after the commit. */
-int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, int64_t now_ms, pst_store_erasure *erasure,
-                                 pst_error *err);
+ * pst_store_data_sets_clean after the commit. Before it, in a write of its own, comes the same with `announce`, which only notes the sets that will take their places as if withdrawn:
+ * whoever is killed behind it leaves nothing that is not found. PST_E_BUSY: one was not announced. */
+int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, bool announce, int64_t now_ms,
+                                 pst_store_erasure *erasure, pst_error *err);
 /* Inside a write: notes that something was made of a set, as pst_store_data_set_used does. */
 int pst_store_data_set_use(pst_store_conn *conn, pst_str hash, pst_str kind, pst_str name, int64_t now_ms,
                            pst_error *err);

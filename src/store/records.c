@@ -120,6 +120,7 @@ typedef struct erase_call {
   pst_store *store;
   pst_str subject, completion_id;
   int64_t now_ms;
+  bool announce; /* nothing ends yet: the sets that will take the place of others are noted */
   pst_store_erasure erasure;
 } erase_call;
 
@@ -131,7 +132,8 @@ void pst_store_erasure_done(pst_store_erasure *erasure) {
 }
 
 /* Temp table erased(id), empty. It lies in memory, and only the writer's connection sees it. */
-static int begin_erasure(pst_store_conn *conn, pst_error *err) {
+static int begin_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
+  c->erasure.n_sets = c->erasure.n_uses = 0;
   int code = pst_store_sql_run(conn, NULL, "CREATE TEMP TABLE IF NOT EXISTS erased(id INTEGER PRIMARY KEY)", err, "");
   return code ? code : pst_store_sql_run(conn, NULL, "DELETE FROM erased", err, "");
 }
@@ -146,8 +148,9 @@ static int owe(pst_store_conn *conn, const char *what, pst_error *err) {
 static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
   int code = pst_store_sql_int(conn, &c->erasure.n_records, "SELECT count(*) FROM erased", err, "");
   if (code || !c->erasure.n_records) return code;
+  code = pst_store_data_sets_withdraw(conn, c->store, c->announce, c->now_ms, &c->erasure, err);
+  if (code || c->announce) return code;
   code = owe(conn, OWED_LOG, err);
-  if (!code) code = pst_store_data_sets_withdraw(conn, c->store, c->now_ms, &c->erasure, err);
   if (!code && c->erasure.n_sets) code = pst_store_cache_clear(conn, err); /* plans answer without them from now on */
   if (!code) /* nothing says to whose questions these are answers */
     code =
@@ -157,7 +160,7 @@ static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
 
 static int erase_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   erase_call *c = arg;
-  int code = begin_erasure(conn, err);
+  int code = begin_erasure(conn, c, err);
   if (code) return code;
   if (c->subject.data)
     code = pst_store_sql_run(conn, NULL, "INSERT INTO erased SELECT id FROM requests WHERE subject = ?1", err, "s",
@@ -171,8 +174,8 @@ static int erase_apply(pst_store_conn *conn, void *arg, pst_error *err) {
     return pst_error_set(err, PST_E_NOT_FOUND, c->subject.data ? "subject" : "id", "there is no record %s \"%.*s\"",
                          c->subject.data ? "of" : "with the id", (int)PST_MIN(what.n, (size_t)100), what.data);
   }
-  if (!code) code = pst_store_sql_run(conn, NULL, "DELETE FROM requests WHERE id IN (SELECT id FROM erased)", err, "");
-  return code;
+  if (code || c->announce) return code;
+  return pst_store_sql_run(conn, NULL, "DELETE FROM requests WHERE id IN (SELECT id FROM erased)", err, "");
 }
 
 static int prune_apply(pst_store_conn *conn, void *arg, pst_error *err) {
@@ -182,12 +185,12 @@ static int prune_apply(pst_store_conn *conn, void *arg, pst_error *err) {
       "DELETE FROM request_content WHERE request_id IN (SELECT id FROM erased)",
       "DELETE FROM feedback WHERE completion_id IN (SELECT completion_id FROM requests JOIN erased USING (id))",
       "UPDATE requests SET subject = NULL, keep = 0, train = 0, expires_ms = NULL WHERE id IN (SELECT id FROM erased)"};
-  int code = begin_erasure(conn, err);
+  int code = begin_erasure(conn, c, err);
   if (!code)
     code = pst_store_sql_run(conn, NULL, "INSERT INTO erased SELECT id FROM requests WHERE expires_ms <= ?1", err, "i",
                              c->now_ms);
   if (!code) code = end_erasure(conn, c, err);
-  for (size_t i = 0; i < PST_ARRAY_LEN(steps) && !code && c->erasure.n_records; i++)
+  for (size_t i = 0; i < PST_ARRAY_LEN(steps) && !code && c->erasure.n_records && !c->announce; i++)
     code = pst_store_sql_run(conn, NULL, steps[i], err, "");
   return code;
 }
@@ -251,9 +254,16 @@ static int settle(pst_store *store, bool *ret_in_log, pst_error *err) {
 
 static int erase(erase_call *c, int (*apply)(pst_store_conn *conn, void *arg, pst_error *err),
                  pst_store_erasure *ret_erasure, pst_error *err) {
+  enum { MOST_TRIES = 20 }; /* others make and withdraw sets between the two writes */
+  int code = PST_E_BUSY;
   c->erasure.arena = pst_arena_create();
   if (!c->erasure.arena) return pst_error_set(err, PST_E_NOMEM, c->store->path, "out of memory");
-  int code = pst_store_write_now(c->store, false, apply, c, err);
+  for (int i = 0; i < MOST_TRIES && code == PST_E_BUSY; i++) {
+    c->announce = true;
+    code = pst_store_write_now(c->store, false, apply, c, err);
+    c->announce = false;
+    if (!code) code = pst_store_write_now(c->store, false, apply, c, err);
+  }
   if (!code && c->erasure.n_sets) remove_checkpoints(c->store);
   if (!code) code = settle(c->store, &c->erasure.in_log, err);
   if (code)

@@ -1,5 +1,6 @@
 /* Records as data: consent, retention, erasure down to the bytes, data sets and their lineage, guarded items. */
 #include <penstock/store.h>
+#include <sqlite3.h>
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -506,6 +507,45 @@ static void a_set_that_was_half_made_leaves_nothing(void **state) {
   pst_free(text);
 }
 
+static void change_database(const char *sql) {
+  sqlite3 *db = NULL;
+  assert_int_equal(sqlite3_open(test_temp_path(test_dir, "penstock.db"), &db), SQLITE_OK);
+  (void)sqlite3_busy_timeout(db, 10000); /* a write that failed has said so before it has let go */
+  assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+  sqlite3_close(db);
+}
+
+/* An erasure that ends behind the file of the set that takes another's place: the file is found, by what cleans and by the next erasure. */
+static void an_erasure_that_was_half_done_leaves_nothing(void **state) {
+  (void)state;
+  char hash[65], successor[65];
+  pst_store_erasure e;
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  put("b1", "bob", PST_STORE_KEEP_CONTENT);
+  make_set("one\ntwo\n", true, (const int64_t[]){id_of("a1"), id_of("b1")}, 2, hash);
+  pst_sha256_hex("two\n", 4, successor);
+  for (int i = 0; i < 2; i++) {
+    change_database("CREATE TRIGGER broken BEFORE DELETE ON requests BEGIN SELECT raise(ABORT, 'disk full'); END");
+    assert_int_not_equal(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error), 0);
+    change_database("DROP TRIGGER broken");
+    char *text = text_of(successor), *old = text_of(hash);
+    assert_string_equal(text, "two\n"); /* so that there is something to find */
+    assert_string_equal(old, "one\ntwo\n");
+    assert_int_equal(look("a1").n, 1);
+    pst_free(text);
+    pst_free(old);
+    if (i == 0)
+      TEST_OK(pst_store_records_prune(test_store, 1, &e, &test_error));
+    else
+      TEST_OK(pst_store_records_erase(test_store, PST_STR("bob"), NONE, 9, &e, &test_error));
+    pst_store_erasure_done(&e);
+    assert_null(text_of(successor));
+  }
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
+  pst_store_erasure_done(&e);
+  TEST_OK(pst_store_verify(test_store, &test_error));
+}
+
 static void make_folder(const char *name, const char *set) {
   TEST_OK(pst_store_data_set_used(test_store, pst_str_from(set), PST_STR(PST_STORE_PRODUCT_FOLDER), pst_str_from(name),
                                   6, &test_error));
@@ -627,6 +667,7 @@ int main(void) {
                                      TEST(the_log_is_emptied_when_the_reader_is_done),
                                      TEST(a_file_that_a_crash_left_is_removed),
                                      TEST(a_set_that_was_half_made_leaves_nothing),
+                                     TEST(an_erasure_that_was_half_done_leaves_nothing),
                                      TEST(erasure_forgets_what_teachers_said),
                                      TEST(erasure_reaches_what_was_made_of_a_set),
                                      TEST(an_import_is_whole_or_nothing),
