@@ -151,7 +151,7 @@ static bool is_cancelled(void *user) {
 
 static char *place(const finetune *f, const char *ending) {
   pst_buf path = PST_BUF_INIT;
-  pst_buf_printf(&path, "%s/ftjob-%" PRId64 ".%s", f->dir, f->job->id, ending);
+  pst_buf_printf(&path, "%s/" PST_FLYWHEEL_JOB_FILE "%" PRId64 ".%s", f->dir, f->job->id, ending);
   return pst_buf_take(&path);
 }
 
@@ -277,7 +277,7 @@ static int open_model(finetune *f, pst_error *err) {
   if (!code && f->from) code = pst_gateway_adapter_read(f->job->store, f->from, f->model, &f->start, err);
   const char *codes = f->start.notes[PST_ENGINE_LORA_CODES];
   if (!code && codes) code = pst_engine_codes_parse(pst_str_from(codes), &f->given, err);
-  f->dir = pst_path_join(pst_store_home(f->job->store), "jobs");
+  f->dir = pst_path_join(pst_store_home(f->job->store), PST_FLYWHEEL_JOBS);
   f->arena = pst_arena_create();
   if (!code && (!f->dir || !f->arena)) code = no_memory(err);
   return code ? code : pst_dir_make(f->dir, err);
@@ -311,7 +311,6 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
   }
   if (!code && f->codes.n) code = pst_engine_lora_set_note(&lora, PST_ENGINE_LORA_CODES, f->codes.data, err);
   if (!code) code = add_adapter(f, &lora, name, err);
-  if (checkpoint && (!code || (code == PST_E_CANCELLED && f->job->cancelled))) (void)unlink(checkpoint);
   if (!code) {
     pst_json_writer w = pst_json_writer_on(result, false);
     pst_buf tuned = PST_BUF_INIT;

@@ -1,10 +1,14 @@
 /* The worker's side of the queue of jobs: takes one, has it done, writes down how it ended.
  *
  * Invariant: a job ends in its row exactly once. A worker that dies, or is asked to end, leaves it running there; the store puts it back into the queue when
- * the worker's process is gone, and whoever takes it goes on from its checkpoint. */
+ * the worker's process is gone, and whoever takes it goes on from its checkpoint. So its files stay until the row has ended, and go then, however it did. */
 #include "flywheel/worker.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
 
 enum { MAX_ATTEMPTS = 20, REPORT_US = 1000000 };
 
@@ -43,6 +47,35 @@ void pst_flywheel_job_event(const pst_flywheel_job *job, const char *level, cons
       pst_store_run_append(job->store, job->run, (pst_str){NULL, 0}, pst_buf_str(&text), false, &err))
     pst_log(PST_LOG_WARN, "event=job_event_failed job=%" PRId64 " error=\"%s\"", job->id, err.message);
   pst_buf_done(&text);
+}
+
+/* ---- files ---- */
+
+static bool job_of_file(const char *name, int64_t *ret_id) {
+  const size_t n = sizeof PST_FLYWHEEL_JOB_FILE - 1;
+  if (strncmp(name, PST_FLYWHEEL_JOB_FILE, n) != 0) return false;
+  size_t digits = strspn(name + n, "0123456789");
+  return name[n + digits] == '.' && pst_parse_i64((pst_str){name + n, digits}, 1, INT64_MAX, ret_id) == 0;
+}
+
+static int has_ended(void *user, const pst_store_job *job) {
+  *(bool *)user = job->state >= PST_STORE_JOB_DONE;
+  return 0;
+}
+
+/* Jobs end elsewhere, too: cancelled in the queue, given up after too many tries. */
+static void remove_files_of_ended(pst_store *store) {
+  char *path = pst_path_join(pst_store_home(store), PST_FLYWHEEL_JOBS);
+  DIR *dir = path ? opendir(path) : NULL;
+  for (struct dirent *e; dir && (e = readdir(dir));) {
+    int64_t id;
+    bool ended = false;
+    if (!job_of_file(e->d_name, &id) || pst_store_job_get(store, id, has_ended, &ended, NULL) || !ended) continue;
+    if (unlinkat(dirfd(dir), e->d_name, 0))
+      pst_log(PST_LOG_WARN, "event=job_file_not_removed path=%s/%s error=\"%s\"", path, e->d_name, strerror(errno));
+  }
+  if (dir) (void)closedir(dir);
+  pst_free(path);
 }
 
 /* ---- one job ---- */
@@ -93,6 +126,7 @@ static int do_job(pst_flywheel_job *job, const taken *t, pst_error *err) {
     pst_log(PST_LOG_INFO, "event=job_left job=%" PRId64, job->id);
   else
     code = end(job, code, &result, &problem, err);
+  if (!later && !code) remove_files_of_ended(job->store);
   pst_buf_done(&result);
   return later ? 0 : code;
 }
@@ -102,7 +136,9 @@ int pst_flywheel_work(pst_store *store, const pst_flywheel_options *options, boo
   taken t = {0};
   *ret_worked = false;
   int code = pst_store_job_take(store, MAX_ATTEMPTS, pst_clock_unix_ms(), &job.id, err);
-  if (code || !job.id) return code;
+  if (code) return code;
+  remove_files_of_ended(store);
+  if (!job.id) return 0;
   code = pst_store_job_get(store, job.id, read_job, &t, err);
   if (!code) {
     job.params = pst_json_root(t.params);

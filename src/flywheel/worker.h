@@ -18,6 +18,10 @@ void pst_flywheel_job_report(pst_flywheel_job *job, double progress, const char 
 /* An event of the job's run. data NULL, or a JSON object's text. */
 void pst_flywheel_job_event(const pst_flywheel_job *job, const char *level, const char *message, const char *data);
 
+/* Where a job keeps what it goes on from, under its number: HOME/jobs/ftjob-7.checkpoint. The worker removes what begins so when the job's row has ended. */
+#define PST_FLYWHEEL_JOBS "jobs"
+#define PST_FLYWHEEL_JOB_FILE "ftjob-"
+
 /* Does a job of the kind; *result: a JSON object's text. PST_E_CANCELLED where the job says cancelled or stopping. */
 int pst_flywheel_finetune(pst_flywheel_job *job, pst_buf *result, pst_error *err);
 
