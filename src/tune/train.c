@@ -325,14 +325,37 @@ int pst_tune_memory(const pst_engine_model *model, const pst_tune_options *o, in
   return 0;
 }
 
+static size_t most_tokens(const trainer *t, const pst_tune_text *texts, size_t n, size_t most) {
+  for (size_t i = 0; i < n; i++) {
+    bool pair = t->o->objective == PST_TUNE_DPO && i % 2;
+    most = PST_MAX(most, texts[i].n + (pair ? texts[i - 1].n : 0));
+  }
+  return most;
+}
+
+/* A step beyond what is free would be ended by the kernel, and with it whoever asked. How long texts are is theirs to say who send them. */
+static int check_memory(const trainer *t, const pst_engine_model *model) {
+  if (t->n_labels) return 0; /* a decoder's is reckoned; texts for an encoder are short */
+  pst_tune_options o = *t->o;
+  size_t most = most_tokens(t, t->held_out, t->n_held_out, most_tokens(t, t->texts, t->n_texts, (size_t)o.max_tokens));
+  int64_t bytes, available = pst_memory_available();
+  o.max_tokens = (int)PST_MIN(most, (size_t)INT32_MAX);
+  int code = pst_tune_memory(model, &o, &bytes, t->err);
+  if (code || bytes <= available) return code;
+  return pst_error_set(t->err, PST_E_LIMIT, NULL, "training takes about %.1f GB of memory, and %.1f GB are free",
+                       (double)bytes / 1e9, (double)available / 1e9);
+}
+
 static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longest) {
   const pst_tune_options *o = t->o;
   bool roles[PST_ENGINE_ROLE_COUNT];
   size_t longest = 2, most = 0;
   int threads = o->threads > 0 ? o->threads : pst_cpu_count();
   for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++) roles[r] = o->roles >> r & 1;
-  int code = t->n_labels ? pst_tune_model_load_encoder(model, o->precision, t->n_labels, &t->model, t->err)
-                         : pst_tune_model_load(model, o->precision, &t->model, t->err);
+  int code = check_memory(t, model);
+  if (!code)
+    code = t->n_labels ? pst_tune_model_load_encoder(model, o->precision, t->n_labels, &t->model, t->err)
+                       : pst_tune_model_load(model, o->precision, &t->model, t->err);
   if (!code) code = check_texts(t, t->texts, t->n_texts, "text", &longest);
   if (!code) code = check_texts(t, t->held_out, t->n_held_out, "held-out text", &longest);
   if (!code) code = check_pairs(t, t->texts, t->n_texts, "texts", &most);

@@ -530,15 +530,6 @@ static int find_speed(const maker *m, double *ret_tokens_per_second) {
   return code;
 }
 
-/* A step beyond what is free would be ended by the kernel, and with it whoever asked. */
-static int check_memory(const maker *m) {
-  int64_t bytes, available = pst_memory_available();
-  int code = pst_tune_memory(m->model, &m->o->training, &bytes, m->err);
-  if (code || bytes <= available) return code;
-  return pst_error_set(m->err, PST_E_LIMIT, NULL, "training takes about %.1f GB of memory, and %.1f GB are free",
-                       (double)bytes / 1e9, (double)available / 1e9);
-}
-
 /* One step on a few texts. */
 static int probe_speed(maker *m, double *ret_tokens_per_second) {
   enum { PROBE_TEXTS = 4 };
@@ -612,8 +603,7 @@ int pst_tune_workload_look(pst_gateway *gateway, pst_store *store, const pst_eva
   if (!code) code = use_codes(&m);
   if (!code) code = find_speed(&m, &look.tokens_per_second);
   look.probed = !code && !(look.tokens_per_second > 0);
-  if (look.probed) code = check_memory(&m);
-  if (!code && look.probed) code = probe_speed(&m, &look.tokens_per_second);
+  if (look.probed) code = probe_speed(&m, &look.tokens_per_second);
   if (!code) {
     describe(&m, &r);
     look.n_texts = m.n_texts;
