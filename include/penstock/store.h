@@ -345,6 +345,7 @@ int pst_store_data_set_used(pst_store *store, pst_str hash, pst_str kind, pst_st
  * the store's home, that of an index its hash. */
 #define PST_STORE_PRODUCT_FOLDER "folder"
 #define PST_STORE_PRODUCT_EXAMPLES "examples"
+#define PST_STORE_PRODUCT_CHECKPOINT "checkpoint" /* pst_store_checkpoint_note; goes when any of its sets does */
 /* Keeps a file made of a data set, as pst_store_file_put does, and notes it before it is there. PST_E_NOT_FOUND: the set is unknown or withdrawn. */
 int pst_store_data_set_product(pst_store *store, pst_str set, pst_str kind, const void *data, size_t n,
                                char ret_hash[65], pst_error *err);
@@ -621,6 +622,10 @@ bool pst_store_adapter_name_valid(pst_str name);
  * PST_E_EXISTS: the name stands for another file or base (the same again is fine). PST_E_BAD_INPUT: the name. PST_E_NOT_FOUND: the data set. */
 int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, const pst_store_adapter_origin *origin,
                           pst_error *err);
+/* Notes what a file that training goes on from, in the data directory, is made of, before it is there: whenever an erasure has reached one of the sets, the next prune removes the
+ * file, as often as it is written. PST_E_NOT_FOUND: the data set. PST_E_BAD_INPUT: the path. */
+int pst_store_checkpoint_note(pst_store *store, const char *path, const pst_store_adapter_origin *origin,
+                              pst_error *err);
 int pst_store_adapter_get(pst_store *store, pst_str name, pst_store_adapter *ret_adapter,
                           pst_error *err); /* PST_E_NOT_FOUND */
 int pst_store_adapter_each(pst_store *store, int (*fn)(void *user, const pst_store_adapter *adapter), void *user,

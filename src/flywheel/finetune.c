@@ -301,6 +301,8 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
   if (!code) code = use_codes(f, err);
   char *checkpoint = code ? NULL : place(f, "checkpoint");
   if (!code && !checkpoint) code = no_memory(err);
+  if (!code)
+    code = pst_store_checkpoint_note(f->job->store, checkpoint, &(pst_store_adapter_origin){NULL, f->from}, err);
   if (!code) {
     (void)snprintf(text, sizeof text, "Fine-tuning job started: %zu examples, %zu held out", f->learned.n / f->unit,
                    f->held_out.n / f->unit);

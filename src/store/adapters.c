@@ -1,6 +1,8 @@
 /* LoRA adapters by name: which file, for which base, and where it came from. The files are files.c's. */
 #include "store/db.h"
 
+#include <string.h>
+
 #define COLUMNS "name, file, base, base_sha256, workload, data, run, rank, bytes, created_ms"
 /* A name may have stood for another adapter before: uses noted then are not this one's. */
 #define OWN_USE "u.kind = 'adapter' AND u.name = a.name AND u.time_ms >= a.created_ms"
@@ -47,17 +49,17 @@ typedef struct put_call {
   pst_store_adapter_origin origin;
 } put_call;
 
-/* The data sets of the adapter that another one began from made that, too. */
-static int inherit(pst_store_conn *conn, const pst_store_adapter *a, const char *from, pst_error *err) {
-  return pst_store_sql_run(
-      conn, NULL,
-      "INSERT INTO data_set_uses(set_id, kind, name, time_ms, stale)"
-      " SELECT u.set_id, 'adapter', ?1, ?2, u.stale FROM adapters a JOIN data_set_uses u ON " OWN_USE
-      " WHERE a.name = ?3"
-      " UNION SELECT s.id, 'adapter', ?1, ?2, s.state FROM adapters a JOIN data_sets s"
-      " ON s.hash = a.data WHERE a.name = ?3"
-      " ON CONFLICT DO UPDATE SET time_ms = excluded.time_ms, stale = max(stale, excluded.stale)",
-      err, "sis", pst_str_from(a->name), a->created_ms, pst_str_from(from));
+/* The data sets of the adapter that something began from made that, too. */
+static int inherit(pst_store_conn *conn, const char *kind, const char *name, int64_t now_ms, const char *from,
+                   pst_error *err) {
+  return pst_store_sql_run(conn, NULL,
+                           "INSERT INTO data_set_uses(set_id, kind, name, time_ms, stale)"
+                           " SELECT u.set_id, ?4, ?1, ?2, u.stale FROM adapters a JOIN data_set_uses u ON " OWN_USE
+                           " WHERE a.name = ?3"
+                           " UNION SELECT s.id, ?4, ?1, ?2, s.state FROM adapters a JOIN data_sets s"
+                           " ON s.hash = a.data WHERE a.name = ?3"
+                           " ON CONFLICT DO UPDATE SET time_ms = excluded.time_ms, stale = max(stale, excluded.stale)",
+                           err, "siss", pst_str_from(name), now_ms, pst_str_from(from), pst_str_from(kind));
 }
 
 static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
@@ -75,7 +77,7 @@ static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   if (!code && changed == 0)
     code = pst_error_set(err, PST_E_EXISTS, "name", "the adapter \"%s\" is there already and is another; choose a name",
                          a->name);
-  if (!code && c->origin.from) code = inherit(conn, a, c->origin.from, err);
+  if (!code && c->origin.from) code = inherit(conn, "adapter", a->name, a->created_ms, c->origin.from, err);
   if (!code && c->origin.data_set)
     code = pst_store_data_set_use(conn, pst_str_from(c->origin.data_set), PST_STR("adapter"), pst_str_from(a->name),
                                   a->created_ms, err);
@@ -90,6 +92,31 @@ int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, co
     return pst_error_set(err, PST_E_BAD_INPUT, "name",
                          "an adapter's name has 1 to 63 letters, digits, dots, dashes and underscores");
   return pst_store_write_now(store, false, put_apply, &c, err);
+}
+
+typedef struct note_call {
+  const char *name;
+  pst_store_adapter_origin origin;
+  int64_t now_ms;
+} note_call;
+
+static int note_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const note_call *c = arg;
+  int code = c->origin.from ? inherit(conn, PST_STORE_PRODUCT_CHECKPOINT, c->name, c->now_ms, c->origin.from, err) : 0;
+  if (!code && c->origin.data_set)
+    code = pst_store_data_set_use(conn, pst_str_from(c->origin.data_set), PST_STR(PST_STORE_PRODUCT_CHECKPOINT),
+                                  pst_str_from(c->name), c->now_ms, err);
+  return code;
+}
+
+int pst_store_checkpoint_note(pst_store *store, const char *path, const pst_store_adapter_origin *origin,
+                              pst_error *err) {
+  size_t n = strlen(store->home);
+  if (!origin->data_set && !origin->from) return 0;
+  if (strncmp(path, store->home, n) != 0)
+    return pst_error_set(err, PST_E_BAD_INPUT, path, "a checkpoint made of records lies in the data directory");
+  note_call c = {path + n + strspn(path + n, "/"), *origin, pst_clock_unix_ms()};
+  return pst_store_write_now(store, false, note_apply, &c, err);
 }
 
 typedef struct remove_call {

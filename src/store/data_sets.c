@@ -2,7 +2,7 @@
  *
  * Owns the lineage: record -> line of a data set -> what was made of the set (uses, and adapters that name it as their data). When records are erased, a set made of lines is
  * written anew without theirs and gets a new hash; the old row stays as "withdrawn" and says what replaced it, its file is removed, and what was made of it that holds its
- * texts (a turn's folder, an index of examples). Does not know what stands in a line. Reports kept beside a set name records by number only, never by text. */
+ * texts (a turn's folder, an index of examples, what interrupted training goes on from). Does not know what stands in a line. Reports kept beside a set name records by number only, never by text. */
 #include "store/db.h"
 
 #include <stdlib.h>
@@ -295,7 +295,8 @@ int pst_store_data_set_uses(pst_store *store, pst_str hash,
   line_walk walk = {.use_fn = fn, .user = user};
   return pst_store_read_each(store, use_row, &walk, err,
                              "SELECT s.hash, u.kind, u.name, u.stale FROM data_set_uses u JOIN data_sets s"
-                             " ON s.id = u.set_id WHERE ?1 IS NULL OR s.hash = ?1"
+                             " ON s.id = u.set_id WHERE u.kind <> '" PST_STORE_PRODUCT_CHECKPOINT "'"
+                             " AND (?1 IS NULL OR s.hash = ?1)"
                              " UNION SELECT s.hash, 'adapter', a.name, s.state FROM adapters a JOIN data_sets s"
                              " ON s.hash = a.data WHERE ?1 IS NULL OR s.hash = ?1 ORDER BY 1, 2, 3",
                              "s", hash);
@@ -444,7 +445,7 @@ static int withdraw(pst_store_conn *conn, const affected *a, const char *replace
   int code =
       pst_store_sql_begin(conn,
                           "SELECT s.hash, u.kind, u.name FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id"
-                          " WHERE u.set_id = ?1 AND u.stale = 0"
+                          " WHERE u.set_id = ?1 AND u.stale = 0 AND u.kind <> '" PST_STORE_PRODUCT_CHECKPOINT "'"
                           " UNION SELECT s.hash, 'adapter', a.name FROM adapters a JOIN data_sets s"
                           " ON s.hash = a.data WHERE s.id = ?1 ORDER BY 2, 3",
                           &stmt, err, "i", a->id);
@@ -482,13 +483,16 @@ int pst_store_data_sets_withdraw(pst_store_conn *conn, pst_store *store, bool an
 
 /* ---- cleaning ---- */
 
-/* What is still there of withdrawn sets: their own files and what was made of them and no other. Products that two sets share stay with the one that is whole. */
-#define WITHDRAWN_PLACES                                                                              \
-  "SELECT '', hash FROM data_sets WHERE state = 1 UNION"                                              \
-  " SELECT u.kind, u.name FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id WHERE s.state = 1" \
-  " AND u.kind IN ('" PST_STORE_PRODUCT_FOLDER "', '" PST_STORE_PRODUCT_EXAMPLES "') AND NOT EXISTS"  \
-  " (SELECT 1 FROM data_set_uses v JOIN data_sets t ON t.id = v.set_id"                               \
-  "  WHERE v.kind = u.kind AND v.name = u.name AND t.state = 0)"
+/* What is still there of withdrawn sets: their own files, checkpoints, and what was made of them and no other. Products that two sets share stay with the one that is whole, for they
+ * are of it alone as well; a checkpoint is of both. */
+#define WITHDRAWN_PLACES                                                                                    \
+  "SELECT '', hash FROM data_sets WHERE state = 1 UNION"                                                    \
+  " SELECT u.kind, u.name FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id WHERE s.state = 1"       \
+  " AND u.kind IN ('" PST_STORE_PRODUCT_FOLDER "', '" PST_STORE_PRODUCT_EXAMPLES "') AND NOT EXISTS"        \
+  " (SELECT 1 FROM data_set_uses v JOIN data_sets t ON t.id = v.set_id"                                     \
+  "  WHERE v.kind = u.kind AND v.name = u.name AND t.state = 0)"                                            \
+  " UNION SELECT u.kind, u.name FROM data_set_uses u JOIN data_sets s ON s.id = u.set_id WHERE s.state = 1" \
+  " AND u.kind = '" PST_STORE_PRODUCT_CHECKPOINT "'"
 
 typedef struct cleaning {
   pst_store *store;
@@ -497,8 +501,8 @@ typedef struct cleaning {
 
 static char *path_of_product(const pst_store *store, pst_str kind, pst_str name) {
   char text[256];
-  bool folder = pst_str_is(kind, PST_STORE_PRODUCT_FOLDER);
-  (void)snprintf(text, sizeof text, "%s%.*s", folder ? "" : "files/", (int)PST_MIN(name.n, (size_t)200), name.data);
+  bool by_path = pst_str_is(kind, PST_STORE_PRODUCT_FOLDER) || pst_str_is(kind, PST_STORE_PRODUCT_CHECKPOINT);
+  (void)snprintf(text, sizeof text, "%s%.*s", by_path ? "" : "files/", (int)PST_MIN(name.n, (size_t)200), name.data);
   return pst_path_join(store->home, text);
 }
 

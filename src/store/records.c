@@ -12,6 +12,7 @@
 
 /* What an erasure owes behind its commit. The value is another for each erasure, so that what is done for one is not taken for the next one's. */
 #define OWED_LOG "erased_bytes_in_log"
+#define OWED_CHECKPOINTS "checkpoints_of_erased"
 
 /* ---- consent ---- */
 
@@ -151,6 +152,7 @@ static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
   code = pst_store_data_sets_withdraw(conn, c->store, c->announce, c->now_ms, &c->erasure, err);
   if (code || c->announce) return code;
   code = owe(conn, OWED_LOG, err);
+  if (!code && c->erasure.n_sets) code = owe(conn, OWED_CHECKPOINTS, err);
   if (!code && c->erasure.n_sets) code = pst_store_cache_clear(conn, err); /* plans answer without them from now on */
   if (!code) /* nothing says to whose questions these are answers */
     code =
@@ -195,19 +197,23 @@ static int prune_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   return code;
 }
 
-/* Training that was interrupted left its numbers in HOME/tune, and nobody can tell what they were made of: what is there begins anew. Training that goes on writes its
- * own again, and removes it at its end. */
-static void remove_checkpoints(const pst_store *store) {
+/* Training that was interrupted left its numbers in HOME/tune, and not of all of them is it noted what they were made of: what is there begins anew. Training that goes on
+ * writes its own again; it is noted, where records made it, and found by pst_store_data_sets_clean. */
+static bool remove_checkpoints(const pst_store *store) {
+  bool removed = true;
   char *path = pst_path_join(store->home, "tune");
+  if (path) pst_dir_sweep(path);
   DIR *dir = path ? opendir(path) : NULL;
   for (struct dirent *e; dir && (e = readdir(dir));) {
     const char *ending = strrchr(e->d_name, '.');
     if (!ending || strcmp(ending, ".checkpoint") != 0) continue;
-    if (unlinkat(dirfd(dir), e->d_name, 0) && errno != ENOENT)
-      pst_log(PST_LOG_ERROR, "event=checkpoint_not_removed path=%s/%s error=\"%s\"", path, e->d_name, strerror(errno));
+    if (!unlinkat(dirfd(dir), e->d_name, 0) || errno == ENOENT) continue;
+    removed = false;
+    pst_log(PST_LOG_ERROR, "event=checkpoint_not_removed path=%s/%s error=\"%s\"", path, e->d_name, strerror(errno));
   }
   if (dir) (void)closedir(dir);
   pst_free(path);
+  return removed;
 }
 
 typedef struct debt {
@@ -241,13 +247,17 @@ static bool empty_log(pst_store *store) {
 
 /* What this erasure, or one before it that was killed or found somebody reading, left to do. */
 static int settle(pst_store *store, bool *ret_in_log, pst_error *err) {
-  debt log = {OWED_LOG, NULL};
+  debt log = {OWED_LOG, NULL}, checkpoints = {OWED_CHECKPOINTS, NULL};
   int code = pst_store_data_sets_clean(store, err);
+  if (!code) code = find_debt(store, &checkpoints, err);
+  if (!code && checkpoints.value && remove_checkpoints(store))
+    code = pst_store_write_now(store, false, pay_apply, &checkpoints, err);
   if (!code) code = find_debt(store, &log, err);
   if (!code && log.value) {
     *ret_in_log = !empty_log(store);
     if (!*ret_in_log) code = pst_store_write_now(store, false, pay_apply, &log, err);
   }
+  pst_free(checkpoints.value);
   pst_free(log.value);
   return code;
 }
@@ -264,7 +274,6 @@ static int erase(erase_call *c, int (*apply)(pst_store_conn *conn, void *arg, ps
     c->announce = false;
     if (!code) code = pst_store_write_now(c->store, false, apply, c, err);
   }
-  if (!code && c->erasure.n_sets) remove_checkpoints(c->store);
   if (!code) code = settle(c->store, &c->erasure.in_log, err);
   if (code)
     pst_store_erasure_done(&c->erasure);

@@ -299,6 +299,8 @@ static int make(maker *m, pst_tune_encoder_result *r) {
   if (!code) code = start_head(m);
   if (!code) code = checkpoint_path(m, &training, checkpoint, sizeof checkpoint);
   training.checkpoint = checkpoint;
+  if (!code)
+    code = pst_store_checkpoint_note(m->store, checkpoint, &(pst_store_adapter_origin){m->o->data_set, NULL}, m->err);
   size_t n = m->n - m->n_held_out;
   if (!code)
     code = pst_tune_train_encoder(m->model, m->texts, n, m->texts + n, m->n_held_out, m->n_labels, &training, m->head,

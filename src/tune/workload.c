@@ -635,6 +635,8 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   if (!code) code = check_name(&m, checkpoint);
   if (!code) code = ask_teacher(&m);
   training.checkpoint = checkpoint;
+  const pst_store_adapter_origin origin = {options->data_set, options->from};
+  if (!code) code = pst_store_checkpoint_note(store, checkpoint, &origin, err);
   if (!code && (code = train(&m, &training, &lora, &r.report))) forget_withdrawn(&m, checkpoint);
   if (!code) describe(&m, &r);
   bool keep = !options->only_better || (r.report.best_step > 0 && r.report.best.n_asked);

@@ -3,6 +3,7 @@
 #include <penstock/data.h>
 #include <penstock/flywheel.h>
 
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -377,11 +378,63 @@ static void a_teacher_thinks(void **state) {
   pst_free(plain.tuned.plan_json);
 }
 
+static const char line_of_a_job[] =
+    "{\"messages\":[{\"role\":\"user\",\"content\":\"say it\"},{\"role\":\"assistant\",\"content\":\"it is said\"}]}\n";
+
+static bool always(void *user) {
+  (void)user;
+  return true;
+}
+
+static void write_again(const char *name) {
+  const char *path = test_temp_path(shared.home, name);
+  test_temp_write(path, "numbers", 7);
+}
+
+/* What training that is stopped leaves, of an adapter's job too, goes with the records, also when it is written again behind the erasure. */
+static void checkpoints_go_with_the_records(void **state) {
+  (void)state;
+  pst_flywheel_tune_result r, second;
+  pst_flywheel_tune_options o = options_of(PST_TUNE_DPO, NULL);
+  pst_store_erasure e;
+  pst_buf params = PST_BUF_INIT;
+  char hash[65], name[300] = "";
+  int64_t id = 0;
+  bool worked;
+  OK(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &r, &err));
+  o.tune.training.seed = 77;
+  o.tune.training.cancelled = after_the_first_step;
+  atomic_store(&n_polls, 4);
+  assert_int_equal(pst_flywheel_tune(shared.gateway, shared.store, workload, &o, &second, &err), PST_E_CANCELLED);
+  DIR *dir = opendir(test_temp_path(shared.home, "tune"));
+  for (struct dirent *f; (f = readdir(dir));)
+    if (f->d_name[0] != '.') (void)snprintf(name, sizeof name, "tune/%s", f->d_name);
+  (void)closedir(dir);
+  if (!name[0]) fail_msg("%s", err.message);
+  OK(pst_store_file_put(shared.store, line_of_a_job, sizeof line_of_a_job - 1, hash, &err));
+  pst_buf_printf(&params, "{\"target\":\"%s:%s\",\"model\":\"m\",\"training_hash\":\"%s\"}", model_path,
+                 r.tuned.adapter.name, hash);
+  OK(pst_store_job_submit(shared.store, PST_STR("fine_tune"), pst_buf_str(&params), 1, &id, &err));
+  assert_int_equal(id, 1);
+  const pst_flywheel_options stopped = {.threads = 1, .stopped = always};
+  OK(pst_flywheel_work(shared.store, &stopped, &worked, &err));
+  OK(pst_store_records_erase(shared.store, (pst_str){NULL, 0}, pst_str_from(ids[1]), 1, &e, &err));
+  pst_store_erasure_done(&e);
+  write_again(name);
+  write_again("jobs/ftjob-1.checkpoint");
+  OK(pst_store_records_prune(shared.store, 1, &e, &err));
+  pst_store_erasure_done(&e);
+  assert_false(pst_file_exists(test_temp_path(shared.home, name)));
+  assert_false(pst_file_exists(test_temp_path(shared.home, "jobs/ftjob-1.checkpoint")));
+  pst_tune_workload_result_done(&r.tuned);
+  pst_buf_done(&params);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(nothing_was_said),       cmocka_unit_test(what_was_said_is_a_data_set),
       cmocka_unit_test(an_adapter_comes_of_it), cmocka_unit_test(a_teacher_answers),
       cmocka_unit_test(a_teacher_fails),        cmocka_unit_test(held_out_examples_stay_new),
-      cmocka_unit_test(a_teacher_thinks)};
+      cmocka_unit_test(a_teacher_thinks),       cmocka_unit_test(checkpoints_go_with_the_records)};
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -596,6 +596,56 @@ static void erasure_reaches_what_was_made_of_a_set(void **state) {
   assert_false(pst_dir_exists(test_temp_path(test_dir, "turns/f-bob")));
 }
 
+static void make_checkpoint(const char *name) { test_temp_write(test_temp_path(test_dir, name), "numbers", 7); }
+
+static bool is_there(const char *name) { return pst_file_exists(test_temp_path(test_dir, name)); }
+
+/* Training that goes on while its records are erased writes its checkpoint again, and may be killed then. */
+static void checkpoints_go_with_their_records(void **state) {
+  (void)state;
+  char ann[65], bob[65];
+  char *owed = NULL;
+  pst_store_erasure e;
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  put("b1", "bob", PST_STORE_KEEP_CONTENT);
+  make_set("one\n", true, (const int64_t[]){id_of("a1")}, 1, ann);
+  make_set("two\n", true, (const int64_t[]){id_of("b1")}, 1, bob);
+  put_adapter("first", '1', 5, ann, NULL);
+  TEST_OK(pst_dir_make(test_temp_path(test_dir, "tune"), &test_error));
+  TEST_OK(pst_dir_make(test_temp_path(test_dir, "jobs"), &test_error));
+  static const char of_set[] = "tune/1.checkpoint", of_adapter[] = "jobs/ftjob-1.checkpoint",
+                    of_both[] = "jobs/ftjob-2.checkpoint", of_bob[] = "jobs/ftjob-3.checkpoint",
+                    unknown[] = "tune/2.checkpoint";
+  static const char *const all[] = {of_set, of_adapter, of_both, of_bob, unknown};
+  const struct {
+    const char *name;
+    pst_store_adapter_origin origin;
+  } notes[] = {{of_set, {ann, NULL}}, {of_adapter, {NULL, "first"}}, {of_both, {bob, "first"}}, {of_bob, {bob, NULL}}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(notes); i++)
+    TEST_OK(
+        pst_store_checkpoint_note(test_store, test_temp_path(test_dir, notes[i].name), &notes[i].origin, &test_error));
+  assert_int_equal(pst_store_checkpoint_note(test_store, "/tmp/x", &notes[0].origin, &test_error), PST_E_BAD_INPUT);
+  for (size_t i = 0; i < PST_ARRAY_LEN(all); i++) make_checkpoint(all[i]);
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
+  assert_int_equal(e.n_uses, 1); /* the adapter alone: nobody makes a checkpoint again */
+  pst_store_erasure_done(&e);
+  for (int i = 0; i < 2; i++) {
+    assert_false(is_there(of_set) || is_there(of_adapter) || is_there(of_both));
+    assert_true(is_there(of_bob));
+    assert_int_equal(is_there(unknown), i); /* it went with the erasure, and may be anybody's since */
+    for (size_t k = 0; k < PST_ARRAY_LEN(all); k++) make_checkpoint(all[k]);
+    TEST_OK(pst_store_records_prune(test_store, 1, &e, &test_error));
+    pst_store_erasure_done(&e);
+  }
+  /* as an erasure leaves it that is killed behind its commit */
+  TEST_OK(pst_store_setting_set(test_store, PST_STR("checkpoints_of_erased"), PST_STR("1"), &test_error));
+  TEST_OK(pst_store_records_prune(test_store, 1, &e, &test_error));
+  pst_store_erasure_done(&e);
+  assert_false(is_there(unknown));
+  assert_int_equal(pst_store_setting_get(test_store, PST_STR("checkpoints_of_erased"), &owed, &test_error),
+                   PST_E_NOT_FOUND);
+}
+
 /* ---- import ---- */
 
 typedef struct rows {
@@ -670,6 +720,7 @@ int main(void) {
                                      TEST(an_erasure_that_was_half_done_leaves_nothing),
                                      TEST(erasure_forgets_what_teachers_said),
                                      TEST(erasure_reaches_what_was_made_of_a_set),
+                                     TEST(checkpoints_go_with_their_records),
                                      TEST(an_import_is_whole_or_nothing),
                                      TEST(guards_are_kept_once)};
   return cmocka_run_group_tests(tests, NULL, NULL);
