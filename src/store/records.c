@@ -122,6 +122,7 @@ typedef struct erase_call {
   pst_str subject, completion_id;
   int64_t now_ms;
   bool announce; /* nothing ends yet: the sets that will take the place of others are noted */
+  bool again;    /* out: one was not */
   pst_store_erasure erasure;
 } erase_call;
 
@@ -150,6 +151,7 @@ static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
   int code = pst_store_sql_int(conn, &c->erasure.n_records, "SELECT count(*) FROM erased", err, "");
   if (code || !c->erasure.n_records) return code;
   code = pst_store_data_sets_withdraw(conn, c->store, c->announce, c->now_ms, &c->erasure, err);
+  c->again = code == PST_E_BUSY;
   if (code || c->announce) return code;
   code = owe(conn, OWED_LOG, err);
   if (!code && c->erasure.n_sets) code = owe(conn, OWED_CHECKPOINTS, err);
@@ -265,11 +267,13 @@ static int settle(pst_store *store, bool *ret_in_log, pst_error *err) {
 static int erase(erase_call *c, int (*apply)(pst_store_conn *conn, void *arg, pst_error *err),
                  pst_store_erasure *ret_erasure, pst_error *err) {
   enum { MOST_TRIES = 20 }; /* others make and withdraw sets between the two writes */
-  int code = PST_E_BUSY;
+  int code = 0;
+  c->again = true;
   c->erasure.arena = pst_arena_create();
   if (!c->erasure.arena) return pst_error_set(err, PST_E_NOMEM, c->store->path, "out of memory");
-  for (int i = 0; i < MOST_TRIES && code == PST_E_BUSY; i++) {
+  for (int i = 0; i < MOST_TRIES && c->again; i++) {
     c->announce = true;
+    c->again = false;
     code = pst_store_write_now(c->store, false, apply, c, err);
     c->announce = false;
     if (!code) code = pst_store_write_now(c->store, false, apply, c, err);

@@ -546,6 +546,28 @@ static void an_erasure_that_was_half_done_leaves_nothing(void **state) {
   TEST_OK(pst_store_verify(test_store, &test_error));
 }
 
+/* As if a set with the person's lines were made between the two writes of an erasure: what takes its place is announced, and it is erased. */
+static void an_erasure_announces_again(void **state) {
+  (void)state;
+  char hash[65];
+  pst_store_erasure e;
+  put("a1", "ann", PST_STORE_KEEP_CONTENT);
+  put("b1", "bob", PST_STORE_KEEP_CONTENT);
+  make_set("one\ntwo\n", true, (const int64_t[]){id_of("a1"), id_of("b1")}, 2, hash);
+  change_database("CREATE TRIGGER lost AFTER INSERT ON data_set_records WHEN NOT EXISTS (SELECT 1 FROM settings)"
+                  " BEGIN UPDATE data_sets SET hash = 'lost' WHERE id = new.set_id;"
+                  " INSERT INTO settings VALUES('lost', 'once'); END");
+  TEST_OK(pst_store_records_erase(test_store, PST_STR("ann"), NONE, 9, &e, &test_error));
+  assert_int_equal(e.n_sets, 1);
+  char *text = text_of(e.sets[0].replaced_by);
+  assert_string_equal(text, "two\n");
+  pst_free(text);
+  pst_store_erasure_done(&e);
+  set_seen s = {0};
+  TEST_OK(pst_store_data_set_each(test_store, NONE, see_set, &s, &test_error));
+  assert_int_equal(s.n, 3); /* the old one, the one that was lost, the new one */
+}
+
 static void make_folder(const char *name, const char *set) {
   TEST_OK(pst_store_data_set_used(test_store, pst_str_from(set), PST_STR(PST_STORE_PRODUCT_FOLDER), pst_str_from(name),
                                   6, &test_error));
@@ -718,6 +740,7 @@ int main(void) {
                                      TEST(a_file_that_a_crash_left_is_removed),
                                      TEST(a_set_that_was_half_made_leaves_nothing),
                                      TEST(an_erasure_that_was_half_done_leaves_nothing),
+                                     TEST(an_erasure_announces_again),
                                      TEST(erasure_forgets_what_teachers_said),
                                      TEST(erasure_reaches_what_was_made_of_a_set),
                                      TEST(checkpoints_go_with_their_records),
