@@ -265,7 +265,7 @@ const pst_cli_command pst_cli_tune = {
     "train an adapter on a workload's examples or feedback",
     "WORKLOAD is a folder; only its items of the part \"examples\" are read. Each is rendered as it will be served; near-duplicates of items that\n"
     "judge models are left out. A sample of the held-out ones is answered now and then, in at most a twentieth of the time: the adapter kept is the one\n"
-    "with clearly more right answers, else the one of the lowest held-out loss. With --objective dpo or kto the workload's records are read\n"
+    "with clearly more right answers, else the last one whose held-out loss is not far above the lowest. With --objective dpo or kto the workload's records are read\n"
     "instead, for what was said of their answers, and the adapter learns to prefer: best with --from an adapter that knows the task.\n"
     "Interrupted, the same command goes on where it was. Exit: 3 there are too few examples.",
     1,

@@ -9,7 +9,8 @@ typedef struct pst_tune_state {
   int64_t step, n_steps; /* done, planned */
   int64_t best_step;     /* -1: no held-out loss yet */
   int64_t n_tokens, n_scored;
-  double best_loss, held_out_before, held_out_loss;
+  double best_loss, lowest_loss, held_out_before,
+      held_out_loss;        /* held out: of the best adapter, of any, of the start, the last */
   double loss_sum, seconds; /* of the last tenth of the steps; of all sessions */
   int64_t n_loss;
   double margin, accuracy; /* of rewards: of the best adapter, else of the last step; NAN: none */

@@ -16,6 +16,9 @@ enum { MIN_SHARED = 8, REPLAN_STEPS = 8, REFERENCES_AT_ONCE = 32 };
 /* Of the held-out sample: asked to learn what answers take, asked at least, times that what may be spent on it should be enough for. */
 enum { PROBE_ITEMS = 4, LEAST_SAMPLE = 8, LEAST_SCORES = 4 };
 
+/* Held-out loss of an adapter that is taken, over the lowest seen, at most. */
+#define RISE 1.25
+
 /* Texts that are gone through together. */
 typedef struct selection {
   pst_tune_text *texts;
@@ -400,6 +403,7 @@ static int open_trainer(trainer *t, const pst_engine_model *model) {
   memcpy(t->best, t->net->params, n * sizeof *t->best);
   t->state = (pst_tune_state){.best_step = -1,
                               .best_loss = INFINITY,
+                              .lowest_loss = INFINITY,
                               .held_out_before = NAN,
                               .held_out_loss = NAN,
                               .margin = NAN,
@@ -646,14 +650,23 @@ static int count_bits(uint64_t bits) {
   return n;
 }
 
-/* By answers, where both gave some: a difference within one standard error of the paired one (McNemar's: the square root of those that differ) says nothing. Else
- * by the loss, which is of more texts and moves evenly, but goes on falling or begins to rise without a word about answers. */
-static bool is_better(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right) {
-  if (e->n_asked && s->best_asked) {
-    int wins = count_bits(right & ~s->best_right), losses = count_bits(s->best_right & ~right);
-    if ((wins - losses) * (wins - losses) > wins + losses) return wins > losses;
-  }
-  return e->loss < s->best_loss;
+/* Which of two looks answered more of the sample right: 1 the later one, -1 the best so far; 0 where either was not asked, or where the difference is within one standard error of the
+ * paired one (McNemar's: the square root of those that differ). */
+static int by_answers(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right) {
+  if (!e->n_asked || !s->best_asked) return 0;
+  int wins = count_bits(right & ~s->best_right), losses = count_bits(s->best_right & ~right);
+  if ((wins - losses) * (wins - losses) <= wins + losses) return 0;
+  return wins > losses ? 1 : -1;
+}
+
+/* Answers first. Where they say nothing, a decoder that learns answers is better later: what it says gets right while the rate falls, though the loss of held-out texts has long risen a
+ * little (docs/notes/tuning.md); a loss far above the lowest, or above the start's, is another matter. Of preferences the lower loss is better. */
+static bool is_better(const trainer *t, const pst_tune_evaluation *e, uint64_t right) {
+  const pst_tune_state *s = &t->state;
+  int answers = by_answers(s, e, right);
+  if (answers) return answers > 0;
+  if (t->o->objective != PST_TUNE_SFT) return e->loss < s->best_loss;
+  return e->loss < s->held_out_before && e->loss < RISE * s->lowest_loss;
 }
 
 /* Of an encoder: its loss rises with its confidence while it still tells more texts apart, and probabilities are calibrated afterwards. */
@@ -680,7 +693,7 @@ static int plan_steps(trainer *t) {
     int64_t begin = pst_clock_us();
     code = held_out_loss(t, &t->state.held_out_before);
     per_evaluation = (double)(pst_clock_us() - begin) / 1e6;
-    t->state.best_loss = t->state.held_out_loss = t->state.held_out_before;
+    t->state.best_loss = t->state.lowest_loss = t->state.held_out_loss = t->state.held_out_before;
     t->state.best_step = 0;
     note_rewards(t);
   }
@@ -745,19 +758,19 @@ static int evaluate(trainer *t) {
   if (s->n_evaluations < (int64_t)PST_ARRAY_LEN(s->evaluations)) s->evaluations[s->n_evaluations++] = s->last;
   /* A loss of preferences says nothing of answers: whoever was not asked is neither better nor worse than one who was. */
   if (t->o->objective != PST_TUNE_SFT && s->best_asked && !s->last.n_asked) return 0;
-  bool better = t->n_labels ? tells_better(s, &s->last) : is_better(s, &s->last, right);
+  bool better = t->n_labels ? tells_better(s, &s->last) : is_better(t, &s->last, right);
+  bool gains = t->o->objective == PST_TUNE_SFT && !t->n_labels ? s->held_out_loss < s->lowest_loss : better;
   if (better) {
     s->best = s->last;
     s->best_right = right;
     s->best_asked = s->last.n_asked > 0;
     s->best_loss = s->held_out_loss;
     s->best_step = s->step;
-    s->n_worse = 0;
     memcpy(t->best, t->net->params, t->lora.n * sizeof *t->best);
     note_rewards(t);
-  } else {
-    s->n_worse++;
   }
+  s->n_worse = gains ? 0 : s->n_worse + 1;
+  s->lowest_loss = fmin(s->lowest_loss, s->held_out_loss);
   return 0;
 }
 

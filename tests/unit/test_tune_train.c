@@ -228,6 +228,24 @@ static void test_no_gain_shortens(void **state) {
   make_texts();
 }
 
+/* A held-out text that wants another answer than those learned, among others: their loss falls, then rises a little, and the adapter is the end's all the same. */
+static void test_the_end_is_taken(void **state) {
+  (void)state;
+  pst_engine_lora lora;
+  pst_tune_report report;
+  pst_tune_options o = options_of(NULL);
+  double lowest = INFINITY;
+  for (int i = 11; i < LENGTH; i++) tokens[N_TEXTS - 1][i] = (7 * i + 1) % 100;
+  o.steps = 3 * STEPS;
+  o.evaluations = 10;
+  must_train(&o, &lora, &report);
+  for (size_t i = 0; i < report.n_evaluations; i++) lowest = fmin(lowest, report.evaluations[i].loss);
+  assert_true(report.held_out_loss > lowest);
+  assert_int_equal(report.best_step, report.n_steps);
+  pst_engine_lora_done(&lora);
+  make_texts();
+}
+
 /* ---- the sample's answers ---- */
 
 typedef struct script {
@@ -461,6 +479,7 @@ int main(void) {
                                      cmocka_unit_test(test_killed),
                                      cmocka_unit_test(test_damaged_checkpoint),
                                      cmocka_unit_test(test_no_gain_shortens),
+                                     cmocka_unit_test(test_the_end_is_taken),
                                      cmocka_unit_test(test_time),
                                      cmocka_unit_test(test_answers_decide),
                                      cmocka_unit_test(test_answers_are_kept),
