@@ -57,16 +57,18 @@ static bool put_conversation(const pst_json *messages, pst_buf *out, pst_buf *te
   return whole;
 }
 
+static const char id_prefix[] = "record-";
+
 /* The same for the same conversation and answer: where nobody preferred one of several answers, a conversation stands there with each. */
-static void name_line(pst_str conversation, pst_str answer, char ret_id[sizeof "record-" + 16]) {
+static void name_line(pst_str conversation, pst_str answer, char ret_id[sizeof id_prefix + 16]) {
   uint8_t sum[32];
   pst_sha256 s;
   pst_sha256_init(&s);
   pst_sha256_update(&s, conversation.data, conversation.n);
   pst_sha256_update(&s, answer.data, answer.n);
   pst_sha256_done(&s, sum);
-  strcpy(ret_id, "record-");
-  pst_hex(sum, 8, ret_id + strlen(ret_id));
+  memcpy(ret_id, id_prefix, sizeof id_prefix - 1);
+  pst_hex(sum, 8, ret_id + sizeof id_prefix - 1);
 }
 
 static int gather(void *user, const pst_data_line *source) {
@@ -75,7 +77,7 @@ static int gather(void *user, const pst_data_line *source) {
   pst_str input, answer = pst_json_str(pst_json_get(last, "content"));
   if (pst_array_reserve((void **)&g->lines, &g->capacity, g->n + 1, sizeof *g->lines)) return PST_E_NOMEM;
   pst_buf text = PST_BUF_INIT;
-  char id[sizeof "record-" + 16];
+  char id[sizeof id_prefix + 16];
   bool usable = answer.n && is_plain(answer) && put_conversation(source->messages, &text, &g->scratch) &&
                 pst_flywheel_input(g->pattern, source->messages, &g->scratch, &input);
   int code = pst_buf_status(&text) || pst_buf_status(&g->scratch) ? PST_E_NOMEM : 0;
