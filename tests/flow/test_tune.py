@@ -11,7 +11,8 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "faults"))
 import gguf_file  # noqa: E402
 
-STEPS = ("--batch", 4, "--minutes", 1, "--held-out", 0.2, "--rank", 4)
+FURTHER = ("--batch", 4, "--minutes", 1, "--held-out", 0.2)  # from an adapter, whose rank is its own
+STEPS = (*FURTHER, "--rank", 4)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_name_that_is_taken(cli, folder, tiny, tmp_path, home):
     other = tmp_path / "other.gguf"
     other.write_bytes(gguf_file.build(empty=True)[1])
     assert sorted((home / "files").iterdir()) == files
-    refused = cli("tune", folder, "--model", other, "--from", "one", "--steps", 2, *STEPS, ok=False)
+    refused = cli("tune", folder, "--model", other, "--from", "one", "--steps", 2, *FURTHER, ok=False)
     assert refused.returncode == 2 and "is an adapter of" in refused.stderr
 
 
@@ -82,7 +83,7 @@ def test_answers_in_codes(cli, folder, tiny):
     # The same texts give the same table and adapter; going on from it keeps its codes, a teacher's thoughts are plain.
     again = json.loads(cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--codes", 8, "--name", "again", "--json").stdout)
     assert all(again[member] == done[member] for member in ("codes", "answer_tokens", "held_out_loss", "score"))
-    on = json.loads(cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--from", "short", "--name", "on", "--json").stdout)
+    on = json.loads(cli("tune", folder, "--model", tiny, "--steps", 2, *FURTHER, "--from", "short", "--name", "on", "--json").stdout)
     assert on["codes"] == done["codes"] and on["answer_tokens"] == done["answer_tokens"]
     refused = cli("tune", folder, "--model", tiny, "--steps", 2, *STEPS, "--codes", 8, "--distill", tiny, ok=False)
     assert refused.returncode == 2 and "codes" in refused.stderr
@@ -114,7 +115,7 @@ def test_feedback_and_a_teacher(cli, folder, tiny, tmp_path):
     ids = [r["completion_id"] for r in json.loads(cli("data", "list", "things", "--limit", 100, "--json").stdout)]
     for i, name in enumerate(ids):
         cli("feedback", name, *(("--correction", "thick") if i < 14 else ("--thumbs", "down")))
-    dpo = json.loads(cli("tune", folder, "--model", tiny, "--objective", "dpo", "--from", "first", "--steps", 4, *STEPS, "--json").stdout)
+    dpo = json.loads(cli("tune", folder, "--model", tiny, "--objective", "dpo", "--from", "first", "--steps", 4, *FURTHER, "--json").stdout)
     assert dpo["objective"] == "dpo" and dpo["examples"] + dpo["held_out"] == 14
     assert 0 <= dpo["reward_accuracy"] <= 1 and abs(dpo["held_out_loss_before"] - 0.6931) < 1e-3
     assert dpo["adapter"] in cli("adapters").stdout
