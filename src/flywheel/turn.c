@@ -354,10 +354,9 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
   return code;
 }
 
-/* Errors that the same turn would meet again, whatever happened to its data since; after others it goes on where it was. */
-static bool is_final(int code) {
-  return code == PST_E_NO_DATA || code == PST_E_BAD_INPUT || code == PST_E_UNSUPPORTED || code == PST_E_LIMIT;
-}
+/* Errors that the same turn would meet again, whatever happened to its data since; after others, of the machine's (memory that was short for a moment is PST_E_LIMIT), it goes on where it
+ * was. */
+static bool is_final(int code) { return code == PST_E_NO_DATA || code == PST_E_BAD_INPUT || code == PST_E_UNSUPPORTED; }
 
 static void give_up(const pst_flywheel_turn_state *t) {
   remove_checkpoint(t->encoder);
