@@ -72,13 +72,17 @@ static void print_prompted(const pst_json *r) {
   putchar('\n');
 }
 
+static void print_ratio(double ratio) {
+  printf(ratio < 2 ? ", %.3g%% of what they cost" : ", %.3g times what they cost", ratio < 2 ? 100 * ratio : ratio);
+}
+
 static void print_expected(const pst_json *r) {
   double then = number(r, "expected.request_nusd"), ratio = number(r, "expected.cost_ratio");
   if (!(then > 0)) return;
   printf("  expected $%.3g per 1,000 requests of %.0f + %.0f tokens", 1000 * then / 1e9,
          number(r, "expected.prompt_tokens"), number(r, "expected.answer_tokens"));
   if (ratio > 0) {
-    printf(ratio < 2 ? ", %.3g%% of what they cost" : ", %.3g times what they cost", ratio < 2 ? 100 * ratio : ratio);
+    print_ratio(ratio);
     if (number(r, "expected.prompt_tokens_now") > 0)
       printf(" with %.0f + %.0f", number(r, "expected.prompt_tokens_now"), number(r, "expected.answer_tokens_now"));
   }
@@ -134,7 +138,7 @@ static void print_report(const pst_json *r) {
   print_prompted(r);
   double now = number(r, "before.estimate.request_nusd"), then = number(r, "plan.estimate.request_nusd");
   if (then > 0) printf("  came     $%.3g per 1,000 requests", 1000 * then / 1e9);
-  if (now > 0 && then > 0) printf(", %.3g%% of what they cost", 100 * then / now);
+  if (now > 0 && then > 0) print_ratio(then / now);
   if (then > 0) putchar('\n');
   printf("  gate     %s: %.*s\n",
          pst_json_bool(pst_json_path(r, "gate.promoted"), false) ? "promoted" : "the plan in force stays",

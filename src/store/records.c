@@ -235,7 +235,7 @@ static int find_debt(pst_store *store, debt *d, pst_error *err) {
   return code ? pst_error_set(err, code, store->path, "cannot read what erasures left to do") : 0;
 }
 
-/* Empties the write-ahead log, in which the pages stand as they were. False: somebody reads, and it stays for now; nobody can write while this waits for him. */
+/* Empties the write-ahead log, in which the pages stand as they were. False: another process reads, and a later prune empties it. Nobody can write while this waits. */
 static bool empty_log(pst_store *store) {
   enum { WAIT_MS = 1000 };
   pst_store_conn *conn = NULL;
