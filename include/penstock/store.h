@@ -292,6 +292,9 @@ void pst_store_erasure_done(pst_store_erasure *erasure);
  * such record. The bytes are overwritten in the database. */
 int pst_store_records_erase(pst_store *store, pst_str subject, pst_str completion_id, int64_t now_ms,
                             pst_store_erasure *ret_erasure, pst_error *err);
+/* The same for all that was imported under a workload's name: an import taken back. Records of what was served under it stay. */
+int pst_store_records_unimport(pst_store *store, pst_str workload, int64_t now_ms, pst_store_erasure *ret_erasure,
+                               pst_error *err);
 /* The same for what has expired; of what was served here the books remain (tokens, time, money), without subject. Does, too, what earlier erasures could not do to their end. */
 int pst_store_records_prune(pst_store *store, int64_t now_ms, pst_store_erasure *ret_erasure, pst_error *err);
 

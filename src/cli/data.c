@@ -468,8 +468,14 @@ static void print_erasure(const pst_cli_args *a, const pst_store_erasure *e, con
 
 static int delete_records(const pst_cli_args *a, pst_store *store, pst_error *err) {
   pst_store_erasure e;
-  int code = pst_store_records_erase(store, pst_str_from(pst_cli_text(a, "subject")),
-                                     pst_str_from(pst_cli_text(a, "id")), pst_clock_unix_ms(), &e, err);
+  pst_str subject = pst_str_from(pst_cli_text(a, "subject")), id = pst_str_from(pst_cli_text(a, "id")),
+          imported = pst_str_from(pst_cli_text(a, "imported"));
+  int64_t now_ms = pst_clock_unix_ms();
+  if ((subject.n > 0) + (id.n > 0) + (imported.n > 0) != 1)
+    return pst_error_set(err, PST_E_BAD_INPUT, "delete",
+                         "say which records: one of --subject ID, --id ID and --imported WORKLOAD");
+  int code = imported.n ? pst_store_records_unimport(store, imported, now_ms, &e, err)
+                        : pst_store_records_erase(store, subject, id, now_ms, &e, err);
   if (code) return code;
   print_erasure(a, &e, "deleted");
   pst_store_erasure_done(&e);
@@ -556,7 +562,7 @@ static int run_data(const pst_cli_args *a, pst_error *err) {
                {"import", "WORKLOAD FILE", 2, 2, import_records},
                {"export", "[WORKLOAD]", 0, 1, export_records},
                {"curate", "WORKLOAD", 1, 1, curate},
-               {"delete", "--subject ID", 0, 0, delete_records},
+               {"delete", "--subject ID, --id ID or --imported WORKLOAD", 0, 0, delete_records},
                {"prune", "", 0, 0, prune}};
   const char *verb = a->words[0];
   size_t i = 0;
@@ -579,6 +585,7 @@ static const pst_cli_option options[] = {
     {"subject", 's', PST_CLI_TEXT, "ID", NULL, 0, 0, false,
      "whose records: to list, export or delete; import: of rows that name none"},
     {"id", 0, PST_CLI_TEXT, "ID", NULL, 0, 0, false, "delete: one record, by its completion id"},
+    {"imported", 0, PST_CLI_TEXT, "WORKLOAD", NULL, 0, 0, false, "delete: all that was imported under this name"},
     {"trainable", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list, export: only what may be trained on"},
     {"format", 'f', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
      "openai (export's default), chat, sharegpt, csv; import: also pairs, auto (default)"},
@@ -616,10 +623,12 @@ const pst_cli_command pst_cli_data = {
     "show ID                one record (by its number or id), or a data set, whole\n"
     "stats                  how many there are of each workload, and what may be done with them\n"
     "sets [WORKLOAD]        data sets made of records\n"
-    "import WORKLOAD FILE   JSON lines, a JSON array or CSV become records, all or none ('-': standard input)\n"
+    "import WORKLOAD FILE   JSON lines, a JSON array or CSV become records, all or none ('-': standard input); with nothing said,\n"
+    "                       whole, for training too, and for good (--keep, --train, --retention)\n"
     "export [WORKLOAD]      answered records with their texts; a correction replaces its answer. --set HASH: a data set's lines\n"
     "curate WORKLOAD        makes a data set of records that may be trained on, and says what was left out and why\n"
-    "delete --subject ID    deletes somebody's records, and their lines in data sets; --id: one record\n"
+    "delete --subject ID    deletes somebody's records, and their lines in data sets; --id: one record;\n"
+    "                       --imported WORKLOAD: what was imported under that name\n"
     "prune                  forgets what has expired (serve does so every minute)",
     1,
     3,

@@ -33,6 +33,7 @@ static void print_summary(const pst_cli_args *a, const pst_evals_info *info) {
     pst_json_begin_object(&w);
     pst_json_member_cstr(&w, "workload", info->name);
     pst_json_member_cstr(&w, "folder", info->folder);
+    pst_json_member_cstr(&w, "description", info->description);
     pst_json_member_int(&w, "items", (int64_t)info->n_items);
     pst_json_member_int(&w, "clusters", n_clusters);
     pst_json_member_int(&w, "labels", (int64_t)info->n_labels);
@@ -48,6 +49,7 @@ static void print_summary(const pst_cli_args *a, const pst_evals_info *info) {
     pst_buf_done(&out);
     return;
   }
+  puts(info->description);
   printf("%s: %zu items in %u clusters of near-duplicates", info->folder, info->n_items, n_clusters);
   if (info->n_labels) printf(", %zu labels", info->n_labels);
   putchar('\n');
@@ -83,7 +85,7 @@ static const pst_cli_option options[] = {
     {"limit", 'n', PST_CLI_INT, "N", "0", 0, 1e7, false, "a sample of so many lines, each label in its share (0: all)"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9e15, false, "seed of the sample and the parts"},
     {"shares", 0, PST_CLI_TEXT, "A,B,C,D", NULL, 0, 0, false,
-     "shares of examples, search, verify, sealed (default: 0.2 each for the last three, but no more than about 600, 1000 and "
+     "shares of examples, search, verify, sealed, on any scale (default: 0.2 each for the last three, but no more than about 600, 1000 and "
      "900 items; the rest for examples)"},
     PST_CLI_QUIET,
     PST_CLI_JSON,

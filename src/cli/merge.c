@@ -5,6 +5,24 @@
 #include "cli/commands.h"
 #include "cli/model_path.h"
 
+static void print_result(const pst_cli_args *a, const char *type, int n_fallback) {
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, true);
+  if (!pst_cli_flag(a, "json")) {
+    printf("%s: %s with %s\n", a->words[2], a->words[0], a->words[1]);
+    pst_cli_model_say_fallback(n_fallback, type);
+    return;
+  }
+  pst_json_begin_object(&w);
+  pst_json_member_cstr(&w, "path", a->words[2]);
+  pst_json_member_cstr(&w, "model", a->words[0]);
+  pst_json_member_cstr(&w, "adapter", a->words[1]);
+  pst_json_member_int(&w, "n_fallback", n_fallback);
+  pst_json_end_object(&w);
+  puts(pst_buf_text(&text));
+  pst_buf_done(&text);
+}
+
 static int run_merge(const pst_cli_args *a, pst_error *err) {
   char *in = NULL, *adapter = NULL;
   const char *out = a->words[2], *type = pst_cli_text(a, "type");
@@ -18,8 +36,7 @@ static int run_merge(const pst_cli_args *a, pst_error *err) {
     code = pst_engine_merge(in, adapter, out, type, &progress, &n_fallback, err);
     pst_progress_end(&progress);
   }
-  if (!code) printf("%s: %s with %s\n", out, a->words[0], a->words[1]);
-  if (!code) pst_cli_model_say_fallback(n_fallback, type);
+  if (!code) print_result(a, type, n_fallback);
   pst_free(in);
   pst_free(adapter);
   return code;
@@ -31,6 +48,7 @@ static const pst_cli_option options[] = {
     PST_CLI_FORCE,
     PST_CLI_QUIET,
     PST_CLI_HOME,
+    PST_CLI_JSON,
 };
 const pst_cli_command pst_cli_merge = {
     "merge",

@@ -78,6 +78,19 @@ static int put_request(void *user, const pst_store_request *r) {
   return 0;
 }
 
+/* Of all that the filter lets through, however many are listed. */
+static int print_totals(pst_store *store, const pst_store_request_filter *filter, pst_error *err) {
+  pst_store_usage u;
+  char cost[COST_BYTES];
+  int code = pst_store_usage_get(store, filter, &u, err);
+  if (code || !u.n_requests) return code;
+  pst_store_nusd_format(u.cost_nusd, cost);
+  printf("\nall %" PRId64 ": %" PRId64 " failed, %" PRId64 " prompt tokens (%" PRId64 " cached), %" PRId64
+         " answer tokens, $%s\n",
+         u.n_requests, u.n_failed, u.prompt_tokens, u.cached_tokens, u.completion_tokens, cost);
+  return 0;
+}
+
 static int run_requests(const pst_cli_args *a, pst_error *err) {
   pst_store_request_filter filter = PST_STORE_REQUEST_FILTER_INIT;
   pst_store_key key;
@@ -98,6 +111,7 @@ static int run_requests(const pst_cli_args *a, pst_error *err) {
   print_list(&l, code,
              pst_cli_given(a, "workload") || pst_cli_given(a, "key") ? "no such requests in the books"
                                                                      : "no requests in the books yet");
+  if (!code && !l.json) code = print_totals(store, &filter, err);
   pst_store_close(store);
   return code;
 }
@@ -111,7 +125,7 @@ static const pst_cli_option request_options[] = {
     PST_CLI_JSON,
 };
 const pst_cli_command pst_cli_requests = {
-    "requests",  "", "what was asked and what it cost", NULL, 0, 0, request_options, PST_ARRAY_LEN(request_options),
+    "requests",  "", "what was asked and what it cost, in all and one by one", NULL, 0, 0, request_options, PST_ARRAY_LEN(request_options),
     run_requests};
 
 /* ---- feedback -------------------------------------------------------------------------------------------------------------- */

@@ -645,19 +645,37 @@ static void write_prompts(const importer *m, pst_json_writer *w) {
   pst_json_end_array(w);
 }
 
+/* "the SQL of each text (columns, text); not used: table." The second half says what a file has that nobody asked for, since a model cannot know it. */
+static void describe(const importer *m, const char *what, pst_buf *out) {
+  const char *base = strrchr(m->path, '/');
+  pst_buf_printf(out, "Imported from %.200s (%zu lines, seed %llu): the %s (%.*s) of each text (", base ? base + 1 : m->path,
+                 m->n, (unsigned long long)m->options->seed, what, (int)PST_MIN(m->answer_field.n, (size_t)60),
+                 m->answer_field.data);
+  for (size_t i = 0; i < m->n_text_fields; i++)
+    pst_buf_printf(out, "%s%.*s", i ? ", " : "", (int)PST_MIN(m->text_fields[i].n, (size_t)60), m->text_fields[i].data);
+  pst_buf_puts(out, ")");
+  const char *lead = "; not used: ";
+  for (pst_json_iter it = pst_json_iterate(pst_json_root(m->docs[0])); pst_json_next(&it);) {
+    bool used = pst_str_equal(it.key, m->answer_field) || pst_str_equal(it.key, PST_STR("id"));
+    for (size_t i = 0; i < m->n_text_fields && !used; i++) used = pst_str_equal(it.key, m->text_fields[i]);
+    if (used) continue;
+    pst_buf_printf(out, "%s%.*s", lead, (int)PST_MIN(it.key.n, (size_t)60), it.key.data);
+    lead = ", ";
+  }
+  pst_buf_puts(out, ".");
+}
+
 static void write_workload(const importer *m, const char *name, pst_buf *out) {
   static const char *const kinds[] = {"choice", "text", "extract", "text", "text"};
   static const char *const graders[] = {"choice", "numeric", "json", "sql", "normalized"};
   static const char *const whats[] = {"label", "number", "JSON", "SQL", "answer"};
-  const char *base = strrchr(m->path, '/');
-  char about[512];
-  snprintf(about, sizeof about, "Imported from %.200s (%zu lines, seed %llu): the %s of each text.",
-           base ? base + 1 : m->path, m->n, (unsigned long long)m->options->seed, whats[m->kind]);
+  pst_buf about = PST_BUF_INIT;
+  describe(m, whats[m->kind], &about);
   pst_json_writer w = pst_json_writer_on(out, true);
   pst_json_begin_object(&w);
   pst_json_member_int(&w, "schema", 1);
   pst_json_member_cstr(&w, "name", name);
-  pst_json_member_cstr(&w, "description", about);
+  pst_json_member_str(&w, "description", pst_buf_str(&about));
   pst_json_key(&w, "task");
   pst_json_begin_object(&w);
   pst_json_member_cstr(&w, "kind", kinds[m->kind]);
@@ -687,6 +705,8 @@ static void write_workload(const importer *m, const char *name, pst_buf *out) {
   pst_json_member_bool(&w, "remote", false);
   pst_json_end_object(&w);
   pst_json_end_object(&w);
+  if (pst_buf_status(&about)) out->failed = true;
+  pst_buf_done(&about);
   pst_buf_putc(out, '\n');
 }
 

@@ -119,7 +119,7 @@ int pst_store_records_count(pst_store *store, int (*fn)(void *user, const pst_st
 
 typedef struct erase_call {
   pst_store *store;
-  pst_str subject, completion_id;
+  pst_str subject, completion_id, imported; /* the one that has data says which records; imported: of that workload */
   int64_t now_ms;
   bool announce; /* nothing ends yet: the sets that will take the place of others are noted */
   bool again;    /* out: one was not */
@@ -164,20 +164,24 @@ static int end_erasure(pst_store_conn *conn, erase_call *c, pst_error *err) {
 
 static int erase_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   erase_call *c = arg;
+  const struct {
+    pst_str key;
+    const char *sql, *place, *what;
+  } ways[] = {
+      {c->subject, "INSERT INTO erased SELECT id FROM requests WHERE subject = ?1", "subject", "record of"},
+      {c->completion_id, "INSERT INTO erased SELECT id FROM requests WHERE completion_id = ?1", "id",
+       "record with the id"},
+      {c->imported, "INSERT INTO erased SELECT id FROM requests WHERE workload = ?1 AND imported = 1", "imported",
+       "imported record under"},
+  };
+  size_t way = c->subject.data ? 0 : c->completion_id.data ? 1 : 2;
+  pst_str key = ways[way].key;
   int code = begin_erasure(conn, c, err);
-  if (code) return code;
-  if (c->subject.data)
-    code = pst_store_sql_run(conn, NULL, "INSERT INTO erased SELECT id FROM requests WHERE subject = ?1", err, "s",
-                             c->subject);
-  else
-    code = pst_store_sql_run(conn, NULL, "INSERT INTO erased SELECT id FROM requests WHERE completion_id = ?1", err,
-                             "s", c->completion_id);
+  if (!code) code = pst_store_sql_run(conn, NULL, ways[way].sql, err, "s", key);
   if (!code) code = end_erasure(conn, c, err);
-  if (!code && c->erasure.n_records == 0) {
-    pst_str what = c->subject.data ? c->subject : c->completion_id;
-    return pst_error_set(err, PST_E_NOT_FOUND, c->subject.data ? "subject" : "id", "there is no record %s \"%.*s\"",
-                         c->subject.data ? "of" : "with the id", (int)PST_MIN(what.n, (size_t)100), what.data);
-  }
+  if (!code && c->erasure.n_records == 0)
+    return pst_error_set(err, PST_E_NOT_FOUND, ways[way].place, "there is no %s \"%.*s\"", ways[way].what,
+                         (int)PST_MIN(key.n, (size_t)100), key.data);
   if (code || c->announce) return code;
   return pst_store_sql_run(conn, NULL, "DELETE FROM requests WHERE id IN (SELECT id FROM erased)", err, "");
 }
@@ -292,6 +296,12 @@ int pst_store_records_erase(pst_store *store, pst_str subject, pst_str completio
     return pst_error_set(err, PST_E_BAD_INPUT, "delete", "say whose records: a subject, or the id of one");
   erase_call c = {.store = store, .subject = subject, .completion_id = completion_id, .now_ms = now_ms};
   if (subject.n == 0) c.subject.data = NULL;
+  return erase(&c, erase_apply, ret_erasure, err);
+}
+
+int pst_store_records_unimport(pst_store *store, pst_str workload, int64_t now_ms, pst_store_erasure *ret_erasure,
+                               pst_error *err) {
+  erase_call c = {.store = store, .imported = workload, .now_ms = now_ms};
   return erase(&c, erase_apply, ret_erasure, err);
 }
 

@@ -104,6 +104,8 @@ def test_run_and_merge(cli, files):
     assert run(tiny, "--adapter", files / "peft") == by_path
     assert "there already" in cli("merge", tiny, files / "first.gguf", files / "merged.gguf", ok=False).stderr
     cli("merge", tiny, files / "first.gguf", files / "merged.gguf", "--force", "--type", "Q8_0")
+    told = json.loads(cli("merge", tiny, "orders", files / "merged.gguf", "--force", "--json").stdout)
+    assert told == {"path": str(files / "merged.gguf"), "model": str(tiny), "adapter": "orders", "n_fallback": 0}
 
 
 def test_bad_adapters(cli, files):

@@ -197,6 +197,10 @@ def test_tools_subjects_and_the_same_file_twice(cli, tmp_path):
     assert cli("requests").stdout.startswith("no requests")  # imported rows are nobody's requests here
     piped = subprocess.run([os.environ.get("PENSTOCK_BIN", "build/penstock"), "data", "import", "piped", "-"], input=source.read_text(), text=True, capture_output=True, env={**os.environ, "PENSTOCK_HOME": str(tmp_path / "home")})
     assert piped.returncode == 0 and "2 records imported" in piped.stdout, piped.stderr
+    assert cli("data", "delete", "--imported", "pipes", ok=False).returncode == 2  # a name that nothing has
+    assert cli("data", "delete", "--imported", "piped", "--subject", "ann", ok=False).returncode == 2
+    assert json.loads(cli("data", "delete", "--imported", "piped", "--json").stdout)["records"] == 2
+    assert records(cli, "piped") == [] and len(records(cli, "w")) == 2
 
 
 GOOD = json.dumps({"messages": CONVERSATIONS[0]})

@@ -107,12 +107,14 @@ def test_import_of_sql_and_joined_fields(penstock, tmp_path):
     assert code == 0, err
     workload = json.loads((tmp_path / "w" / "workload.json").read_text(encoding="utf-8"))
     assert workload["task"]["kind"] == "text" and workload["grader"] == {"type": "sql"}
+    assert "the SQL (sql) of each text (columns, text)." in workload["description"]
     assert {(p["input_key"], p["answer_key"]) for p in workload["prompts"]} == {("Question", "SQL")}
     assert any("t0, t1" in p["instruction"] for p in workload["prompts"])
     texts = [item["messages"][0]["content"] for item in read_lines(tmp_path / "w" / "items.jsonl")]
     assert texts == [", ".join(row["columns"]) + "\n" + row["text"] for row in SQL_ROWS]
     path.write_text("".join(json.dumps({**row, "sql": row["sql"] if i else "no SQL"}) + "\n" for i, row in enumerate(SQL_ROWS)), encoding="utf-8")
-    assert run(penstock, "import", path, tmp_path / "v")[0] == 0  # one answer is something else; "sql" is found by itself
+    code, said, _ = run(penstock, "import", path, tmp_path / "v")
+    assert code == 0 and "(text); not used: columns.\n" in said  # one answer is something else; "sql" is found by itself
     assert json.loads((tmp_path / "v" / "workload.json").read_text(encoding="utf-8"))["grader"]["type"] == "normalized"
     for row, options, message in (({"columns": [], "text": "a"}, [], '"columns" is no text and no list of texts, or is empty'),
                                   ({"columns": ["a", 1], "text": "a"}, [], '"columns" is no text'), ({"text": "a"}, [], '"columns" is missing'),

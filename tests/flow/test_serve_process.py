@@ -366,7 +366,8 @@ def test_books_and_feedback_can_be_listed(serve, cli, smollm2, model):
     assert row["completion_id"] == answer["id"] and row["status"] == 200 and row["finish"] == answer["choices"][0]["finish_reason"]
     assert row["prompt_tokens"] == answer["usage"]["prompt_tokens"] and row["completion_tokens"] == answer["usage"]["completion_tokens"]
     assert float(row["cost_usd"]) > 0 and HELLO[0]["content"] in row["input"]
-    assert answer["id"] in cli("requests").stdout
+    told = cli("requests").stdout
+    assert answer["id"] in told and f"all 1: 0 failed, {row['prompt_tokens']} prompt tokens" in told
     first, second = json.loads(cli("feedback", "--json").stdout)
     del first["time_ms"]
     assert first == {**given, "retry": False, "abandon": False} and second["thumbs"] == "up" and second["score"] is None

@@ -700,6 +700,20 @@ static void an_import_is_whole_or_nothing(void **state) {
   pst_store_usage usage;
   TEST_OK(pst_store_usage_get(test_store, &served, &usage, &test_error));
   assert_int_equal(usage.n_requests, 0); /* an import is no request in the books */
+
+  /* Taken back: what was served under the same name stays, and a set made of both loses its lines. */
+  char hash[65];
+  put("s1", "ann", PST_STORE_KEEP_CONTENT);
+  const int64_t ids[] = {id_of("row-1"), id_of("s1")};
+  make_set("one\ntwo\n", true, ids, 2, hash);
+  pst_store_erasure e;
+  TEST_OK(pst_store_records_unimport(test_store, PST_STR("desk"), 9, &e, &test_error));
+  assert_true(e.n_records == 100 && e.n_sets == 1 && look(NULL).n == 1 && look("s1").n == 1);
+  char *left = text_of(e.sets[0].replaced_by);
+  assert_string_equal(left, "two\n");
+  pst_free(left);
+  pst_store_erasure_done(&e);
+  assert_int_equal(pst_store_records_unimport(test_store, PST_STR("desk"), 9, &e, &test_error), PST_E_NOT_FOUND);
 }
 
 /* ---- guards ---- */
