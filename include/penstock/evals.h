@@ -191,6 +191,7 @@ typedef struct pst_evals_run_options {
   const size_t *items;       /* indices, in the order asked */
   size_t n_items;
   int concurrency;   /* calls in flight; 0: slots of the plan's engines, or 8 for remotes */
+  int64_t key_id;    /* whose budget holds where the plan asks a provider (pst_store_run_account); 0: nobody's */
   bool exclude_self; /* an item's own example is never shown to it (always true when items are of the examples part) */
   bool resume; /* take up the newest unfinished run of the same plan, workload and items; finished answers are reused */
   int64_t

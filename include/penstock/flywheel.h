@@ -59,6 +59,8 @@ typedef struct pst_flywheel_turn_options {
   const pst_optimizer_model *encoders; /* that classifiers of plans may use */
   size_t n_encoders;
   double tune_s, plan_s; /* time for the adapter and for the plan; 0: 1,200 and 360 */
+  int64_t
+      budget_nusd; /* most money for providers that plans ask, over all sittings of the turn (the ledger holds it); 0: no limit */
   uint64_t seed;
   size_t max_items; /* most items of the parts search and verify; 0: all */
   int threads;
@@ -89,13 +91,16 @@ void pst_flywheel_turn_result_done(pst_flywheel_turn_result *result);
 typedef struct pst_flywheel_tune_options {
   pst_tune_workload_options tune; /* preferences are found here */
   double min_score;               /* a feedback score below says that the answer was not wanted */
-  const char *teacher;            /* SFT: a target as pst_evals_target_open takes it; NULL: none */
+  int64_t
+      budget_nusd; /* most money for a teacher's answers in this call (the ledger holds it); what it covers is learned; 0: no limit */
+  const char *teacher; /* SFT: a target as pst_evals_target_open takes it; NULL: none */
 } pst_flywheel_tune_options;
 
 typedef struct pst_flywheel_taught {
   int64_t n_asked, n_kept;    /* inputs; of those what was known from before */
   int64_t n_usable, n_failed; /* answers of the workload's form; calls */
   int64_t nusd;               /* what the calls cost */
+  bool broke;                 /* the money was spent before all were asked */
 } pst_flywheel_taught;
 
 typedef struct pst_flywheel_tune_result {

@@ -122,6 +122,8 @@ int pst_gateway_copied_mend(const pst_gateway_plan *plan, pst_str input, pst_buf
 int pst_gateway_plan_parse(pst_str json, const char *source, pst_gateway_plan **ret_plan, pst_error *err);
 pst_gateway_plan *pst_gateway_plan_ref(pst_gateway_plan *plan);
 void pst_gateway_plan_unref(pst_gateway_plan *plan); /* NULL is fine */
+/* Whether a node of this kind is anywhere in it. */
+bool pst_gateway_plan_has(const pst_gateway_plan *plan, pst_gateway_op op);
 /* A plan's structs as canonical JSON, appended: what pst_gateway_plan_parse makes of it again is the same plan. For plans put together by hand; hash and
  * json are not looked at. PST_E_BAD_INPUT: the schema does not accept what they say. */
 int pst_gateway_plan_write(const pst_gateway_plan *plan, pst_buf *out, pst_error *err);

@@ -109,6 +109,10 @@ typedef struct pst_store_key {
  * is kept; NULL makes an account without a secret (for runs of the command line). Negative limits other than NO_LIMIT: PST_E_BAD_INPUT. */
 int pst_store_key_create(pst_store *store, pst_str name, pst_str workload, pst_store_limits limits, int64_t now_ms,
                          int64_t *ret_id, char ret_secret[PST_STORE_SECRET_BYTES], pst_error *err);
+/* The account that a run's calls to providers are charged to, made at first, without a secret: the ledger holds it to total_nusd over all sittings of the run.
+ * PST_STORE_NO_LIMIT: *ret_id is 0, no account. */
+int pst_store_run_account(pst_store *store, int64_t run_id, int64_t total_nusd, int64_t now_ms, int64_t *ret_id,
+                          pst_error *err);
 /* The key that a caller's secret opens; PST_E_DENIED for an unknown, wrong or disabled one (the same sentence for all). */
 int pst_store_key_check(pst_store *store, pst_str secret, pst_store_key *ret_key, pst_error *err);
 int pst_store_key_get(pst_store *store, pst_str name, pst_store_key *ret_key, pst_error *err); /* PST_E_NOT_FOUND */

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/cli.h"
+#include "cli/open.h"
 
 enum { TARGETS_MAX = 8 };
 
@@ -26,6 +26,7 @@ typedef struct eval {
   pst_evals_run runs[TARGETS_MAX];
   pst_evals_comparison comparisons[TARGETS_MAX];
   int64_t comparison_run;            /* in the store */
+  int64_t key_id;                    /* account that pays providers; 0: none */
   int64_t earlier_runs[TARGETS_MAX]; /* of that run: 0: none yet */
 } eval;
 
@@ -180,6 +181,7 @@ static int run_target(eval *e, int i, pst_error *err) {
                              .items = e->items,
                              .n_items = e->n_items,
                              .concurrency = (int)pst_cli_int(e->args, "concurrency"),
+                             .key_id = e->key_id,
                              .exclude_self = true,
                              .resume = !pst_cli_flag(e->args, "fresh"),
                              .run_id = e->earlier_runs[i],
@@ -190,6 +192,8 @@ static int run_target(eval *e, int i, pst_error *err) {
   int code = pst_store_plan_put(e->store, pst_str_from(e->plans[i]->json), pst_clock_unix_ms(), (char[65]){0}, err);
   if (!code) code = pst_evals_run_plan(e->gateway, e->store, e->workload, e->plans[i], &o, &e->runs[i], err);
   pst_progress_end(&progress);
+  if (code == PST_E_BUDGET && e->key_id)
+    pst_error_prefix(err, "what was answered is kept, and the same command with a larger --budget-usd goes on: ");
   snprintf(row, sizeof row, "%lld", (long long)e->runs[i].run_id);
   if (!code && !e->earlier_runs[i])
     code = pst_store_run_append(e->store, e->comparison_run, pst_str_from(e->plans[i]->hash), pst_str_from(row), true,
@@ -255,6 +259,7 @@ static void close_all(eval *e) {
 static int run_eval(const pst_cli_args *a, pst_error *err) {
   static const int exit_codes[] = {PST_CLI_OK, PST_CLI_FAILED, PST_CLI_NO_DATA};
   eval e = {.args = a};
+  int64_t money_nusd = PST_STORE_NO_LIMIT;
   pst_evals_verdict verdict = PST_EVALS_NO;
   struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND}, old_int, old_term;
   sigemptyset(&action.sa_mask);
@@ -262,7 +267,9 @@ static int run_eval(const pst_cli_args *a, pst_error *err) {
   sigaction(SIGTERM, &action, &old_term);
   int code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
   if (!code) code = open_all(&e, err);
+  if (!code) code = pst_cli_budget(a, &money_nusd, err);
   if (!code) code = find_comparison(&e, err);
+  if (!code) code = pst_store_run_account(e.store, e.comparison_run, money_nusd, pst_clock_unix_ms(), &e.key_id, err);
   for (int i = 0; i < e.n_targets && !code; i++) code = run_target(&e, i, err);
   if (!code) code = finish(&e, &verdict, err);
   close_all(&e);
@@ -279,6 +286,7 @@ static const pst_cli_option options[] = {
      "at most so many of them, drawn by a hash of their ids (0: all)"},
     {"concurrency", 'c', PST_CLI_INT, "N", "0", 0, 256, false,
      "calls in flight (0: the plan's slots; 8 for providers)"},
+    PST_CLI_BUDGET("none"),
     {"confidence", 0, PST_CLI_NUMBER, "SHARE", "0.95", 0.5, 0.9999, false, "of the intervals"},
     {"warm", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false,
      "keep prefix caches; without it each run begins with empty ones"},

@@ -92,7 +92,7 @@ static int disable(const pst_cli_args *a, pst_store *store, const char *name, ps
 typedef struct listing {
   pst_store *store;
   pst_error *err;
-  bool json;
+  bool json, runs; /* runs: their accounts too, which nobody can call with */
   int n;
   pst_buf text;
   pst_json_writer w;
@@ -146,6 +146,7 @@ static const char *spent_of(int64_t spent, int64_t limit, char text[72]) {
 static int put_key(void *user, const pst_store_key *k) {
   listing *l = user;
   pst_store_budget b;
+  if (!*k->hint && !l->runs) return 0;
   int code = pst_store_budget_get(l->store, k->id, pst_clock_unix_ms(), &b, l->err);
   if (code) return code;
   l->n++;
@@ -168,7 +169,7 @@ static int put_key(void *user, const pst_store_key *k) {
 }
 
 static int list(const pst_cli_args *a, pst_store *store, pst_error *err) {
-  listing l = {.store = store, .err = err, .json = pst_cli_flag(a, "json")};
+  listing l = {.store = store, .err = err, .json = pst_cli_flag(a, "json"), .runs = pst_cli_flag(a, "runs")};
   l.w = pst_json_writer_on(&l.text, true);
   if (l.json) pst_json_begin_array(&l.w);
   int code = pst_store_key_each(store, put_key, &l, err);
@@ -210,6 +211,7 @@ static const pst_cli_option options[] = {
     {"total", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much ever"},
     {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
      "answers requests whose model is nothing this server knows"},
+    {"runs", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list: what runs with --budget-usd have spent, too"},
     PST_CLI_CONSENT,
     PST_CLI_HOME,
     PST_CLI_JSON,

@@ -24,6 +24,15 @@ int pst_cli_money(const pst_cli_args *a, const char *option, int64_t fallback, i
   return 0;
 }
 
+int pst_cli_budget(const pst_cli_args *a, int64_t *ret_nusd, pst_error *err) {
+  int code = pst_cli_money(a, "budget-usd", PST_STORE_NO_LIMIT, ret_nusd, err);
+  if (!code && *ret_nusd == 0)
+    code = pst_error_set(err, PST_E_BAD_INPUT, "budget-usd",
+                         "--budget-usd must be above 0; where no provider is to be asked, the workload's privacy says "
+                         "\"remote\": false");
+  return code;
+}
+
 int pst_cli_consent(const pst_cli_args *a, pst_store_consent old, pst_store_consent *ret_consent, pst_error *err) {
   pst_store_consent c = old;
   const char *keep = pst_cli_text(a, "keep"), *train = pst_cli_text(a, "train");

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/model_list.h"
+#include "cli/open.h"
 #include "cli/workbench.h"
 
 static int write_plan(const char *path, const char *plan, pst_error *err) {
@@ -65,7 +66,9 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   if (!pst_optimizer_cache_wish_from(pst_str_from(pst_cli_text(a, "cache")), &cache))
     return pst_error_set(err, PST_E_BAD_INPUT, "--cache", "takes auto, on or off, not '%.40s'",
                          pst_cli_text(a, "cache"));
-  int code = pst_cli_check_writable(pst_cli_text(a, "output"), err);
+  int64_t money_nusd = PST_STORE_NO_LIMIT;
+  int code = pst_cli_budget(a, &money_nusd, err);
+  if (!code) code = pst_cli_check_writable(pst_cli_text(a, "output"), err);
   if (!code) code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
   if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code && !replay) code = pst_cli_model_list_read(a, b.home, &list, err);
@@ -77,6 +80,7 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
                              .n_encoders = list.n_encoders,
                              .seed = (uint64_t)pst_cli_int(a, "seed"),
                              .budget_s = 60 * pst_cli_number(a, "budget-minutes"),
+                             .budget_nusd = PST_MAX(money_nusd, 0),
                              .max_items = (size_t)pst_cli_int(a, "max-items"),
                              .threads = (int)pst_cli_int(a, "threads"),
                              .replay_run = replay,
@@ -111,6 +115,7 @@ static const pst_cli_option options[] = {
     {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false, "write a page with the front, the verdict and the methods"},
     {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false,
      "time for calibration, search and verification"},
+    PST_CLI_BUDGET("10"),
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9007199254740991.0, false, "decides the order of items"},
     {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},
     {"cache", 0, PST_CLI_TEXT, "WHEN", "auto", 0, 0, false,

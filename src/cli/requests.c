@@ -124,9 +124,15 @@ static const pst_cli_option request_options[] = {
     PST_CLI_HOME,
     PST_CLI_JSON,
 };
-const pst_cli_command pst_cli_requests = {
-    "requests",  "", "what was asked and what it cost, in all and one by one", NULL, 0, 0, request_options, PST_ARRAY_LEN(request_options),
-    run_requests};
+const pst_cli_command pst_cli_requests = {"requests",
+                                          "",
+                                          "what was asked and what it cost, in all and one by one",
+                                          NULL,
+                                          0,
+                                          0,
+                                          request_options,
+                                          PST_ARRAY_LEN(request_options),
+                                          run_requests};
 
 /* ---- feedback -------------------------------------------------------------------------------------------------------------- */
 

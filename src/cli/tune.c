@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cli/open.h"
 #include "cli/tune.h"
 
 /* The line that moves, by the clock where time is the measure. */
@@ -91,6 +92,7 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
     pst_json_member_int(&w, "usable", t->n_usable);
     pst_json_member_int(&w, "failed", t->n_failed);
     pst_json_member_int(&w, "nusd", t->nusd);
+    pst_json_member_bool(&w, "broke", t->broke);
     pst_json_end_object(&w);
   }
   if (objective != PST_TUNE_SFT) {
@@ -109,6 +111,7 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
 
 static void print_taught(const pst_flywheel_taught *t) {
   if (!t->n_asked) return;
+  if (t->broke) puts("the teacher's money was spent before it had answered all (--budget-usd)");
   printf(
       "the teacher was asked %lld inputs (%lld of them before) for $%.4f: %lld answers could be learned, %lld calls failed\n",
       (long long)t->n_asked, (long long)t->n_kept, (double)t->nusd / 1e9, (long long)t->n_usable,
@@ -166,6 +169,8 @@ static int check_start(const pst_cli_args *a, pst_error *err) {
       return pst_error_set(err, PST_E_BAD_INPUT, its_own[i], "is that of the adapter to go on from; leave it out");
   if (pst_cli_given(a, "distill-share") && !pst_cli_given(a, "distill"))
     return pst_error_set(err, PST_E_BAD_INPUT, "distill-share", "is of a model to learn from; name it with --distill");
+  if (pst_cli_given(a, "budget-usd") && !pst_cli_given(a, "teacher"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "budget-usd", "is for a teacher's answers; name it with --teacher");
   return 0;
 }
 
@@ -188,6 +193,8 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
   o.tune.training.precision = precision;
   watch w = {.start_us = pst_clock_us(), .timed = o.tune.training.steps == 0};
   int code = check_start(a, err);
+  if (!code) code = pst_cli_budget(a, &o.budget_nusd, err);
+  o.budget_nusd = PST_MAX(o.budget_nusd, 0);
   if (!code) code = pst_cli_check_writable(pst_cli_text(a, "output"), err);
   if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (code) return code;
@@ -226,6 +233,7 @@ static const pst_cli_option options[] = {
      "a feedback score below is bad: dpo, kto: not to be preferred; --teacher: one of those that it is asked"},
     {"teacher", 0, PST_CLI_TEXT, "TARGET", NULL, 0, 0, false,
      "sft: a model, PROVIDER/MODEL or plan that answers the records whose own answers will not do"},
+    PST_CLI_BUDGET("none"),
     {"distill", 0, PST_CLI_TEXT, "MODEL", NULL, 0, 0, false,
      "sft: a larger model with the same tokens; what it thinks comes next is learned beside the answers"},
     {"distill-share", 0, PST_CLI_NUMBER, "X", "0.5", 0, 1, false, "how much of the loss is the divergence from it"},

@@ -5,8 +5,9 @@
 
 /* What means nothing to an encoder is refused when it is asked for. */
 static int check_given(const pst_cli_args *a, pst_error *err) {
-  static const char *const foreign[] = {"beta", "smoothing", "min-score", "teacher", "distill",        "distill-share",
-                                        "from", "codes",     "prompt",    "layout",  "share-prefixes", "max-examples"};
+  static const char *const foreign[] = {"beta",    "smoothing",      "min-score",   "teacher", "budget-usd",
+                                        "distill", "distill-share",  "from",        "codes",   "prompt",
+                                        "layout",  "share-prefixes", "max-examples"};
   for (size_t i = 0; i < PST_ARRAY_LEN(foreign); i++)
     if (pst_cli_given(a, foreign[i]))
       return pst_error_set(err, PST_E_BAD_INPUT, foreign[i], "an encoder is tuned without it; leave the option out");

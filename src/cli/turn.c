@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/model_list.h"
+#include "cli/open.h"
 #include "cli/workbench.h"
 
 typedef struct view {
@@ -188,7 +189,9 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
   pst_cli_model_list list = {0};
   pst_flywheel_turn_result result = {0};
   view v = {.quiet = pst_cli_flag(a, "quiet")};
-  int code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
+  int64_t money_nusd = PST_STORE_NO_LIMIT;
+  int code = pst_cli_budget(a, &money_nusd, err);
+  if (!code) code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
   if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
@@ -199,6 +202,7 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
                                  .n_encoders = list.n_encoders,
                                  .tune_s = 60 * pst_cli_number(a, "tune-minutes"),
                                  .plan_s = 60 * pst_cli_number(a, "budget-minutes"),
+                                 .budget_nusd = PST_MAX(money_nusd, 0),
                                  .seed = (uint64_t)pst_cli_int(a, "seed"),
                                  .max_items = (size_t)pst_cli_int(a, "max-items"),
                                  .threads = (int)pst_cli_int(a, "threads"),
@@ -231,6 +235,7 @@ static const pst_cli_option options[] = {
     {"tune-model", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "the model to tune (default: the first of them)"},
     {"tune-minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
     {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false, "time to search and verify a plan"},
+    PST_CLI_BUDGET("10"),
     {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},
     {"report", 0, PST_CLI_TEXT, "FILE", NULL, 0, 0, false,
      "write a page: what the turn changed, what it bought, what it cost; and the plan's evidence"},

@@ -648,9 +648,9 @@ static void write_prompts(const importer *m, pst_json_writer *w) {
 /* "the SQL of each text (columns, text); not used: table." The second half says what a file has that nobody asked for, since a model cannot know it. */
 static void describe(const importer *m, const char *what, pst_buf *out) {
   const char *base = strrchr(m->path, '/');
-  pst_buf_printf(out, "Imported from %.200s (%zu lines, seed %llu): the %s (%.*s) of each text (", base ? base + 1 : m->path,
-                 m->n, (unsigned long long)m->options->seed, what, (int)PST_MIN(m->answer_field.n, (size_t)60),
-                 m->answer_field.data);
+  pst_buf_printf(out, "Imported from %.200s (%zu lines, seed %llu): the %s (%.*s) of each text (",
+                 base ? base + 1 : m->path, m->n, (unsigned long long)m->options->seed, what,
+                 (int)PST_MIN(m->answer_field.n, (size_t)60), m->answer_field.data);
   for (size_t i = 0; i < m->n_text_fields; i++)
     pst_buf_printf(out, "%s%.*s", i ? ", " : "", (int)PST_MIN(m->text_fields[i].n, (size_t)60), m->text_fields[i].data);
   pst_buf_puts(out, ")");

@@ -36,6 +36,7 @@ typedef struct slot {
 
 struct runner {
   pst_gateway *gateway;
+  int64_t key_id; /* whose budget holds; 0: nobody's */
   pst_store *store;
   const pst_evals_workload *workload;
   pst_gateway_plan *plan;
@@ -43,6 +44,7 @@ struct runner {
   pst_evals_run *run;
   slot *slots, **idle;
   int n_slots, n_idle;
+  int n_at_once; /* most calls in flight */
   pst_queue *finished;
   uint32_t *by_cluster;    /* items of the examples part, by cluster */
   uint32_t *cluster_start; /* per cluster: its first in by_cluster; one more at the end */
@@ -66,13 +68,6 @@ static const pst_evals_item **sort_items(const runner *r) {
   for (size_t i = 0; i < o->n_items; i++) sorted[i] = &r->workload->info.items[o->items[i]];
   qsort(sorted, o->n_items, sizeof *sorted, compare_ids);
   return sorted;
-}
-
-static bool plan_has(const pst_gateway_node *node, pst_gateway_op op) {
-  if (node->op == op) return true;
-  for (int i = 0; i < node->n_inputs; i++)
-    if (plan_has(&node->inputs[i], op)) return true;
-  return false;
 }
 
 /* What in a plan was made of examples by training: a classifier, or an adapter. NULL: nothing. */
@@ -357,6 +352,7 @@ static int start_call(runner *r, slot *s, pst_error *err) {
   s->call_id = 0;
   pst_gateway_call call = {.kind = PST_GATEWAY_CHAT,
                            .purpose = r->options->purpose,
+                           .key_id = r->key_id,
                            .plan = r->plan,
                            .chat = &item->chat,
                            .n = 1,
@@ -433,10 +429,14 @@ static int keep_answer(runner *r, slot *s, pst_error *err) {
   return code;
 }
 
-/* Grades and stores, or puts a call that met a full queue aside (*ret_again). */
-static int finish_call(runner *r, slot *s, bool stopping, bool *ret_again, pst_error *err) {
+/* Grades and stores, or puts a call aside (*ret_again) that met a full queue, or found the money reserved by the others in flight: then fewer go at once from now on. */
+static int finish_call(runner *r, slot *s, int n_others, bool *ret_again, pst_error *err) {
   *ret_again = false;
-  if (stopping) return 0;
+  if (s->error.code == PST_E_BUDGET && r->key_id && n_others > 0) {
+    r->n_at_once = PST_MIN(r->n_at_once, n_others);
+    *ret_again = true;
+    return 0;
+  }
   if (s->error.code == PST_E_BUSY && s->tries < BUSY_TRIES) {
     s->tries++;
     *ret_again = true;
@@ -484,7 +484,7 @@ static int start_slot(runner *r, slot *s, bool *ret_started, bool *ret_busy, pst
     if (err) *err = s->error;
     return code;
   }
-  return finish_call(r, s, false, ret_busy, err);
+  return finish_call(r, s, 0, ret_busy, err);
 }
 
 typedef struct loop {
@@ -504,7 +504,7 @@ static void stop(runner *r, loop *l, int code) {
 
 static void start_calls(runner *r, loop *l, pst_error *err) {
   bool busy = false;
-  while (!l->stopping && !busy && r->n_idle + l->n_waiting > 0) {
+  while (!l->stopping && !busy && r->n_idle + l->n_waiting > 0 && l->n_flying < r->n_at_once) {
     slot *s;
     if (l->n_waiting > 0) {
       s = l->waiting[--l->n_waiting];
@@ -537,10 +537,10 @@ static int run_loop(runner *r, pst_error *err) {
     if (!l.n_flying) pause_ms(BUSY_PAUSE_MS); /* somebody else keeps the queue full */
     slot *s = l.n_flying ? pst_queue_pop(r->finished, 100) : NULL;
     if (s) {
-      bool again;
+      bool again = false;
       s->call_id = 0;
       l.n_flying--;
-      int code = finish_call(r, s, l.stopping, &again, err);
+      int code = l.stopping ? 0 : finish_call(r, s, l.n_flying, &again, err);
       if (again && !l.stopping)
         l.waiting[l.n_waiting++] = s;
       else
@@ -558,13 +558,13 @@ static int run_loop(runner *r, pst_error *err) {
 static int concurrency_of(const runner *r) {
   int n = r->options->concurrency;
   for (int i = 0; n <= 0 && i < r->plan->n_engines; i++) n = PST_MAX(n, r->plan->engines[i].options.slots);
-  if (r->options->concurrency <= 0 && plan_has(&r->plan->root, PST_GATEWAY_OP_REMOTE))
+  if (r->options->concurrency <= 0 && pst_gateway_plan_has(r->plan, PST_GATEWAY_OP_REMOTE))
     n = PST_MAX(n, REMOTE_CONCURRENCY);
   return PST_MIN(PST_MAX(n, 1), CONCURRENCY_MAX);
 }
 
 static int prepare_slots(runner *r) {
-  r->n_slots = concurrency_of(r);
+  r->n_slots = r->n_at_once = concurrency_of(r);
   r->slots = pst_calloc((size_t)r->n_slots, sizeof *r->slots);
   r->idle = pst_calloc((size_t)r->n_slots, sizeof *r->idle);
   r->finished = pst_queue_create();
@@ -651,6 +651,7 @@ int pst_evals_run_plan(pst_gateway *gateway, pst_store *store, const pst_evals_w
                        pst_error *err) {
   pst_evals_run run = {0};
   runner r = {.gateway = gateway, .store = store, .workload = workload, .plan = plan, .options = options, .run = &run};
+  r.key_id = pst_gateway_plan_has(plan, PST_GATEWAY_OP_REMOTE) ? options->key_id : 0;
   bool ended = false;
   int code = check_items(&r, err);
   if (!code) code = pst_evals_guard(store, workload, err);

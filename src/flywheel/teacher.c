@@ -28,9 +28,11 @@ typedef struct asking {
   pst_gateway_plan *plan;
   const pst_evals_item **item_of; /* [n_labels]: whose right answer the label is; NULL: nobody's */
   int64_t run;                    /* the books */
+  int64_t key_id;                 /* account that pays for it; 0: none */
   pst_flywheel_question *questions;
   size_t n;
   atomic_size_t next;
+  atomic_int n_flying;  /* calls */
   pthread_mutex_t lock; /* of all below */
   pst_arena *arena;
   pst_flywheel_taught taught;
@@ -82,7 +84,12 @@ static void pause_ms(long ms) {
   (void)nanosleep(&t, NULL);
 }
 
-static int call(const asking *a, pst_str messages, pst_buf *out, pst_gateway_event *ret_last, pst_error *err) {
+static bool is_wanted(const asking *a) {
+  const pst_tune_options *t = &a->options->tune.training;
+  return !t->cancelled || !t->cancelled(t->user);
+}
+
+static int call(asking *a, pst_str messages, pst_buf *out, pst_gateway_event *ret_last, pst_error *err) {
   pst_wire_request request = {0};
   char id[64];
   pst_buf body = PST_BUF_INIT;
@@ -91,14 +98,20 @@ static int call(const asking *a, pst_str messages, pst_buf *out, pst_gateway_eve
                                    : pst_wire_request_parse(PST_WIRE_CHAT, pst_buf_str(&body), &request, err);
   const pst_gateway_call c = {.kind = PST_GATEWAY_CHAT,
                               .purpose = PST_STORE_PURPOSE_TEACHER,
+                              .key_id = a->key_id,
                               .plan = a->plan,
                               .chat = &request.chat,
                               .n = 1,
                               .set = {.n_logprobs = -1}};
   for (int i = 0; !code && i < BUSY_TRIES; i++) {
     pst_buf_clear(out);
+    atomic_fetch_add(&a->n_flying, 1);
     code = pst_gateway_chat_wait(a->gateway, &c, out, ret_last, id, err);
-    if (code != PST_E_BUSY) break;
+    bool others = atomic_fetch_sub(&a->n_flying, 1) > 1;
+    bool reserved =
+        code == PST_E_BUDGET && a->key_id && others && is_wanted(a); /* by those, who will not need all of it */
+    if (code != PST_E_BUSY && !reserved) break;
+    if (reserved) i--;
     if (i + 1 < BUSY_TRIES) code = 0;
     pause_ms(BUSY_PAUSE_MS);
   }
@@ -168,11 +181,6 @@ static int ask(asking *a, pst_flywheel_question *q, pst_error *err) {
   return code;
 }
 
-static bool is_wanted(const asking *a) {
-  const pst_tune_options *t = &a->options->tune.training;
-  return !t->cancelled || !t->cancelled(t->user);
-}
-
 static void *ask_some(void *arg) {
   asking *a = arg;
   bool stop = false;
@@ -181,6 +189,7 @@ static void *ask_some(void *arg) {
     int code = is_wanted(a) ? ask(a, &a->questions[i], &why)
                             : pst_error_set(&why, PST_E_CANCELLED, NULL, "cancelled; the teacher's answers are kept");
     pthread_mutex_lock(&a->lock);
+    if (code == PST_E_BUDGET && a->key_id) a->taught.broke = true;
     bool last = is_fatal(code) || code == PST_E_CANCELLED || (code && a->n_refused >= REFUSED_MOST);
     if (code && (!a->first.code || (last && !a->stop))) a->first = why;
     a->taught.n_failed += code != 0;
@@ -233,7 +242,7 @@ static void ask_all(asking *a) {
 /* Too little came of it for a tune: nothing, or less than half of what is not known from before. */
 static bool has_failed(const asking *a) {
   const pst_flywheel_taught *t = &a->taught;
-  return a->first.code && (a->stop || 2 * t->n_failed > t->n_asked - t->n_kept);
+  return a->first.code && !t->broke && (a->stop || 2 * t->n_failed > t->n_asked - t->n_kept);
 }
 
 static int fail(asking *a, pst_error *err) {
@@ -263,8 +272,11 @@ int pst_flywheel_teach(pst_gateway *gateway, pst_store *store, const pst_evals_w
   int code = pst_evals_target_open(gateway, store, workload, options->teacher, &a.plan, err);
   if (code) return code;
   atomic_init(&a.next, 0);
+  atomic_init(&a.n_flying, 0);
   if (n) code = find_items(&a, err);
   if (n && !code) code = open_books(&a, err);
+  if (n && !code && options->budget_nusd > 0 && pst_gateway_plan_has(a.plan, PST_GATEWAY_OP_REMOTE))
+    code = pst_store_run_account(store, a.run, options->budget_nusd, pst_clock_unix_ms(), &a.key_id, err);
   if (n && !code) {
     ask_all(&a);
     bool failed = has_failed(&a);

@@ -114,6 +114,7 @@ static int plan(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
                              .n_encoders = o->n_encoders,
                              .seed = o->seed,
                              .budget_s = t->plan_s,
+                             .key_id = t->key_id,
                              .max_items = o->max_items,
                              .threads = o->threads,
                              .finished_since_ms = t->created_ms,
@@ -278,6 +279,8 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
     code =
         pst_store_run_create(t->store, turn_kind, pst_str_from(info->name), text, pst_clock_unix_ms(), &t->run_id, err);
   if (!code) code = pst_store_run_get(t->store, t->run_id, on_created, &t->created_ms, err);
+  if (!code && o->budget_nusd > 0)
+    code = pst_store_run_account(t->store, t->run_id, o->budget_nusd, t->created_ms, &t->key_id, err);
   pst_buf_done(&params);
   return code;
 }

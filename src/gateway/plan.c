@@ -381,6 +381,14 @@ pst_gateway_plan *pst_gateway_plan_ref(pst_gateway_plan *plan) {
   return plan;
 }
 
+static bool node_has(const pst_gateway_node *node, pst_gateway_op op) {
+  bool has = node->op == op;
+  for (int i = 0; i < node->n_inputs && !has; i++) has = node_has(&node->inputs[i], op);
+  return has;
+}
+
+bool pst_gateway_plan_has(const pst_gateway_plan *plan, pst_gateway_op op) { return node_has(&plan->root, op); }
+
 void pst_gateway_plan_unref(pst_gateway_plan *plan) {
   owned_plan *p = (owned_plan *)plan;
   if (!p || atomic_fetch_sub(&p->n_refs, 1) > 1) return;

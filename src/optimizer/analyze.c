@@ -264,18 +264,12 @@ static int read_expected(const char *evidence, expected *ret, pst_error *err) {
   return 0;
 }
 
-static bool plan_has(const pst_gateway_node *node, pst_gateway_op op) {
-  bool has = node->op == op;
-  for (int i = 0; i < node->n_inputs; i++) has = has || plan_has(&node->inputs[i], op);
-  return has;
-}
-
 static int measure_all(pst_gateway *gateway, const pst_evals_workload *workload, pst_gateway_plan *plan,
                        const expected *x, const pst_optimizer_analyze_options *o, played *calls, sums *s, pst_buf *out,
                        pst_error *err) {
   const pst_evals_info *info = pst_evals_workload_info(workload);
-  bool remote = plan_has(&plan->root, PST_GATEWAY_OP_REMOTE);
-  bool learned = plan_has(&plan->root, PST_GATEWAY_OP_CLASSIFIER);
+  bool remote = pst_gateway_plan_has(plan, PST_GATEWAY_OP_REMOTE);
+  bool learned = pst_gateway_plan_has(plan, PST_GATEWAY_OP_CLASSIFIER);
   double seconds = o->seconds > 0 ? o->seconds : 30;
   measured m = {.load = x->load > 0 && !remote ? x->load : 1, .remote = remote};
   size_t most = o->max_items ? PST_MIN(o->max_items, (size_t)MOST_CALLS / 2) : MOST_CALLS / 2;

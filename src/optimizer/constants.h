@@ -9,6 +9,9 @@
   X(calibration_s, 50, "s", "chosen: all calibrations together; the design allows a minute")                          \
   X(calibration_share, 0.12, "of the budget", "chosen: short budgets calibrate less")                                 \
   X(verify_share, 0.33, "of the budget", "chosen: two plans over the held-back items")                                \
+  X(verify_money, 0.5, "of the money for providers",                                                                  \
+    "chosen: kept for the held-back items; a plan and its reference may both be a provider's")                        \
+  X(unasked_payment, 1.5, "times", "chosen: a provider's answer may be longer than expected before one was seen")     \
   X(verify_overrun, 1.2, "of the budget",                                                                             \
     "chosen: a further finalist is asked only where the run then ends below this")                                    \
   X(verify_power, 0.999, "", "chosen: how surely held-back items show a difference that is there")                    \

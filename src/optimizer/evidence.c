@@ -435,6 +435,13 @@ static void put_spent(pst_json_writer *w, const pst_optimizer_outcome *o) {
   pst_json_member_double(w, "total_s", o->total_s);
   pst_json_member_int(w, "answers", asked);
   pst_json_member_int(w, "calls_nusd", cost);
+  pst_json_member_int(w, "providers_nusd", (int64_t)s->spent_nusd);
+  pst_json_key(w, "providers_limit_nusd"); /* null: none */
+  if (isfinite(s->money_nusd))
+    pst_json_put_int(w, (int64_t)s->money_nusd);
+  else
+    pst_json_put_null(w);
+  pst_json_member_bool(w, "provider_refused", s->broke); /* a call that the limit did not cover */
   pst_json_member_int(w, "machine_nusd", (int64_t)machine);
   pst_json_member_double(w, "nusd_per_1000_of_a_month", 1000 * machine / s->monthly);
   pst_json_member_cstr(w, "search_ended", s->why_stopped);

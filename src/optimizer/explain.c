@@ -371,6 +371,24 @@ int pst_optimizer_explain(const char *evidence, const char *measured, pst_buf *o
 
 /* ---- the outcome of a run ---- */
 
+/* Where there were any to choose from. */
+static void put_providers(pst_buf *out, const pst_json *e) {
+  double limit = number(e, "spent.providers_limit_nusd");
+  bool any = number(e, "spent.providers_nusd") > 0;
+  for (pst_json_iter it = pst_json_iterate(pst_json_path(e, "space.models")); pst_json_next(&it);)
+    any = any || pst_json_bool(pst_json_get(it.value, "remote"), false);
+  if (!any) return;
+  pst_buf_puts(out, "  providers      ");
+  put_usd(out, number(e, "spent.providers_nusd"));
+  if (limit >= 0) {
+    pst_buf_puts(out, " of at most ");
+    put_usd(out, limit);
+  }
+  if (pst_json_bool(pst_json_path(e, "spent.provider_refused"), false))
+    pst_buf_puts(out, "; a call that this did not cover ended their part (--budget-usd)");
+  pst_buf_putc(out, '\n');
+}
+
 static void put_verdict(pst_buf *out, const pst_json *e) {
   put_str(out, e, "workload.name");
   if (is(e, "verdict", "found") && pst_json_bool(pst_json_path(e, "plan.is_reference"), false))
@@ -402,6 +420,7 @@ static void put_verdict(pst_buf *out, const pst_json *e) {
   pst_buf_puts(out, " of machine time, ");
   put_usd(out, number(e, "spent.nusd_per_1000_of_a_month"));
   pst_buf_puts(out, " per 1,000 requests of one month\n");
+  put_providers(out, e);
 }
 
 static void put_difference(pst_buf *out, const pst_json *e, const pst_json *f) {

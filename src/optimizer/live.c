@@ -494,6 +494,27 @@ static void put_run(const pst_evals_run *r, const looked look[2], pst_buf *out) 
   pst_buf_done(&right);
 }
 
+/* What of the account is left; PST_STORE_NO_LIMIT: it has no limit, or there is none. */
+static int money_left(const pst_optimizer_live *l, int64_t *ret_nusd, pst_error *err) {
+  pst_store_budget b = {.limits = {.total_nusd = PST_STORE_NO_LIMIT}};
+  int code =
+      l->key_id ? pst_store_flush(l->store, err) : 0; /* what calls cost in the end is booked later than they end */
+  if (!code && l->key_id) code = pst_store_budget_get(l->store, l->key_id, pst_clock_unix_ms(), &b, err);
+  bool limited = b.limits.total_nusd != PST_STORE_NO_LIMIT;
+  *ret_nusd = limited ? PST_MAX(b.limits.total_nusd - b.total_nusd, INT64_C(0)) : PST_STORE_NO_LIMIT;
+  return code;
+}
+
+static int money(void *state, pst_buf *out, pst_error *err) {
+  int64_t left = PST_STORE_NO_LIMIT;
+  int code = money_left(state, &left, err);
+  if (left == PST_STORE_NO_LIMIT)
+    pst_buf_puts(out, "{\"nusd\": null}");
+  else
+    pst_buf_printf(out, "{\"nusd\": %lld}", (long long)left);
+  return code;
+}
+
 static int measure(void *state, pst_str plan_json, bool verify, const size_t *items, size_t n, pst_buf *out,
                    pst_error *err) {
   pst_optimizer_live *l = state;
@@ -501,6 +522,7 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
   pst_evals_run run;
   memset(&run, 0, sizeof run);
   pst_evals_run_options o = {.purpose = verify ? PST_STORE_PURPOSE_EVAL : PST_STORE_PURPOSE_SEARCH,
+                             .key_id = l->key_id,
                              .items = items,
                              .n_items = n,
                              .exclude_self = true,
@@ -508,8 +530,18 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
                              .warm = true, /* the log's own order decides what is cached; answers do not depend on it */
                              .cancelled = is_cancelled,
                              .user = l};
-  int code = pst_gateway_plan_parse(plan_json, "candidate", &plan, err);
-  if (!code) code = pst_evals_run_plan(l->gateway, l->store, l->workload, plan, &o, &run, err);
+  pst_error why = PST_ERROR_INIT;
+  int code = pst_gateway_plan_parse(plan_json, "candidate", &plan, &why);
+  if (!code) code = pst_evals_run_plan(l->gateway, l->store, l->workload, plan, &o, &run, &why);
+  if (code == PST_E_BUDGET && l->key_id) { /* an answer, too: what it would cost is not there */
+    int64_t left = 0;
+    pst_log(PST_LOG_WARN, "event=provider_not_asked reason=\"%s\"", why.message);
+    pst_gateway_plan_unref(plan);
+    code = money_left(l, &left, err);
+    pst_buf_printf(out, "{\"refused\": true, \"left_nusd\": %lld}", (long long)left);
+    return code;
+  }
+  if (code && err) *err = why;
   if (!code && run.n_failed == (int64_t)n) {
     int first = run.n ? run.answers[0].error_code : PST_E_INTERNAL;
     code = pst_error_set(err, first ? first : PST_E_INTERNAL, NULL,
@@ -588,16 +620,7 @@ static int repeats(void *state, pst_buf *out, pst_error *err) {
 }
 
 pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *l) {
-  return (pst_optimizer_world){l,
-                               describe,
-                               profiles,
-                               calibrate,
-                               measure,
-                               lengths,
-                               count_use,
-                               note,
-                               is_cancelled,
-                               classifier,
-                               l->outlook ? outlook : NULL,
+  return (pst_optimizer_world){l,      describe,  profiles, calibrate,    measure,    lengths,
+                               money,  count_use, note,     is_cancelled, classifier, l->outlook ? outlook : NULL,
                                repeats};
 }

@@ -174,6 +174,7 @@ static int find_reference(planning *p, pst_error *err) {
   if (p->in->reference_plan) {
     code = set_plan_document(p->in->reference_plan, &plan, &p->reference_plan, p->reference_hash, err);
     if (!code) p->reference_cache = plan->cache;
+    if (!code) p->state.reference_pays = pst_gateway_plan_has(plan, PST_GATEWAY_OP_REMOTE);
     pst_optimizer_choice c;
     bool same_answers = false, same_work = !code && pst_optimizer_plan_match(&p->space, plan, &c, &same_answers);
     if (same_work) p->state.reference_choice = c;
@@ -276,6 +277,21 @@ static int check_goal(const planning *p, pst_error *err) {
       p->in->workload->goal.latency_p95_ms, p->space.n_classes, fastest);
 }
 
+static int find_money(planning *p, const void *arg, pst_buf *out, pst_error *err) {
+  (void)arg;
+  return p->world->money(p->world->state, out, err);
+}
+
+/* Logs from before there was such a limit have none. */
+static int read_money(planning *p, pst_error *err) {
+  static const char key[] = "money";
+  const pst_json *v = NULL;
+  bool asked = p->journal->replay ? pst_optimizer_journal_find(p->journal, key) != NULL : p->world->money != NULL;
+  int code = asked ? ask(p, key, find_money, NULL, &v, err) : 0;
+  p->state.money_nusd = pst_json_double(pst_json_get(v, "nusd"), INFINITY);
+  return code;
+}
+
 static int profiles(planning *p, const void *arg, pst_buf *out, pst_error *err) {
   (void)arg;
   return p->world->profiles(p->world->state, &p->space, out, err);
@@ -297,6 +313,7 @@ static int prepare(planning *p, pst_error *err) {
   p->state.budget_s = p->in->budget_s;
   if (!code) code = pst_optimizer_state_init(&p->state, p->in->max_items, err);
   if (!code) code = check_parts(p, err);
+  if (!code) code = read_money(p, err);
   if (!code) code = find_reference(p, err);
   note(p, "render prompts");
   if (!code) code = ask(p, "profiles", profiles, NULL, &value, err);
@@ -380,7 +397,8 @@ static int explain_lossy(planning *p, int chosen, pst_optimizer_field *f, pst_er
   if (f->class_index < 0) return 0;
   int want = PST_MIN((int)C(ablation_items), s->search[chosen].n), code = 0;
   double needed = pst_optimizer_seconds(s, f->class_index, want - s->search[f->class_index].n);
-  if (s->search[f->class_index].n < want && elapsed_s(p) + needed < p->in->budget_s)
+  bool paid = pst_optimizer_affords(s, f->class_index, want - s->search[f->class_index].n, 1);
+  if (s->search[f->class_index].n < want && elapsed_s(p) + needed < p->in->budget_s && paid)
     code = pst_optimizer_measure(s, f->class_index, false, want, err);
   if (code) return code;
   const pst_optimizer_answers *with = &s->search[chosen], *without = &s->search[f->class_index];

@@ -39,6 +39,7 @@ typedef struct pst_optimizer_live {
   const pst_evals_info *info;
   pst_optimizer_journal *journal;
   int threads;
+  int64_t key_id;              /* account that pays providers; 0: none */
   const char *answers;         /* hash; empty: none */
   pst_engine_step_model steps; /* of the engine calibrated last; fixed_us 0: none yet */
   pst_progress progress;

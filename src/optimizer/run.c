@@ -401,11 +401,14 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
                              .info = r->info,
                              .journal = &journal,
                              .threads = r->in.threads,
+                             .key_id = o->key_id,
                              .outlook = o->outlook,
                              .outlook_user = o->outlook_user,
                              .cancelled = o->cancelled,
                              .user = o->user};
   int code = pst_store_run_get(r->store, r->run_id, on_run, r, err);
+  if (!code && !r->replay && !live.key_id && o->budget_nusd > 0)
+    code = pst_store_run_account(r->store, r->run_id, o->budget_nusd, pst_clock_unix_ms(), &live.key_id, err);
   if (!code) code = pst_optimizer_journal_open(&journal, r->store, r->run_id, r->replay, err);
   if (!code) code = pst_optimizer_live_examples(&live, r->examples_index, err);
   if (!code) code = pst_optimizer_live_answers(&live, r->answers, err);

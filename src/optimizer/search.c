@@ -140,6 +140,29 @@ static int plan_of(pst_optimizer_state *s, int class_index, pst_buf *name, pst_b
   return pst_optimizer_plan_write(s->space, &c, plan);
 }
 
+static bool pays_provider(const pst_optimizer_state *s, int class_index) {
+  if ((size_t)class_index == s->space->n_classes) return s->reference_pays;
+  const pst_optimizer_choice *c = &s->space->classes[class_index];
+  return !pst_optimizer_is_alone(s->space, c) && pst_optimizer_is_remote(s->space, c);
+}
+
+double pst_optimizer_payment(const pst_optimizer_state *s, int class_index, int n) {
+  const pst_optimizer_answers *a = &s->search[class_index];
+  if (!pays_provider(s, class_index)) return 0;
+  if (a->n) return n * (double)a->cost_nusd / a->n;
+  if ((size_t)class_index == s->space->n_classes) return 0; /* nothing is known yet */
+  return n * C(unasked_payment) * s->estimates[class_index].request_nusd;
+}
+
+bool pst_optimizer_affords(const pst_optimizer_state *s, int class_index, int n, double share) {
+  if (!pays_provider(s, class_index) || isinf(s->money_nusd)) return true;
+  return !s->broke && s->spent_nusd + pst_optimizer_payment(s, class_index, n) <= share * s->money_nusd;
+}
+
+static bool search_affords(const pst_optimizer_state *s, int class_index, int n) {
+  return pst_optimizer_affords(s, class_index, n, 1 - C(verify_money));
+}
+
 int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, int to, pst_error *err) {
   pst_optimizer_answers *a = &(verify ? s->verify : s->search)[class_index];
   const size_t *items = verify ? s->verify_items : s->search_items;
@@ -162,7 +185,14 @@ int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, 
       pst_buf_puts(&answer, "null");
     if (!code) code = pst_optimizer_journal_put(s->journal, key.data, &answer, &value, err);
   }
-  if (!code) code = add_answers(a, n_part, to - a->n, value, err);
+  if (!code && pst_json_bool(pst_json_get(value, "refused"), false)) {
+    s->broke = true;
+    s->spent_nusd = s->money_nusd - pst_json_double(pst_json_get(value, "left_nusd"), 0);
+  } else if (!code) {
+    int64_t before = a->cost_nusd;
+    code = add_answers(a, n_part, to - a->n, value, err);
+    if (!code && pays_provider(s, class_index)) s->spent_nusd += (double)(a->cost_nusd - before);
+  }
   pst_buf_done(&name);
   pst_buf_done(&plan);
   pst_buf_done(&key);
@@ -383,7 +413,7 @@ static candidate pick(const pst_optimizer_state *s, bool prompted, double left_s
     if (out || s->search[i].n >= (int)s->n_search) continue;
     int to = next_to(s, (int)i), more = to - s->search[i].n;
     double seconds = pst_optimizer_seconds(s, (int)i, more);
-    if (more <= 0 || seconds > left_s) continue;
+    if (more <= 0 || seconds > left_s || !search_affords(s, (int)i, more)) continue;
     double voi = value_of(s, i, more, best, (int)i == best_index ? second : best);
     if (voi / seconds > chosen_rate) {
       chosen_rate = voi / seconds;
@@ -407,8 +437,9 @@ static candidate unasked_best(const pst_optimizer_state *s, double left_s) {
     }
   }
   if (found < 0 || s->search[found].n > 0) return c;
-  double seconds = pst_optimizer_seconds(s, found, next_to(s, found));
-  return seconds > left_s ? c : (candidate){found, next_to(s, found), 0, seconds};
+  int to = next_to(s, found);
+  double seconds = pst_optimizer_seconds(s, found, to);
+  return seconds > left_s || !search_affords(s, found, to) ? c : (candidate){found, to, 0, seconds};
 }
 
 /* The class believed to answer best, when nobody has asked it anything yet: how far others may lie below the best that was found is a limit to them only once it is
@@ -417,8 +448,9 @@ static candidate unasked_finest(const pst_optimizer_state *s, double left_s) {
   candidate none = {-1, 0, 0, 0};
   int found = s->goal.max_quality_loss > 0 ? find_finest(s, false) : -1;
   if (found < 0 || s->search[found].n > 0) return none;
-  double seconds = pst_optimizer_seconds(s, found, next_to(s, found));
-  return seconds > left_s ? none : (candidate){found, next_to(s, found), 0, seconds};
+  int to = next_to(s, found);
+  double seconds = pst_optimizer_seconds(s, found, to);
+  return seconds > left_s || !search_affords(s, found, to) ? none : (candidate){found, to, 0, seconds};
 }
 
 static int take_step(pst_optimizer_state *s, const candidate *c, pst_error *err) {
@@ -479,8 +511,9 @@ static int search_all(pst_optimizer_state *s, double deadline_s, pst_error *err)
     if (best.class_index >= 0)
       code = take_step(s, &best, err);
     else if (c.class_index < 0)
-      s->why_stopped = pst_optimizer_elapsed_s(s) + 2 > deadline_s ? "the time for the search was spent"
-                                                                   : "nothing that fits the time left pays";
+      s->why_stopped = pst_optimizer_elapsed_s(s) + 2 > deadline_s
+                           ? "the time for the search was spent"
+                           : "nothing that fits the time and the money left pays";
     else if (too_dear)
       s->why_stopped = "another measurement costs more than it is expected to save";
     else
@@ -513,7 +546,7 @@ static int search_prompted(pst_optimizer_state *s, double deadline_s, pst_error 
     int asked = s->search[best].n, to = PST_MIN(next_to(s, best), want);
     candidate c = pick(s, true, left_s), sure = {best, to, 0, pst_optimizer_seconds(s, best, to - asked)};
     bool pays = c.class_index >= 0 && c.voi >= C(baseline_gain) * fabs(worth);
-    if (to > asked && sure.seconds <= left_s && (!asked || !pays))
+    if (to > asked && sure.seconds <= left_s && search_affords(s, best, to - asked) && (!asked || !pays))
       c = sure;
     else if (!pays)
       break;
@@ -525,7 +558,8 @@ static int search_prompted(pst_optimizer_state *s, double deadline_s, pst_error 
 
 int pst_optimizer_search(pst_optimizer_state *s, double deadline_s, pst_error *err) {
   candidate first = {s->reference, PST_MIN((int)(2 * C(first_block)), (int)s->n_search), 0, 0};
-  int code = s->reference < 0 ? 0 : take_step(s, &first, err);
+  bool asks = s->reference >= 0 && search_affords(s, s->reference, first.to);
+  int code = asks ? take_step(s, &first, err) : 0;
   bool learned = false;
   for (size_t i = 0; i < s->space->n_classes && !learned; i++) learned = !pst_optimizer_is_prompted_class(s, i);
   double share_s = learned ? C(baseline_share) * s->budget_s : 0;
@@ -584,7 +618,8 @@ int pst_optimizer_finalists(pst_optimizer_state *s, double deadline_s, int *ret_
     for (int i = 0; i < n && !code && !again; i++) {
       int c = ret_classes[i];
       if (s->search[c].n >= want || (i && pst_optimizer_why_hopeless(s, c)) ||
-          pst_optimizer_elapsed_s(s) + pst_optimizer_seconds(s, c, want - s->search[c].n) > deadline_s)
+          pst_optimizer_elapsed_s(s) + pst_optimizer_seconds(s, c, want - s->search[c].n) > deadline_s ||
+          !search_affords(s, c, want - s->search[c].n))
         continue;
       tell(s, "finalists");
       code = take_step(s, &(candidate){c, want, 0, pst_optimizer_seconds(s, c, want - s->search[c].n)}, err);

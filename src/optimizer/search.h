@@ -34,6 +34,9 @@ typedef struct pst_optimizer_state {
   pst_optimizer_world *world;
   pst_evals_goal goal;
   double budget_s, monthly;
+  double money_nusd, spent_nusd; /* what providers may be paid, INFINITY without a limit; what they were */
+  bool broke;                    /* a call to a provider was refused for want of money: none is asked any more */
+  bool reference_pays;           /* the reference outside the space asks a provider */
   uint64_t seed;
   size_t *search_items, *verify_items; /* in the order they are asked, by seed */
   size_t n_search, n_verify;
@@ -73,7 +76,7 @@ static inline bool pst_optimizer_is_prompted_class(const pst_optimizer_state *s,
 int pst_optimizer_state_init(pst_optimizer_state *s, size_t max_items, pst_error *err);
 void pst_optimizer_state_done(pst_optimizer_state *s);
 
-/* Asks a class items [its n, to) of a part, through the log. plan: the choice to ask with. */
+/* Asks a class items [its n, to) of a part, through the log. Where the money for providers does not cover it, it stays as it is, and the state is broke. */
 int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, int to, pst_error *err);
 /* Formula estimates of every class at its best exact choice. */
 void pst_optimizer_estimate_all(pst_optimizer_state *s);
@@ -103,6 +106,10 @@ int pst_optimizer_replay_class(pst_optimizer_state *s, int class_index, const ps
                                pst_optimizer_estimate *ret_estimate, pst_error *err);
 /* Seconds that asking a class n items is expected to take. */
 double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int n);
+/* What asking a class n items is expected to pay providers. */
+double pst_optimizer_payment(const pst_optimizer_state *s, int class_index, int n);
+/* Whether that is there; share: of all the money, for what is asked by then. */
+bool pst_optimizer_affords(const pst_optimizer_state *s, int class_index, int n, double share);
 /* A choice with the exact fields everything is measured with. */
 pst_optimizer_choice pst_optimizer_measuring(const pst_optimizer_state *s, const pst_optimizer_choice *c);
 

@@ -231,12 +231,23 @@ static double seconds_of(const pst_optimizer_state *s, const quotas *q, int n) {
   return sum;
 }
 
+static double payment_of(const pst_optimizer_state *s, const quotas *q, int n) {
+  double sum = 0;
+  for (size_t i = 0; i < q->n; i++) sum += pst_optimizer_payment(s, q->list[i].class_index, (int)fmin(q->list[i].n, n));
+  return sum;
+}
+
+static bool is_paid(const pst_optimizer_state *s, double payment) {
+  return payment <= 0 || (!s->broke && s->spent_nusd + payment <= s->money_nusd);
+}
+
 /* Whether so many seconds more end within what a run may go on for. */
 static bool fits(const pst_optimizer_state *s, double seconds) {
   return pst_optimizer_elapsed_s(s) + seconds <= C(verify_overrun) * s->budget_s;
 }
 
 static const char *const no_time = "the time was spent";
+static const char *const no_money = "the money for providers was spent";
 
 /* How many items the best prompted plan is asked, so that what was learned is compared with it. Its time is planned for where the first finalist is a learned one; behind
  * a prompted one such a plan is asked late, if at all. */
@@ -254,13 +265,13 @@ static void plan_prompted(const pst_optimizer_state *s, pst_optimizer_verificati
   v->n_prompted = (int)fmax(fmin(fmin(n, (double)s->n_verify), fit), least);
   quotas with = *q;
   add_quota(&with, v->prompted, v->n_prompted);
-  if (!fits(s, seconds_of(s, &with, least)))
+  if (!fits(s, seconds_of(s, &with, least)) || !is_paid(s, payment_of(s, &with, least)))
     v->n_prompted = 0;
   else if (learned == 0)
     *q = with;
 }
 
-/* As many items for the finalists as the time left allows beside the measures, at least LEAST_ITEMS, at most all. */
+/* As many items for the finalists as the time and the money left allow beside the measures: at most all, whatever the time at least LEAST_ITEMS, but never more than can be paid. */
 static void plan_items(const pst_optimizer_state *s, pst_optimizer_verification *v) {
   quotas q = {.n = 0};
   int first = v->trials[0].class_index, all = (int)s->n_verify;
@@ -272,11 +283,12 @@ static void plan_items(const pst_optimizer_state *s, pst_optimizer_verification 
   int low = PST_MIN(LEAST_ITEMS, all), high = all; /* low fits, or is asked all the same */
   while (low < high) {
     int middle = low + (high - low + 1) / 2;
-    if (seconds_of(s, &q, middle) <= left)
+    if (seconds_of(s, &q, middle) <= left && is_paid(s, payment_of(s, &q, middle)))
       low = middle;
     else
       high = middle - 1;
   }
+  while (low > 0 && !is_paid(s, payment_of(s, &q, low))) low--;
   v->n_items = low;
   for (size_t i = 0; i < v->n_trials; i++)
     v->trials[i].n_reference = (int)fmin(reference_items(s, v->trials[i].class_index), v->n_items);
@@ -296,7 +308,9 @@ static const char *why_not(const pst_optimizer_state *s, const pst_optimizer_ver
   if (v->n_prompted && !pst_optimizer_is_prompted_class(s, (size_t)t->class_index))
     needed += seconds_left(s, v->prompted, v->n_prompted);
   const char *hopeless = pst_optimizer_why_hopeless(s, t->class_index);
-  return hopeless ? hopeless : fits(s, needed) ? NULL : no_time;
+  if (hopeless) return hopeless;
+  if (!pst_optimizer_affords(s, t->class_index, v->n_items - s->verify[t->class_index].n, 1)) return no_money;
+  return fits(s, needed) ? NULL : no_time;
 }
 
 /* ---- asking ---- */
@@ -313,14 +327,17 @@ static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verificat
   if (v->why_not_prompted) return 0;
   int least = PST_MIN(LEAST_ITEMS, v->n_items);
   /* What was planned for may have taken less time than it was expected to: that is no matter of what was answered. */
+  bool paid = pst_optimizer_affords(s, best, v->n_prompted ? v->n_prompted : least, 1);
   if (!v->n_prompted && fits(s, seconds_left(s, best, least))) v->n_prompted = least;
-  if (!v->n_prompted) {
-    v->why_not_prompted = "the time left was too short for it";
+  if (!v->n_prompted || !paid) {
+    v->why_not_prompted = paid ? "the time left was too short for it" : no_money;
     return 0;
   }
   note(s, "verify: the best prompted plan, to compare with");
   int code = pst_optimizer_choose_exact(s, best, err);
   if (!code) code = pst_optimizer_measure(s, best, true, v->n_prompted, err);
+  if (!code && !s->verify[best].n) v->why_not_prompted = no_money;
+  if (v->why_not_prompted) return code;
   if (!code) code = pst_optimizer_replay_class(s, best, &s->best_exact[best], &s->estimates[best], err);
   if (!code) pst_optimizer_pair(&s->verify[taken], &s->verify[best], s->goal.margin, &v->against_prompted);
   return code;
@@ -345,12 +362,19 @@ static int ask_best(pst_optimizer_state *s, pst_optimizer_verification *v, pst_e
   return pst_optimizer_measure(s, v->best, true, v->n_items, err);
 }
 
+/* Whether one of those that a verdict rests on was never asked, for want of money. */
+static bool is_unpaid(const pst_optimizer_state *s, const pst_optimizer_verification *v, int class_index) {
+  return !s->verify[class_index].n || !s->verify[s->reference].n || (v->best >= 0 && !s->verify[v->best].n);
+}
+
 static int try_finalist(pst_optimizer_state *s, pst_optimizer_verification *v, pst_optimizer_trial *t, pst_error *err) {
   int c = t->class_index, code = ask_reference(s, t->n_reference, err);
   pst_optimizer_estimate alike;
   if (!code && v->best >= 0) pair_with_best(s, s->reference, v->best, &v->reference_against_best);
   if (!code) note(s, t == v->trials ? "verify: the first finalist" : "verify: the next finalist");
   if (!code) code = pst_optimizer_measure(s, c, true, v->n_items, err);
+  if (!code && is_unpaid(s, v, c)) t->why_not = no_money;
+  if (t->why_not) return code;
   if (!code) code = pst_optimizer_replay_class(s, c, &s->best_exact[c], &s->estimates[c], err);
   if (!code) code = estimate_alike(s, c, &alike, err);
   if (!code) judge(s, v, t, &alike);
@@ -375,11 +399,9 @@ int pst_optimizer_verify(pst_optimizer_state *s, const int *finalists, size_t n_
   for (size_t i = 0; i < v.n_trials && !code; i++) {
     pst_optimizer_trial *t = &v.trials[i];
     t->why_not = v.taken >= 0 ? "an earlier one passed" : i ? why_not(s, &v, t) : NULL;
-    inconclusive |= t->why_not == no_time;
-    if (t->why_not) continue;
-    code = try_finalist(s, &v, t, err);
+    if (!t->why_not) code = try_finalist(s, &v, t, err);
     if (code) break;
-    inconclusive |= undecided(s, t);
+    inconclusive |= t->why_not ? t->why_not == no_time || t->why_not == no_money : undecided(s, t);
     if (t->passed) v.taken = (int)i;
   }
   if (!code && v.taken >= 0) code = compare_with_prompted(s, &v, err);

@@ -94,6 +94,24 @@ int pst_store_key_create(pst_store *store, pst_str name, pst_str workload, pst_s
   return 0;
 }
 
+int pst_store_run_account(pst_store *store, int64_t run_id, int64_t total_nusd, int64_t now_ms, int64_t *ret_id,
+                          pst_error *err) {
+  char name[40];
+  pst_store_key key;
+  const pst_store_limits limits = {PST_STORE_NO_LIMIT, PST_STORE_NO_LIMIT, total_nusd};
+  *ret_id = 0;
+  if (total_nusd == PST_STORE_NO_LIMIT) return 0;
+  (void)snprintf(name, sizeof name, "run %" PRId64, run_id);
+  int code = pst_store_key_create(store, pst_str_from(name), (pst_str){NULL, 0}, limits, now_ms, ret_id, NULL, err);
+  if (code != PST_E_EXISTS) return code;
+  code = pst_store_key_get(store, pst_str_from(name), &key, err);
+  if (!code && *key.hint)
+    return pst_error_set(err, PST_E_EXISTS, name,
+                         "there is an API key of this name; start the command again with --fresh");
+  *ret_id = key.id;
+  return code ? code : pst_store_key_set_limits(store, key.id, limits, err);
+}
+
 #define KEY_COLUMNS \
   "id, name, hint, workload, day_nusd, month_nusd, total_nusd, created_ms, disabled_ms, keep, train, retention_days"
 enum { COLUMN_SALT = 12, COLUMN_HASH = 13 }; /* where they are read, behind KEY_COLUMNS */

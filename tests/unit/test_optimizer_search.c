@@ -41,7 +41,13 @@ typedef struct fake {
   double
       mended; /* how much more often plans are right that mend texts, which the clock of the day has a fifth slower; 0: alike in both */
   pst_optimizer_cache_wish cache;
+  double provider;    /* share right of the provider's model that is there, at ITEM_NUSD an answer; 0: none is */
+  int64_t money_nusd; /* what providers may be paid; 0: no limit */
+  int64_t bound_nusd; /* what must be there before a provider is asked one item; 0: what it costs */
+  int64_t paid_nusd;  /* so far */
+  int n_refused;
 } fake;
+#define ITEM_NUSD INT64_C(1000000)
 
 /* ---- the world ---- */
 
@@ -114,6 +120,7 @@ static const pst_classifier_point curve[] = {
 
 static double truth(const fake *f, const pst_gateway_plan *p) {
   if (p->root.op == PST_GATEWAY_OP_CLASSIFIER) return p->root.engine >= 0 ? f->encoded : f->classifier;
+  if (pst_gateway_plan_has(p, PST_GATEWAY_OP_REMOTE)) return f->provider;
   double model = model_truth(f, p);
   for (size_t i = 0; i < PST_ARRAY_LEN(curve) && p->root.op == PST_GATEWAY_OP_CASCADE; i++)
     if (curve[i].threshold == p->root.threshold)
@@ -150,12 +157,35 @@ static size_t item_us(const fake *f, const pst_gateway_node *n) {
   return (ms ? (size_t)ms * 1000 : 60000) * (size_t)PST_MAX(f->times, 1);
 }
 
+static int money(void *state, pst_buf *out, pst_error *err) {
+  const fake *f = state;
+  pst_buf_printf(out, "{\"nusd\":%lld}", (long long)(f->money_nusd - f->paid_nusd));
+  return called(state, 0, err);
+}
+
+/* Asks as far as money goes, as the ledger has it; false: not to the end. */
+static bool pay(fake *f, size_t n) {
+  int64_t bound = f->bound_nusd ? f->bound_nusd : ITEM_NUSD;
+  for (size_t i = 0; i < n; i++) {
+    if (f->money_nusd && f->paid_nusd + bound > f->money_nusd) return false;
+    f->paid_nusd += ITEM_NUSD;
+  }
+  return true;
+}
+
 static int measure(void *state, pst_str plan_json, bool verify, const size_t *asked, size_t n, pst_buf *out,
                    pst_error *err) {
   fake *f = state;
   pst_gateway_plan *plan = NULL;
   int code = pst_gateway_plan_parse(plan_json, "test", &plan, err);
   if (code) return code;
+  bool paid = pst_gateway_plan_has(plan, PST_GATEWAY_OP_REMOTE);
+  if (paid && !pay(f, n)) {
+    f->n_refused++;
+    pst_buf_printf(out, "{\"refused\":true,\"left_nusd\":%lld}", (long long)(f->money_nusd - f->paid_nusd));
+    pst_gateway_plan_unref(plan);
+    return called(f, 1000, err);
+  }
   double q = truth(f, plan) -
              (verify && (plan->root.n_examples || plan->root.op != PST_GATEWAY_OP_LOCAL) ? f->verify_penalty : 0);
   if (f->idle_adapter && plan->root.adapter && !verify) q += 0.3; /* by luck, on the items of the search */
@@ -169,8 +199,9 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *as
   for (size_t i = 0; i < n; i++) pst_buf_putc(out, pst_random_unit(who, 1, asked[i]) < q ? '1' : '0');
   pst_buf_printf(out,
                  "\",\"prompt\":[%zu],\"cached\":[0],\"completion\":[%zu],\"total_ms\":[%zu],\"steps\":0,\"drafted\":0,"
-                 "\"accepted\":0,\"failed\":0,\"wall_us\":%zu,\"cost_nusd\":0,\"run\":0",
-                 100 * n, (f->long_answers ? 60 : 3) * n, 100 * n, wall_us);
+                 "\"accepted\":0,\"failed\":0,\"wall_us\":%zu,\"cost_nusd\":%lld,\"run\":0",
+                 100 * n, (f->long_answers ? 60 : 3) * n, 100 * n, wall_us,
+                 paid ? (long long)(ITEM_NUSD * (int64_t)n) : 0);
   if (f->long_answers)
     pst_buf_printf(out,
                    ",\"lookup\":{\"tokens\":%zu,\"steps\":%zu,\"drafted\":%zu},\"answers\":{\"tokens\":%zu,"
@@ -219,6 +250,7 @@ static pst_optimizer_world world_of(fake *f) {
                                calibrate,
                                measure,
                                lengths,
+                               f->money_nusd ? money : NULL,
                                count_use,
                                NULL,
                                NULL,
@@ -247,6 +279,10 @@ static const pst_optimizer_target adapted[] = {{.name = "small"}, {.name = "larg
 static const pst_optimizer_target idle[] = {
     {.name = "small"}, {.name = "small:idle", .base = "small", .adapter = ADAPTER, .adapter_params = 50}};
 
+static const pst_optimizer_target priced[] = {
+    {.name = "small"},
+    {.name = "far/big", .provider = "far", .has_template = true, .price = {10000000000, -1, 10000000000}}};
+
 static const pst_optimizer_model encoder = {"vectors", ENCODER_HASH, NULL};
 
 static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const pst_evals_info *w) {
@@ -255,14 +291,16 @@ static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const ps
   pst_optimizer_input in = {.workload = w,
                             .encoders = &encoder,
                             .n_encoders = f->encoded > 0,
-                            .targets = f->idle_adapter  ? idle
-                                       : f->adapter > 0 ? adapted
-                                       : f->hashed      ? hashed
-                                                        : targets,
-                            .n_targets = f->idle_adapter  ? PST_ARRAY_LEN(idle)
-                                         : f->adapter > 0 ? PST_ARRAY_LEN(adapted)
-                                         : f->hashed      ? PST_ARRAY_LEN(hashed)
-                                                          : PST_ARRAY_LEN(targets),
+                            .targets = f->provider > 0   ? priced
+                                       : f->idle_adapter ? idle
+                                       : f->adapter > 0  ? adapted
+                                       : f->hashed       ? hashed
+                                                         : targets,
+                            .n_targets = f->provider > 0   ? PST_ARRAY_LEN(priced)
+                                         : f->idle_adapter ? PST_ARRAY_LEN(idle)
+                                         : f->adapter > 0  ? PST_ARRAY_LEN(adapted)
+                                         : f->hashed       ? PST_ARRAY_LEN(hashed)
+                                                           : PST_ARRAY_LEN(targets),
                             .reference_plan = f->reference,
                             .examples_index = f->few_plans ? NULL : INDEX_HASH,
                             .answers = f->long_answers ? ANSWERS_HASH : NULL,
@@ -1040,6 +1078,80 @@ static void test_texts_and_page(void **state) {
   outcome_done(&a);
 }
 
+/* ---- money for providers ---- */
+
+typedef struct bought {
+  outcome o;
+  int64_t paid_nusd, said_nusd;
+  int n_refused;
+  bool is_remote;
+} bought;
+
+/* A provider's model is far better, and the goal is quality. The log's replay comes to the same. */
+static bought buy(int64_t money_nusd, int64_t bound_nusd, const char *reference) {
+  pst_evals_info w = test_numbers();
+  pst_optimizer_journal j, again;
+  pst_json_doc *doc = NULL;
+  w.goal.objective = "quality";
+  fake f = {
+      .ceiling = 0.6, .provider = 0.95, .money_nusd = money_nusd, .bound_nusd = bound_nusd, .reference = reference};
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  bought b = {.o = search(&f, &j, 3, &w)};
+  assert_int_equal(b.o.code, 0);
+  b.paid_nusd = f.paid_nusd;
+  b.n_refused = f.n_refused;
+  assert_true(!money_nusd || b.paid_nusd <= money_nusd);
+  b.is_remote = strstr(b.o.plan, "\"op\":\"remote\"") != NULL;
+  assert_int_equal(pst_json_parse(b.o.evidence, strlen(b.o.evidence), "evidence", &doc, NULL), 0);
+  const pst_json *spent = pst_json_get(pst_json_root(doc), "spent");
+  b.said_nusd = pst_json_int(pst_json_get(spent, "providers_nusd"), -1);
+  assert_int_equal(pst_json_int(pst_json_get(spent, "providers_limit_nusd"), 0), money_nusd);
+  assert_true(pst_json_bool(pst_json_get(spent, "provider_refused"), false) == (b.n_refused > 0));
+  pst_json_free(doc);
+  assert_int_equal(pst_optimizer_journal_open(&again, NULL, 7, false, NULL), 0);
+  copy_rows(&j, &again);
+  again.replay = true;
+  fake nobody = {.forbidden = true, .provider = 0.95, .money_nusd = money_nusd, .reference = reference};
+  outcome same = search(&nobody, &again, 3, &w);
+  assert_int_equal(same.code, 0);
+  assert_string_equal(b.o.evidence, same.evidence);
+  outcome_done(&same);
+  pst_optimizer_journal_close(&j);
+  pst_optimizer_journal_close(&again);
+  return b;
+}
+
+static void test_money_for_providers(void **state) {
+  (void)state;
+  static const char far_reference[] =
+      "{\"schema\":1,\"root\":{\"op\":\"remote\",\"provider\":\"far\",\"model\":\"big\",\"prompt\":{\"name\":\"x\"}}}";
+  bought b = buy(0, 0, NULL);
+  int64_t all = b.paid_nusd;
+  assert_true(b.o.verdict == PST_OPTIMIZER_FOUND && b.is_remote && b.said_nusd == all && all > 300 * ITEM_NUSD);
+  outcome_done(&b.o);
+  b = buy(2 * all, 0, NULL); /* enough: nothing is different */
+  assert_true(b.is_remote && b.paid_nusd == all && b.said_nusd == all && !b.n_refused);
+  outcome_done(&b.o);
+  b = buy(all / 3, 0, NULL); /* fewer items, in search and on held-back ones, and the verdict still holds */
+  assert_true(b.o.verdict == PST_OPTIMIZER_FOUND && b.is_remote && b.said_nusd == b.paid_nusd && !b.n_refused);
+  assert_true(b.paid_nusd > all / 6);
+  outcome_done(&b.o);
+  b = buy(20 * ITEM_NUSD, 0, NULL); /* not even a first block beside what is kept for a proof: a local plan */
+  assert_true(b.paid_nusd == 0 && !b.is_remote && !b.n_refused);
+  outcome_done(&b.o);
+  b = buy(all / 3, all / 3, NULL); /* one call alone might cost it all */
+  assert_true(b.n_refused == 1 && !b.is_remote && b.said_nusd == b.paid_nusd);
+  outcome_done(&b.o);
+  b = buy(40 * ITEM_NUSD, 0,
+          far_reference); /* the plan in force itself is a provider's: what cannot be asked proves nothing */
+  assert_true(b.o.verdict != PST_OPTIMIZER_FOUND || b.paid_nusd > 0);
+  assert_true(b.said_nusd == b.paid_nusd);
+  outcome_done(&b.o);
+  b = buy(2 * ITEM_NUSD, 3 * ITEM_NUSD, far_reference); /* nor one item of it */
+  assert_true(b.o.verdict == PST_OPTIMIZER_NOT_ENOUGH_DATA && b.paid_nusd == 0);
+  outcome_done(&b.o);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_an_adapter_costs_its_bytes),
@@ -1067,6 +1179,7 @@ int main(void) {
       cmocka_unit_test(test_too_few_items_are_not_enough_data),
       cmocka_unit_test(test_impossible_goal_is_named),
       cmocka_unit_test(test_no_items_to_verify_on),
+      cmocka_unit_test(test_money_for_providers),
       cmocka_unit_test(test_texts_and_page),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

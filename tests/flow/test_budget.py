@@ -1,0 +1,94 @@
+"""--budget-usd: what evals, searches and teachers pay a provider, a second server here, is what was allowed at most, and stands in the books."""
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from test_turn import add_records, folder, texts  # noqa: F401
+
+
+def let_go(folder, objective="cost"):  # noqa: F811
+    """Its texts may leave this machine."""
+    workload = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
+    workload["privacy"]["remote"] = True
+    workload["goal"]["objective"] = objective
+    (folder / "workload.json").write_text(json.dumps(workload), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def letters(folder):  # noqa: F811
+    return let_go(folder)
+
+
+@pytest.fixture
+def provider(serve, cli, smollm2, model, tmp_path):
+    (tmp_path / "far").mkdir()
+    far = serve("--model", smollm2, home=tmp_path / "far")
+    cli("settings", "provider", "far", far.url + "/v1")
+    cli("settings", "price", "far", model, "--input", "10", "--output", "20")  # of a million tokens
+    return f"far/{model}"
+
+
+def accounts(cli):
+    """What runs with a budget may spend, have spent, and whether anything is open, by name."""
+    assert all(k["hint"] for k in json.loads(cli("key", "list", "--json").stdout))  # a list of keys shows none of them
+    rows = [k for k in json.loads(cli("key", "list", "--runs", "--json").stdout) if not k["hint"]]
+    assert all(r["name"].startswith("run ") and r["overruns"] == 0 for r in rows)
+    return {r["name"]: (float(r["limit_total_usd"]), float(r["spent_total_usd"]), r["open_reservations"]) for r in rows}
+
+
+def test_an_eval_ends_with_its_money_and_goes_on_with_more(cli, letters, provider):
+    ask = ("eval", letters, "--target", provider, "--limit", 40, "--quiet")
+    refused = cli(*ask, "--budget-usd", "0.0145", ok=False)
+    assert refused.returncode == 3 and refused.stderr.count("\n") == 1
+    assert "a larger --budget-usd goes on" in refused.stderr and "of the total limit of $0.0145 only $" in refused.stderr
+    ((name, (limit, spent, is_open)),) = accounts(cli).items()
+    assert limit == 0.0145 and is_open == 0 and 0 < spent <= limit
+    done = json.loads(cli(*ask, "--budget-usd", "5", "--json", ok=False).stdout)  # the same run's account
+    assert done["targets"][0]["failed"] == 0
+    ((again, (limit, total, is_open)),) = accounts(cli).items()
+    assert again == name and limit == 5 and is_open == 0 and spent < total <= limit
+    for bad in ("0", "-1", "much"):
+        refused = cli(*ask, "--budget-usd", bad, ok=False)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--budget-usd" in refused.stderr
+
+
+def test_what_a_killed_eval_reserved_counts(cli, penstock, home, letters, provider):
+    ask = [penstock, "eval", str(letters), "--target", provider, "--quiet", "--budget-usd", "0.05"]
+    one = subprocess.Popen(ask, env={**os.environ, "PENSTOCK_HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(spent > 0 for _, spent, _ in accounts(cli).values()):
+        assert time.monotonic() < deadline and one.poll() is None
+    one.send_signal(signal.SIGKILL)
+    one.wait()
+    cli(*ask[1:], ok=False)
+    ((_, (limit, spent, is_open)),) = accounts(cli).items()
+    assert is_open == 0 and 0 < spent <= limit
+
+
+@pytest.mark.full
+def test_a_search_plans_with_its_money(cli, provider, smollm2, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t, "answer": {"kind": k}}) + "\n" for t, k in texts(1, 300)), encoding="utf-8")
+    cli("import", tmp_path / "rows.jsonl", tmp_path / "kinds")
+    found = cli("optimize", let_go(tmp_path / "kinds", "quality"), "--model", smollm2, "--budget-minutes", 0.5, "--max-items", 60, "--budget-usd", "0.2", "--json", "--quiet", ok=False)
+    assert found.returncode in (0, 1, 3), found.stderr
+    spent = json.loads(found.stdout)["evidence"]["spent"]
+    ((_, (limit, total, is_open)),) = accounts(cli).items()
+    assert limit == 0.2 and is_open == 0 and 0 < total <= limit
+    assert spent["providers_limit_nusd"] == 200000000 and abs(spent["providers_nusd"] / 1e9 - total) < 1e-9
+
+
+def test_a_teacher_teaches_as_far_as_money_goes(cli, letters, provider, smollm2, tmp_path):
+    add_records(cli, letters, tmp_path)
+    for record in json.loads(cli("data", "list", "letters", "--limit", 60, "--json").stdout):
+        cli("feedback", record["completion_id"], "--thumbs", "down")
+    tune = ("tune", letters, "--model", smollm2, "--steps", 1, "--batch", 1, "--held-out", 0, "--max-examples", 8, "--json", "--quiet")
+    taught = json.loads(cli(*tune, "--teacher", provider, "--budget-usd", "0.015").stdout)["teacher"]
+    ((_, (limit, total, is_open)),) = accounts(cli).items()
+    assert taught["broke"] and taught["asked"] > 8 and is_open == 0 and 0 < total <= limit == 0.015
+    assert abs(taught["nusd"] / 1e9 - total) < 1e-9
+    assert cli(*tune, "--budget-usd", "1", ok=False).returncode == 2  # there is nobody to pay
