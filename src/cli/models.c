@@ -124,6 +124,13 @@ static int list_models(const pst_cli_args *a, const char *home, pst_error *err) 
         "%d of %d missing or changed since they were pulled: 'penstock models --verify NAME' reads a file again, 'penstock pull "
         "NAME' replaces it\n",
         l.n_damaged, l.n);
+  int64_t copies = pst_models_copies(home, false);
+  char size[32];
+  if (!code && !l.json && !catalogue && copies)
+    printf(
+        "copies made here (other types of weights, packed ones): %s; 'penstock models --clear-copies' removes them, and they are made "
+        "again when wanted\n",
+        show_bytes(copies, size, sizeof size));
   if (!code && !l.json && l.store) code = pst_cli_adapters_print(l.store, false, &l.text, &n_adapters, err);
   pst_store_close(l.store);
   pst_buf_done(&l.text);
@@ -145,18 +152,30 @@ static int verify_model(const pst_cli_args *a, const char *home, const char *nam
   return code;
 }
 
+static void clear_copies(const pst_cli_args *a, const char *home) {
+  char size[32];
+  int64_t bytes = pst_models_copies(home, true);
+  if (pst_cli_flag(a, "json"))
+    printf("{\"bytes\": %lld}\n", (long long)bytes);
+  else
+    printf("%s of copies removed\n", show_bytes(bytes, size, sizeof size));
+}
+
 static int run_models(const pst_cli_args *a, pst_error *err) {
   char *home = NULL;
   const char *remove = pst_cli_text(a, "remove"), *verify = pst_cli_text(a, "verify");
-  int n_jobs = (remove != NULL) + (verify != NULL) + pst_cli_flag(a, "catalogue");
-  if (n_jobs > 1)
-    return pst_error_set(err, PST_E_BAD_INPUT, "models", "one of --catalogue, --verify and --remove at a time");
+  bool clear = pst_cli_flag(a, "clear-copies");
+  if ((remove != NULL) + (verify != NULL) + pst_cli_flag(a, "catalogue") + clear > 1)
+    return pst_error_set(err, PST_E_BAD_INPUT, "models",
+                         "one of --catalogue, --verify, --remove and --clear-copies at a time");
   int code = pst_home_open(pst_cli_text(a, "home"), &home, err);
   if (!code && remove) {
     code = pst_models_remove(home, remove, err);
     if (!code) pst_cli_done(a, remove, "removed", " is removed");
   } else if (!code && verify) {
     code = verify_model(a, home, verify, err);
+  } else if (!code && clear) {
+    clear_copies(a, home);
   } else if (!code) {
     code = list_models(a, home, err);
   }
@@ -168,6 +187,8 @@ static const pst_cli_option options[] = {
     {"catalogue", 'c', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list what can be pulled"},
     {"verify", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "read the model's whole file again and compare its SHA-256"},
     {"remove", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "take a model out of the data directory"},
+    {"clear-copies", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false,
+     "remove what was made from models here: re-quantized copies, packed weights; they are made again when wanted"},
     PST_CLI_QUIET,
     PST_CLI_HOME,
     PST_CLI_JSON,

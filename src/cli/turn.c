@@ -141,6 +141,10 @@ static void print_report(const pst_json *r) {
   if (then > 0) printf("  came     $%.3g per 1,000 requests", 1000 * then / 1e9);
   if (now > 0 && then > 0) print_ratio(then / now);
   if (then > 0) putchar('\n');
+  double paid = number(r, "spent.providers_nusd"), limit = number(r, "spent.providers_limit_nusd");
+  if (paid > 0) printf("  paid     $%.4g to providers", paid / 1e9);
+  if (paid > 0 && limit > 0) printf(" of at most $%.4g", limit / 1e9);
+  if (paid > 0) putchar('\n');
   printf("  gate     %s: %.*s\n",
          pst_json_bool(pst_json_path(r, "gate.promoted"), false) ? "promoted" : "the plan in force stays",
          (int)pst_json_str(pst_json_path(r, "gate.why")).n, pst_json_str(pst_json_path(r, "gate.why")).data);

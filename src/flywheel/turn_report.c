@@ -175,6 +175,8 @@ void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out) {
   pst_json_key(&w, "before");
   pst_json_put_value(&w, pst_json_get(e, "reference"));
   put_against_prompted(&w, pst_json_get(e, "verification"));
+  pst_json_key(&w, "spent");
+  pst_json_put_value(&w, pst_json_get(e, "spent"));
   put_doc(&w, "gate", t->gated);
   pst_json_end_object(&w);
 }

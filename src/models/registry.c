@@ -382,6 +382,28 @@ static void remove_derived(const char *home, const char *sha256) {
   remove_packed(home, sha256);
 }
 
+static int64_t count_copies(const char *dir, const char *ending, bool clear) {
+  int64_t bytes = 0;
+  struct stat st;
+  DIR *d = opendir(dir);
+  for (struct dirent *e; d && (e = readdir(d));) {
+    const char *dot = strrchr(e->d_name, '.');
+    if (!dot || strcmp(dot, ending) != 0 || fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW)) continue;
+    if (S_ISREG(st.st_mode) && (!clear || !unlinkat(dirfd(d), e->d_name, 0))) bytes += (int64_t)st.st_size;
+  }
+  if (d) (void)closedir(d);
+  return bytes;
+}
+
+int64_t pst_models_copies(const char *home, bool clear) {
+  char *quantized = pst_path_join(home, "quantized"), *packed = pst_models_packed_dir(home);
+  int64_t bytes = quantized ? count_copies(quantized, ".gguf", clear) : 0;
+  if (packed) bytes += count_copies(packed, ".packed", clear);
+  pst_free(quantized);
+  pst_free(packed);
+  return bytes;
+}
+
 int pst_models_verify(const char *home, const char *name, pst_progress *progress, pst_error *err) {
   pst_models_file file;
   bool intact = false;

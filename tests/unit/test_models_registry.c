@@ -172,6 +172,25 @@ static void what_was_made_from_a_blob_goes_with_it(void **state) {
   pst_free(of_other);
 }
 
+static void copies_are_counted_and_cleared(void **state) {
+  const char *home = *state;
+  assert_int_equal(unsetenv("PENSTOCK_PACKED"), 0);
+  must_adopt(home, "one", "same");
+  pst_models_file file;
+  assert_int_equal(pst_models_resolve(home, "one", &file, &err), 0);
+  assert_int_equal(pst_models_copies(home, true), 0);
+  char *files[] = {write_derived(home, &file, "quantized", "Q4_0.gguf"),
+                   write_derived(home, &file, "packed", "1.packed"), write_derived(home, &file, "packed", "notes.txt")};
+  assert_int_equal(pst_models_copies(home, false), 2);
+  assert_true(pst_file_exists(files[0]) && pst_file_exists(files[1]));
+  assert_int_equal(pst_models_copies(home, true), 2);
+  assert_false(pst_file_exists(files[0]) || pst_file_exists(files[1]));
+  assert_true(pst_file_exists(files[2]) && pst_file_exists(file.path)); /* somebody else's, and the model */
+  assert_int_equal(pst_models_copies(home, true), 0);
+  for (size_t i = 0; i < PST_ARRAY_LEN(files); i++) pst_free(files[i]);
+  pst_models_file_done(&file);
+}
+
 static void changed_file_is_noticed_and_verified(void **state) {
   const char *home = *state;
   must_adopt(home, "m", "content");
@@ -278,6 +297,7 @@ int main(void) {
       T(name_that_is_taken),
       T(blob_of_two_names_stays),
       T(what_was_made_from_a_blob_goes_with_it),
+      T(copies_are_counted_and_cleared),
       T(changed_file_is_noticed_and_verified),
       T(damaged_records),
       T(hashes_are_remembered),
