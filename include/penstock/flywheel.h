@@ -53,6 +53,8 @@ int pst_flywheel_outlook(void *user, const char *model, pst_buf *out, pst_error 
  * learns what they prefer, and what comes is kept where it answers held-out examples no worse; adapters are candidates of the optimizer, and a plan that holds on
  * held-back items against the one in force takes its place. Each step is kept when it is done: a turn that was killed goes on with the step it was at. */
 typedef struct pst_flywheel_turn_options {
+  const char *
+      teacher; /* a target as pst_evals_target_open takes it, that answers the records whose own answers will not do; NULL: none */
   const char *model;                 /* to tune, as it is called here; NULL: the first of `models` */
   const pst_optimizer_model *models; /* that plans may use */
   size_t n_models;
@@ -93,6 +95,8 @@ typedef struct pst_flywheel_tune_options {
   double min_score;               /* a feedback score below says that the answer was not wanted */
   int64_t
       budget_nusd; /* most money for a teacher's answers in this call (the ledger holds it); what it covers is learned; 0: no limit */
+  int64_t key_id;      /* > 0: the account that has the money instead (pst_store_run_account) */
+  bool keep_taught;    /* what the teacher said stays kept; the caller forgets it (pst_flywheel_taught_forget) */
   const char *teacher; /* SFT: a target as pst_evals_target_open takes it; NULL: none */
 } pst_flywheel_tune_options;
 
@@ -118,6 +122,8 @@ typedef struct pst_flywheel_tune_result {
  * pst_evals_target_open and pst_tune_workload. Blocks. */
 int pst_flywheel_tune(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                       const pst_flywheel_tune_options *options, pst_flywheel_tune_result *ret_result, pst_error *err);
+/* Forgets what teachers said for a workload. */
+int pst_flywheel_taught_forget(pst_store *store, const pst_evals_workload *workload, pst_error *err);
 
 #ifdef __cplusplus
 }

@@ -620,9 +620,9 @@ typedef struct pst_store_adapter {
   int64_t rank, bytes, created_ms;
   bool stale;
 } pst_store_adapter;
-/* What else an adapter was made of: a data set by hash, and an adapter by name, whose own data sets count too. NULL: none. */
+/* What else an adapter was made of: data sets by hash (taught_set: to whose inputs a teacher gave the answers), and an adapter by name, whose own data sets count too. NULL: none. */
 typedef struct pst_store_adapter_origin {
-  const char *data_set, *from;
+  const char *data_set, *from, *taught_set;
 } pst_store_adapter_origin;
 bool pst_store_adapter_name_valid(pst_str name);
 /* Adds one, and in the same transaction notes that its data sets made it, so that there is no adapter which an erasure does not reach. origin NULL: nothing is known.

@@ -214,6 +214,7 @@ typedef struct pst_tune_workload_options {
   size_t n_preferences;
   const char *
       data_set; /* hash of the set that preferences or examples came from, which is noted with the adapter; NULL: none */
+  const char *taught_set; /* hash of the set of inputs that a teacher answered, noted in the same way; NULL: none */
   const char *
       teacher; /* SFT: a larger model of the same vocabulary, as it is called here, whose thoughts are learned from; NULL: none */
   const char

@@ -132,6 +132,11 @@ static void print_report(const pst_json *r) {
   if (number(r, "adapter.score.asked") > 0)
     printf("           %.0f of %.0f held-out examples answered right by it\n", number(r, "adapter.score.right"),
            number(r, "adapter.score.asked"));
+  if (pst_json_path(r, "adapter.teacher"))
+    printf("  teacher  asked %.0f records whose own answers would not do: %.0f answers learned, the others were "
+           "not of the workload's form or failed%s\n",
+           number(r, "adapter.teacher.asked"), number(r, "adapter.teacher.usable"),
+           pst_json_bool(pst_json_path(r, "adapter.teacher.broke"), false) ? "; then the money was spent" : "");
   printf("  prefer   %.*s\n", (int)pst_json_str(pst_json_path(r, "preferences.why")).n,
          pst_json_str(pst_json_path(r, "preferences.why")).data);
   print_quality("before", pst_json_path(r, "before"));
@@ -199,7 +204,8 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
   if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (!code) code = pst_cli_model_list_read(a, b.home, &list, err);
   pst_cli_catch_interrupts();
-  pst_flywheel_turn_options o = {.model = pst_cli_text(a, "tune-model"),
+  pst_flywheel_turn_options o = {.teacher = pst_cli_text(a, "teacher"),
+                                 .model = pst_cli_text(a, "tune-model"),
                                  .models = list.models,
                                  .n_models = list.n,
                                  .encoders = list.encoders,
@@ -237,6 +243,8 @@ static const pst_cli_option options[] = {
     {"model", 'm', PST_CLI_TEXT, "NAME", NULL, 0, 0, true,
      "a model that plans may use (default: all that were pulled)"},
     {"tune-model", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "the model to tune (default: the first of them)"},
+    {"teacher", 0, PST_CLI_TEXT, "TARGET", NULL, 0, 0, false,
+     "a model, PROVIDER/MODEL or plan that answers the records whose own answers will not do; its answers are learned"},
     {"tune-minutes", 0, PST_CLI_NUMBER, "N", "20", 0.05, 10080, false, "time to train for"},
     {"budget-minutes", 'b', PST_CLI_NUMBER, "N", "6", 0.1, 10080, false, "time to search and verify a plan"},
     PST_CLI_BUDGET("10"),

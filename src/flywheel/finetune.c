@@ -244,7 +244,7 @@ static int add_adapter(finetune *f, pst_engine_lora *lora, char name[64], pst_er
   if (!code) code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_NAME, name, err);
   if (!code) code = pst_engine_lora_write_gguf(lora, path, err);
   const pst_gateway_adapter adapter = {
-      .name = name, .path = path, .model = f->model, .data = hash, .run = run, .origin = {NULL, f->from}};
+      .name = name, .path = path, .model = f->model, .data = hash, .run = run, .origin = {.from = f->from}};
   if (!code) code = pst_gateway_adapter_add(f->job->store, &adapter, NULL, err);
   if (path) (void)unlink(path);
   pst_free(path);
@@ -302,7 +302,7 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
   char *checkpoint = code ? NULL : place(f, "checkpoint");
   if (!code && !checkpoint) code = no_memory(err);
   if (!code)
-    code = pst_store_checkpoint_note(f->job->store, checkpoint, &(pst_store_adapter_origin){NULL, f->from}, err);
+    code = pst_store_checkpoint_note(f->job->store, checkpoint, &(pst_store_adapter_origin){.from = f->from}, err);
   if (!code) {
     (void)snprintf(text, sizeof text, "Fine-tuning job started: %zu examples, %zu held out", f->learned.n / f->unit,
                    f->held_out.n / f->unit);

@@ -275,7 +275,9 @@ int pst_flywheel_teach(pst_gateway *gateway, pst_store *store, const pst_evals_w
   atomic_init(&a.n_flying, 0);
   if (n) code = find_items(&a, err);
   if (n && !code) code = open_books(&a, err);
-  if (n && !code && options->budget_nusd > 0 && pst_gateway_plan_has(a.plan, PST_GATEWAY_OP_REMOTE))
+  bool pays = n && !code && pst_gateway_plan_has(a.plan, PST_GATEWAY_OP_REMOTE);
+  if (pays) a.key_id = options->key_id;
+  if (pays && !a.key_id && options->budget_nusd > 0)
     code = pst_store_run_account(store, a.run, options->budget_nusd, pst_clock_unix_ms(), &a.key_id, err);
   if (n && !code) {
     ask_all(&a);
@@ -292,7 +294,7 @@ int pst_flywheel_teach(pst_gateway *gateway, pst_store *store, const pst_evals_w
   return code;
 }
 
-int pst_flywheel_teach_done(pst_store *store, const pst_evals_workload *workload, pst_error *err) {
+int pst_flywheel_taught_forget(pst_store *store, const pst_evals_workload *workload, pst_error *err) {
   char scope[96];
   const asking a = {.info = pst_evals_workload_info(workload)};
   return pst_store_answer_forget(store, scope_of(&a, scope), INT64_MAX, NULL, err);

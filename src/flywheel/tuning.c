@@ -165,11 +165,11 @@ static int be_taught(pst_gateway *gateway, pst_store *store, const pst_evals_wor
   tune.preferences = g.list;
   tune.n_preferences = g.n;
   r->n_without_input = g.n_without_input;
-  tune.data_set = !code && curated.hash[0] ? curated.hash : NULL;
+  tune.taught_set = !code && curated.hash[0] ? curated.hash : NULL;
   if (!code) code = pst_tune_workload(gateway, store, workload, &tune, &r->tuned, err);
   done(&g);
-  if (code) return code;
-  code = pst_flywheel_teach_done(store, workload, err);
+  if (code || options->keep_taught) return code;
+  code = pst_flywheel_taught_forget(store, workload, err);
   if (code) pst_tune_workload_result_done(&r->tuned);
   return code;
 }

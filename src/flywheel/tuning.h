@@ -21,13 +21,11 @@ typedef struct pst_flywheel_question {
   pst_str answer;   /* data NULL: none that will do */
 } pst_flywheel_question;
 
-/* Asks the teacher (a target as pst_evals_target_open takes it) all questions, a few at a time, and keeps what it says until pst_flywheel_teach_done, so that no question is paid for twice. An answer that is
+/* Asks the teacher (a target as pst_evals_target_open takes it) all questions, a few at a time, and keeps what it says until pst_flywheel_taught_forget, so that no question is paid for twice. An answer that is
  * none of the workload's labels, or not the JSON that it wants, is none. Answers are in the arena. Calls are booked as a run of kind "teacher" and become no records. Errors: those of
  * the target; what would fail for every question; what failed first where more than half of the new calls did, and what answered is kept; PST_E_CANCELLED. */
 int pst_flywheel_teach(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,
                        const pst_flywheel_tune_options *options, pst_flywheel_question *questions, size_t n,
                        pst_arena *arena, pst_flywheel_taught *ret_taught, pst_error *err);
-/* Forgets what teachers said for a workload. */
-int pst_flywheel_teach_done(pst_store *store, const pst_evals_workload *workload, pst_error *err);
 
 #endif

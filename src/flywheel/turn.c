@@ -8,6 +8,7 @@
 #include "flywheel/turn.h"
 
 enum { TUNE_S = 1200, PLAN_S = 360 };
+#define LEAST_SCORE 0.5 /* a feedback score below says that the answer was not wanted */
 
 /* ---- steps ---- */
 
@@ -69,17 +70,38 @@ pst_tune_workload_options pst_flywheel_turn_tuning(const pst_flywheel_turn_state
   return w;
 }
 
+static bool has_records(const pst_flywheel_turn_state *t) {
+  return pst_json_double(pst_json_get(pst_json_root(t->data), "records"), 0) > 0;
+}
+
+static void put_taught(const pst_flywheel_taught *taught, pst_json_writer *j) {
+  pst_json_key(j, "teacher");
+  pst_json_begin_object(j);
+  pst_json_member_double(j, "asked", (double)taught->n_asked);
+  pst_json_member_double(j, "usable", (double)taught->n_usable);
+  pst_json_member_double(j, "failed", (double)taught->n_failed);
+  pst_json_member_double(j, "nusd", (double)taught->nusd);
+  pst_json_member_bool(j, "broke", taught->broke);
+  pst_json_end_object(j);
+}
+
 static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
-  pst_tune_workload_options w = pst_flywheel_turn_tuning(t, pst_tune_options_default());
-  pst_tune_workload_result r;
-  w.data_set = t->data_set[0] ? t->data_set : NULL;
-  w.codes = t->options->codes ? PST_FLYWHEEL_CODES : 0;
-  w.codes_from = PST_FLYWHEEL_CODES_FROM;
+  pst_flywheel_tune_options o = {.tune = pst_flywheel_turn_tuning(t, pst_tune_options_default()),
+                                 .min_score = LEAST_SCORE,
+                                 .key_id = t->key_id,
+                                 .keep_taught = true, /* until the turn knows that it was learned */
+                                 .teacher = has_records(t) ? t->options->teacher : NULL};
+  pst_flywheel_tune_result result;
+  pst_tune_workload_options *w = &o.tune;
+  w->data_set = t->data_set[0] ? t->data_set : NULL;
+  w->codes = t->options->codes ? PST_FLYWHEEL_CODES : 0;
+  w->codes_from = PST_FLYWHEEL_CODES_FROM;
   double encoder_s = pst_json_double(pst_json_path(pst_json_root(t->encoder), "seconds"), 0);
-  w.training.seconds = t->tune_s - encoder_s - pst_flywheel_turn_stage_s(t);
-  w.training.max_epochs = PST_FLYWHEEL_TURN_EPOCHS;
-  int code = pst_tune_workload(t->gateway, t->store, t->workload, &w, &r, err);
+  w->training.seconds = t->tune_s - encoder_s - pst_flywheel_turn_stage_s(t);
+  w->training.max_epochs = PST_FLYWHEEL_TURN_EPOCHS;
+  int code = pst_flywheel_tune(t->gateway, t->store, t->workload, &o, &result, err);
   if (code) return code;
+  pst_tune_workload_result r = result.tuned;
   pst_json_writer j = pst_json_writer_on(out, false);
   pst_json_begin_object(&j);
   pst_json_member_cstr(&j, "name", r.adapter.name);
@@ -99,6 +121,7 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_json_member_double(&j, "answer_tokens", r.answer_tokens);
   pst_flywheel_turn_put_codes((double)r.n_codes, r.plain_answer_tokens, r.answer_tokens, &j);
   pst_json_member_cstr(&j, "checkpoint", r.checkpoint);
+  if (o.teacher) put_taught(&result.taught, &j);
   pst_json_end_object(&j);
   pst_tune_workload_result_done(&r);
   return 0;
@@ -271,6 +294,7 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
   pst_json_member_int(&j, "max_items", (int64_t)o->max_items);
   pst_json_member_bool(&j, "keep_plan", o->keep_plan);
   if (o->codes) pst_json_member_bool(&j, "codes", true);
+  if (o->teacher) pst_json_member_cstr(&j, "teacher", o->teacher);
   pst_json_end_object(&j);
   pst_str text = pst_buf_str(&params);
   int code = pst_buf_status(&params) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a turn")
@@ -295,9 +319,19 @@ static void sweep(const pst_flywheel_turn_state *t) {
   }
 }
 
+/* Before anything is done: a name that nothing has, or a workload that may not leave this machine. */
+static int check_teacher(const pst_flywheel_turn_state *t, pst_error *err) {
+  pst_gateway_plan *plan = NULL;
+  const char *name = t->options->teacher;
+  int code = name ? pst_evals_target_open(t->gateway, t->store, t->workload, name, &plan, err) : 0;
+  pst_gateway_plan_unref(plan);
+  return code;
+}
+
 static int go(pst_flywheel_turn_state *t, pst_error *err) {
   sweep(t);
-  int code = begin(t, err);
+  int code = check_teacher(t, err);
+  if (!code) code = begin(t, err);
   if (!code)
     code = step(t, PST_FLYWHEEL_TURN_DATA, "data: records become examples", pst_flywheel_turn_data, &t->data, err);
   if (!code) code = pst_flywheel_turn_open(t, err);
@@ -332,6 +366,7 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
   remove_checkpoint(t->encoder);
   remove_checkpoint(t->adapter);
   remove_checkpoint(t->preferred);
+  if (t->options->teacher) (void)pst_flywheel_taught_forget(t->store, t->workload, NULL);
   pst_json_put_value(&j, pst_json_get(planned, "plan"));
   pst_json_put_value(&e, pst_json_get(planned, "evidence"));
   pst_flywheel_turn_report(t, &report);

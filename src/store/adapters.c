@@ -62,6 +62,17 @@ static int inherit(pst_store_conn *conn, const char *kind, const char *name, int
                            err, "siss", pst_str_from(name), now_ms, pst_str_from(from), pst_str_from(kind));
 }
 
+/* Notes that its data sets made something. */
+static int note_sets(pst_store_conn *conn, const char *kind, const char *name, int64_t now_ms,
+                     const pst_store_adapter_origin *origin, pst_error *err) {
+  const char *const sets[] = {origin->data_set, origin->taught_set};
+  int code = origin->from ? inherit(conn, kind, name, now_ms, origin->from, err) : 0;
+  for (size_t i = 0; i < PST_ARRAY_LEN(sets) && !code; i++)
+    if (sets[i])
+      code = pst_store_data_set_use(conn, pst_str_from(sets[i]), pst_str_from(kind), pst_str_from(name), now_ms, err);
+  return code;
+}
+
 static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   const put_call *c = arg;
   const pst_store_adapter *a = c->adapter;
@@ -77,11 +88,7 @@ static int put_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   if (!code && changed == 0)
     code = pst_error_set(err, PST_E_EXISTS, "name", "the adapter \"%s\" is there already and is another; choose a name",
                          a->name);
-  if (!code && c->origin.from) code = inherit(conn, "adapter", a->name, a->created_ms, c->origin.from, err);
-  if (!code && c->origin.data_set)
-    code = pst_store_data_set_use(conn, pst_str_from(c->origin.data_set), PST_STR("adapter"), pst_str_from(a->name),
-                                  a->created_ms, err);
-  return code;
+  return code ? code : note_sets(conn, "adapter", a->name, a->created_ms, &c->origin, err);
 }
 
 int pst_store_adapter_put(pst_store *store, const pst_store_adapter *adapter, const pst_store_adapter_origin *origin,
@@ -102,17 +109,13 @@ typedef struct note_call {
 
 static int note_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   const note_call *c = arg;
-  int code = c->origin.from ? inherit(conn, PST_STORE_PRODUCT_CHECKPOINT, c->name, c->now_ms, c->origin.from, err) : 0;
-  if (!code && c->origin.data_set)
-    code = pst_store_data_set_use(conn, pst_str_from(c->origin.data_set), PST_STR(PST_STORE_PRODUCT_CHECKPOINT),
-                                  pst_str_from(c->name), c->now_ms, err);
-  return code;
+  return note_sets(conn, PST_STORE_PRODUCT_CHECKPOINT, c->name, c->now_ms, &c->origin, err);
 }
 
 int pst_store_checkpoint_note(pst_store *store, const char *path, const pst_store_adapter_origin *origin,
                               pst_error *err) {
   size_t n = strlen(store->home);
-  if (!origin->data_set && !origin->from) return 0;
+  if (!origin->data_set && !origin->from && !origin->taught_set) return 0;
   if (strncmp(path, store->home, n) != 0)
     return pst_error_set(err, PST_E_BAD_INPUT, path, "a checkpoint made of records lies in the data directory");
   note_call c = {path + n + strspn(path + n, "/"), *origin, pst_clock_unix_ms()};

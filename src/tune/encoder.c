@@ -229,8 +229,11 @@ static int keep_adapter(const maker *m, pst_engine_lora *lora, pst_tune_encoder_
   char run[64];
   (void)snprintf(run, sizeof run, "labels, %lld steps, seed %llu", (long long)r->report.n_steps,
                  (unsigned long long)m->o->training.seed);
-  pst_gateway_adapter adapter = {
-      .model = m->o->model, .workload = m->info->name, .data = m->data, .run = run, .origin = {m->o->data_set, NULL}};
+  pst_gateway_adapter adapter = {.model = m->o->model,
+                                 .workload = m->info->name,
+                                 .data = m->data,
+                                 .run = run,
+                                 .origin = {.data_set = m->o->data_set}};
   return pst_tune_adapter_keep(m->store, adapter, m->o->name, lora, &r->adapter, m->err);
 }
 
@@ -300,7 +303,8 @@ static int make(maker *m, pst_tune_encoder_result *r) {
   if (!code) code = checkpoint_path(m, &training, checkpoint, sizeof checkpoint);
   training.checkpoint = checkpoint;
   if (!code)
-    code = pst_store_checkpoint_note(m->store, checkpoint, &(pst_store_adapter_origin){m->o->data_set, NULL}, m->err);
+    code = pst_store_checkpoint_note(m->store, checkpoint, &(pst_store_adapter_origin){.data_set = m->o->data_set},
+                                     m->err);
   size_t n = m->n - m->n_held_out;
   if (!code)
     code = pst_tune_train_encoder(m->model, m->texts, n, m->texts + n, m->n_held_out, m->n_labels, &training, m->head,

@@ -430,7 +430,13 @@ static int checkpoint_path(const maker *m, const pst_tune_options *t, char *out,
 
 /* A checkpoint holds numbers made of the texts. Where records of theirs were erased while it was written it must not wait for another run. */
 static void forget_withdrawn(const maker *m, const char *checkpoint) {
-  if (m->o->data_set && pst_store_data_withdrawn(m->store, pst_str_from(m->o->data_set))) (void)remove(checkpoint);
+  const char *const sets[] = {m->o->data_set, m->o->taught_set};
+  for (size_t i = 0; i < PST_ARRAY_LEN(sets); i++)
+    if (sets[i] && pst_store_data_withdrawn(m->store, pst_str_from(sets[i]))) (void)remove(checkpoint);
+}
+
+static pst_store_adapter_origin origin_of(const pst_tune_workload_options *o) {
+  return (pst_store_adapter_origin){o->data_set, o->from, o->taught_set};
 }
 
 static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_result *r) {
@@ -439,11 +445,8 @@ static int keep_adapter(maker *m, pst_engine_lora *lora, pst_tune_workload_resul
   if (m->codes) snprintf(codes, sizeof codes, ", %zu codes", pst_engine_codes_list(m->codes, &list));
   snprintf(run, sizeof run, "%s, %lld steps, seed %llu%s", pst_tune_objective_name(m->o->training.objective),
            (long long)r->report.n_steps, (unsigned long long)m->o->training.seed, codes);
-  pst_gateway_adapter adapter = {.model = m->o->model,
-                                 .workload = m->info->name,
-                                 .data = m->data,
-                                 .run = run,
-                                 .origin = {m->o->data_set, m->o->from}};
+  pst_gateway_adapter adapter = {
+      .model = m->o->model, .workload = m->info->name, .data = m->data, .run = run, .origin = origin_of(m->o)};
   pst_buf way = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&way, false);
   pst_json_begin_object(&w);
@@ -635,7 +638,7 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   if (!code) code = check_name(&m, checkpoint);
   if (!code) code = ask_teacher(&m);
   training.checkpoint = checkpoint;
-  const pst_store_adapter_origin origin = {options->data_set, options->from};
+  const pst_store_adapter_origin origin = origin_of(options);
   if (!code) code = pst_store_checkpoint_note(store, checkpoint, &origin, err);
   if (!code && (code = train(&m, &training, &lora, &r.report))) forget_withdrawn(&m, checkpoint);
   if (!code) describe(&m, &r);

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from test_turn import add_records, folder, texts  # noqa: F401
+from test_turn import TURN, add_records, folder, texts  # noqa: F401
 
 
 def let_go(folder, objective="cost"):  # noqa: F811
@@ -82,13 +82,44 @@ def test_a_search_plans_with_its_money(cli, provider, smollm2, tmp_path):
     assert spent["providers_limit_nusd"] == 200000000 and abs(spent["providers_nusd"] / 1e9 - total) < 1e-9
 
 
-def test_a_teacher_teaches_as_far_as_money_goes(cli, letters, provider, smollm2, tmp_path):
+def dislike(cli, letters, tmp_path):
+    """Of 220 records 60; their ids."""
     add_records(cli, letters, tmp_path)
-    for record in json.loads(cli("data", "list", "letters", "--limit", 60, "--json").stdout):
-        cli("feedback", record["completion_id"], "--thumbs", "down")
+    ids = [r["completion_id"] for r in json.loads(cli("data", "list", "letters", "--limit", 60, "--json").stdout)]
+    for name in ids:
+        cli("feedback", name, "--thumbs", "down")
+    return ids
+
+
+def test_a_teacher_teaches_as_far_as_money_goes(cli, letters, provider, smollm2, tmp_path):
+    dislike(cli, letters, tmp_path)
     tune = ("tune", letters, "--model", smollm2, "--steps", 1, "--batch", 1, "--held-out", 0, "--max-examples", 8, "--json", "--quiet")
     taught = json.loads(cli(*tune, "--teacher", provider, "--budget-usd", "0.015").stdout)["teacher"]
     ((_, (limit, total, is_open)),) = accounts(cli).items()
     assert taught["broke"] and taught["asked"] > 8 and is_open == 0 and 0 < total <= limit == 0.015
     assert abs(taught["nusd"] / 1e9 - total) < 1e-9
     assert cli(*tune, "--budget-usd", "1", ok=False).returncode == 2  # there is nobody to pay
+
+
+@pytest.mark.full
+def test_a_turn_has_a_teacher(cli, serve, penstock, letters, provider, smollm2, tmp_path):
+    """A second provider knows the task: a classifier of the same letters answers as its model "letters"."""
+    far = {**os.environ, "PENSTOCK_HOME": str(tmp_path / "far")}
+    subprocess.run([penstock, "optimize", str(letters), "-m", smollm2, "--budget-minutes", "0.1", "--max-items", "60", "--promote", "--quiet"], env=far, check=True, capture_output=True)
+    cli("settings", "provider", "wise", serve("--plan", "letters", home=tmp_path / "far").url + "/v1")
+    cli("settings", "price", "wise", "letters", "--input", "10", "--output", "20")
+    disliked = dislike(cli, letters, tmp_path)
+    done = json.loads(cli("turn", letters, "-m", smollm2, "--teacher", "wise/letters", "--budget-usd", "1", *TURN, ok=False).stdout)
+    taught = done["adapter"]["teacher"]
+    assert taught["asked"] > 8 and taught["usable"] == taught["asked"] and taught["failed"] == 0 and not taught["broke"]
+    assert done["adapter"]["examples"] + done["adapter"]["held_out"] > done["data"]["added"]
+    ((_, (limit, total, is_open)),) = accounts(cli).items()
+    spent = taught["nusd"] + done["spent"]["providers_nusd"]
+    assert limit == 1 and is_open == 0 and taught["nusd"] > 0 and abs(spent / 1e9 - total) < 1e-9
+    adapter = done["adapter"]["name"]
+    assert not next(a for a in json.loads(cli("adapters", "list", "--json").stdout) if a["name"] == adapter)["stale"]
+    for name in disliked:  # what the teacher answered reaches the adapter too
+        cli("data", "delete", "--id", name)
+    assert next(a for a in json.loads(cli("adapters", "list", "--json").stdout) if a["name"] == adapter)["stale"]
+    unknown = cli("turn", letters, "-m", smollm2, "--teacher", "nobody/x", *TURN, ok=False)
+    assert unknown.returncode == 2 and unknown.stderr.count("\n") == 1

@@ -216,7 +216,7 @@ static bool is_stale(const char *name) {
 
 static void put_adapter(const char *name, char file, int64_t now_ms, const char *set, const char *from) {
   pst_store_adapter a = {.base = "m", .rank = 4, .bytes = 9, .created_ms = now_ms};
-  const pst_store_adapter_origin origin = {set, from};
+  const pst_store_adapter_origin origin = {.data_set = set, .from = from};
   (void)snprintf(a.name, sizeof a.name, "%s", name);
   memset(a.file, file, 64);
   memset(a.base_sha256, 'b', 64);
