@@ -650,12 +650,15 @@ static int count_bits(uint64_t bits) {
   return n;
 }
 
-/* Which of two looks answered more of the sample right: 1 the later one, -1 the best so far; 0 where either was not asked, or where the difference is within one standard error of the
- * paired one (McNemar's: the square root of those that differ). */
-static int by_answers(const pst_tune_state *s, const pst_tune_evaluation *e, uint64_t right) {
+/* Which of two looks answered more of the sample right: 1 the later one, -1 the best so far; 0 where either was not asked, or where the difference is within so many standard errors of
+ * the paired one (McNemar's: the square root of those that differ). Examples take two: of ten looks at the same sample the best is one by chance, and what comes later is better as a rule.
+ * Preferences, which begin at an adapter that may only lose, take one. */
+static int by_answers(const trainer *t, const pst_tune_evaluation *e, uint64_t right) {
+  const pst_tune_state *s = &t->state;
   if (!e->n_asked || !s->best_asked) return 0;
-  int wins = count_bits(right & ~s->best_right), losses = count_bits(s->best_right & ~right);
-  if ((wins - losses) * (wins - losses) <= wins + losses) return 0;
+  int wins = count_bits(right & ~s->best_right), losses = count_bits(s->best_right & ~right),
+      errors = t->o->objective == PST_TUNE_SFT ? 2 : 1;
+  if ((wins - losses) * (wins - losses) <= errors * errors * (wins + losses)) return 0;
   return wins > losses ? 1 : -1;
 }
 
@@ -663,7 +666,7 @@ static int by_answers(const pst_tune_state *s, const pst_tune_evaluation *e, uin
  * little (docs/notes/tuning.md); a loss far above the lowest, or above the start's, is another matter. Of preferences the lower loss is better. */
 static bool is_better(const trainer *t, const pst_tune_evaluation *e, uint64_t right) {
   const pst_tune_state *s = &t->state;
-  int answers = by_answers(s, e, right);
+  int answers = by_answers(t, e, right);
   if (answers) return answers > 0;
   if (t->o->objective != PST_TUNE_SFT) return e->loss < s->best_loss;
   return e->loss < s->held_out_before && e->loss < RISE * s->lowest_loss;

@@ -642,7 +642,10 @@ static void checkpoints_go_with_their_records(void **state) {
   const struct {
     const char *name;
     pst_store_adapter_origin origin;
-  } notes[] = {{of_set, {ann, NULL}}, {of_adapter, {NULL, "first"}}, {of_both, {bob, "first"}}, {of_bob, {bob, NULL}}};
+  } notes[] = {{of_set, {.data_set = ann}},
+               {of_adapter, {.from = "first"}},
+               {of_both, {.data_set = bob, .from = "first"}},
+               {of_bob, {.taught_set = bob}}};
   for (size_t i = 0; i < PST_ARRAY_LEN(notes); i++)
     TEST_OK(
         pst_store_checkpoint_note(test_store, test_temp_path(test_dir, notes[i].name), &notes[i].origin, &test_error));
