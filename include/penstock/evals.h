@@ -190,8 +190,10 @@ typedef struct pst_evals_run_options {
   pst_store_purpose purpose; /* EVAL or SEARCH */
   const size_t *items;       /* indices, in the order asked */
   size_t n_items;
-  int concurrency;   /* calls in flight; 0: slots of the plan's engines, or 8 for remotes */
-  int64_t key_id;    /* whose budget holds where the plan asks a provider (pst_store_run_account); 0: nobody's */
+  int concurrency; /* calls in flight; 0: slots of the plan's engines, or 8 for remotes */
+  int64_t key_id;  /* account that pays for providers' answers (pst_store_run_account); 0: nobody's */
+  bool
+      or_less; /* where its money is spent before the end, what was answered of the first items is the result, and the run is left to be taken up */
   bool exclude_self; /* an item's own example is never shown to it (always true when items are of the examples part) */
   bool resume; /* take up the newest unfinished run of the same plan, workload and items; finished answers are reused */
   int64_t
@@ -205,6 +207,7 @@ typedef struct pst_evals_run_options {
 typedef struct pst_evals_run {
   pst_evals_answer *answers; /* one per asked item, in that order */
   size_t n;
+  bool broke; /* fewer than were to be asked (or_less) */
   int64_t n_accepted, n_failed;
   int64_t n_reused; /* of the answers: kept from before, not asked again */
   int64_t wall_us;  /* of all sittings of the run, without the pauses between them */

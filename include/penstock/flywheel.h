@@ -62,7 +62,7 @@ typedef struct pst_flywheel_turn_options {
   size_t n_encoders;
   double tune_s, plan_s; /* time for the adapter and for the plan; 0: 1,200 and 360 */
   int64_t
-      budget_nusd; /* most money for providers that plans ask, over all sittings of the turn (the ledger holds it); 0: no limit */
+      budget_nusd; /* most money for providers, over all sittings of the turn (the ledger holds it): all for plans, or half of it for the teacher; 0: no limit */
   uint64_t seed;
   size_t max_items; /* most items of the parts search and verify; 0: all */
   int threads;
@@ -104,7 +104,8 @@ typedef struct pst_flywheel_taught {
   int64_t n_asked, n_kept;    /* inputs; of those what was known from before */
   int64_t n_usable, n_failed; /* answers of the workload's form; calls */
   int64_t nusd;               /* what the calls cost */
-  bool broke;                 /* the money was spent before all were asked */
+  bool broke;                 /* the money did not cover all: n_unasked were not */
+  int64_t n_unasked;
 } pst_flywheel_taught;
 
 typedef struct pst_flywheel_tune_result {

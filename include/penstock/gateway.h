@@ -283,6 +283,7 @@ typedef struct pst_gateway_call {
   pst_gateway_kind kind;
   pst_store_purpose purpose;
   int64_t key_id;         /* whose budget; 0: none */
+  bool providers_only;    /* what this machine does for it is not charged there */
   pst_str model;          /* a workload, a local model, or "provider/model"; empty with `plan` */
   pst_gateway_plan *plan; /* NULL: found by `model` */
   const pst_chat *chat;   /* CHAT: read before the function returns */

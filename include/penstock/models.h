@@ -82,7 +82,7 @@ int pst_models_adopt(const char *home, const char *path, const char *name, const
 /* Where packed weights are kept (pst_engine_model_open_kept): $PENSTOCK_PACKED, else HOME/packed; NULL when that is "off", and without memory.
  * pst_free. */
 char *pst_models_packed_dir(const char *home);
-/* Bytes of what was made from models here and is made again when it is wanted: re-quantized copies, packed weights. clear: and removes them; who has one open keeps it. */
+/* Bytes of what was made from models here and is made again when it is wanted: re-quantized copies, packed weights (not those in $PENSTOCK_PACKED, which others may share). clear: and removes them; who has one open keeps it. */
 int64_t pst_models_copies(const char *home, bool clear);
 /* SHA-256 of any file, remembered by path, inode, size and time. */
 int pst_models_hash(const char *home, const char *path, pst_progress *progress, char ret_sha256[65], pst_error *err);

@@ -46,7 +46,6 @@ typedef struct pst_optimizer_options {
   double budget_s; /* wall time for all of it; 0: 360 */
   int64_t
       budget_nusd; /* most money for providers, over all sittings of the run: the search plans with it, the ledger holds it; 0: no limit */
-  int64_t key_id;   /* > 0: the account that has the money instead (pst_store_run_account) */
   size_t max_items; /* most items of the parts search and verify to be used; 0: all */
   int threads;      /* most threads a plan may take; 0: pst_cpu_count() */
   int64_t

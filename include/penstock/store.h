@@ -113,6 +113,8 @@ int pst_store_key_create(pst_store *store, pst_str name, pst_str workload, pst_s
  * PST_STORE_NO_LIMIT: *ret_id is 0, no account. */
 int pst_store_run_account(pst_store *store, int64_t run_id, int64_t total_nusd, int64_t now_ms, int64_t *ret_id,
                           pst_error *err);
+/* Whether it was such an account that refused a call, and not a provider's own quota. */
+bool pst_store_run_refused(const pst_error *error);
 /* The key that a caller's secret opens; PST_E_DENIED for an unknown, wrong or disabled one (the same sentence for all). */
 int pst_store_key_check(pst_store *store, pst_str secret, pst_store_key *ret_key, pst_error *err);
 int pst_store_key_get(pst_store *store, pst_str name, pst_store_key *ret_key, pst_error *err); /* PST_E_NOT_FOUND */

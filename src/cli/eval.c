@@ -192,7 +192,7 @@ static int run_target(eval *e, int i, pst_error *err) {
   int code = pst_store_plan_put(e->store, pst_str_from(e->plans[i]->json), pst_clock_unix_ms(), (char[65]){0}, err);
   if (!code) code = pst_evals_run_plan(e->gateway, e->store, e->workload, e->plans[i], &o, &e->runs[i], err);
   pst_progress_end(&progress);
-  if (code == PST_E_BUDGET && e->key_id)
+  if (code && err && pst_store_run_refused(err))
     pst_error_prefix(err, "what was answered is kept, and the same command with a larger --budget-usd goes on: ");
   snprintf(row, sizeof row, "%lld", (long long)e->runs[i].run_id);
   if (!code && !e->earlier_runs[i])

@@ -113,6 +113,16 @@ static void print_data(const pst_json *r) {
   printf("; %.0f examples added\n", number(r, "data.added"));
 }
 
+static void print_paid(const pst_json *r) {
+  double teacher = pst_json_double(pst_json_path(r, "adapter.teacher.nusd"), 0),
+         paid = teacher + number(r, "spent.providers_nusd"), limit = number(r, "budget_nusd");
+  if (!(paid > 0)) return;
+  printf("  paid     $%.4g to providers", paid / 1e9);
+  if (limit > 0) printf(" of at most $%.4g", limit / 1e9);
+  if (teacher > 0) printf(", the teacher $%.4g", teacher / 1e9);
+  putchar('\n');
+}
+
 static void print_report(const pst_json *r) {
   printf("turn %.0f of %.*s\n", number(r, "run"), (int)pst_json_str(pst_json_path(r, "workload")).n,
          pst_json_str(pst_json_path(r, "workload")).data);
@@ -146,10 +156,7 @@ static void print_report(const pst_json *r) {
   if (then > 0) printf("  came     $%.3g per 1,000 requests", 1000 * then / 1e9);
   if (now > 0 && then > 0) print_ratio(then / now);
   if (then > 0) putchar('\n');
-  double paid = number(r, "spent.providers_nusd"), limit = number(r, "spent.providers_limit_nusd");
-  if (paid > 0) printf("  paid     $%.4g to providers", paid / 1e9);
-  if (paid > 0 && limit > 0) printf(" of at most $%.4g", limit / 1e9);
-  if (paid > 0) putchar('\n');
+  print_paid(r);
   printf("  gate     %s: %.*s\n",
          pst_json_bool(pst_json_path(r, "gate.promoted"), false) ? "promoted" : "the plan in force stays",
          (int)pst_json_str(pst_json_path(r, "gate.why")).n, pst_json_str(pst_json_path(r, "gate.why")).data);

@@ -32,6 +32,7 @@ typedef struct slot {
   pst_gateway_event last; /* pointers in it void */
   pst_error error;
   int tries;
+  bool alone; /* nobody else was in flight when it began */
 } slot;
 
 struct runner {
@@ -353,6 +354,7 @@ static int start_call(runner *r, slot *s, pst_error *err) {
   pst_gateway_call call = {.kind = PST_GATEWAY_CHAT,
                            .purpose = r->options->purpose,
                            .key_id = r->key_id,
+                           .providers_only = true,
                            .plan = r->plan,
                            .chat = &item->chat,
                            .n = 1,
@@ -429,14 +431,16 @@ static int keep_answer(runner *r, slot *s, pst_error *err) {
   return code;
 }
 
-/* Grades and stores, or puts a call aside (*ret_again) that met a full queue, or found the money reserved by the others in flight: then fewer go at once from now on. */
+/* Grades and stores, or puts a call aside (*ret_again) that met a full queue, or found the money reserved by others in flight, who will not need all of it: then fewer go at once,
+ * until calls succeed again. */
 static int finish_call(runner *r, slot *s, int n_others, bool *ret_again, pst_error *err) {
   *ret_again = false;
-  if (s->error.code == PST_E_BUDGET && r->key_id && n_others > 0) {
-    r->n_at_once = PST_MIN(r->n_at_once, n_others);
+  if (!s->alone && pst_store_run_refused(&s->error)) {
+    r->n_at_once = PST_MAX(PST_MIN(r->n_at_once, n_others), 1);
     *ret_again = true;
     return 0;
   }
+  if (!s->error.code) r->n_at_once = PST_MIN(r->n_at_once + 1, r->n_slots);
   if (s->error.code == PST_E_BUSY && s->tries < BUSY_TRIES) {
     s->tries++;
     *ret_again = true;
@@ -470,8 +474,9 @@ static bool next_item(runner *r, size_t *ret_asked) {
 }
 
 /* Starts a call in a slot. *ret_started false: it ended at once, in failure or because everything is busy (then *ret_busy). */
-static int start_slot(runner *r, slot *s, bool *ret_started, bool *ret_busy, pst_error *err) {
+static int start_slot(runner *r, slot *s, bool alone, bool *ret_started, bool *ret_busy, pst_error *err) {
   pst_error own = PST_ERROR_INIT;
+  s->alone = alone;
   int code = start_call(r, s, &own);
   *ret_started = code == 0;
   *ret_busy = false;
@@ -515,7 +520,7 @@ static void start_calls(runner *r, loop *l, pst_error *err) {
       s->asked = asked;
     }
     bool started;
-    int code = start_slot(r, s, &started, &busy, err);
+    int code = start_slot(r, s, l->n_flying == 0, &started, &busy, err);
     if (started) {
       l->n_flying++;
     } else {
@@ -609,6 +614,16 @@ static void sum_up(pst_evals_run *run) {
   }
 }
 
+/* What was answered up to the first item that was not. */
+static void keep_beginning(pst_evals_run *run) {
+  size_t n = 0;
+  for (const pst_evals_answer *a = run->answers; n < run->n; n++, a++)
+    if (!a->done && (!a->error_code || a->error_code == PST_E_BUDGET)) break;
+  run->n = n;
+  run->broke = true;
+  sum_up(run);
+}
+
 static int end_run(runner *r, pst_error *err) {
   pst_evals_run *run = r->run;
   pst_buf result = PST_BUF_INIT;
@@ -624,13 +639,19 @@ static int end_run(runner *r, pst_error *err) {
 
 /* Asks what has no answer yet. */
 static int ask(runner *r, pst_error *err) {
+  pst_error why = PST_ERROR_INIT;
   int code = prepare_slots(r);
   if (!code) code = prepare_clusters(r);
   if (code) return pst_error_set(err, code, NULL, "no memory for a run");
   code = pst_gateway_prepare(r->gateway, r->plan, NULL, err);
   if (!code && !r->options->warm) code = clear_caches(r, err);
   r->mark_us = pst_clock_us();
-  if (!code) code = run_loop(r, err);
+  if (!code) code = run_loop(r, &why);
+  if (code && r->options->or_less && pst_store_run_refused(&why)) {
+    keep_beginning(r->run);
+    return 0;
+  }
+  if (code && why.code && err) *err = why;
   if (!code) sum_up(r->run);
   if (!code) code = end_run(r, err);
   return code;

@@ -91,6 +91,7 @@ static bool is_wanted(const asking *a) {
 
 static int call(asking *a, pst_str messages, pst_buf *out, pst_gateway_event *ret_last, pst_error *err) {
   pst_wire_request request = {0};
+  pst_error why = PST_ERROR_INIT;
   char id[64];
   pst_buf body = PST_BUF_INIT;
   pst_buf_printf(&body, "{\"model\":\"teacher\",\"messages\":%.*s}", (int)messages.n, messages.data);
@@ -99,22 +100,24 @@ static int call(asking *a, pst_str messages, pst_buf *out, pst_gateway_event *re
   const pst_gateway_call c = {.kind = PST_GATEWAY_CHAT,
                               .purpose = PST_STORE_PURPOSE_TEACHER,
                               .key_id = a->key_id,
+                              .providers_only = true,
                               .plan = a->plan,
                               .chat = &request.chat,
                               .n = 1,
                               .set = {.n_logprobs = -1}};
-  for (int i = 0; !code && i < BUSY_TRIES; i++) {
+  for (int busy = 0; !code;) {
     pst_buf_clear(out);
-    atomic_fetch_add(&a->n_flying, 1);
-    code = pst_gateway_chat_wait(a->gateway, &c, out, ret_last, id, err);
-    bool others = atomic_fetch_sub(&a->n_flying, 1) > 1;
-    bool reserved =
-        code == PST_E_BUDGET && a->key_id && others && is_wanted(a); /* by those, who will not need all of it */
-    if (code != PST_E_BUSY && !reserved) break;
-    if (reserved) i--;
-    if (i + 1 < BUSY_TRIES) code = 0;
+    bool alone = atomic_fetch_add(&a->n_flying, 1) == 0;
+    code = pst_gateway_chat_wait(a->gateway, &c, out, ret_last, id, &why);
+    atomic_fetch_sub(&a->n_flying, 1);
+    /* What the others reserved they will not need all of. */
+    bool again = (code == PST_E_BUSY && ++busy < BUSY_TRIES) || (!alone && pst_store_run_refused(&why));
+    if (!again || !is_wanted(a)) break;
+    code = 0;
+    why = (pst_error)PST_ERROR_INIT;
     pause_ms(BUSY_PAUSE_MS);
   }
+  if (why.code && err) *err = why;
   pst_wire_request_done(&request);
   pst_buf_done(&body);
   return code;
@@ -159,6 +162,14 @@ static int ask(asking *a, pst_flywheel_question *q, pst_error *err) {
   pst_buf_clear(&text);
   if (kept) pst_buf_append(&text, known, n);
   pst_free(known);
+  pthread_mutex_lock(&a->lock);
+  bool leave = !kept && a->taught.broke; /* what is kept is free */
+  a->taught.n_unasked += leave;
+  pthread_mutex_unlock(&a->lock);
+  if (leave) {
+    pst_buf_done(&text);
+    return 0;
+  }
   int code = kept ? 0 : call(a, q->messages, &text, &last, err);
   if (!code && pst_buf_status(&text)) code = pst_error_set(err, PST_E_NOMEM, NULL, "no memory for an answer");
   if (!code && !kept) code = book(a, key, &last, err);
@@ -189,10 +200,12 @@ static void *ask_some(void *arg) {
     int code = is_wanted(a) ? ask(a, &a->questions[i], &why)
                             : pst_error_set(&why, PST_E_CANCELLED, NULL, "cancelled; the teacher's answers are kept");
     pthread_mutex_lock(&a->lock);
-    if (code == PST_E_BUDGET && a->key_id) a->taught.broke = true;
-    bool last = is_fatal(code) || code == PST_E_CANCELLED || (code && a->n_refused >= REFUSED_MOST);
+    bool broke = pst_store_run_refused(&why);
+    a->taught.broke = a->taught.broke || broke;
+    a->taught.n_unasked += broke;
+    bool last = (is_fatal(code) && !broke) || code == PST_E_CANCELLED || (code && a->n_refused >= REFUSED_MOST);
     if (code && (!a->first.code || (last && !a->stop))) a->first = why;
-    a->taught.n_failed += code != 0;
+    a->taught.n_failed += code && !broke;
     stop = a->stop = a->stop || last;
     pthread_mutex_unlock(&a->lock);
   }
@@ -239,15 +252,16 @@ static void ask_all(asking *a) {
   pthread_mutex_destroy(&a->lock);
 }
 
-/* Too little came of it for a tune: nothing, or less than half of what is not known from before. */
+/* Too little came of it for a tune: nothing, or less than half of what is not known from before. That money covers no more is no failure, unless it covered nothing. */
 static bool has_failed(const asking *a) {
   const pst_flywheel_taught *t = &a->taught;
-  return a->first.code && !t->broke && (a->stop || 2 * t->n_failed > t->n_asked - t->n_kept);
+  bool nothing = t->broke && !t->n_usable;
+  return a->first.code && (a->stop || nothing || 2 * t->n_failed > t->n_asked - t->n_kept - t->n_unasked);
 }
 
 static int fail(asking *a, pst_error *err) {
   const pst_flywheel_taught *t = &a->taught;
-  if (!a->stop)
+  if (!a->stop && t->n_failed)
     pst_error_prefix(&a->first,
                      "%lld of %lld calls to the teacher failed (what it answered is kept, and the same command asks "
                      "the others again): ",

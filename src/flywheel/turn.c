@@ -70,17 +70,24 @@ pst_tune_workload_options pst_flywheel_turn_tuning(const pst_flywheel_turn_state
   return w;
 }
 
+/* Of the money: a plan that nobody can compare with the one in force would be for nothing. */
+static int64_t teacher_nusd(const pst_flywheel_turn_options *o) { return o->teacher ? o->budget_nusd / 2 : 0; }
+
 static bool has_records(const pst_flywheel_turn_state *t) {
   return pst_json_double(pst_json_get(pst_json_root(t->data), "records"), 0) > 0;
 }
 
-static void put_taught(const pst_flywheel_taught *taught, pst_json_writer *j) {
+/* nusd: of all sittings, where there is an account. */
+static void put_taught(const pst_flywheel_turn_state *t, const pst_flywheel_taught *taught, pst_json_writer *j) {
+  pst_store_budget b = {.total_nusd = taught->nusd};
+  if (t->key_id && !pst_store_flush(t->store, NULL))
+    (void)pst_store_budget_get(t->store, t->key_id, pst_clock_unix_ms(), &b, NULL);
   pst_json_key(j, "teacher");
   pst_json_begin_object(j);
   pst_json_member_double(j, "asked", (double)taught->n_asked);
   pst_json_member_double(j, "usable", (double)taught->n_usable);
   pst_json_member_double(j, "failed", (double)taught->n_failed);
-  pst_json_member_double(j, "nusd", (double)taught->nusd);
+  pst_json_member_double(j, "nusd", (double)b.total_nusd);
   pst_json_member_bool(j, "broke", taught->broke);
   pst_json_end_object(j);
 }
@@ -121,7 +128,7 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_json_member_double(&j, "answer_tokens", r.answer_tokens);
   pst_flywheel_turn_put_codes((double)r.n_codes, r.plain_answer_tokens, r.answer_tokens, &j);
   pst_json_member_cstr(&j, "checkpoint", r.checkpoint);
-  if (o.teacher) put_taught(&result.taught, &j);
+  if (o.teacher) put_taught(t, &result.taught, &j);
   pst_json_end_object(&j);
   pst_tune_workload_result_done(&r);
   return 0;
@@ -137,7 +144,7 @@ static int plan(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
                              .n_encoders = o->n_encoders,
                              .seed = o->seed,
                              .budget_s = t->plan_s,
-                             .key_id = t->key_id,
+                             .budget_nusd = o->budget_nusd - teacher_nusd(o),
                              .max_items = o->max_items,
                              .threads = o->threads,
                              .finished_since_ms = t->created_ms,
@@ -303,8 +310,8 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
     code =
         pst_store_run_create(t->store, turn_kind, pst_str_from(info->name), text, pst_clock_unix_ms(), &t->run_id, err);
   if (!code) code = pst_store_run_get(t->store, t->run_id, on_created, &t->created_ms, err);
-  if (!code && o->budget_nusd > 0)
-    code = pst_store_run_account(t->store, t->run_id, o->budget_nusd, t->created_ms, &t->key_id, err);
+  if (!code && teacher_nusd(o) > 0)
+    code = pst_store_run_account(t->store, t->run_id, teacher_nusd(o), t->created_ms, &t->key_id, err);
   pst_buf_done(&params);
   return code;
 }

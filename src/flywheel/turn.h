@@ -21,7 +21,7 @@ typedef struct pst_flywheel_turn_state {
   const pst_evals_workload *workload; /* the caller's, or `own` */
   pst_evals_workload *own;            /* with the records' examples; NULL: there are none */
   int64_t run_id, created_ms;
-  int64_t key_id;    /* account that pays providers; 0: none */
+  int64_t key_id;    /* account that pays the teacher; 0: none */
   char data_set[65]; /* empty: none */
   pst_json_doc *data, *said, *expected, *encoder, *adapter, *preferred, *planned,
       *gated; /* encoder NULL: there is nothing for one */

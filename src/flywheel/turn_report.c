@@ -175,6 +175,7 @@ void pst_flywheel_turn_report(const pst_flywheel_turn_state *t, pst_buf *out) {
   pst_json_key(&w, "before");
   pst_json_put_value(&w, pst_json_get(e, "reference"));
   put_against_prompted(&w, pst_json_get(e, "verification"));
+  pst_json_member_int(&w, "budget_nusd", t->options->budget_nusd); /* for providers; 0: no limit */
   pst_json_key(&w, "spent");
   pst_json_put_value(&w, pst_json_get(e, "spent"));
   put_doc(&w, "gate", t->gated);

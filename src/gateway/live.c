@@ -119,6 +119,7 @@ int pst_gateway_live_create(pst_gateway *g, const pst_gateway_call *call, pst_ga
   live->kind = call->kind;
   live->purpose = call->purpose;
   live->key_id = call->key_id;
+  live->providers_only = call->providers_only;
   live->n = call->n;
   live->stream = call->stream;
   live->consent = call->consent;

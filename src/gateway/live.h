@@ -146,6 +146,7 @@ struct pst_gateway_live {
   pst_gateway_kind kind;
   pst_store_purpose purpose;
   int64_t key_id;
+  bool providers_only; /* key_id pays for upstreams alone */
   int n;
   bool stream, keep_content;
   pst_store_consent consent;

@@ -112,7 +112,7 @@ static void on_reserved(void *user, int code, int64_t reservation, const pst_err
 }
 
 int pst_gateway_stage_reserve(pst_gateway_live *live, pst_error *err) {
-  if (live->key_id == 0) return start_target(live, err);
+  if (live->key_id == 0 || (live->providers_only && !live->upstream)) return start_target(live, err);
   pst_gateway_live_set_phase(live, PST_GATEWAY_RESERVING);
   return pst_store_budget_reserve_async(live->gateway->store, live->key_id, live->bound_nusd, pst_clock_unix_ms(),
                                         on_reserved, live, err);

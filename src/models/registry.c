@@ -396,7 +396,7 @@ static int64_t count_copies(const char *dir, const char *ending, bool clear) {
 }
 
 int64_t pst_models_copies(const char *home, bool clear) {
-  char *quantized = pst_path_join(home, "quantized"), *packed = pst_models_packed_dir(home);
+  char *quantized = pst_path_join(home, "quantized"), *packed = pst_path_join(home, "packed");
   int64_t bytes = quantized ? count_copies(quantized, ".gguf", clear) : 0;
   if (packed) bytes += count_copies(packed, ".packed", clear);
   pst_free(quantized);

@@ -11,6 +11,7 @@
   X(verify_share, 0.33, "of the budget", "chosen: two plans over the held-back items")                                \
   X(verify_money, 0.5, "of the money for providers",                                                                  \
     "chosen: kept for the held-back items; a plan and its reference may both be a provider's")                        \
+  X(paid_share, 0.9, "of the money for providers", "chosen: what is planned with; calls reserve more than they cost") \
   X(unasked_payment, 1.5, "times", "chosen: a provider's answer may be longer than expected before one was seen")     \
   X(verify_overrun, 1.2, "of the budget",                                                                             \
     "chosen: a further finalist is asked only where the run then ends below this")                                    \

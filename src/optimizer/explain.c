@@ -385,7 +385,7 @@ static void put_providers(pst_buf *out, const pst_json *e) {
     put_usd(out, limit);
   }
   if (pst_json_bool(pst_json_path(e, "spent.provider_refused"), false))
-    pst_buf_puts(out, "; a call that this did not cover ended their part (--budget-usd)");
+    pst_buf_puts(out, "; a call was refused for want of money, and none was made after it (--budget-usd)");
   pst_buf_putc(out, '\n');
 }
 
@@ -505,9 +505,10 @@ static void put_held_back(pst_buf *out, const pst_json *e) {
   else
     pst_buf_puts(out, "never asked before)\n");
   if (reference < n)
-    pst_buf_printf(out,
-                   "  the reference was asked the first %.0f: by the search it lies so far behind that they show it\n",
-                   reference);
+    pst_buf_printf(out, "  the reference was asked the first %.0f: %s\n", reference,
+                   pst_json_bool(pst_json_path(e, "spent.provider_refused"), false)
+                       ? "then the money for providers was spent"
+                       : "by the search it lies so far behind that they show it");
 }
 
 static void put_tuning_cost(pst_buf *out, const pst_json *t) {

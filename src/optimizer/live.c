@@ -456,8 +456,8 @@ static void put_looked(pst_json_writer *w, const char *key, const looked *look) 
   pst_json_end_object(w);
 }
 
-/* look: by the text itself, with past answers. */
-static void put_run(const pst_evals_run *r, const looked look[2], pst_buf *out) {
+/* look: by the text itself, with past answers. left_nusd: of the money for providers; PST_STORE_NO_LIMIT: it is not asked for. */
+static void put_run(const pst_evals_run *r, const looked look[2], int64_t left_nusd, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_buf right = PST_BUF_INIT;
   int64_t steps = 0, drafted = 0, accepted = 0;
@@ -489,29 +489,21 @@ static void put_run(const pst_evals_run *r, const looked look[2], pst_buf *out) 
   pst_json_member_int(&w, "wall_us", r->wall_us);
   pst_json_member_int(&w, "cost_nusd", r->cost_nusd);
   pst_json_member_int(&w, "run", r->run_id);
+  if (left_nusd != PST_STORE_NO_LIMIT) {
+    pst_json_member_int(&w, "left_nusd", left_nusd);
+    pst_json_member_bool(&w, "refused", r->broke);
+  }
   pst_json_end_object(&w);
   if (right.failed) out->failed = true;
   pst_buf_done(&right);
 }
 
-/* What of the account is left; PST_STORE_NO_LIMIT: it has no limit, or there is none. */
+/* What of the account is left. What calls cost in the end is booked later than they end. */
 static int money_left(const pst_optimizer_live *l, int64_t *ret_nusd, pst_error *err) {
-  pst_store_budget b = {.limits = {.total_nusd = PST_STORE_NO_LIMIT}};
-  int code =
-      l->key_id ? pst_store_flush(l->store, err) : 0; /* what calls cost in the end is booked later than they end */
-  if (!code && l->key_id) code = pst_store_budget_get(l->store, l->key_id, pst_clock_unix_ms(), &b, err);
-  bool limited = b.limits.total_nusd != PST_STORE_NO_LIMIT;
-  *ret_nusd = limited ? PST_MAX(b.limits.total_nusd - b.total_nusd, INT64_C(0)) : PST_STORE_NO_LIMIT;
-  return code;
-}
-
-static int money(void *state, pst_buf *out, pst_error *err) {
-  int64_t left = PST_STORE_NO_LIMIT;
-  int code = money_left(state, &left, err);
-  if (left == PST_STORE_NO_LIMIT)
-    pst_buf_puts(out, "{\"nusd\": null}");
-  else
-    pst_buf_printf(out, "{\"nusd\": %lld}", (long long)left);
+  pst_store_budget b;
+  int code = pst_store_flush(l->store, err);
+  if (!code) code = pst_store_budget_get(l->store, l->key_id, pst_clock_unix_ms(), &b, err);
+  if (!code) *ret_nusd = PST_MAX(b.limits.total_nusd - b.total_nusd, INT64_C(0));
   return code;
 }
 
@@ -523,6 +515,7 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
   memset(&run, 0, sizeof run);
   pst_evals_run_options o = {.purpose = verify ? PST_STORE_PURPOSE_EVAL : PST_STORE_PURPOSE_SEARCH,
                              .key_id = l->key_id,
+                             .or_less = true,
                              .items = items,
                              .n_items = n,
                              .exclude_self = true,
@@ -530,22 +523,14 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
                              .warm = true, /* the log's own order decides what is cached; answers do not depend on it */
                              .cancelled = is_cancelled,
                              .user = l};
-  pst_error why = PST_ERROR_INIT;
-  int code = pst_gateway_plan_parse(plan_json, "candidate", &plan, &why);
-  if (!code) code = pst_evals_run_plan(l->gateway, l->store, l->workload, plan, &o, &run, &why);
-  if (code == PST_E_BUDGET && l->key_id) { /* an answer, too: what it would cost is not there */
-    int64_t left = 0;
-    pst_log(PST_LOG_WARN, "event=provider_not_asked reason=\"%s\"", why.message);
-    pst_gateway_plan_unref(plan);
-    code = money_left(l, &left, err);
-    pst_buf_printf(out, "{\"refused\": true, \"left_nusd\": %lld}", (long long)left);
-    return code;
-  }
-  if (code && err) *err = why;
-  if (!code && run.n_failed == (int64_t)n) {
-    int first = run.n ? run.answers[0].error_code : PST_E_INTERNAL;
+  int64_t left = PST_STORE_NO_LIMIT;
+  int code = pst_gateway_plan_parse(plan_json, "candidate", &plan, err);
+  if (!code) code = pst_evals_run_plan(l->gateway, l->store, l->workload, plan, &o, &run, err);
+  if (!code && l->key_id && pst_gateway_plan_has(plan, PST_GATEWAY_OP_REMOTE)) code = money_left(l, &left, err);
+  if (!code && run.n && run.n_failed == (int64_t)run.n) {
+    int first = run.answers[0].error_code;
     code = pst_error_set(err, first ? first : PST_E_INTERNAL, NULL,
-                         "every one of %zu answers of a candidate failed: %s", n, pst_error_text(first));
+                         "every one of %zu answers of a candidate failed: %s", run.n, pst_error_text(first));
   }
   if (code == PST_E_UPSTREAM || code == PST_E_TIMEOUT)
     pst_error_prefix(err,
@@ -553,7 +538,7 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
                      "workload's privacy leaves providers out)");
   looked look[2] = {{0, 0, 0}, {0, 0, 0}};
   for (int k = 0; k < 2 && !code && !verify; k++) code = look_up(l, plan, &run, k == 1, &look[k], err);
-  if (!code) put_run(&run, look, out);
+  if (!code) put_run(&run, look, left, out);
   pst_evals_run_done(&run);
   pst_gateway_plan_unref(plan);
   show(l);
@@ -620,7 +605,16 @@ static int repeats(void *state, pst_buf *out, pst_error *err) {
 }
 
 pst_optimizer_world pst_optimizer_live_world(pst_optimizer_live *l) {
-  return (pst_optimizer_world){l,      describe,  profiles, calibrate,    measure,    lengths,
-                               money,  count_use, note,     is_cancelled, classifier, l->outlook ? outlook : NULL,
+  return (pst_optimizer_world){l,
+                               describe,
+                               profiles,
+                               calibrate,
+                               measure,
+                               lengths,
+                               count_use,
+                               note,
+                               is_cancelled,
+                               classifier,
+                               l->outlook ? outlook : NULL,
                                repeats};
 }

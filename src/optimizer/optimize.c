@@ -277,21 +277,6 @@ static int check_goal(const planning *p, pst_error *err) {
       p->in->workload->goal.latency_p95_ms, p->space.n_classes, fastest);
 }
 
-static int find_money(planning *p, const void *arg, pst_buf *out, pst_error *err) {
-  (void)arg;
-  return p->world->money(p->world->state, out, err);
-}
-
-/* Logs from before there was such a limit have none. */
-static int read_money(planning *p, pst_error *err) {
-  static const char key[] = "money";
-  const pst_json *v = NULL;
-  bool asked = p->journal->replay ? pst_optimizer_journal_find(p->journal, key) != NULL : p->world->money != NULL;
-  int code = asked ? ask(p, key, find_money, NULL, &v, err) : 0;
-  p->state.money_nusd = pst_json_double(pst_json_get(v, "nusd"), INFINITY);
-  return code;
-}
-
 static int profiles(planning *p, const void *arg, pst_buf *out, pst_error *err) {
   (void)arg;
   return p->world->profiles(p->world->state, &p->space, out, err);
@@ -311,9 +296,9 @@ static int prepare(planning *p, pst_error *err) {
   p->state.world = p->world;
   p->state.seed = p->in->seed;
   p->state.budget_s = p->in->budget_s;
+  p->state.money_nusd = p->in->budget_nusd > 0 ? (double)p->in->budget_nusd : INFINITY;
   if (!code) code = pst_optimizer_state_init(&p->state, p->in->max_items, err);
   if (!code) code = check_parts(p, err);
-  if (!code) code = read_money(p, err);
   if (!code) code = find_reference(p, err);
   note(p, "render prompts");
   if (!code) code = ask(p, "profiles", profiles, NULL, &value, err);

@@ -18,6 +18,7 @@ typedef struct pst_optimizer_input {
   const char *reference_plan; /* document of the plan in force, or NULL */
   uint64_t seed;
   double budget_s;
+  int64_t budget_nusd; /* for providers; 0: no limit */
   size_t max_items;
   int threads;
   int64_t price_nusd_per_hour;

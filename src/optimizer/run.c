@@ -217,6 +217,7 @@ static int write_params(run *r, pst_error *err) {
   pst_json_member_cstr(&w, "fingerprint", r->info->fingerprint);
   pst_json_member_cstr(&w, "seed", seed);
   pst_json_member_double(&w, "budget_s", r->in.budget_s);
+  if (r->in.budget_nusd > 0) pst_json_member_int(&w, "budget_nusd", r->in.budget_nusd);
   pst_json_member_int(&w, "max_items", (int64_t)r->in.max_items);
   pst_json_member_int(&w, "threads", r->in.threads);
   pst_json_member_cstr(&w, "cache", pst_optimizer_cache_wish_name(r->in.cache));
@@ -281,6 +282,7 @@ static int read_params(run *r, const pst_json *params) {
   const char *seed = kept(r, pst_json_get(params, "seed")), *reference = kept(r, pst_json_get(params, "reference"));
   r->in.seed = seed ? strtoull(seed, NULL, 10) : 0;
   r->in.budget_s = pst_json_double(pst_json_get(params, "budget_s"), 0);
+  r->in.budget_nusd = pst_json_int(pst_json_get(params, "budget_nusd"), 0);
   r->in.max_items = (size_t)pst_json_int(pst_json_get(params, "max_items"), 0);
   r->in.threads = (int)pst_json_int(pst_json_get(params, "threads"), 1);
   (void)pst_optimizer_cache_wish_from(pst_json_str(pst_json_get(params, "cache")), &r->in.cache);
@@ -354,6 +356,7 @@ static int find_run(run *r, const pst_optimizer_options *o, pst_error *err) {
 static int begin_new(run *r, const pst_optimizer_options *o, pst_error *err) {
   r->in.seed = o->seed;
   r->in.budget_s = o->budget_s > 0 ? o->budget_s : C(budget_s);
+  r->in.budget_nusd = o->budget_nusd;
   r->in.max_items = o->max_items;
   r->in.cache = o->cache;
   r->in.threads = o->threads > 0 ? o->threads : pst_cpu_count();
@@ -401,14 +404,13 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
                              .info = r->info,
                              .journal = &journal,
                              .threads = r->in.threads,
-                             .key_id = o->key_id,
                              .outlook = o->outlook,
                              .outlook_user = o->outlook_user,
                              .cancelled = o->cancelled,
                              .user = o->user};
   int code = pst_store_run_get(r->store, r->run_id, on_run, r, err);
-  if (!code && !r->replay && !live.key_id && o->budget_nusd > 0)
-    code = pst_store_run_account(r->store, r->run_id, o->budget_nusd, pst_clock_unix_ms(), &live.key_id, err);
+  if (!code && !r->replay && r->in.budget_nusd > 0)
+    code = pst_store_run_account(r->store, r->run_id, r->in.budget_nusd, pst_clock_unix_ms(), &live.key_id, err);
   if (!code) code = pst_optimizer_journal_open(&journal, r->store, r->run_id, r->replay, err);
   if (!code) code = pst_optimizer_live_examples(&live, r->examples_index, err);
   if (!code) code = pst_optimizer_live_answers(&live, r->answers, err);

@@ -95,6 +95,7 @@ static double sum_of(const pst_json *array) {
 
 static int add_answers(pst_optimizer_answers *a, size_t n_part, int n, const pst_json *value, pst_error *err) {
   pst_str right = pst_json_str(pst_json_get(value, "right"));
+  if (pst_json_bool(pst_json_get(value, "refused"), false) && right.n < (size_t)n) n = (int)right.n;
   if (right.n != (size_t)n)
     return pst_error_set(err, PST_E_CORRUPT, "measurement log", "a measurement of %d items holds %zu answers", n,
                          right.n);
@@ -155,7 +156,7 @@ double pst_optimizer_payment(const pst_optimizer_state *s, int class_index, int 
 }
 
 bool pst_optimizer_affords(const pst_optimizer_state *s, int class_index, int n, double share) {
-  if (!pays_provider(s, class_index) || isinf(s->money_nusd)) return true;
+  if (!pays_provider(s, class_index) || n <= 0) return true;
   return !s->broke && s->spent_nusd + pst_optimizer_payment(s, class_index, n) <= share * s->money_nusd;
 }
 
@@ -168,7 +169,7 @@ int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, 
   const size_t *items = verify ? s->verify_items : s->search_items;
   size_t n_part = verify ? s->n_verify : s->n_search;
   to = PST_MIN(to, (int)n_part);
-  if (a->n >= to) return 0;
+  if (a->n >= to || (s->broke && pays_provider(s, class_index))) return 0;
   pst_buf name = PST_BUF_INIT, plan = PST_BUF_INIT, key = PST_BUF_INIT, answer = PST_BUF_INIT;
   int code = plan_of(s, class_index, &name, &plan);
   pst_buf_printf(&key, "%s %s %d..%d", verify ? "verify" : "search", pst_buf_text(&name), a->n, to);
@@ -185,13 +186,12 @@ int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, 
       pst_buf_puts(&answer, "null");
     if (!code) code = pst_optimizer_journal_put(s->journal, key.data, &answer, &value, err);
   }
-  if (!code && pst_json_bool(pst_json_get(value, "refused"), false)) {
-    s->broke = true;
-    s->spent_nusd = s->money_nusd - pst_json_double(pst_json_get(value, "left_nusd"), 0);
-  } else if (!code) {
-    int64_t before = a->cost_nusd;
-    code = add_answers(a, n_part, to - a->n, value, err);
-    if (!code && pays_provider(s, class_index)) s->spent_nusd += (double)(a->cost_nusd - before);
+  double before = (double)a->cost_nusd;
+  if (!code) code = add_answers(a, n_part, to - a->n, value, err);
+  if (!code && pays_provider(s, class_index)) {
+    double left = pst_json_double(pst_json_get(value, "left_nusd"), NAN);
+    s->spent_nusd = left == left ? s->money_nusd - left : s->spent_nusd + (double)a->cost_nusd - before;
+    s->broke |= pst_json_bool(pst_json_get(value, "refused"), false);
   }
   pst_buf_done(&name);
   pst_buf_done(&plan);

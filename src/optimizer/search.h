@@ -76,7 +76,8 @@ static inline bool pst_optimizer_is_prompted_class(const pst_optimizer_state *s,
 int pst_optimizer_state_init(pst_optimizer_state *s, size_t max_items, pst_error *err);
 void pst_optimizer_state_done(pst_optimizer_state *s);
 
-/* Asks a class items [its n, to) of a part, through the log. Where the money for providers does not cover it, it stays as it is, and the state is broke. */
+/* Asks a class items [its n, to) of a part, through the log. Where the money for providers does not cover all, it is asked the first of them, and the state is broke: from then on no
+ * provider is asked. */
 int pst_optimizer_measure(pst_optimizer_state *s, int class_index, bool verify, int to, pst_error *err);
 /* Formula estimates of every class at its best exact choice. */
 void pst_optimizer_estimate_all(pst_optimizer_state *s);

@@ -224,6 +224,11 @@ static void add_quota(quotas *q, int class_index, double n) {
   q->n = PST_MAX(q->n, i + 1);
 }
 
+static void set_quota(quotas *q, int class_index, double n) {
+  for (size_t i = 0; i < q->n; i++)
+    if (q->list[i].class_index == class_index) q->list[i].n = n;
+}
+
 /* With at most n items for each. */
 static double seconds_of(const pst_optimizer_state *s, const quotas *q, int n) {
   double sum = 0;
@@ -238,7 +243,7 @@ static double payment_of(const pst_optimizer_state *s, const quotas *q, int n) {
 }
 
 static bool is_paid(const pst_optimizer_state *s, double payment) {
-  return payment <= 0 || (!s->broke && s->spent_nusd + payment <= s->money_nusd);
+  return payment <= 0 || (!s->broke && s->spent_nusd + payment <= C(paid_share) * s->money_nusd);
 }
 
 /* Whether so many seconds more end within what a run may go on for. */
@@ -247,7 +252,7 @@ static bool fits(const pst_optimizer_state *s, double seconds) {
 }
 
 static const char *const no_time = "the time was spent";
-static const char *const no_money = "the money for providers was spent";
+static const char *const no_money = "the money for providers does not cover it";
 
 /* How many items the best prompted plan is asked, so that what was learned is compared with it. Its time is planned for where the first finalist is a learned one; behind
  * a prompted one such a plan is asked late, if at all. */
@@ -271,7 +276,7 @@ static void plan_prompted(const pst_optimizer_state *s, pst_optimizer_verificati
     *q = with;
 }
 
-/* As many items for the finalists as the time and the money left allow beside the measures: at most all, whatever the time at least LEAST_ITEMS, but never more than can be paid. */
+/* As many items for the finalists as the time left allows beside the measures, at least LEAST_ITEMS, at most all; where providers cannot be paid for as many, nobody is asked. */
 static void plan_items(const pst_optimizer_state *s, pst_optimizer_verification *v) {
   quotas q = {.n = 0};
   int first = v->trials[0].class_index, all = (int)s->n_verify;
@@ -280,16 +285,20 @@ static void plan_items(const pst_optimizer_state *s, pst_optimizer_verification 
   if (s->finest >= 0) add_quota(&q, s->finest, INFINITY);
   plan_prompted(s, v, &q);
   double left = 0.95 * (s->budget_s - pst_optimizer_elapsed_s(s));
-  int low = PST_MIN(LEAST_ITEMS, all), high = all; /* low fits, or is asked all the same */
+  int least = PST_MIN(LEAST_ITEMS, all), low = least, high = all; /* low fits, or is asked all the same */
   while (low < high) {
     int middle = low + (high - low + 1) / 2;
-    if (seconds_of(s, &q, middle) <= left && is_paid(s, payment_of(s, &q, middle)))
+    if (seconds_of(s, &q, middle) <= left)
       low = middle;
     else
       high = middle - 1;
   }
-  while (low > 0 && !is_paid(s, payment_of(s, &q, low))) low--;
-  v->n_items = low;
+  if (pst_optimizer_payment(s, first, 1) > 0)
+    while (low >= least && !is_paid(s, payment_of(s, &q, low))) low--;
+  v->n_items = v->n_best = low;
+  while (v->n_best >= least && s->finest >= 0 && s->finest != first && !is_paid(s, payment_of(s, &q, low)))
+    set_quota(&q, s->finest, --v->n_best);
+  if (v->n_best < least || !is_paid(s, payment_of(s, &q, low))) v->n_items = v->n_best = 0; /* the money stays */
   for (size_t i = 0; i < v->n_trials; i++)
     v->trials[i].n_reference = (int)fmin(reference_items(s, v->trials[i].class_index), v->n_items);
   v->n_prompted = PST_MIN(v->n_prompted, v->n_items);
@@ -301,6 +310,11 @@ static double seconds_left(const pst_optimizer_state *s, int class_index, int n)
   return more > 0 ? pst_optimizer_seconds(s, class_index, more) : 0;
 }
 
+static double payment_left(const pst_optimizer_state *s, int class_index, int n) {
+  int more = n - s->verify[class_index].n;
+  return more > 0 ? pst_optimizer_payment(s, class_index, more) : 0;
+}
+
 /* Why a further finalist is not asked; NULL: it is. The first is always asked: a verdict rests on it. */
 static const char *why_not(const pst_optimizer_state *s, const pst_optimizer_verification *v,
                            const pst_optimizer_trial *t) {
@@ -309,7 +323,8 @@ static const char *why_not(const pst_optimizer_state *s, const pst_optimizer_ver
     needed += seconds_left(s, v->prompted, v->n_prompted);
   const char *hopeless = pst_optimizer_why_hopeless(s, t->class_index);
   if (hopeless) return hopeless;
-  if (!pst_optimizer_affords(s, t->class_index, v->n_items - s->verify[t->class_index].n, 1)) return no_money;
+  if (!is_paid(s, payment_left(s, t->class_index, v->n_items) + payment_left(s, s->reference, t->n_reference)))
+    return no_money;
   return fits(s, needed) ? NULL : no_time;
 }
 
@@ -327,7 +342,7 @@ static int compare_with_prompted(pst_optimizer_state *s, pst_optimizer_verificat
   if (v->why_not_prompted) return 0;
   int least = PST_MIN(LEAST_ITEMS, v->n_items);
   /* What was planned for may have taken less time than it was expected to: that is no matter of what was answered. */
-  bool paid = pst_optimizer_affords(s, best, v->n_prompted ? v->n_prompted : least, 1);
+  bool paid = is_paid(s, payment_left(s, best, v->n_prompted ? v->n_prompted : least));
   if (!v->n_prompted && fits(s, seconds_left(s, best, least))) v->n_prompted = least;
   if (!v->n_prompted || !paid) {
     v->why_not_prompted = paid ? "the time left was too short for it" : no_money;
@@ -359,12 +374,14 @@ static int ask_best(pst_optimizer_state *s, pst_optimizer_verification *v, pst_e
   v->best = s->finest;
   if (v->best < 0) return 0;
   note(s, "verify: the best plan found");
-  return pst_optimizer_measure(s, v->best, true, v->n_items, err);
+  return pst_optimizer_measure(s, v->best, true, v->n_best, err);
 }
 
-/* Whether one of those that a verdict rests on was never asked, for want of money. */
+/* Whether one of those that a verdict rests on was asked too few items for want of money: floors count by estimates. */
 static bool is_unpaid(const pst_optimizer_state *s, const pst_optimizer_verification *v, int class_index) {
-  return !s->verify[class_index].n || !s->verify[s->reference].n || (v->best >= 0 && !s->verify[v->best].n);
+  int least = PST_MIN(LEAST_ITEMS, (int)s->n_verify);
+  return s->verify[class_index].n < least || s->verify[s->reference].n < least ||
+         (v->best >= 0 && s->verify[v->best].n < least);
 }
 
 static int try_finalist(pst_optimizer_state *s, pst_optimizer_verification *v, pst_optimizer_trial *t, pst_error *err) {

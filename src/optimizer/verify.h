@@ -27,7 +27,8 @@ typedef struct pst_optimizer_trial {
 typedef struct pst_optimizer_verification {
   pst_optimizer_trial trials[PST_OPTIMIZER_MAX_FINALISTS];
   size_t n_trials;
-  int n_items;  /* of finalists, and of the best plan found; fixed before the first answer */
+  int n_items; /* of finalists (0: providers could not be paid for enough); fixed before the first answer, as is the next */
+  int n_best;   /* of the best plan found: as many, or what can be paid of a provider's */
   int64_t uses; /* how many plans were asked these items before this run */
   int taken;    /* trial that passed; -1: none */
   /* The best plan that the search found, asked the same items where the goal limits what may be lost against it; -1: it does not. */

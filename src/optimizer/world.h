@@ -16,15 +16,13 @@ typedef struct pst_optimizer_world {
   int (*calibrate)(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *choice, int budget_ms,
                    pst_buf *out, pst_error *err);
   /* Asks a plan the items, in order: {"right": "0110...", "prompt": [...], "cached": [...], "completion": [...], "total_ms": [...], "steps", "drafted",
-   * "accepted", "lookup": {"tokens", "steps", "drafted"}, "answers": the same, "failed", "wall_us", "cost_nusd", "run"}; {"refused": true, "left_nusd": N} where the money for
-   * providers does not cover it. */
+   * "accepted", "lookup": {"tokens", "steps", "drafted"}, "answers": the same, "failed", "wall_us", "cost_nusd", "run"}. Of a plan that asks a provider, where the money for them
+   * has a limit, also "left_nusd" and "refused": it did not cover all, and the answers are those of the first items. */
   int (*measure)(void *state, pst_str plan_json, bool verify, const size_t *items, size_t n, pst_buf *out,
                  pst_error *err);
   /* Prompt lengths of a choice for items: {"lengths": [...], "shared": N}. */
   int (*lengths)(void *state, const pst_optimizer_space *space, const pst_optimizer_choice *choice, const size_t *items,
                  size_t n, pst_buf *out, pst_error *err);
-  /* What providers may be paid in this run: {"nusd": N}, null without a limit. The function NULL: no limit. */
-  int (*money)(void *state, pst_buf *out, pst_error *err);
   /* How many plans were asked the held-back items before: {"uses": N}. */
   int (*count_use)(void *state, pst_buf *out, pst_error *err);
   /* Where a run stands, for a person: phase, best so far. NULL: nobody listens. */

@@ -94,6 +94,12 @@ int pst_store_key_create(pst_store *store, pst_str name, pst_str workload, pst_s
   return 0;
 }
 
+#define RUN_ACCOUNT "run "
+
+bool pst_store_run_refused(const pst_error *error) {
+  return error->code == PST_E_BUDGET && !strncmp(error->place, RUN_ACCOUNT, sizeof RUN_ACCOUNT - 1);
+}
+
 int pst_store_run_account(pst_store *store, int64_t run_id, int64_t total_nusd, int64_t now_ms, int64_t *ret_id,
                           pst_error *err) {
   char name[40];
@@ -101,7 +107,7 @@ int pst_store_run_account(pst_store *store, int64_t run_id, int64_t total_nusd, 
   const pst_store_limits limits = {PST_STORE_NO_LIMIT, PST_STORE_NO_LIMIT, total_nusd};
   *ret_id = 0;
   if (total_nusd == PST_STORE_NO_LIMIT) return 0;
-  (void)snprintf(name, sizeof name, "run %" PRId64, run_id);
+  (void)snprintf(name, sizeof name, RUN_ACCOUNT "%" PRId64, run_id);
   int code = pst_store_key_create(store, pst_str_from(name), (pst_str){NULL, 0}, limits, now_ms, ret_id, NULL, err);
   if (code != PST_E_EXISTS) return code;
   code = pst_store_key_get(store, pst_str_from(name), &key, err);

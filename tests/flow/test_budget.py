@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -31,6 +32,16 @@ def provider(serve, cli, smollm2, model, tmp_path):
     cli("settings", "provider", "far", far.url + "/v1")
     cli("settings", "price", "far", model, "--input", "10", "--output", "20")  # of a million tokens
     return f"far/{model}"
+
+
+@pytest.fixture
+def wise(cli, serve, penstock, letters, provider, smollm2, tmp_path):
+    """A second provider knows the task: a classifier of the same letters answers as its model "letters"."""
+    far = {**os.environ, "PENSTOCK_HOME": str(tmp_path / "far")}
+    subprocess.run([penstock, "optimize", str(letters), "-m", smollm2, "--budget-minutes", "0.1", "--max-items", "60", "--promote", "--quiet"], env=far, check=True, capture_output=True)
+    cli("settings", "provider", "wise", serve("--plan", "letters", home=tmp_path / "far").url + "/v1")
+    cli("settings", "price", "wise", "letters", "--input", "10", "--output", "20")
+    return "wise/letters"
 
 
 def accounts(cli):
@@ -67,7 +78,11 @@ def test_what_a_killed_eval_reserved_counts(cli, penstock, home, letters, provid
     one.wait()
     cli(*ask[1:], ok=False)
     ((_, (limit, spent, is_open)),) = accounts(cli).items()
-    assert is_open == 0 and 0 < spent <= limit
+    with sqlite3.connect(home / "penstock.db") as db:
+        rows = db.execute("SELECT state, reserved_nusd, actual_nusd FROM ledger").fetchall()
+    lost = [(reserved, actual) for state, reserved, actual in rows if state == 3]
+    assert lost and all(reserved == actual for reserved, actual in lost)  # what was reserved then counts for good
+    assert is_open == 0 and spent <= limit and abs(sum(actual for _, _, actual in rows) / 1e9 - spent) < 1e-9
 
 
 @pytest.mark.full
@@ -91,31 +106,31 @@ def dislike(cli, letters, tmp_path):
     return ids
 
 
-def test_a_teacher_teaches_as_far_as_money_goes(cli, letters, provider, smollm2, tmp_path):
+@pytest.mark.full
+def test_a_teacher_teaches_as_far_as_money_goes(cli, letters, wise, smollm2, tmp_path):
     dislike(cli, letters, tmp_path)
     tune = ("tune", letters, "--model", smollm2, "--steps", 1, "--batch", 1, "--held-out", 0, "--max-examples", 8, "--json", "--quiet")
-    taught = json.loads(cli(*tune, "--teacher", provider, "--budget-usd", "0.015").stdout)["teacher"]
+    taught = json.loads(cli(*tune, "--teacher", wise, "--budget-usd", "0.015").stdout)["teacher"]
     ((_, (limit, total, is_open)),) = accounts(cli).items()
     assert taught["broke"] and taught["asked"] > 8 and is_open == 0 and 0 < total <= limit == 0.015
+    assert 0 < taught["usable"] < taught["asked"] and taught["failed"] == 0
     assert abs(taught["nusd"] / 1e9 - total) < 1e-9
+    nothing = cli(*tune, "--teacher", wise, "--budget-usd", "0.001", "--name", "other", ok=False)
+    assert nothing.returncode == 1 and "of the total limit of $0.001 only" in nothing.stderr and nothing.stderr.count("\n") == 1
     assert cli(*tune, "--budget-usd", "1", ok=False).returncode == 2  # there is nobody to pay
 
 
 @pytest.mark.full
-def test_a_turn_has_a_teacher(cli, serve, penstock, letters, provider, smollm2, tmp_path):
-    """A second provider knows the task: a classifier of the same letters answers as its model "letters"."""
-    far = {**os.environ, "PENSTOCK_HOME": str(tmp_path / "far")}
-    subprocess.run([penstock, "optimize", str(letters), "-m", smollm2, "--budget-minutes", "0.1", "--max-items", "60", "--promote", "--quiet"], env=far, check=True, capture_output=True)
-    cli("settings", "provider", "wise", serve("--plan", "letters", home=tmp_path / "far").url + "/v1")
-    cli("settings", "price", "wise", "letters", "--input", "10", "--output", "20")
+def test_a_turn_has_a_teacher(cli, letters, wise, smollm2, tmp_path):
     disliked = dislike(cli, letters, tmp_path)
-    done = json.loads(cli("turn", letters, "-m", smollm2, "--teacher", "wise/letters", "--budget-usd", "1", *TURN, ok=False).stdout)
+    done = json.loads(cli("turn", letters, "-m", smollm2, "--teacher", wise, "--budget-usd", "1", *TURN, ok=False).stdout)
     taught = done["adapter"]["teacher"]
     assert taught["asked"] > 8 and taught["usable"] == taught["asked"] and taught["failed"] == 0 and not taught["broke"]
     assert done["adapter"]["examples"] + done["adapter"]["held_out"] > done["data"]["added"]
-    ((_, (limit, total, is_open)),) = accounts(cli).items()
+    rows = list(accounts(cli).values())  # of the teacher and of the search: half of the money each
+    assert [limit for limit, _, _ in rows] == [0.5, 0.5] and not any(is_open for _, _, is_open in rows)
     spent = taught["nusd"] + done["spent"]["providers_nusd"]
-    assert limit == 1 and is_open == 0 and taught["nusd"] > 0 and abs(spent / 1e9 - total) < 1e-9
+    assert done["budget_nusd"] == 10**9 and taught["nusd"] > 0 and abs(spent / 1e9 - sum(total for _, total, _ in rows)) < 1e-9
     adapter = done["adapter"]["name"]
     assert not next(a for a in json.loads(cli("adapters", "list", "--json").stdout) if a["name"] == adapter)["stale"]
     for name in disliked:  # what the teacher answered reaches the adapter too
