@@ -396,6 +396,16 @@ static int keep(run *r, const pst_optimizer_result *res, pst_error *err) {
   return code;
 }
 
+/* Whether any plan of the run may ask one: then it has an account. */
+static bool asks_providers(const run *r) {
+  pst_gateway_plan *plan = NULL;
+  bool asks = r->reference_plan && !pst_gateway_plan_parse(pst_str_from(r->reference_plan), NULL, &plan, NULL) &&
+              pst_gateway_plan_has(plan, PST_GATEWAY_OP_REMOTE);
+  for (size_t i = 0; i < r->n_targets && !asks; i++) asks = r->targets[i].provider != NULL;
+  pst_gateway_plan_unref(plan);
+  return asks;
+}
+
 static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *res, pst_error *err) {
   pst_optimizer_journal journal = {0};
   pst_optimizer_live live = {.gateway = r->gateway,
@@ -409,7 +419,7 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
                              .cancelled = o->cancelled,
                              .user = o->user};
   int code = pst_store_run_get(r->store, r->run_id, on_run, r, err);
-  if (!code && !r->replay && r->in.budget_nusd > 0)
+  if (!code && !r->replay && r->in.budget_nusd > 0 && asks_providers(r))
     code = pst_store_run_account(r->store, r->run_id, r->in.budget_nusd, pst_clock_unix_ms(), &live.key_id, err);
   if (!code) code = pst_optimizer_journal_open(&journal, r->store, r->run_id, r->replay, err);
   if (!code) code = pst_optimizer_live_examples(&live, r->examples_index, err);

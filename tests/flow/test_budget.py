@@ -39,6 +39,8 @@ def wise(cli, serve, penstock, letters, provider, smollm2, tmp_path):
     """A second provider knows the task: a classifier of the same letters answers as its model "letters"."""
     far = {**os.environ, "PENSTOCK_HOME": str(tmp_path / "far")}
     subprocess.run([penstock, "optimize", str(letters), "-m", smollm2, "--budget-minutes", "0.1", "--max-items", "60", "--promote", "--quiet"], env=far, check=True, capture_output=True)
+    none = subprocess.run([penstock, "key", "list", "--runs", "--json"], env=far, check=True, capture_output=True, text=True)
+    assert json.loads(none.stdout) == []  # nobody to pay there
     cli("settings", "provider", "wise", serve("--plan", "letters", home=tmp_path / "far").url + "/v1")
     cli("settings", "price", "wise", "letters", "--input", "10", "--output", "20")
     return "wise/letters"
