@@ -500,7 +500,7 @@ static void put_run(const pst_evals_run *r, const looked look[2], int64_t left_n
 
 /* What of the account is left. What calls cost in the end is booked later than they end. */
 static int money_left(const pst_optimizer_live *l, int64_t *ret_nusd, pst_error *err) {
-  pst_store_budget b;
+  pst_store_budget b = {.total_nusd = 0};
   int code = pst_store_flush(l->store, err);
   if (!code) code = pst_store_budget_get(l->store, l->key_id, pst_clock_unix_ms(), &b, err);
   if (!code) *ret_nusd = PST_MAX(b.limits.total_nusd - b.total_nusd, INT64_C(0));
