@@ -686,11 +686,16 @@ static void note_rewards(trainer *t) {
   t->state.accuracy = pst_tune_rewards_accuracy(&t->rewards);
 }
 
+/* That see each example as often as it may be seen. */
+static int64_t most_steps(const trainer *t) {
+  return (int64_t)((t->n_texts / t->unit * (uint64_t)t->o->max_epochs + t->batch_units - 1) / t->batch_units);
+}
+
 /* The number of steps: as said, or as many as the time allows by a probe of one step and of the held-out part. */
 static int plan_steps(trainer *t) {
   const pst_tune_options *o = t->o;
   double loss, per_evaluation = 0;
-  int64_t most = (int64_t)((t->n_texts / t->unit * (uint64_t)o->max_epochs + t->batch_units - 1) / t->batch_units);
+  int64_t most = most_steps(t);
   int code = 0;
   if (t->n_held_out) {
     int64_t begin = pst_clock_us();
@@ -714,13 +719,15 @@ static int plan_steps(trainer *t) {
   return code;
 }
 
-/* Fewer steps when those so far took longer than planned. */
+/* Fewer steps when those so far took longer than planned; more, up to the middle, when they took less: what was planned by one step in a busy moment would leave time over. */
 static void replan(trainer *t, double session_seconds, int64_t session_steps) {
   pst_tune_state *s = &t->state;
   if (t->o->steps || t->o->seconds == 0 || session_steps % REPLAN_STEPS != 0) return;
   double left = t->o->seconds - seconds_spent(t), per_step = session_seconds / (double)session_steps;
   int64_t possible = s->step + (int64_t)PST_MAX(left / per_step, 0);
-  s->n_steps = PST_MAX(PST_MIN(s->n_steps, possible), s->step);
+  bool may_grow = !s->shortened && 2 * s->step <= s->n_steps;
+  int64_t most = may_grow ? most_steps(t) : s->n_steps;
+  s->n_steps = PST_MAX(PST_MIN(most, possible), s->step);
 }
 
 /* ---- the course ---- */

@@ -120,7 +120,7 @@ def test_feedback_and_a_teacher(cli, folder, tiny, tmp_path):
     assert 0 <= dpo["reward_accuracy"] <= 1 and abs(dpo["held_out_loss_before"] - 0.6931) < 1e-3
     assert dpo["adapter"] in cli("adapters").stdout
     taught = json.loads(cli("tune", folder, "--model", tiny, "--teacher", first["plan_hash"], "--steps", 4, *STEPS, "--json").stdout)
-    assert taught["teacher"] == {"asked": 6, "known": 0, "usable": 6, "failed": 0, "nusd": 0}
+    assert taught["teacher"] == {"asked": 6, "known": 0, "usable": 6, "failed": 0, "nusd": 0, "broke": False}
     assert taught["examples"] == first["examples"] + 6
 
 
