@@ -719,13 +719,13 @@ static int plan_steps(trainer *t) {
   return code;
 }
 
-/* Fewer steps when those so far took longer than planned; more, up to the middle, when they took less: what was planned by one step in a busy moment would leave time over. */
+/* Fewer steps when those so far took longer than planned; more, up to the middle of what is possible, when they took less: what was planned by one step in a busy moment would leave time over. */
 static void replan(trainer *t, double session_seconds, int64_t session_steps) {
   pst_tune_state *s = &t->state;
   if (t->o->steps || t->o->seconds == 0 || session_steps % REPLAN_STEPS != 0) return;
   double left = t->o->seconds - seconds_spent(t), per_step = session_seconds / (double)session_steps;
   int64_t possible = s->step + (int64_t)PST_MAX(left / per_step, 0);
-  bool may_grow = !s->shortened && 2 * s->step <= s->n_steps;
+  bool may_grow = !s->shortened && 2 * s->step <= possible;
   int64_t most = may_grow ? most_steps(t) : s->n_steps;
   s->n_steps = PST_MAX(PST_MIN(most, possible), s->step);
 }
