@@ -206,8 +206,7 @@ typedef struct pst_evals_run_options {
 
 typedef struct pst_evals_run {
   pst_evals_answer *answers; /* one per asked item, in that order */
-  size_t n;
-  bool broke; /* fewer than were to be asked (or_less) */
+  size_t n;                  /* as many as were to be asked; with or_less perhaps fewer */
   int64_t n_accepted, n_failed;
   int64_t n_reused; /* of the answers: kept from before, not asked again */
   int64_t wall_us;  /* of all sittings of the run, without the pauses between them */

@@ -104,8 +104,7 @@ typedef struct pst_flywheel_taught {
   int64_t n_asked, n_kept;    /* inputs; of those what was known from before */
   int64_t n_usable, n_failed; /* answers of the workload's form; calls */
   int64_t nusd;               /* what the calls cost */
-  bool broke;                 /* the money did not cover all: n_unasked were not */
-  int64_t n_unasked;
+  int64_t n_unasked;          /* inputs that the money did not cover */
 } pst_flywheel_taught;
 
 typedef struct pst_flywheel_tune_result {

@@ -110,7 +110,7 @@ typedef struct pst_store_key {
 int pst_store_key_create(pst_store *store, pst_str name, pst_str workload, pst_store_limits limits, int64_t now_ms,
                          int64_t *ret_id, char ret_secret[PST_STORE_SECRET_BYTES], pst_error *err);
 /* The account that a run's calls to providers are charged to, made at first, without a secret: the ledger holds it to total_nusd over all sittings of the run.
- * PST_STORE_NO_LIMIT: *ret_id is 0, no account. */
+ * 0: no limit, and *ret_id is 0, no account. */
 int pst_store_run_account(pst_store *store, int64_t run_id, int64_t total_nusd, int64_t now_ms, int64_t *ret_id,
                           pst_error *err);
 /* Whether it was such an account that refused a call, and not a provider's own quota. */

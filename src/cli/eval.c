@@ -259,7 +259,7 @@ static void close_all(eval *e) {
 static int run_eval(const pst_cli_args *a, pst_error *err) {
   static const int exit_codes[] = {PST_CLI_OK, PST_CLI_FAILED, PST_CLI_NO_DATA};
   eval e = {.args = a};
-  int64_t money_nusd = PST_STORE_NO_LIMIT;
+  int64_t money_nusd = 0;
   pst_evals_verdict verdict = PST_EVALS_NO;
   struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND}, old_int, old_term;
   sigemptyset(&action.sa_mask);

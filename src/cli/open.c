@@ -30,6 +30,7 @@ int pst_cli_budget(const pst_cli_args *a, int64_t *ret_nusd, pst_error *err) {
     code = pst_error_set(err, PST_E_BAD_INPUT, "budget-usd",
                          "--budget-usd must be above 0; where no provider is to be asked, the workload's privacy says "
                          "\"remote\": false");
+  if (!code) *ret_nusd = PST_MAX(*ret_nusd, 0); /* none */
   return code;
 }
 

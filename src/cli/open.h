@@ -10,7 +10,7 @@
 int pst_cli_store_open(const pst_cli_args *a, pst_store **ret_store, pst_error *err);
 /* US dollars of an option, as nano-dollars; not given: `fallback`. */
 int pst_cli_money(const pst_cli_args *a, const char *option, int64_t fallback, int64_t *ret_nusd, pst_error *err);
-/* --budget-usd: what providers may be paid in all; PST_STORE_NO_LIMIT where it is not given and text `fallback` is "none". */
+/* --budget-usd: what providers may be paid in all; 0: no limit. */
 int pst_cli_budget(const pst_cli_args *a, int64_t *ret_nusd, pst_error *err);
 #define PST_CLI_BUDGET(fallback)                                    \
   {                                                                 \

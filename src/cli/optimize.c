@@ -66,7 +66,7 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   if (!pst_optimizer_cache_wish_from(pst_str_from(pst_cli_text(a, "cache")), &cache))
     return pst_error_set(err, PST_E_BAD_INPUT, "--cache", "takes auto, on or off, not '%.40s'",
                          pst_cli_text(a, "cache"));
-  int64_t money_nusd = PST_STORE_NO_LIMIT;
+  int64_t money_nusd = 0;
   int code = pst_cli_budget(a, &money_nusd, err);
   if (!code) code = pst_cli_check_writable(pst_cli_text(a, "output"), err);
   if (!code) code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
@@ -80,7 +80,7 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
                              .n_encoders = list.n_encoders,
                              .seed = (uint64_t)pst_cli_int(a, "seed"),
                              .budget_s = 60 * pst_cli_number(a, "budget-minutes"),
-                             .budget_nusd = PST_MAX(money_nusd, 0),
+                             .budget_nusd = money_nusd,
                              .max_items = (size_t)pst_cli_int(a, "max-items"),
                              .threads = (int)pst_cli_int(a, "threads"),
                              .replay_run = replay,

@@ -92,7 +92,7 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
     pst_json_member_int(&w, "usable", t->n_usable);
     pst_json_member_int(&w, "failed", t->n_failed);
     pst_json_member_int(&w, "nusd", t->nusd);
-    pst_json_member_bool(&w, "broke", t->broke);
+    pst_json_member_bool(&w, "broke", t->n_unasked > 0);
     pst_json_end_object(&w);
   }
   if (objective != PST_TUNE_SFT) {
@@ -111,7 +111,7 @@ static int print_json(const pst_flywheel_tune_result *result, pst_tune_objective
 
 static void print_taught(const pst_flywheel_taught *t) {
   if (!t->n_asked) return;
-  if (t->broke) puts("the teacher's money was spent before it had answered all (--budget-usd)");
+  if (t->n_unasked) puts("the teacher's money was spent before it had answered all (--budget-usd)");
   printf(
       "the teacher was asked %lld inputs (%lld of them before) for $%.4f: %lld answers could be learned, %lld calls failed\n",
       (long long)t->n_asked, (long long)t->n_kept, (double)t->nusd / 1e9, (long long)t->n_usable,
@@ -194,7 +194,6 @@ static int run_tune(const pst_cli_args *a, pst_error *err) {
   watch w = {.start_us = pst_clock_us(), .timed = o.tune.training.steps == 0};
   int code = check_start(a, err);
   if (!code) code = pst_cli_budget(a, &o.budget_nusd, err);
-  o.budget_nusd = PST_MAX(o.budget_nusd, 0);
   if (!code) code = pst_cli_check_writable(pst_cli_text(a, "output"), err);
   if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
   if (code) return code;

@@ -205,7 +205,7 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
   pst_cli_model_list list = {0};
   pst_flywheel_turn_result result = {0};
   view v = {.quiet = pst_cli_flag(a, "quiet")};
-  int64_t money_nusd = PST_STORE_NO_LIMIT;
+  int64_t money_nusd = 0;
   int code = pst_cli_budget(a, &money_nusd, err);
   if (!code) code = pst_cli_check_writable(pst_cli_text(a, "report"), err);
   if (!code) code = pst_cli_workbench_open(a, a->words[0], &b, err);
@@ -219,7 +219,7 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
                                  .n_encoders = list.n_encoders,
                                  .tune_s = 60 * pst_cli_number(a, "tune-minutes"),
                                  .plan_s = 60 * pst_cli_number(a, "budget-minutes"),
-                                 .budget_nusd = PST_MAX(money_nusd, 0),
+                                 .budget_nusd = money_nusd,
                                  .seed = (uint64_t)pst_cli_int(a, "seed"),
                                  .max_items = (size_t)pst_cli_int(a, "max-items"),
                                  .threads = (int)pst_cli_int(a, "threads"),

@@ -620,7 +620,6 @@ static void keep_beginning(pst_evals_run *run) {
   for (const pst_evals_answer *a = run->answers; n < run->n; n++, a++)
     if (!a->done && (!a->error_code || a->error_code == PST_E_BUDGET)) break;
   run->n = n;
-  run->broke = true;
   sum_up(run);
 }
 

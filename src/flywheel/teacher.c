@@ -163,7 +163,7 @@ static int ask(asking *a, pst_flywheel_question *q, pst_error *err) {
   if (kept) pst_buf_append(&text, known, n);
   pst_free(known);
   pthread_mutex_lock(&a->lock);
-  bool leave = !kept && a->taught.broke; /* what is kept is free */
+  bool leave = !kept && a->taught.n_unasked; /* what is kept is free */
   a->taught.n_unasked += leave;
   pthread_mutex_unlock(&a->lock);
   if (leave) {
@@ -201,7 +201,6 @@ static void *ask_some(void *arg) {
                             : pst_error_set(&why, PST_E_CANCELLED, NULL, "cancelled; the teacher's answers are kept");
     pthread_mutex_lock(&a->lock);
     bool broke = pst_store_run_refused(&why);
-    a->taught.broke = a->taught.broke || broke;
     a->taught.n_unasked += broke;
     bool last = (is_fatal(code) && !broke) || code == PST_E_CANCELLED || (code && a->n_refused >= REFUSED_MOST);
     if (code && (!a->first.code || (last && !a->stop))) a->first = why;
@@ -255,7 +254,7 @@ static void ask_all(asking *a) {
 /* Too little came of it for a tune: nothing, or less than half of what is not known from before. That money covers no more is no failure, unless it covered nothing. */
 static bool has_failed(const asking *a) {
   const pst_flywheel_taught *t = &a->taught;
-  bool nothing = t->broke && !t->n_usable;
+  bool nothing = t->n_unasked && !t->n_usable;
   return a->first.code && (a->stop || nothing || 2 * t->n_failed > t->n_asked - t->n_kept - t->n_unasked);
 }
 
@@ -291,7 +290,7 @@ int pst_flywheel_teach(pst_gateway *gateway, pst_store *store, const pst_evals_w
   if (n && !code) code = open_books(&a, err);
   bool pays = n && !code && pst_gateway_plan_has(a.plan, PST_GATEWAY_OP_REMOTE);
   if (pays) a.key_id = options->key_id;
-  if (pays && !a.key_id && options->budget_nusd > 0)
+  if (pays && !a.key_id)
     code = pst_store_run_account(store, a.run, options->budget_nusd, pst_clock_unix_ms(), &a.key_id, err);
   if (n && !code) {
     ask_all(&a);

@@ -88,7 +88,7 @@ static void put_taught(const pst_flywheel_turn_state *t, const pst_flywheel_taug
   pst_json_member_double(j, "usable", (double)taught->n_usable);
   pst_json_member_double(j, "failed", (double)taught->n_failed);
   pst_json_member_double(j, "nusd", (double)b.total_nusd);
-  pst_json_member_bool(j, "broke", taught->broke);
+  pst_json_member_bool(j, "broke", taught->n_unasked > 0);
   pst_json_end_object(j);
 }
 
@@ -310,8 +310,7 @@ static int begin(pst_flywheel_turn_state *t, pst_error *err) {
     code =
         pst_store_run_create(t->store, turn_kind, pst_str_from(info->name), text, pst_clock_unix_ms(), &t->run_id, err);
   if (!code) code = pst_store_run_get(t->store, t->run_id, on_created, &t->created_ms, err);
-  if (!code && teacher_nusd(o) > 0)
-    code = pst_store_run_account(t->store, t->run_id, teacher_nusd(o), t->created_ms, &t->key_id, err);
+  if (!code) code = pst_store_run_account(t->store, t->run_id, teacher_nusd(o), t->created_ms, &t->key_id, err);
   pst_buf_done(&params);
   return code;
 }

@@ -456,8 +456,8 @@ static void put_looked(pst_json_writer *w, const char *key, const looked *look) 
   pst_json_end_object(w);
 }
 
-/* look: by the text itself, with past answers. left_nusd: of the money for providers; PST_STORE_NO_LIMIT: it is not asked for. */
-static void put_run(const pst_evals_run *r, const looked look[2], int64_t left_nusd, pst_buf *out) {
+/* n: items that were to be asked. look: by the text itself, with past answers. left_nusd: of the money for providers; PST_STORE_NO_LIMIT: it is not asked for. */
+static void put_run(const pst_evals_run *r, size_t n, const looked look[2], int64_t left_nusd, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_buf right = PST_BUF_INIT;
   int64_t steps = 0, drafted = 0, accepted = 0;
@@ -491,7 +491,7 @@ static void put_run(const pst_evals_run *r, const looked look[2], int64_t left_n
   pst_json_member_int(&w, "run", r->run_id);
   if (left_nusd != PST_STORE_NO_LIMIT) {
     pst_json_member_int(&w, "left_nusd", left_nusd);
-    pst_json_member_bool(&w, "refused", r->broke);
+    pst_json_member_bool(&w, "refused", r->n < n);
   }
   pst_json_end_object(&w);
   if (right.failed) out->failed = true;
@@ -538,7 +538,7 @@ static int measure(void *state, pst_str plan_json, bool verify, const size_t *it
                      "workload's privacy leaves providers out)");
   looked look[2] = {{0, 0, 0}, {0, 0, 0}};
   for (int k = 0; k < 2 && !code && !verify; k++) code = look_up(l, plan, &run, k == 1, &look[k], err);
-  if (!code) put_run(&run, look, left, out);
+  if (!code) put_run(&run, n, look, left, out);
   pst_evals_run_done(&run);
   pst_gateway_plan_unref(plan);
   show(l);

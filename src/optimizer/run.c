@@ -419,7 +419,7 @@ static int run_it(run *r, const pst_optimizer_options *o, pst_optimizer_result *
                              .cancelled = o->cancelled,
                              .user = o->user};
   int code = pst_store_run_get(r->store, r->run_id, on_run, r, err);
-  if (!code && !r->replay && r->in.budget_nusd > 0 && asks_providers(r))
+  if (!code && !r->replay && asks_providers(r))
     code = pst_store_run_account(r->store, r->run_id, r->in.budget_nusd, pst_clock_unix_ms(), &live.key_id, err);
   if (!code) code = pst_optimizer_journal_open(&journal, r->store, r->run_id, r->replay, err);
   if (!code) code = pst_optimizer_live_examples(&live, r->examples_index, err);

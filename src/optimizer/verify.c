@@ -311,8 +311,7 @@ static double seconds_left(const pst_optimizer_state *s, int class_index, int n)
 }
 
 static double payment_left(const pst_optimizer_state *s, int class_index, int n) {
-  int more = n - s->verify[class_index].n;
-  return more > 0 ? pst_optimizer_payment(s, class_index, more) : 0;
+  return pst_optimizer_payment(s, class_index, PST_MAX(n - s->verify[class_index].n, 0));
 }
 
 /* Why a further finalist is not asked; NULL: it is. The first is always asked: a verdict rests on it. */

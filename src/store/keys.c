@@ -106,7 +106,7 @@ int pst_store_run_account(pst_store *store, int64_t run_id, int64_t total_nusd, 
   pst_store_key key;
   const pst_store_limits limits = {PST_STORE_NO_LIMIT, PST_STORE_NO_LIMIT, total_nusd};
   *ret_id = 0;
-  if (total_nusd == PST_STORE_NO_LIMIT) return 0;
+  if (total_nusd == 0) return 0;
   (void)snprintf(name, sizeof name, RUN_ACCOUNT "%" PRId64, run_id);
   int code = pst_store_key_create(store, pst_str_from(name), (pst_str){NULL, 0}, limits, now_ms, ret_id, NULL, err);
   if (code != PST_E_EXISTS) return code;
