@@ -158,7 +158,7 @@ typedef enum pst_data_reason {
 const char *pst_data_reason_name(pst_data_reason reason); /* "near duplicate" */
 
 /* What a data set holds. TRAINING: conversations with answers to learn. PREFERENCES: what was said of answers: corrections beside what they correct, and answers that were
- * liked or not (thumbs; a score of at least min_score, 0.5 unless has_min_score, or below). INPUTS: conversations whose answers will not do (bad feedback, cut off, of
+ * liked or not (thumbs; a score of at least min_score, or below). INPUTS: conversations whose answers will not do (bad feedback, cut off, of
  * another form), without them. Labels are balanced and doubted in TRAINING alone. */
 typedef enum pst_data_kind {
   PST_DATA_TRAINING,
@@ -168,12 +168,13 @@ typedef enum pst_data_kind {
 } pst_data_kind;
 const char *pst_data_kind_name(pst_data_kind kind); /* as data sets have it: "training", "preference", "input" */
 
+#define PST_DATA_LEAST_SCORE 0.5
 typedef struct pst_data_curate_options {
   pst_str workload;
   pst_data_kind kind;
-  double near_duplicate; /* 0: 0.8 */
-  double min_score;      /* scores below are bad feedback */
-  bool has_min_score;
+  double near_duplicate;             /* 0: 0.8 */
+  double min_score;                  /* scores below are bad feedback */
+  bool has_min_score;                /* else PST_DATA_LEAST_SCORE */
   int64_t most_per_label;            /* 0: any number */
   double held;                       /* share of examples held back, by cluster; below 0: 0.1 */
   bool keep_pii;                     /* leave private data in the texts */

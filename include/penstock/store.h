@@ -223,11 +223,13 @@ typedef struct pst_store_request_filter {
   bool with_content;       /* fill input_json, output_json */
   pst_str subject;         /* data NULL: any */
   pst_store_origin origin; /* INIT: SERVED */
-  bool answered;           /* only those that were answered and whose texts are kept */
+  bool answered;           /* only those that were answered, whose texts are kept, and have not expired */
   bool train;              /* only those that may become training data */
+  bool
+      lasting; /* only those of whose retention a week or a quarter is left: what is made of them outlives its making */
 } pst_store_request_filter;
 #define PST_STORE_REQUEST_FILTER_INIT \
-  { {NULL, 0}, {NULL, 0}, -1, -1, 0, 0, 0, 0, false, false, {NULL, 0}, PST_STORE_SERVED, false, false }
+  { {NULL, 0}, {NULL, 0}, -1, -1, 0, 0, 0, 0, false, false, {NULL, 0}, PST_STORE_SERVED, false, false, false }
 int pst_store_request_each(pst_store *store, const pst_store_request_filter *filter,
                            int (*fn)(void *user, const pst_store_request *request), void *user, pst_error *err);
 
@@ -510,6 +512,8 @@ int pst_store_job_take(pst_store *store, int64_t max_attempts, int64_t now_ms, i
 /* From the worker: progress and message. *ret_cancel (may be NULL): somebody asked for its end. */
 int pst_store_job_report(pst_store *store, int64_t job_id, double progress, pst_str message, bool *ret_cancel,
                          pst_error *err);
+/* A job that runs here goes back into the queue. counts: as a try, since something went wrong (message); else as if it had not been taken. */
+int pst_store_job_release(pst_store *store, int64_t job_id, bool counts, pst_str message, pst_error *err);
 int pst_store_job_end(pst_store *store, int64_t job_id, pst_store_job_state state, pst_str message, pst_str result,
                       int64_t now_ms, pst_error *err);
 /* A queued job is cancelled at once, a running one is asked to stop. PST_E_NOT_FOUND; fine if it has ended. */

@@ -163,7 +163,7 @@ void pst_tune_report_put_evaluations(const pst_tune_report *report, pst_json_wri
  * scorer's sample right, by more than two standard errors of the paired difference in SFT and one in DPO and KTO; else, or where either was not asked, in SFT the later one, if its loss is below the start's and at most
  * a quarter above the lowest; in DPO and KTO the one of the lower loss. There the start is the first that is asked (step 0), and one that was not asked takes no place of one that was. The result is written into
  * *ret_lora, the caller's (pst_engine_lora_done). Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option, a text or the adapter to start from, by name), PST_E_NO_DATA (no
- * text), PST_E_LIMIT (a text longer than the model's context; more memory than is free, by pst_tune_memory), PST_E_CORRUPT (the checkpoint is damaged; another question's is written over), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM, those of files. */
+ * text), PST_E_LIMIT (a text longer than the model's context), PST_E_CORRUPT (the checkpoint is damaged; another question's is written over), PST_E_CANCELLED (a checkpoint is left), PST_E_NOMEM (also before the first step, where pst_tune_memory says more than is free), those of files. */
 int pst_tune_train(const pst_engine_model *model, const pst_tune_text *texts, size_t n_texts,
                    const pst_tune_text *held_out, size_t n_held_out, const pst_tune_options *options,
                    pst_engine_lora *ret_lora, pst_tune_report *ret_report, pst_error *err);

@@ -169,6 +169,8 @@ static int check_start(const pst_cli_args *a, pst_error *err) {
       return pst_error_set(err, PST_E_BAD_INPUT, its_own[i], "is that of the adapter to go on from; leave it out");
   if (pst_cli_given(a, "distill-share") && !pst_cli_given(a, "distill"))
     return pst_error_set(err, PST_E_BAD_INPUT, "distill-share", "is of a model to learn from; name it with --distill");
+  if (pst_cli_given(a, "steps") && pst_cli_given(a, "epochs"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "epochs", "bounds what --minutes allow; with --steps leave it out");
   if (pst_cli_given(a, "budget-usd") && !pst_cli_given(a, "teacher"))
     return pst_error_set(err, PST_E_BAD_INPUT, "budget-usd", "is for a teacher's answers; name it with --teacher");
   return 0;

@@ -199,11 +199,7 @@ static void write_params(const pst_data_curate_options *o, pst_buf *out) {
   pst_json_writer w = pst_json_writer_on(out, false);
   pst_json_begin_object(&w);
   pst_json_member_double(&w, "near_duplicate", o->near_duplicate > 0 ? o->near_duplicate : 0.8);
-  pst_json_key(&w, "min_score");
-  if (o->has_min_score)
-    pst_json_put_double(&w, o->min_score);
-  else
-    pst_json_put_null(&w);
+  pst_json_member_double(&w, "min_score", pst_data_least_score(o));
   pst_json_member_int(&w, "most_per_label", o->most_per_label);
   pst_json_member_double(&w, "held", o->held < 0 ? 0.1 : o->held);
   pst_json_member_bool(&w, "keep_pii", o->keep_pii);

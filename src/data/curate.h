@@ -68,6 +68,10 @@ int pst_data_no_memory(const pst_data_curation *c);
 /* ---- curate_gather.c: records, feedback, what they say ---- */
 int pst_data_gather(pst_data_curation *c);
 
+static inline double pst_data_least_score(const pst_data_curate_options *o) {
+  return o->has_min_score ? o->min_score : PST_DATA_LEAST_SCORE;
+}
+
 /* ---- curate_compare.c: what is like what ---- */
 int pst_data_compare(pst_data_curation *c);
 

@@ -81,20 +81,18 @@ static int take_all_feedback(pst_data_curation *c) {
 
 static bool is_disliked(const pst_data_candidate *x, const pst_data_curate_options *o) {
   if (x->correction.data || x->thumbs > 0) return false;
-  return x->thumbs < 0 || x->retried || x->abandoned || (o->has_min_score && x->has_score && x->score < o->min_score);
+  return x->thumbs < 0 || x->retried || x->abandoned || (x->has_score && x->score < pst_data_least_score(o));
 }
 
 /* What was said of the answer, for a set of preferences; *ret_judged false: nothing. */
 static int judge(pst_data_curation *c, pst_data_candidate *x, const pst_json *output, bool *ret_judged) {
-  const pst_data_curate_options *o = c->options;
-  double least = o->has_min_score ? o->min_score : 0.5;
   if (x->correction.data) {
     const pst_json *choice = pst_json_at(pst_json_get(output, "choices"), 0);
     pst_str before = pst_str_trim(pst_json_str(pst_json_get(choice, "text")));
     *ret_judged = true;
     return before.n && !pst_str_equal(before, x->answer) && !copy(c, before, &x->corrected) ? PST_E_NOMEM : 0;
   }
-  x->disliked = x->thumbs < 0 || (!x->thumbs && x->has_score && x->score < least);
+  x->disliked = x->thumbs < 0 || (!x->thumbs && x->has_score && x->score < pst_data_least_score(c->options));
   *ret_judged = x->thumbs || x->has_score;
   return 0;
 }
@@ -233,7 +231,7 @@ int pst_data_gather(pst_data_curation *c) {
   f.workload = c->options->workload;
   f.purpose = PST_STORE_PURPOSE_USER;
   f.origin = PST_STORE_ANY_ORIGIN;
-  f.answered = f.train = f.with_content = true;
+  f.answered = f.train = f.with_content = f.lasting = true;
   int code = pst_store_request_each(c->store, &f, add_record, c, c->err);
   if (!code && c->n == 0)
     return pst_error_set(c->err, PST_E_NO_DATA, "curate",

@@ -205,7 +205,8 @@ static size_t value_start(const pst_data_scan *s, size_t i, bool bare) {
 static size_t secret_end(const pst_data_scan *s, size_t i) {
   size_t end = i;
   int digits = 0, letters = 0, others = 0;
-  while (end < s->text.n && !strchr(" \t\r\n\"'`<>,;", s->text.data[end])) end++;
+  while (end < s->text.n && end <= i + TOKEN_MOST && !strchr(" \t\r\n\"'`<>,;", s->text.data[end])) end++;
+  if (end > i + TOKEN_MOST) return 0; /* here, so that a long line of names and values takes no square of time */
   while (end > i && strchr(".,;:!?)]}", s->text.data[end - 1])) end--;
   for (size_t j = i; j < end; j++) {
     digits += pst_data_is_digit(s->text.data[j]);
@@ -213,7 +214,7 @@ static size_t secret_end(const pst_data_scan *s, size_t i) {
     others += !pst_data_is_alnum(s->text.data[j]);
   }
   size_t n = end - i;
-  return n >= 6 && n <= 512 && ((digits && (letters || others)) || (letters && others > 1)) ? end : 0;
+  return n >= 6 && ((digits && (letters || others)) || (letters && others > 1)) ? end : 0;
 }
 
 static void secret_behind(pst_data_scan *s, size_t i) {

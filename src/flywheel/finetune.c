@@ -31,9 +31,12 @@ typedef struct finetune {
   pst_engine_codes *given; /* its codes; NULL: none */
   pst_arena *arena;        /* the texts' tokens */
   text_list learned, held_out;
+  text_list surplus; /* of prompts that are held out, beyond what is asked: neither learned nor asked */
   bool may_hold_out; /* of the file at hand */
   int64_t next_event;
   double shown_held_out; /* held-out loss of the last event; NAN: none */
+  double share;          /* done, by steps */
+  char text[160];        /* how it stands */
   char *dir;             /* HOME/jobs */
   int32_t *coded;        /* tokens of texts in output codes */
   pst_buf codes;         /* their table; empty: none */
@@ -43,11 +46,20 @@ typedef struct finetune {
 
 static int no_memory(pst_error *err) { return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the texts"); }
 
-/* By the prompt, so that all that is said of it is on one side. */
+static bool is_held_out(const finetune *f, const int32_t *prompt, size_t n) {
+  for (size_t i = 0; i < f->held_out.n; i += f->unit) {
+    const pst_tune_text *held = &f->held_out.texts[i];
+    if (held->n_given == n && !memcmp(held->tokens, prompt, n * sizeof *prompt)) return true;
+  }
+  return false;
+}
+
+/* By the prompt, so that nothing that is said of it is learned while it is held out. */
 static text_list *list_for(finetune *f, const pst_engine_tokens *tokens, size_t n_given) {
-  bool hold = f->may_hold_out && f->held_out.n < MAX_HELD_OUT * f->unit &&
-              pst_hash64(tokens->ids, n_given * sizeof *tokens->ids, 7) % HELD_OUT_SHARE == 0;
-  return hold ? &f->held_out : &f->learned;
+  if (!f->may_hold_out || pst_hash64(tokens->ids, n_given * sizeof *tokens->ids, 7) % HELD_OUT_SHARE != 0)
+    return &f->learned;
+  if (f->held_out.n < MAX_HELD_OUT * f->unit) return &f->held_out;
+  return is_held_out(f, tokens->ids, n_given) ? &f->surplus : &f->learned;
 }
 
 /* list: where it goes; NULL there: that is decided here, and told. */
@@ -56,7 +68,8 @@ static int keep_text(finetune *f, const pst_wire_request *request, text_list **l
   size_t n_given = 0, most = (size_t)pst_engine_model_get_info(f->base.model)->n_ctx_train;
   int code = pst_engine_render_answered(f->base.model, &request->chat, &tokens, &n_given, err);
   if (!code && tokens.n > most)
-    code = pst_error_set(err, PST_E_LIMIT, NULL, "%zu tokens are more than the model's context of %zu", tokens.n, most);
+    code = pst_error_set(err, PST_E_BAD_INPUT, NULL, "%zu tokens are more than the model's context of %zu", tokens.n,
+                         most);
   for (size_t i = n_given; i < tokens.n && !code && f->given; i++)
     if (pst_engine_codes_find(f->given, tokens.ids[i]))
       code = pst_error_set(err, PST_E_BAD_INPUT, NULL,
@@ -126,9 +139,9 @@ static void on_progress(void *user, const pst_tune_progress *p) {
   finetune *f = user;
   char text[160], data[280];
   double held_out = p->held_out_loss;
-  (void)snprintf(text, sizeof text, "step %" PRId64 " of %" PRId64 ", loss %.4f, %.0f tokens/s, %.0f s left", p->step,
-                 p->n_steps, p->loss, p->tokens_per_second, p->seconds_left);
-  pst_flywheel_job_report(f->job, (double)p->step / (double)PST_MAX(p->n_steps, INT64_C(1)), text);
+  (void)snprintf(f->text, sizeof f->text, "step %" PRId64 " of %" PRId64 ", loss %.4f, %.0f tokens/s, %.0f s left",
+                 p->step, p->n_steps, p->loss, p->tokens_per_second, p->seconds_left);
+  f->share = (double)p->step / (double)PST_MAX(p->n_steps, INT64_C(1));
   bool measured = held_out == held_out && held_out != f->shown_held_out;
   if (p->step < f->next_event && !measured && p->step < p->n_steps) return;
   f->next_event = p->step + PST_MAX(p->n_steps / EVENTS, INT64_C(1));
@@ -144,8 +157,10 @@ static void on_progress(void *user, const pst_tune_progress *p) {
   pst_flywheel_job_event(f->job, "info", text, data);
 }
 
+/* Asked before each step, and while a model that is to learn preferences is asked what it says of them now, which may take hours. */
 static bool is_cancelled(void *user) {
-  const finetune *f = user;
+  finetune *f = user;
+  pst_flywheel_job_report(f->job, f->share, f->text);
   return f->job->cancelled || f->job->stopping;
 }
 
@@ -296,6 +311,7 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
   pst_tune_report report = {0};
   char name[64], text[160];
   pst_flywheel_job_report(f->job, 0, "opening the model");
+  (void)snprintf(f->text, sizeof f->text, "before the first step");
   int code = open_model(f, err);
   if (!code) code = read_texts(f, err);
   if (!code) code = use_codes(f, err);
@@ -304,8 +320,11 @@ static int run(finetune *f, pst_buf *result, pst_error *err) {
   if (!code)
     code = pst_store_checkpoint_note(f->job->store, checkpoint, &(pst_store_adapter_origin){.from = f->from}, err);
   if (!code) {
-    (void)snprintf(text, sizeof text, "Fine-tuning job started: %zu examples, %zu held out", f->learned.n / f->unit,
-                   f->held_out.n / f->unit);
+    int n = snprintf(text, sizeof text, "Fine-tuning job started: %zu examples, %zu held out", f->learned.n / f->unit,
+                     f->held_out.n / f->unit);
+    if (f->surplus.n)
+      (void)snprintf(text + n, sizeof text - (size_t)n, ", %zu more of held-out prompts left out",
+                     f->surplus.n / f->unit);
     pst_flywheel_job_event(f->job, "info", text, NULL);
     const pst_tune_options o = options_of(f, checkpoint);
     code = pst_tune_train(f->base.model, f->learned.texts, f->learned.n, f->held_out.texts, f->held_out.n, &o, &lora,
@@ -344,6 +363,7 @@ int pst_flywheel_finetune(pst_flywheel_job *job, pst_buf *result, pst_error *err
   pst_arena_free(f.arena);
   pst_free(f.learned.texts);
   pst_free(f.held_out.texts);
+  pst_free(f.surplus.texts);
   pst_free(f.dir);
   return code;
 }

@@ -8,7 +8,7 @@
 #include "flywheel/turn.h"
 
 enum { TUNE_S = 1200, PLAN_S = 360 };
-#define LEAST_SCORE 0.5 /* a feedback score below says that the answer was not wanted */
+#define LEAST_SHARE 0.1 /* of the tuning time, for the adapter, however long an encoder took */
 
 /* ---- steps ---- */
 
@@ -94,7 +94,7 @@ static void put_taught(const pst_flywheel_turn_state *t, const pst_flywheel_taug
 
 static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_flywheel_tune_options o = {.tune = pst_flywheel_turn_tuning(t, pst_tune_options_default()),
-                                 .min_score = LEAST_SCORE,
+                                 .min_score = PST_DATA_LEAST_SCORE,
                                  .key_id = t->key_id,
                                  .keep_taught = true, /* until the turn knows that it was learned */
                                  .teacher = has_records(t) ? t->options->teacher : NULL};
@@ -104,7 +104,7 @@ static int tune(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   w->codes = t->options->codes ? PST_FLYWHEEL_CODES : 0;
   w->codes_from = PST_FLYWHEEL_CODES_FROM;
   double encoder_s = pst_json_double(pst_json_path(pst_json_root(t->encoder), "seconds"), 0);
-  w->training.seconds = t->tune_s - encoder_s - pst_flywheel_turn_stage_s(t);
+  w->training.seconds = PST_MAX(t->tune_s - encoder_s - pst_flywheel_turn_stage_s(t), LEAST_SHARE * t->tune_s);
   w->training.max_epochs = PST_FLYWHEEL_TURN_EPOCHS;
   int code = pst_flywheel_tune(t->gateway, t->store, t->workload, &o, &result, err);
   if (code) return code;
@@ -267,6 +267,22 @@ static int end_run(const pst_flywheel_turn_state *t, pst_store_run_state state, 
   return pst_store_run_end(t->store, t->run_id, state, (pst_str){NULL, 0}, pst_clock_unix_ms(), err);
 }
 
+static int remove_checkpoint(void *user, int64_t seq, pst_str key, pst_str json) {
+  pst_json_doc *doc = NULL;
+  char path[4096];
+  (void)user, (void)seq, (void)key;
+  if (!pst_json_parse(json.data, json.n, "step", &doc, NULL) &&
+      *text_at(pst_json_root(doc), "checkpoint", path, sizeof path))
+    (void)remove(path);
+  pst_json_free(doc);
+  return 0;
+}
+
+/* Those of the run's steps; nobody goes on from them. */
+static void remove_checkpoints(const pst_flywheel_turn_state *t) {
+  (void)pst_store_run_rows(t->store, t->run_id, 0, remove_checkpoint, NULL, NULL);
+}
+
 /* The unfinished turn of the question. All are ended that cannot go on, or, where a fresh one was asked for, are not to. PST_E_NOT_FOUND: there is none. */
 static int find_unfinished(pst_flywheel_turn_state *t, pst_str question, pst_error *err) {
   pst_str name = pst_str_from(pst_evals_workload_info(t->workload)->name);
@@ -279,6 +295,7 @@ static int find_unfinished(pst_flywheel_turn_state *t, pst_str question, pst_err
         note(t, "the examples of the unfinished turn are gone, since records were deleted: a new one begins");
     }
     if (code || !over) return code;
+    remove_checkpoints(t);
     code = end_run(t, PST_STORE_RUN_CANCELLED, err);
     if (code) return code;
   }
@@ -359,19 +376,12 @@ static int go(pst_flywheel_turn_state *t, pst_error *err) {
   return code;
 }
 
-static void remove_checkpoint(const pst_json_doc *tuned) {
-  char path[4096];
-  if (*text_at(pst_json_root(tuned), "checkpoint", path, sizeof path)) (void)remove(path);
-}
-
 static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *ret, pst_error *err) {
   const pst_json *planned = pst_json_root(t->planned);
   pst_buf report = PST_BUF_INIT, plan_json = PST_BUF_INIT, evidence = PST_BUF_INIT;
   pst_json_writer j = pst_json_writer_on(&plan_json, false), e = pst_json_writer_on(&evidence, false);
   char verdict[32];
-  remove_checkpoint(t->encoder);
-  remove_checkpoint(t->adapter);
-  remove_checkpoint(t->preferred);
+  remove_checkpoints(t);
   if (t->options->teacher) (void)pst_flywheel_taught_forget(t->store, t->workload, NULL);
   pst_json_put_value(&j, pst_json_get(planned, "plan"));
   pst_json_put_value(&e, pst_json_get(planned, "evidence"));
@@ -398,14 +408,14 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
   return code;
 }
 
-/* Errors that the same turn would meet again, whatever happened to its data since; after others, of the machine's (memory that was short for a moment is PST_E_LIMIT), it goes on where it
+/* Errors that the same turn would meet again, whatever happened to its data since; after others, of the machine's (memory that was short for a moment), it goes on where it
  * was. */
 static bool is_final(int code) { return code == PST_E_NO_DATA || code == PST_E_BAD_INPUT || code == PST_E_UNSUPPORTED; }
 
 static void give_up(const pst_flywheel_turn_state *t) {
-  remove_checkpoint(t->encoder);
-  remove_checkpoint(t->adapter);
-  if (t->run_id) (void)end_run(t, PST_STORE_RUN_FAILED, NULL);
+  if (!t->run_id) return;
+  remove_checkpoints(t);
+  (void)end_run(t, PST_STORE_RUN_FAILED, NULL);
 }
 
 int pst_flywheel_turn(pst_gateway *gateway, pst_store *store, const pst_evals_workload *workload,

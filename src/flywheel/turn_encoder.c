@@ -44,7 +44,7 @@ int pst_flywheel_turn_encoder(pst_flywheel_turn_state *t, pst_buf *out, pst_erro
   e.training.cancelled = o->cancelled;
   e.training.user = o->user;
   int code = pst_tune_encoder(t->gateway, t->store, &e, &r, &why);
-  bool cannot = code == PST_E_NO_DATA || code == PST_E_UNSUPPORTED || code == PST_E_LIMIT;
+  bool cannot = code == PST_E_NO_DATA || code == PST_E_UNSUPPORTED || code == PST_E_LIMIT || code == PST_E_NOMEM;
   pst_json_writer j = pst_json_writer_on(out, false);
   pst_json_begin_object(&j);
   if (cannot)

@@ -134,7 +134,7 @@ static pst_tune_workload_options options_of(const pst_flywheel_turn_state *t, ps
   return w;
 }
 
-/* PST_E_NO_DATA is an answer: what there is lies near to held-out examples. */
+/* PST_E_NO_DATA is an answer: what there is lies near to held-out examples. PST_E_NOMEM is one, too: what memory does not allow is no reason to give up the adapter that there is. */
 static int run_stage(pst_flywheel_turn_state *t, pst_tune_objective objective, pst_buf *why, pst_json_writer *w,
                      pst_error *err) {
   char from[64], set[65];
@@ -145,8 +145,8 @@ static int run_stage(pst_flywheel_turn_state *t, pst_tune_objective objective, p
   (void)snprintf(set, sizeof set, "%.*s", (int)hash.n, hash.data);
   pst_tune_workload_options o = options_of(t, objective, from);
   int code = pst_flywheel_prefer(t->gateway, t->store, t->workload, set, &o, &r, NULL, err);
-  if (code == PST_E_NO_DATA) {
-    pst_buf_printf(why, "not enough preferences: %s", err->message);
+  if (code == PST_E_NO_DATA || code == PST_E_NOMEM) {
+    pst_buf_printf(why, "%s: %s", code == PST_E_NO_DATA ? "not enough preferences" : "not learned", err->message);
     return 0;
   }
   if (code) return code;

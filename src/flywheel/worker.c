@@ -1,7 +1,8 @@
 /* The worker's side of the queue of jobs: takes one, has it done, writes down how it ended.
  *
- * Invariant: a job ends in its row exactly once. A worker that dies, or is asked to end, leaves it running there; the store puts it back into the queue when
- * the worker's process is gone, and whoever takes it goes on from its checkpoint. So its files stay until the row has ended, and go then, however it did. */
+ * Invariant: a job ends in its row exactly once. A worker that dies leaves it running there, and the store puts it back into the queue when the worker's process is
+ * gone; one that is asked to end, or that the machine fails (memory, disk), puts it back itself. Whoever takes it goes on from its checkpoint. So its files stay until
+ * the row has ended, and go then, however it did. */
 #include "flywheel/worker.h"
 
 #include <dirent.h>
@@ -10,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_ATTEMPTS = 20, REPORT_US = 1000000 };
+enum { MAX_ATTEMPTS = 20, REPORT_US = 1000000, PAUSE_US = 60 * REPORT_US, POLL_US = 200000 };
 
 static const struct {
   const char *kind;
@@ -82,12 +83,14 @@ static void remove_files_of_ended(pst_store *store) {
 
 typedef struct taken {
   pst_json_doc *params;
-  size_t kind; /* of kinds; their number: none of them */
+  size_t kind;      /* of kinds; their number: none of them */
+  int64_t attempts; /* this one included */
 } taken;
 
 static int read_job(void *user, const pst_store_job *job) {
   taken *t = user;
   t->kind = 0;
+  t->attempts = job->attempts;
   while (t->kind < PST_ARRAY_LEN(kinds) && !pst_str_is(job->kind, kinds[t->kind].kind)) t->kind++;
   return pst_json_parse(job->params.data, job->params.n, "params", &t->params, NULL);
 }
@@ -113,7 +116,22 @@ static int end(pst_flywheel_job *job, int code, pst_buf *result, const pst_error
                            code ? (pst_str){NULL, 0} : pst_buf_str(result), pst_clock_unix_ms(), err);
 }
 
+/* Of the machine, and of this moment. */
+static bool is_passing(int code) { return code == PST_E_NOMEM || code == PST_E_NO_SPACE || code == PST_E_IO; }
+
+/* Before the next try; false: somebody wants its end meanwhile. */
+static bool pause_job(pst_flywheel_job *job, const char *problem) {
+  char text[1100];
+  (void)snprintf(text, sizeof text, "tries again in a minute, since %s", problem);
+  for (int64_t until = pst_clock_us() + PAUSE_US; pst_clock_us() < until && !job->stopping && !job->cancelled;) {
+    pst_flywheel_job_report(job, 0, text);
+    (void)usleep(POLL_US);
+  }
+  return !job->cancelled;
+}
+
 static int do_job(pst_flywheel_job *job, const taken *t, pst_error *err) {
+  char text[1100] = "";
   pst_buf result = PST_BUF_INIT;
   pst_error problem = PST_ERROR_INIT;
   int code = PST_E_UNSUPPORTED;
@@ -121,14 +139,18 @@ static int do_job(pst_flywheel_job *job, const taken *t, pst_error *err) {
     pst_error_set(&problem, code, "kind", "this program knows no job of this kind");
   else
     code = kinds[t->kind].work(job, &result, &problem);
-  bool later = code == PST_E_CANCELLED && job->stopping && !job->cancelled;
-  if (later)
-    pst_log(PST_LOG_INFO, "event=job_left job=%" PRId64, job->id);
-  else
+  bool left = code == PST_E_CANCELLED && job->stopping && !job->cancelled, later = left;
+  if (is_passing(code) && t->attempts < MAX_ATTEMPTS)
+    later = pause_job(job, pst_error_format(&problem, text, sizeof text));
+  if (later) {
+    pst_log(left ? PST_LOG_INFO : PST_LOG_WARN, "event=job_left job=%" PRId64 " error=\"%s\"", job->id, text);
+    code = pst_store_job_release(job->store, job->id, !left, pst_str_from(text), err);
+  } else {
     code = end(job, code, &result, &problem, err);
-  if (!later && !code) remove_files_of_ended(job->store);
+    if (!code) remove_files_of_ended(job->store);
+  }
   pst_buf_done(&result);
-  return later ? 0 : code;
+  return code;
 }
 
 int pst_flywheel_work(pst_store *store, const pst_flywheel_options *options, bool *ret_worked, pst_error *err) {

@@ -1,10 +1,10 @@
-/* Retention: a thread that forgets what has expired, at the start and every minute. A look costs one indexed query; only when something has
- * expired is anything written. */
+/* Retention: a thread that forgets what has expired, at the start and every hour; nothing reads what has expired meanwhile. A look costs one
+ * indexed query; only when something has expired is anything written. */
 #include "server/server.h"
 
 #include <time.h>
 
-enum { PERIOD_S = 60 };
+enum { PERIOD_S = 3600 };
 
 static void prune(pst_server *server) {
   pst_store_erasure erasure;

@@ -59,7 +59,7 @@ static int take_apply(pst_store_conn *conn, void *arg, pst_error *err) {
     code = pst_store_sql_run(
         conn, NULL,
         "UPDATE jobs SET state = ?1, ended_ms = ?2,"
-        " message = 'its worker ended without a word each of the ' || attempts || ' times it was tried'"
+        " message = 'given up after ' || attempts || ' tries; the last one ended at: ' || coalesce(message, 'its start')"
         " WHERE state = ?3 AND attempts >= ?4 AND cancel_wanted = 0",
         err, "iiii", (int64_t)PST_STORE_JOB_FAILED, c->now_ms, (int64_t)PST_STORE_JOB_QUEUED, c->max_attempts);
   if (!code)
@@ -119,6 +119,26 @@ int pst_store_job_report(pst_store *store, int64_t job_id, double progress, pst_
   int code = pst_store_write_now(store, false, report_apply, &c, err);
   if (!code && ret_cancel) *ret_cancel = c.cancel_wanted;
   return code;
+}
+
+typedef struct release_call {
+  int64_t job_id;
+  bool counts;
+  pst_str message;
+} release_call;
+
+static int release_apply(pst_store_conn *conn, void *arg, pst_error *err) {
+  const release_call *c = arg;
+  return pst_store_sql_run(conn, NULL,
+                           "UPDATE jobs SET state = ?2, owner = NULL, attempts = attempts - ?3, message = ?4"
+                           " WHERE id = ?1 AND state = ?5",
+                           err, "iiisi", c->job_id, (int64_t)PST_STORE_JOB_QUEUED, (int64_t)!c->counts, c->message,
+                           (int64_t)PST_STORE_JOB_RUNNING);
+}
+
+int pst_store_job_release(pst_store *store, int64_t job_id, bool counts, pst_str message, pst_error *err) {
+  release_call c = {job_id, counts, message};
+  return pst_store_write_now(store, false, release_apply, &c, err);
 }
 
 static int end_apply(pst_store_conn *conn, void *arg, pst_error *err) {

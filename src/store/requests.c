@@ -93,6 +93,10 @@ static void filter_where(const pst_store_request_filter *f, pst_buf *sql) {
   if (f->origin != PST_STORE_ANY_ORIGIN)
     pst_buf_puts(sql, f->origin == PST_STORE_IMPORTED ? " AND r.imported = 1" : " AND r.imported = 0");
   if (f->answered) pst_buf_puts(sql, " AND r.status = 200 AND r.keep = 1");
+  if (f->answered || f->lasting) pst_buf_puts(sql, " AND (r.expires_ms IS NULL OR r.expires_ms > :now)");
+  if (f->lasting)
+    pst_buf_puts(sql,
+                 " AND (r.expires_ms IS NULL OR r.expires_ms - :now > min(604800000, (r.expires_ms - r.time_ms) / 4))");
   if (f->train) pst_buf_puts(sql, " AND r.train = 1");
 }
 
@@ -120,6 +124,7 @@ static int filter_begin(pst_store_conn *conn, const pst_store_request_filter *f,
   if (rc == SQLITE_OK) rc = bind_named_int(stmt, ":until", f->until_ms);
   if (rc == SQLITE_OK) rc = bind_named_int(stmt, ":limit", f->limit);
   if (rc == SQLITE_OK) rc = bind_named_str(stmt, ":subject", f->subject);
+  if (rc == SQLITE_OK) rc = bind_named_int(stmt, ":now", pst_clock_unix_ms());
   if (rc != SQLITE_OK) {
     int code = pst_store_sql_error(conn, rc, "reading requests", err);
     (void)sqlite3_finalize(stmt);

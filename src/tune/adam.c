@@ -3,17 +3,18 @@
 
 #include <math.h>
 
-enum { RUN = 1 << 16, MAX_RUNS = 1 << 14 };
+enum { LEAST_RUN = 1 << 16, MAX_RUNS = 1 << 14 };
 
 typedef struct step_work {
   const pst_tune_adam *adam;
+  size_t run;      /* numbers of a piece */
   double *squares; /* of each run */
   float factor, decay, rate, root_correction;
 } step_work;
 
 static void square_piece(void *arg, size_t piece, void *scratch) {
   const step_work *w = arg;
-  size_t first = piece * RUN, end = PST_MIN(first + RUN, w->adam->n);
+  size_t first = piece * w->run, end = PST_MIN(first + w->run, w->adam->n);
   double lane[8] = {0};
   (void)scratch;
   for (size_t i = first; i < end; i++) lane[i % 8] += (double)w->adam->grads[i] * (double)w->adam->grads[i];
@@ -24,7 +25,7 @@ static void square_piece(void *arg, size_t piece, void *scratch) {
 static void step_piece(void *arg, size_t piece, void *scratch) {
   const step_work *w = arg;
   const pst_tune_adam *a = w->adam;
-  size_t first = piece * RUN, end = PST_MIN(first + RUN, a->n);
+  size_t first = piece * w->run, end = PST_MIN(first + w->run, a->n);
   float beta1 = (float)a->beta1, beta2 = (float)a->beta2, epsilon = (float)a->epsilon;
   (void)scratch;
   for (size_t i = first; i < end; i++) {
@@ -40,8 +41,8 @@ static void step_piece(void *arg, size_t piece, void *scratch) {
 double pst_tune_adam_step(pst_tune_team *team, const pst_tune_adam *adam, int64_t step, double learning_rate,
                           double clip) {
   double squares[MAX_RUNS], sum = 0;
-  step_work w = {.adam = adam, .squares = squares, .factor = 1};
-  size_t n_runs = (adam->n + RUN - 1) / RUN;
+  size_t run = PST_MAX((size_t)LEAST_RUN, (adam->n + MAX_RUNS - 1) / MAX_RUNS), n_runs = (adam->n + run - 1) / run;
+  step_work w = {.adam = adam, .run = run, .squares = squares, .factor = 1};
   pst_tune_team_run(team, n_runs, square_piece, &w);
   for (size_t i = 0; i < n_runs; i++) sum += squares[i];
   double length = sqrt(sum);

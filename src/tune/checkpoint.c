@@ -10,7 +10,7 @@ typedef struct head {
   pst_tune_state state;
 } head;
 
-static const char kind[8] = "pstckpt3";
+static const char kind[8] = "pstckpt4";
 
 enum { ROWS = 4 };
 

@@ -19,8 +19,9 @@ typedef struct pst_tune_state {
   int64_t n_sample;                 /* of it, asked each time; 0: none are */
   double score_seconds, score_cost; /* all of them, the last */
   uint64_t best_right;              /* of the best adapter, one bit an item */
-  bool best_asked, shortened;       /* shortened: fewer steps are planned since held-out losses rose */
-  pst_tune_evaluation best, last;   /* step -1: none yet */
+  int64_t n_looks; /* at the held-out part, planned: fewer than asked for where they would take most of the time */
+  bool best_asked, shortened;     /* shortened: fewer steps are planned since held-out losses rose */
+  pst_tune_evaluation best, last; /* step -1: none yet */
   pst_tune_evaluation evaluations[PST_TUNE_MAX_EVALUATIONS];
   int64_t n_evaluations;
 } pst_tune_state;

@@ -176,7 +176,7 @@ static void pack_piece(void *arg, size_t piece, void *scratch) {
   if (!p->failed) pst_kernels_matrix_pack(p->matrix, quantized, piece, piece + 1, p->to);
 }
 
-/* PST_E_LIMIT: a weight is beyond half-precision scales. */
+/* PST_E_UNSUPPORTED: a weight is beyond half-precision scales. */
 static int pack(packer *p, size_t n_rows, size_t n_cols, const float *w, size_t row, size_t col,
                 pst_kernels_matrix *ret) {
   int code = pst_kernels_matrix_init(PST_TYPE_Q8_0, n_rows, n_cols, ret, NULL);
@@ -185,7 +185,7 @@ static int pack(packer *p, size_t n_rows, size_t n_cols, const float *w, size_t 
   p->used += (pst_kernels_matrix_bytes(ret) + 63) & ~(size_t)63;
   if (x.to) pst_tune_team_run(p->team, ret->n_groups, pack_piece, &x);
   ret->data = x.to;
-  return x.failed ? PST_E_LIMIT : 0;
+  return x.failed ? PST_E_UNSUPPORTED : 0;
 }
 
 static int pack_group(packer *p, size_t layer, pst_tune_group group) {
@@ -245,7 +245,7 @@ static int pack_model(const pst_engine_model *source, pst_tune_model *m, const c
   p.used = 0;
   if (!code) code = pack_all(&p);
   if (code == PST_E_NOMEM) pst_error_set(err, code, path, "no memory for the weights in 8 bits");
-  if (code == PST_E_LIMIT) pst_error_set(err, code, path, "a weight is too great for 8 bits: train in float");
+  if (code == PST_E_UNSUPPORTED) pst_error_set(err, code, path, "a weight is too great for 8 bits: train in float");
   pst_tune_team_free(p.team);
   pst_free(p.matrix);
   return code;

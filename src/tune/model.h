@@ -64,7 +64,7 @@ typedef struct pst_tune_model {
 } pst_tune_model;
 
 /* Copies a decoder's weights; the engine's model may go afterwards. In 8 bits what has rows or columns that are no multiple of 32 stays float32. Errors:
- * PST_E_UNSUPPORTED (architecture, by name), PST_E_LIMIT (in 8 bits, a weight beyond half precision), PST_E_NOMEM. */
+ * PST_E_UNSUPPORTED (architecture, by name; in 8 bits, a weight beyond half precision), PST_E_NOMEM. */
 int pst_tune_model_load(const pst_engine_model *source, pst_tune_precision precision, pst_tune_model *ret_model,
                         pst_error *err);
 /* The same of an encoder whose head tells n_labels labels apart. */

@@ -17,6 +17,7 @@ enum { MIN_SHARED = 8, REPLAN_STEPS = 8, REFERENCES_AT_ONCE = 32 };
 enum { PROBE_ITEMS = 4, LEAST_SAMPLE = 8, LEAST_SCORES = 4 };
 
 /* Held-out loss of an adapter that is taken, over the lowest seen, at most. */
+#define MOST_LOOKING 0.25 /* of the time, for looks at the held-out part */
 #define RISE 1.25
 
 /* Texts that are gone through together. */
@@ -345,8 +346,11 @@ static int check_memory(const trainer *t, const pst_engine_model *model) {
   o.max_tokens = (int)PST_MIN(most, (size_t)INT32_MAX);
   int code = pst_tune_memory(model, &o, &bytes, t->err);
   if (code || bytes <= available) return code;
-  return pst_error_set(t->err, PST_E_LIMIT, NULL, "training takes about %.1f GB of memory, and %.1f GB are free",
-                       (double)bytes / 1e9, (double)available / 1e9);
+  return pst_error_set(
+      t->err, PST_E_NOMEM, NULL,
+      "training takes about %.1f GB of memory with texts of up to %zu tokens, and %.1f GB are free; end "
+      "what else runs, tune a smaller model, or leave out the longest texts",
+      (double)bytes / 1e9, most, (double)available / 1e9);
 }
 
 static int open_net(trainer *t, const pst_engine_model *model, size_t *ret_longest) {
@@ -691,6 +695,12 @@ static int64_t most_steps(const trainer *t) {
   return (int64_t)((t->n_texts / t->unit * (uint64_t)t->o->max_epochs + t->batch_units - 1) / t->batch_units);
 }
 
+/* As many looks at the held-out part as are asked for, or as `seconds` allow; the end is always looked at. */
+static int64_t looks_within(const trainer *t, double seconds, double per_look) {
+  double fit = per_look > 0 ? seconds / per_look : t->o->evaluations;
+  return (int64_t)PST_MAX(PST_MIN(fit, t->o->evaluations), 1.0);
+}
+
 /* The number of steps: as said, or as many as the time allows by a probe of one step and of the held-out part. */
 static int plan_steps(trainer *t) {
   const pst_tune_options *o = t->o;
@@ -707,22 +717,27 @@ static int plan_steps(trainer *t) {
   }
   if (!code) code = plan_sample(t);
   t->state.n_steps = o->steps ? o->steps : most;
+  t->state.n_looks = o->evaluations;
   if (code || o->steps || o->seconds == 0) return code;
   int64_t begin = pst_clock_us();
   code = derive_step(t, 0, &loss);
   double per_step = (double)(pst_clock_us() - begin) / 1e6;
   memset(t->net->grads, 0, t->lora.n * sizeof *t->net->grads);
   t->session_tokens = t->state.n_tokens = 0;
-  double left = o->seconds - seconds_spent(t) - per_evaluation * o->evaluations;
+  double left = o->seconds - seconds_spent(t);
   if (t->state.n_sample) left -= score_allowance(t) - t->state.score_seconds;
+  t->state.n_looks = looks_within(t, MOST_LOOKING * left, per_evaluation);
+  left -= per_evaluation * (double)t->state.n_looks;
   t->state.n_steps = (int64_t)PST_MIN(PST_MAX(left / per_step, 1), (double)most);
   return code;
 }
 
-/* Fewer steps when those so far took longer than planned; more, up to the middle of what is possible, when they took less: what was planned by one step in a busy moment would leave time over. */
+/* Fewer steps when those so far took longer than planned; more, up to the middle of what is possible, when they took less: what was planned by one step in a busy moment would leave time over.
+ * The last step planned asks once more, since a plan of fewer than REPLAN_STEPS would else stand. */
 static void replan(trainer *t, double session_seconds, int64_t session_steps) {
   pst_tune_state *s = &t->state;
-  if (t->o->steps || t->o->seconds == 0 || session_steps % REPLAN_STEPS != 0) return;
+  if (t->o->steps || t->o->seconds == 0) return;
+  if (session_steps % REPLAN_STEPS != 0 && s->step < s->n_steps) return;
   double left = t->o->seconds - seconds_spent(t), per_step = session_seconds / (double)session_steps;
   int64_t possible = s->step + (int64_t)PST_MAX(left / per_step, 0);
   bool may_grow = !s->shortened && 2 * s->step <= possible;
@@ -845,7 +860,7 @@ static int one_step(trainer *t, int64_t began_us, int64_t first) {
   s->step++;
   double seconds = (double)(pst_clock_us() - began_us) / 1e6;
   replan(t, seconds, s->step - first);
-  int64_t every = PST_MAX(s->n_steps / o->evaluations, 1);
+  int64_t every = PST_MAX(s->n_steps / s->n_looks, 1);
   if (t->n_held_out && (s->step % every == 0 || s->step >= s->n_steps)) code = evaluate(t);
   if (!code) shorten(t);
   report_progress(t, loss, &rewards, rate, seconds, s->step - first);

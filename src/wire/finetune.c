@@ -89,7 +89,7 @@ typedef struct hyperparameter {
 static const hyperparameter hyperparameters[] = {
     {"n_epochs", {true, true}, true, HYPER(n_epochs), 1, 1000, false},
     {"batch_size", {true, true}, true, HYPER(batch_size), 1, 4096, false},
-    {"learning_rate_multiplier", {true, true}, false, HYPER(learning_rate_multiplier), 1e-4, 1e4, false},
+    {"learning_rate_multiplier", {true, true}, false, HYPER(learning_rate_multiplier), 1e-4, 1e3, false},
     {"beta", {false, true}, false, HYPER(beta), 1e-4, 100, false},
     {"codes", {true, false}, true, HYPER(codes), 0, 4096, true},
 };

@@ -304,7 +304,7 @@ static void feedback_decides(void **state) {
       {.completion_id = pst_str_from(all.list[6]), .thumbs = 1},
   };
   for (size_t i = 0; i < PST_ARRAY_LEN(said); i++) TEST_OK(pst_store_feedback_put(test_store, &said[i], &test_error));
-  pst_data_curated done = curate((pst_data_curate_options){.held = 0, .has_min_score = true, .min_score = 0.5}, NULL);
+  pst_data_curated done = curate((pst_data_curate_options){.held = 0}, NULL);
   bool *kept = kept_records(done.hash, 10);
   static const bool expected[] = {true, false, false, false, false, true, true, true, false, false};
   for (size_t i = 0; i < PST_ARRAY_LEN(expected); i++)

@@ -608,6 +608,13 @@ static void jobs(void **state) {
   OK(pst_store_job_submit(store, PST_STR("eval"), PST_STR("{}"), 2, &b, &err));
   OK(pst_store_job_take(store, 3, 8, &taken, &err));
   assert_int_equal(taken, b);
+  for (int counts = 0; counts < 2; counts++) {
+    OK(pst_store_job_release(store, b, counts, PST_STR("no memory"), &err));
+    assert_int_equal(get_job(store, b).state, PST_STORE_JOB_QUEUED);
+    assert_int_equal(get_job(store, b).attempts, counts);
+    OK(pst_store_job_take(store, 3, 8, &taken, &err));
+    assert_int_equal(taken, b);
+  }
   OK(pst_store_job_end(store, b, PST_STORE_JOB_DONE, NONE, PST_STR("[1]"), 9, &err));
   j = get_job(store, b);
   assert_int_equal(j.state, PST_STORE_JOB_DONE);
@@ -643,7 +650,7 @@ static void killed_workers_job_is_taken_again(void **state) {
   assert_int_equal(taken, 0);
   job_copy j = get_job(f->store, id);
   assert_int_equal(j.state, PST_STORE_JOB_FAILED);
-  assert_non_null(strstr(j.message, "2 times"));
+  assert_non_null(strstr(j.message, "2 tries"));
 }
 
 /* ---- settings, prices, answers, files ---- */

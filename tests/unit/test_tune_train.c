@@ -396,11 +396,11 @@ static void test_refused(void **state) {
   assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_BAD_INPUT);
   make_texts();
   o.max_tokens = INT32_MAX; /* at once: more memory than there is */
-  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_LIMIT);
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_NOMEM);
   assert_non_null(strstr(err.message, "GB are free"));
   o = options_of(NULL);
   texts[1].n = INT32_MAX; /* as many for one text */
-  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_LIMIT);
+  assert_int_equal(train(&o, 4, &lora, &report, &err), PST_E_NOMEM);
   assert_non_null(strstr(err.message, "GB are free"));
   make_texts();
 }
