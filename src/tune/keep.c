@@ -30,12 +30,10 @@ int pst_tune_adapter_keep(pst_store *store, pst_gateway_adapter adapter, const c
                           pst_store_adapter *ret_row, pst_error *err) {
   char own[64];
   int code = PST_E_EXISTS;
-  pst_store_adapter taken;
   adapter.lora = lora;
   adapter.name = name ? name : own;
   for (int i = 1; code == PST_E_EXISTS && i <= (name ? 1 : MOST_OF_A_NAME); i++) {
     name_of(&adapter, i, own);
-    if (!name && !pst_store_adapter_get(store, pst_str_from(own), &taken, NULL)) continue;
     code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_NAME, adapter.name, err);
     if (!code) code = pst_gateway_adapter_add(store, &adapter, ret_row, err);
   }

@@ -430,6 +430,39 @@ static void what_has_expired_is_forgotten(void **state) {
   pst_store_erasure_done(&e);
 }
 
+static int join_ids(void *user, const pst_store_request *r) {
+  size_t n = strlen(user);
+  (void)snprintf((char *)user + n, 100 - n, "%.*s ", (int)r->completion_id.n, r->completion_id.data);
+  return 0;
+}
+
+/* What has expired is not read, though nobody pruned; what is to outlive its making asks for more: a quarter of the retention, or a week. */
+static void what_has_expired_is_not_read(void **state) {
+  (void)state;
+  enum { HOUR = 3600000 };
+  const struct {
+    const char *id;
+    int64_t age, left; /* hours; left 0: for ever */
+  } rows[] = {{"gone", 25, -1},       {"going", 20, 4}, {"day", 17, 7}, {"quarter", 9 * 24 * 7, 6 * 24},
+              {"week", 9000, 8 * 24}, {"ever", 9, 0}};
+  int64_t now = pst_clock_unix_ms();
+  for (size_t i = 0; i < PST_ARRAY_LEN(rows); i++) {
+    pst_store_request r = record(rows[i].id, "ann", PST_STORE_KEEP_CONTENT);
+    r.time_ms = now - rows[i].age * HOUR;
+    r.expires_ms = rows[i].left ? now + rows[i].left * HOUR : 0;
+    TEST_OK(pst_store_request_put(test_store, &r, &test_error));
+  }
+  TEST_OK(pst_store_flush(test_store, &test_error));
+  char read[100] = "", lasting[100] = "";
+  pst_store_request_filter f = PST_STORE_REQUEST_FILTER_INIT;
+  f.answered = true;
+  TEST_OK(pst_store_request_each(test_store, &f, join_ids, read, &test_error));
+  f.lasting = true;
+  TEST_OK(pst_store_request_each(test_store, &f, join_ids, lasting, &test_error));
+  assert_string_equal(read, "going day quarter week ever ");
+  assert_string_equal(lasting, "day week ever ");
+}
+
 static int erase_meanwhile(void *user, const pst_store_request *r) {
   pst_store_erasure *e = user;
   (void)r;
@@ -753,6 +786,7 @@ int main(void) {
                                      TEST(erasure_reaches_everything),
                                      TEST(sets_are_checked),
                                      TEST(what_has_expired_is_forgotten),
+                                     TEST(what_has_expired_is_not_read),
                                      TEST(the_log_is_emptied_when_the_reader_is_done),
                                      TEST(a_file_that_a_crash_left_is_removed),
                                      TEST(a_set_that_was_half_made_leaves_nothing),
