@@ -249,21 +249,15 @@ static void name_adapter(const finetune *f, char name[64]) {
 
 static int add_adapter(finetune *f, pst_engine_lora *lora, char name[64], pst_error *err) {
   char run[40];
-  char *path = place(f, "gguf");
   pst_str data = pst_json_str(pst_json_get(f->job->params, "training_hash"));
   char hash[65];
   (void)snprintf(hash, sizeof hash, "%.*s", (int)data.n, data.data);
   pst_wire_id_write("ftjob", f->job->id, run);
   name_adapter(f, name);
-  int code = path ? 0 : no_memory(err);
-  if (!code) code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_NAME, name, err);
-  if (!code) code = pst_engine_lora_write_gguf(lora, path, err);
+  int code = pst_engine_lora_set_note(lora, PST_ENGINE_LORA_NAME, name, err);
   const pst_gateway_adapter adapter = {
-      .name = name, .path = path, .model = f->model, .data = hash, .run = run, .origin = {.from = f->from}};
-  if (!code) code = pst_gateway_adapter_add(f->job->store, &adapter, NULL, err);
-  if (path) (void)unlink(path);
-  pst_free(path);
-  return code;
+      .name = name, .lora = lora, .model = f->model, .data = hash, .run = run, .origin = {.from = f->from}};
+  return code ? code : pst_gateway_adapter_add(f->job->store, &adapter, NULL, err);
 }
 
 /* ---- the job ---- */

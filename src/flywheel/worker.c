@@ -96,24 +96,23 @@ static int read_job(void *user, const pst_store_job *job) {
 }
 
 static int end(pst_flywheel_job *job, int code, pst_buf *result, const pst_error *problem, pst_error *err) {
-  pst_store_job_state state = !code            ? PST_STORE_JOB_DONE
-                              : job->cancelled ? PST_STORE_JOB_CANCELLED
-                                               : PST_STORE_JOB_FAILED;
+  static const struct {
+    pst_store_job_state state;
+    pst_store_run_state run;
+    const char *level, *event, *message; /* NULL: what went wrong */
+  } ends[] = {
+      {PST_STORE_JOB_DONE, PST_STORE_RUN_DONE, "info", "The job has successfully completed", "done"},
+      {PST_STORE_JOB_CANCELLED, PST_STORE_RUN_CANCELLED, "info", "The job was cancelled", "cancelled"},
+      {PST_STORE_JOB_FAILED, PST_STORE_RUN_FAILED, "error", NULL, NULL},
+  };
+  size_t k = !code ? 0 : job->cancelled ? 1 : 2;
   char text[1100];
-  const char *message = !code ? "done" : job->cancelled ? "cancelled" : pst_error_format(problem, text, sizeof text);
-  pst_flywheel_job_event(job, code && !job->cancelled ? "error" : "info",
-                         !code            ? "The job has successfully completed"
-                         : job->cancelled ? "The job was cancelled"
-                                          : message,
-                         NULL);
-  if (job->run)
-    (void)pst_store_run_end(job->store, job->run,
-                            !code            ? PST_STORE_RUN_DONE
-                            : job->cancelled ? PST_STORE_RUN_CANCELLED
-                                             : PST_STORE_RUN_FAILED,
-                            (pst_str){NULL, 0}, pst_clock_unix_ms(), NULL);
-  return pst_store_job_end(job->store, job->id, state, pst_str_from(message),
-                           code ? (pst_str){NULL, 0} : pst_buf_str(result), pst_clock_unix_ms(), err);
+  const char *why = pst_error_format(problem, text, sizeof text), *message = ends[k].message ? ends[k].message : why;
+  int64_t now_ms = pst_clock_unix_ms();
+  pst_flywheel_job_event(job, ends[k].level, ends[k].event ? ends[k].event : why, NULL);
+  if (job->run) (void)pst_store_run_end(job->store, job->run, ends[k].run, (pst_str){NULL, 0}, now_ms, NULL);
+  return pst_store_job_end(job->store, job->id, ends[k].state, pst_str_from(message),
+                           code ? (pst_str){NULL, 0} : pst_buf_str(result), now_ms, err);
 }
 
 /* Of the machine, and of this moment. */

@@ -2,7 +2,7 @@
  *
  * Owns the order of things. Step s takes the examples s * batch_texts and following of an endless row of epochs, each a permutation drawn by (seed, epoch); so a
  * step is a function of its number, and a run that goes on from a checkpoint does what it would have done. Where time is the measure, the number of steps is
- * planned from a probe and only ever lowered. An example is a text, in DPO a pair of them; what the starting model makes of texts is found once, before the first
+ * planned from a probe, lowered when it takes longer, and raised up to the middle. An example is a text, in DPO a pair of them; what the starting model makes of texts is found once, before the first
  * step, and kept with the checkpoint. */
 #include <math.h>
 #include <string.h>
@@ -618,6 +618,9 @@ static int ask_sample(trainer *t, size_t n, uint64_t *ret_right) {
   return code;
 }
 
+/* Whether the clock decides how many steps there are. */
+static bool by_time(const trainer *t) { return t->o->steps == 0 && t->o->seconds != 0; }
+
 static double score_allowance(const trainer *t) { return t->o->score_share * t->o->seconds; }
 
 /* How much of the sample is asked each time: so much that a few times fit what they may take in all, by a probe; nothing where that is too little to say anything.
@@ -629,7 +632,7 @@ static int plan_sample(trainer *t) {
   size_t probe = PST_MIN(o->scorer.n, (size_t)PROBE_ITEMS);
   if (!o->scorer.score || !o->scorer.n || !t->n_held_out) return 0;
   s->n_sample = (int64_t)o->scorer.n;
-  if (o->steps || o->seconds == 0) return 0;
+  if (!by_time(t)) return 0;
   int code = ask_sample(t, probe, &ignored);
   if (code) return code;
   double fit = score_allowance(t) / LEAST_SCORES / (s->score_cost / (double)probe);
@@ -642,7 +645,7 @@ static int plan_sample(trainer *t) {
 static bool may_ask(const trainer *t) {
   const pst_tune_state *s = &t->state;
   if (!s->n_sample) return false;
-  if (t->o->steps || t->o->seconds == 0) return true;
+  if (!by_time(t)) return true;
   double share = s->step >= s->n_steps ? 1 : (double)s->step / (double)s->n_steps;
   double earned = s->step >= s->n_steps ? score_allowance(t) : share * (score_allowance(t) - s->score_cost);
   return s->score_seconds + s->score_cost <= earned;
@@ -718,7 +721,7 @@ static int plan_steps(trainer *t) {
   if (!code) code = plan_sample(t);
   t->state.n_steps = o->steps ? o->steps : most;
   t->state.n_looks = o->evaluations;
-  if (code || o->steps || o->seconds == 0) return code;
+  if (code || !by_time(t)) return code;
   int64_t begin = pst_clock_us();
   code = derive_step(t, 0, &loss);
   double per_step = (double)(pst_clock_us() - begin) / 1e6;
@@ -736,7 +739,7 @@ static int plan_steps(trainer *t) {
  * The last step planned asks once more, since a plan of fewer than REPLAN_STEPS would else stand. */
 static void replan(trainer *t, double session_seconds, int64_t session_steps) {
   pst_tune_state *s = &t->state;
-  if (t->o->steps || t->o->seconds == 0) return;
+  if (!by_time(t)) return;
   if (session_steps % REPLAN_STEPS != 0 && s->step < s->n_steps) return;
   double left = t->o->seconds - seconds_spent(t), per_step = session_seconds / (double)session_steps;
   int64_t possible = s->step + (int64_t)PST_MAX(left / per_step, 0);
