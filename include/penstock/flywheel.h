@@ -79,7 +79,8 @@ typedef struct pst_flywheel_turn_options {
 typedef struct pst_flywheel_turn_result {
   int64_t run_id;
   bool promoted;
-  char *report; /* JSON: data, expected, adapter, preferences, plan, gate; pst_free */
+  bool overtaken; /* not promoted, since what it learned from was erased, or another plan was put in force, meanwhile */
+  char *report;   /* JSON: data, expected, adapter, preferences, plan, gate; pst_free */
   pst_optimizer_result plan;
 } pst_flywheel_turn_result;
 

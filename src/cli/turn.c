@@ -238,6 +238,7 @@ static int run_turn(const pst_cli_args *a, pst_error *err) {
     code = print_result(a, &result, err);
     if (!code) code = page;
   }
+  if (!code && result.overtaken) code = PST_CLI_FAILED;
   if (!code && result.plan.verdict != PST_OPTIMIZER_FOUND)
     code = result.plan.verdict == PST_OPTIMIZER_NONE ? PST_CLI_FAILED : PST_CLI_NO_DATA;
   pst_flywheel_turn_result_done(&result);
@@ -273,7 +274,7 @@ const pst_cli_command pst_cli_turn = {
     "WORKLOAD",
     "records to examples to an adapter to a better plan, which must prove itself",
     "Curates the workload's records, tunes an adapter, lets it learn what users preferred where they said enough of answers (corrections, thumbs, scores), searches plans with it among the candidates, and puts the best in force if it holds on held-back items\n"
-    "against the plan that is: not worse by more than the goal's margin, no further below the best plan found than its max_quality_loss, and better by its objective. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, 3 there is not\n"
+    "against the plan that is: not worse by more than the goal's margin, no further below the best plan found than its max_quality_loss, and better by its objective. Killed or interrupted, the same command goes on with the step it was at. Exit: 0 a plan passed, 1 none did, or was overtaken (records erased or another plan put in force meanwhile), 3 there is not\n"
     "enough data.",
     1,
     1,

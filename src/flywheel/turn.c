@@ -181,8 +181,6 @@ static const char *refusal(const pst_flywheel_turn_state *t, const pst_json *pla
   char verdict[32];
   const pst_json *chosen = pst_json_get(pst_json_get(planned, "evidence"), "plan");
   (void)text_at(planned, "verdict", verdict, sizeof verdict);
-  if (t->data_set[0] && pst_store_data_withdrawn(t->store, pst_str_from(t->data_set)))
-    return "records that it learned from were deleted meanwhile";
   if (!strcmp(verdict, "none")) return "no plan passed on held-back items";
   if (strcmp(verdict, "found") != 0) return "the held-back items cannot decide";
   if (pst_json_bool(pst_json_get(chosen, "is_reference"), false)) return "the plan in force is already the best";
@@ -230,8 +228,9 @@ static int find_stale(const pst_flywheel_turn_state *t, const pst_json *planned,
 
 static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   const pst_json *planned = pst_json_root(t->planned);
-  const char *why = refusal(t, planned);
-  bool changed = false, stale = false;
+  bool changed = false, stale = false,
+       withdrawn = t->data_set[0] && pst_store_data_withdrawn(t->store, pst_str_from(t->data_set));
+  const char *why = withdrawn ? "records that it learned from were deleted meanwhile" : refusal(t, planned);
   int code = why ? 0 : find_stale(t, planned, &stale, err);
   if (stale) why = "records that its adapter learned from were erased since";
   if (!code && !why) code = promote(t, planned, &changed, err);
@@ -239,6 +238,7 @@ static int gate(pst_flywheel_turn_state *t, pst_buf *out, pst_error *err) {
   pst_json_writer j = pst_json_writer_on(out, false);
   pst_json_begin_object(&j);
   pst_json_member_bool(&j, "promoted", !why);
+  pst_json_member_bool(&j, "overtaken", withdrawn || stale || changed);
   pst_json_member_cstr(&j, "why", why ? why : "it holds on held-back items against the plan that was in force");
   pst_json_end_object(&j);
   return code;
@@ -391,7 +391,8 @@ static int write_result(pst_flywheel_turn_state *t, pst_flywheel_turn_result *re
           ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for the turn's report")
           : pst_store_run_end(t->store, t->run_id, PST_STORE_RUN_DONE, pst_buf_str(&report), pst_clock_unix_ms(), err);
   pst_flywheel_turn_result r = {.run_id = t->run_id,
-                                .promoted = pst_json_bool(pst_json_get(pst_json_root(t->gated), "promoted"), false)};
+                                .promoted = pst_json_bool(pst_json_get(pst_json_root(t->gated), "promoted"), false),
+                                .overtaken = pst_json_bool(pst_json_get(pst_json_root(t->gated), "overtaken"), false)};
   (void)text_at(planned, "verdict", verdict, sizeof verdict);
   (void)text_at(planned, "hash", r.plan.plan_hash, sizeof r.plan.plan_hash);
   r.plan.verdict = !strcmp(verdict, "found")  ? PST_OPTIMIZER_FOUND

@@ -159,11 +159,17 @@ static void deletion_reaches_an_unfinished_turn(void **state) {
   (void)state;
   turns all;
   char before[600], after[600];
+  pst_buf row = PST_BUF_INIT;
   pst_store_erasure e;
   pst_json_doc *data = last_data(&all);
   (void)folder_of(data, before);
   pst_json_free(data);
   assert_true(has_text(before, "quixotic zebra"));
+  const char *checkpoint = test_temp_path(shared.home, "some.checkpoint");
+  test_temp_write(checkpoint, "numbers", 7);
+  pst_buf_printf(&row, "{\"checkpoint\":\"%s\"}", checkpoint);
+  OK(pst_store_run_append(shared.store, all.last, PST_STR("encoder"), pst_buf_str(&row), true, &err));
+  pst_buf_done(&row);
   OK(pst_store_records_erase(shared.store, PST_STR("ann"), (pst_str){NULL, 0}, 1, &e, &err));
   assert_int_equal(e.n_uses, 1);
   assert_string_equal(e.uses[0].kind, PST_STORE_PRODUCT_FOLDER);
@@ -173,6 +179,7 @@ static void deletion_reaches_an_unfinished_turn(void **state) {
   data = last_data(&all);
   assert_int_equal(all.n, 2);
   assert_int_equal(all.n_cancelled, 1);
+  assert_false(pst_file_exists(checkpoint));
   assert_true(number(data, "added") == 2);
   (void)folder_of(data, after);
   assert_false(has_text(after, "quixotic zebra"));
