@@ -123,12 +123,12 @@ typedef struct pst_data_similar pst_data_similar;
 /* 0.5 <= threshold <= 1. NULL: out of memory. */
 pst_data_similar *pst_data_similar_create(double threshold);
 void pst_data_similar_free(pst_data_similar *index);
-/* Of the sets entered before, one that is near enough (the first by number), or -1. tokens: hashes, [n], sorted ascending, distinct. accept NULL, or asked for each
+/* Of the sets entered before in the same group (a hash), one that is near enough (the first by number), or -1. tokens: hashes, [n], sorted ascending, distinct. accept NULL, or asked for each
  * candidate that is near: false goes on. PST_E_NOMEM. */
-int pst_data_similar_find(pst_data_similar *index, const uint64_t *tokens, size_t n,
+int pst_data_similar_find(pst_data_similar *index, uint64_t group, const uint64_t *tokens, size_t n,
                           bool (*accept)(void *user, int64_t number), void *user, int64_t *ret_number);
 /* Enters a set (copied) under the next number, from 0. */
-int pst_data_similar_add(pst_data_similar *index, const uint64_t *tokens, size_t n);
+int pst_data_similar_add(pst_data_similar *index, uint64_t group, const uint64_t *tokens, size_t n);
 int64_t pst_data_similar_verified(const pst_data_similar *index); /* pairs whose Jaccard index was computed */
 /* Sorts and drops repetitions; returns how many are left. */
 size_t pst_data_tokens_sort(uint64_t *tokens, size_t n);

@@ -194,7 +194,7 @@ static int decontaminate(pst_data_curation *c) {
   int code = index && numbers ? make_windows(c, &w) : PST_E_NOMEM;
   for (size_t i = 0; i < c->n_guards && !code; i++) {
     if (c->guards[i].tokens.n == 0) continue;
-    code = pst_data_similar_add(index, c->tokens + c->guards[i].tokens.first, c->guards[i].tokens.n);
+    code = pst_data_similar_add(index, 0, c->tokens + c->guards[i].tokens.first, c->guards[i].tokens.n);
     numbers[n++] = (int64_t)i;
   }
   for (size_t i = 0; i < c->n && !code; i++) {
@@ -202,7 +202,7 @@ static int decontaminate(pst_data_curation *c) {
     int64_t found = -1;
     if (x->reason != PST_DATA_KEPT) continue;
     if (x->user_tokens.n)
-      code = pst_data_similar_find(index, c->tokens + x->user_tokens.first, x->user_tokens.n, NULL, NULL, &found);
+      code = pst_data_similar_find(index, 0, c->tokens + x->user_tokens.first, x->user_tokens.n, NULL, NULL, &found);
     found = found >= 0 ? numbers[found] : find_inside(c, &w, x->words);
     if (found < 0) continue;
     x->reason = PST_DATA_CONTAMINATED;
@@ -318,14 +318,21 @@ static double answer_jaccard(near_search *s, const pst_data_candidate *other) {
   return jaccard;
 }
 
+enum { SHORT_ANSWER = 200 }; /* bytes; below they are labels, names or JSON, where one word is the point */
+
+/* Those that can agree with no other's answer are never compared: many questions of one form with an answer each would take the square of their number. */
+static uint64_t answer_group(const pst_data_candidate *x) {
+  return (x->answer.n < SHORT_ANSWER ? x->answer_hash : 0) ^ (uint64_t)x->disliked;
+}
+
 /* Near in what was asked is not enough: "play A" and "play B" may differ in one word, and in all that matters. Long answers need not be the same letter by
- * letter; short ones are labels, names or JSON, where one word is the point. */
+ * letter; short ones need. */
 static bool answers_agree(void *user, int64_t number) {
   near_search *s = user;
   const pst_data_candidate *other = s->kept[number];
   if (other->disliked != s->own->disliked) return false;
   if (other->answer_hash == s->own->answer_hash) return true;
-  if (PST_MIN(other->answer.n, s->own->answer.n) < 200) return false;
+  if (PST_MIN(other->answer.n, s->own->answer.n) < SHORT_ANSWER) return false;
   return answer_jaccard(s, other) >= s->threshold;
 }
 
@@ -350,14 +357,15 @@ static int drop_near_duplicates(pst_data_curation *c) {
     const uint64_t *tokens = c->tokens + order[i]->tokens.first;
     int64_t found = -1;
     s.own = order[i];
-    code = pst_data_similar_find(index, tokens, order[i]->tokens.n, answers_agree, &s, &found);
+    uint64_t group = answer_group(order[i]);
+    code = pst_data_similar_find(index, group, tokens, order[i]->tokens.n, answers_agree, &s, &found);
     if (!code) code = s.code;
     if (!code && found >= 0) {
       order[i]->reason = PST_DATA_NEAR_DUPLICATE;
       order[i]->other = kept[found]->record;
     } else if (!code) {
       kept[n_kept++] = order[i];
-      code = pst_data_similar_add(index, tokens, order[i]->tokens.n);
+      code = pst_data_similar_add(index, group, tokens, order[i]->tokens.n);
     }
   }
   if (index) c->done.n_verified = pst_data_similar_verified(index);

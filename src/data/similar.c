@@ -115,19 +115,21 @@ static void min_hashes(const pst_data_similar *x, const uint64_t *tokens, size_t
   }
 }
 
-static int each_key(pst_data_similar *x, const uint64_t *tokens, size_t n, key_fn fn, void *context) {
+/* Keys of one group are met by that group's alone. */
+static int each_key(pst_data_similar *x, uint64_t group, const uint64_t *tokens, size_t n, key_fn fn, void *context) {
   int code = 0;
   if (n <= PST_DATA_SHORT) {
     size_t n_prefix = n - (size_t)ceil(x->threshold * (double)n - 1e-9) + 1;
     n_prefix = PST_MIN(n_prefix, n);
-    if (n == 0) code = fn(x, mix(1), context);
-    for (size_t i = 0; i < n_prefix && !code; i++) code = fn(x, mix(tokens[i] * 2 + 3), context);
+    if (n == 0) code = fn(x, group ^ mix(1), context);
+    for (size_t i = 0; i < n_prefix && !code; i++) code = fn(x, group ^ mix(tokens[i] * 2 + 3), context);
   }
   if ((double)n + 1e-9 >= x->threshold * (PST_DATA_SHORT + 1)) {
     uint32_t hashes[N_HASHES];
     min_hashes(x, tokens, n, hashes);
     for (int band = 0; band < x->bands && !code; band++)
-      code = fn(x, pst_hash64(hashes + band * x->rows, (size_t)x->rows * sizeof *hashes, (uint64_t)band + 10), context);
+      code = fn(x, group ^ pst_hash64(hashes + band * x->rows, (size_t)x->rows * sizeof *hashes, (uint64_t)band + 10),
+                context);
   }
   return code;
 }
@@ -177,11 +179,11 @@ static int enter_key(pst_data_similar *x, uint64_t key, void *context) {
   return 0;
 }
 
-int pst_data_similar_add(pst_data_similar *x, const uint64_t *tokens, size_t n) {
+int pst_data_similar_add(pst_data_similar *x, uint64_t group, const uint64_t *tokens, size_t n) {
   if (x->n_sets >= UINT32_MAX / 2 || n >= UINT32_MAX) return PST_E_NOMEM;
   int code = pst_array_reserve((void **)&x->tokens, &x->tokens_capacity, x->n_tokens + n + 1, sizeof *x->tokens);
   if (!code) code = pst_array_reserve((void **)&x->sets, &x->sets_capacity, x->n_sets + 1, sizeof *x->sets);
-  if (!code) code = each_key(x, tokens, n, enter_key, NULL);
+  if (!code) code = each_key(x, group, tokens, n, enter_key, NULL);
   if (code) return code;
   if (n) memcpy(x->tokens + x->n_tokens, tokens, n * sizeof *tokens);
   x->sets[x->n_sets++] = (token_set){x->n_tokens, (uint32_t)n, NONE};
@@ -216,14 +218,14 @@ static int look_at_key(pst_data_similar *x, uint64_t key, void *context) {
   return 0;
 }
 
-int pst_data_similar_find(pst_data_similar *x, const uint64_t *tokens, size_t n,
+int pst_data_similar_find(pst_data_similar *x, uint64_t group, const uint64_t *tokens, size_t n,
                           bool (*accept)(void *user, int64_t number), void *user, int64_t *ret_number) {
   search s = {tokens, n, accept, user, -1};
   if (++x->search == NONE) { /* 2^32 searches: the marks begin anew */
     for (size_t i = 0; i < x->n_sets; i++) x->sets[i].seen = NONE;
     x->search = NONE + 1;
   }
-  int code = each_key(x, tokens, n, look_at_key, &s);
+  int code = each_key(x, group, tokens, n, look_at_key, &s);
   if (!code) *ret_number = s.found;
   return code;
 }

@@ -47,8 +47,8 @@ static void compare(double threshold, size_t *ret_wanted, size_t *ret_found, siz
   *ret_wanted = *ret_found = *ret_wrong = 0;
   for (size_t i = 0; i < SETS; i++) {
     int64_t found = -1, wanted = first_near(i, threshold);
-    assert_int_equal(pst_data_similar_find(index, sets[i], sizes[i], NULL, NULL, &found), 0);
-    assert_int_equal(pst_data_similar_add(index, sets[i], sizes[i]), 0);
+    assert_int_equal(pst_data_similar_find(index, 0, sets[i], sizes[i], NULL, NULL, &found), 0);
+    assert_int_equal(pst_data_similar_add(index, 0, sets[i], sizes[i]), 0);
     *ret_wanted += wanted >= 0;
     *ret_found += wanted >= 0 && found >= 0;
     if (found >= 0 && pst_data_jaccard(sets[i], sizes[i], sets[found], sizes[found]) < threshold - 1e-9) ++*ret_wrong;
@@ -95,14 +95,16 @@ static void a_caller_may_refuse(void **state) {
   pst_data_similar *index = pst_data_similar_create(0.8);
   int64_t found = -1;
   int asked = 0;
-  for (int i = 0; i < 4; i++) assert_int_equal(pst_data_similar_add(index, set, 3), 0);
-  assert_int_equal(pst_data_similar_find(index, set, 3, only_even, &asked, &found), 0);
+  for (int i = 0; i < 4; i++) assert_int_equal(pst_data_similar_add(index, 0, set, 3), 0);
+  assert_int_equal(pst_data_similar_find(index, 0, set, 3, only_even, &asked, &found), 0);
   assert_int_equal(found, 0);
   assert_true(asked >= 1);
-  assert_int_equal(pst_data_similar_find(index, set, 0, NULL, NULL, &found), 0);
+  assert_int_equal(pst_data_similar_find(index, 1, set, 3, only_even, &asked, &found), 0); /* another group's */
+  assert_int_equal(found, -1);
+  assert_int_equal(pst_data_similar_find(index, 0, set, 0, NULL, NULL, &found), 0);
   assert_int_equal(found, -1); /* nothing is like nothing, but nothing */
-  assert_int_equal(pst_data_similar_add(index, set, 0), 0);
-  assert_int_equal(pst_data_similar_find(index, set, 0, NULL, NULL, &found), 0);
+  assert_int_equal(pst_data_similar_add(index, 0, set, 0), 0);
+  assert_int_equal(pst_data_similar_find(index, 0, set, 0, NULL, NULL, &found), 0);
   assert_int_equal(found, 4);
   pst_data_similar_free(index);
 }
@@ -114,7 +116,7 @@ static void memory_may_run_out(void **state) {
     pst_memory_fail_after(n);
     pst_data_similar *index = pst_data_similar_create(0.8);
     int code = index ? 0 : PST_E_NOMEM;
-    for (size_t i = 0; i < SETS && !code; i++) code = pst_data_similar_add(index, sets[i], sizes[i]);
+    for (size_t i = 0; i < SETS && !code; i++) code = pst_data_similar_add(index, 0, sets[i], sizes[i]);
     pst_memory_fail_after(-1);
     assert_true(code == 0 || code == PST_E_NOMEM);
     pst_data_similar_free(index);
