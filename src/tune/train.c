@@ -959,6 +959,7 @@ static int train(trainer t, const pst_engine_model *model, float *head, pst_engi
   if (!code && !found) code = find_references(&t);
   if (!code && !found) code = plan_steps(&t);
   if (!code && !found) code = evaluate_start(&t);
+  if (!code && !found && options->needs_answers && !t.state.n_sample) t.state.n_steps = 0;
   if (!code && !found && t.references) code = save(&t);
   int64_t began_us = pst_clock_us();
   if (!code) code = run_steps(&t);

@@ -638,6 +638,7 @@ int pst_tune_workload(pst_gateway *gateway, pst_store *store, const pst_evals_wo
   if (!code) code = check_name(&m, checkpoint);
   if (!code) code = ask_teacher(&m);
   training.checkpoint = checkpoint;
+  training.needs_answers = options->only_better;
   const pst_store_adapter_origin origin = origin_of(options);
   if (!code) code = pst_store_checkpoint_note(store, checkpoint, &origin, err);
   if (!code && (code = train(&m, &training, &lora, &r.report))) forget_withdrawn(&m, checkpoint);

@@ -355,6 +355,12 @@ static void test_answers_take_their_share(void **state) {
   pst_engine_lora_done(&lora);
   assert_int_equal(s.n_calls, 1);
   assert_int_equal(report.best.n_asked, 0);
+  assert_true(report.n_steps > 0);
+  o.needs_answers = true; /* then nothing is learned */
+  must_train(&o, &lora, &report);
+  pst_engine_lora_done(&lora);
+  assert_int_equal(report.n_steps, 0);
+  assert_int_equal(report.best_step, 0);
 }
 
 static void test_time(void **state) {
