@@ -317,7 +317,8 @@ const pst_cli_command pst_cli_serve = {
     "serve plans and models over the OpenAI API",
     "A request's `model` is a workload with a plan in force, a pulled model, MODEL:ADAPTER, provider/model, or \"default\": the first --plan, else the\n"
     "first --model. A name that is none of these goes to the workload of the caller's API key, if it has one.\n"
-    "What is kept of a request is what its API key says, else --keep, --train and --retention; headers of the request can lower it.\n"
+    "What is kept of a request is what its API key says, else --keep, --train and --retention. A request can lower it by x-penstock-keep (nothing, metadata, content),\n"
+    "x-penstock-train (no) and x-penstock-retention-days. Whose it is, for 'penstock data delete --subject', says x-penstock-subject, else safety_identifier, else user.\n"
     "A plan with a \"cache\" gives answers again to requests that are exactly the same, out of content that is kept (--keep content, or a key's); the header\n"
     "x-penstock-cache says hit, miss or bypass. Cache-Control: no-cache has it computed anew, no-store keeps it out.\n"
     "Callers from other machines need an API key ('penstock key'), also through a proxy or a web page on this one. SIGTERM drains; a\n"
