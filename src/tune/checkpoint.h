@@ -19,6 +19,7 @@ typedef struct pst_tune_state {
   int64_t n_sample;                 /* of it, asked each time; 0: none are */
   double score_seconds, score_cost; /* all of them, the last */
   uint64_t best_right;              /* of the best adapter, one bit an item */
+  double look_seconds;              /* the last look at the held-out part, without answers */
   int64_t n_looks; /* at the held-out part, planned: fewer than asked for where they would take most of the time */
   bool best_asked, shortened;     /* shortened: fewer steps are planned since held-out losses rose */
   pst_tune_evaluation best, last; /* step -1: none yet */

@@ -597,9 +597,12 @@ static int derive_step(trainer *t, int64_t step, double *ret_loss) {
 }
 
 static int held_out_loss(trainer *t, double *ret_loss) {
+  int64_t begin = pst_clock_us();
   t->chosen.n = 0;
   for (size_t i = 0; i < t->n_held_out; i += t->unit) choose(t, t->n_texts + i);
-  return run_chosen(t, false, ret_loss);
+  int code = run_chosen(t, false, ret_loss);
+  t->state.look_seconds = (double)(pst_clock_us() - begin) / 1e6;
+  return code;
 }
 
 /* ---- the held-out sample's own grade ---- */
@@ -699,21 +702,19 @@ static int64_t most_steps(const trainer *t) {
 }
 
 /* As many looks at the held-out part as are asked for, or as `seconds` allow; the end is always looked at. */
-static int64_t looks_within(const trainer *t, double seconds, double per_look) {
-  double fit = per_look > 0 ? seconds / per_look : t->o->evaluations;
+static int64_t looks_within(const trainer *t, double seconds) {
+  double fit = t->state.look_seconds > 0 ? seconds / t->state.look_seconds : t->o->evaluations;
   return (int64_t)PST_MAX(PST_MIN(fit, t->o->evaluations), 1.0);
 }
 
 /* The number of steps: as said, or as many as the time allows by a probe of one step and of the held-out part. */
 static int plan_steps(trainer *t) {
   const pst_tune_options *o = t->o;
-  double loss, per_evaluation = 0;
+  double loss;
   int64_t most = most_steps(t);
   int code = 0;
   if (t->n_held_out) {
-    int64_t begin = pst_clock_us();
     code = held_out_loss(t, &t->state.held_out_before);
-    per_evaluation = (double)(pst_clock_us() - begin) / 1e6;
     t->state.best_loss = t->state.lowest_loss = t->state.held_out_loss = t->state.held_out_before;
     t->state.best_step = 0;
     note_rewards(t);
@@ -729,8 +730,8 @@ static int plan_steps(trainer *t) {
   t->session_tokens = t->state.n_tokens = 0;
   double left = o->seconds - seconds_spent(t);
   if (t->state.n_sample) left -= score_allowance(t) - t->state.score_seconds;
-  t->state.n_looks = looks_within(t, MOST_LOOKING * left, per_evaluation);
-  left -= per_evaluation * (double)t->state.n_looks;
+  t->state.n_looks = looks_within(t, MOST_LOOKING * left);
+  left -= t->state.look_seconds * (double)t->state.n_looks;
   t->state.n_steps = (int64_t)PST_MIN(PST_MAX(left / per_step, 1), (double)most);
   return code;
 }
@@ -741,7 +742,8 @@ static void replan(trainer *t, double session_seconds, int64_t session_steps) {
   pst_tune_state *s = &t->state;
   if (!by_time(t)) return;
   if (session_steps % REPLAN_STEPS != 0 && s->step < s->n_steps) return;
-  double left = t->o->seconds - seconds_spent(t), per_step = session_seconds / (double)session_steps;
+  double last_look = s->look_seconds + (s->n_sample ? s->score_cost : 0);
+  double left = t->o->seconds - seconds_spent(t) - last_look, per_step = session_seconds / (double)session_steps;
   int64_t possible = s->step + (int64_t)PST_MAX(left / per_step, 0);
   bool may_grow = !s->shortened && 2 * s->step <= possible;
   int64_t most = may_grow ? most_steps(t) : s->n_steps;
