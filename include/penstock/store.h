@@ -400,9 +400,14 @@ int pst_store_plan_assign(pst_store *store, pst_str workload, pst_store_plan_rol
 /* Puts a kept plan in force in the place of the plan `expected` (empty: of none), as one step. It may be in force already. PST_E_EXISTS: another one is by now, and stays. */
 int pst_store_plan_replace(pst_store *store, pst_str workload, const char *expected, pst_str hash, pst_str note,
                            int64_t now_ms, pst_error *err);
-/* Puts back the plan that was in force before the present one. PST_E_NOT_FOUND when there was none. ret_hash: may be NULL. */
-int pst_store_plan_roll_back(pst_store *store, pst_str workload, pst_str note, int64_t now_ms, char ret_hash[65],
-                             pst_error *err);
+/* Puts back the plan that was in force before the present one. expected: which that must be, by full hash (PST_E_EXISTS: it is another by now, and nothing changes); NULL: any.
+ * PST_E_NOT_FOUND when there was none. ret_hash: may be NULL. */
+int pst_store_plan_roll_back(pst_store *store, pst_str workload, const char *expected, pst_str note, int64_t now_ms,
+                             char ret_hash[65], pst_error *err);
+/* The plan that a roll-back would put back; PST_E_NOT_FOUND when there was none. ret_json (pst_free) and ret_hash may be NULL. */
+int pst_store_plan_before(pst_store *store, pst_str workload, char **ret_json, char ret_hash[65], pst_error *err);
+/* The name of an adapter that a plan rests on (names by its file) and that learned from records which were erased since; empty: there is none. */
+int pst_store_plan_find_stale(pst_store *store, pst_str plan_json, char ret_adapter[64], pst_error *err);
 /* The plan in a role; PST_E_NOT_FOUND when empty. ret_json (pst_free) and ret_hash may be NULL. */
 int pst_store_plan_assigned(pst_store *store, pst_str workload, pst_store_plan_role role, char **ret_json,
                             char ret_hash[65], pst_error *err);

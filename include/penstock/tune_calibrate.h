@@ -91,12 +91,15 @@ typedef struct pst_tune_texts {
 
 /* Writes the model at in_path (a GGUF file or checkpoint's folder) to out_path with all matrices of its layers, its embedding and head rounded for the
  * texts. A file at out_path is replaced, whole or not at all. Errors: PST_E_UNSUPPORTED (architecture), PST_E_BAD_INPUT (an option; an adapter or weight that does
- * not fit), PST_E_LIMIT (fewer bits than the smallest types take, with their number; a text longer than max_tokens), PST_E_NO_DATA (no text), PST_E_CANCELLED,
- * PST_E_CORRUPT (what was left to go on from), PST_E_NOMEM, those of files. With a store the same call goes on behind the rounding, and from step to step of the learning, and
+ * not fit), PST_E_LIMIT (fewer bits than the smallest types take, with their number; a text longer than max_tokens, before any work), PST_E_NO_DATA (no text), PST_E_CANCELLED,
+ * PST_E_CORRUPT (what was left to go on from), PST_E_NOMEM (also before the work, where it takes more than is free), those of files. With a store the same call goes on behind the rounding, and from step to step of the learning, and
  * gives the same file. */
 int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_texts *texts,
                        const pst_tune_calibrate_options *options, pst_tune_calibrate_report *ret_report,
                        pst_error *err);
+/* Whether pst_tune_diverge can compare the two, told before the work: both open, and are of one shape, but that the other may have fewer layers. PST_E_BAD_INPUT (another shape),
+ * PST_E_UNSUPPORTED (architecture), those of opening. */
+int pst_tune_diverge_check(const char *in_path, const char *path, pst_error *err);
 /* Divergence of the file at `path` from the one at in_path with its adapter (NULL: none), over texts. options: max_tokens and threads count. */
 int pst_tune_diverge(const char *in_path, const char *adapter, const char *path, const pst_tune_traffic *traffic,
                      const pst_tune_calibrate_options *options, pst_tune_divergence *ret_divergence, pst_error *err);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/actions.h"
 #include "cli/adapter_path.h"
 #include "cli/adapters.h"
 #include "cli/commands.h"
@@ -81,6 +82,15 @@ static int need_model(const pst_cli_args *a, const char **ret_model, pst_error *
                        a->words[0]);
 }
 
+/* The row as the list has it. */
+static void print_row(const pst_store_adapter *row) {
+  pst_buf text = PST_BUF_INIT;
+  listing l = {.json = true, .w = pst_json_writer_on(&text, true)};
+  (void)put_adapter(&l, row);
+  puts(pst_buf_text(&text));
+  pst_buf_done(&text);
+}
+
 static int add(const pst_cli_args *a, pst_error *err) {
   pst_gateway_adapter adapter = {.name = a->words[1],
                                  .path = a->words[2],
@@ -92,7 +102,9 @@ static int add(const pst_cli_args *a, pst_error *err) {
   int code = need_model(a, &adapter.model, err);
   if (!code) code = pst_cli_store_open(a, &store, err);
   if (!code) code = pst_gateway_adapter_add(store, &adapter, &row, err);
-  if (!code)
+  if (!code && pst_cli_flag(a, "json"))
+    print_row(&row);
+  else if (!code)
     printf("%s:%s, rank %lld, %.1f MiB, file %.12s\n", row.base, row.name, (long long)row.rank,
            (double)row.bytes / 1048576.0, row.file);
   pst_store_close(store);
@@ -106,6 +118,28 @@ static int take_out(const pst_cli_args *a, pst_error *err) {
   if (!code) pst_cli_done(a, a->words[1], "removed", " is removed");
   pst_store_close(store);
   return code;
+}
+
+static void print_exported(const pst_cli_args *a, const pst_engine_lora *lora) {
+  bool coded = lora->notes[PST_ENGINE_LORA_CODES] != NULL;
+  if (!pst_cli_flag(a, "json")) {
+    printf("%s: %zu matrices\n", a->words[2], lora->n_targets);
+    if (coded)
+      puts(
+          "it answers in output codes: only Penstock expands them, by the table in the file's metadata (penstock.codes)");
+    return;
+  }
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, true);
+  pst_json_begin_object(&w);
+  pst_json_member_cstr(&w, "path", a->words[2]);
+  pst_json_member_cstr(&w, "adapter", a->words[1]);
+  pst_json_member_bool(&w, "peft", pst_cli_flag(a, "peft"));
+  pst_json_member_int(&w, "n_matrices", (int64_t)lora->n_targets);
+  pst_json_member_bool(&w, "codes", coded); /* only Penstock expands them */
+  pst_json_end_object(&w);
+  puts(pst_buf_text(&text));
+  pst_buf_done(&text);
 }
 
 static int export(const pst_cli_args *a, pst_error *err) {
@@ -123,10 +157,7 @@ static int export(const pst_cli_args *a, pst_error *err) {
   if (!code)
     code = pst_cli_flag(a, "peft") ? pst_engine_lora_write_peft(&lora, info, out, err)
                                    : pst_engine_lora_write_gguf(&lora, out, err);
-  if (!code) printf("%s: %zu matrices\n", out, lora.n_targets);
-  if (!code && lora.notes[PST_ENGINE_LORA_CODES])
-    puts(
-        "it answers in output codes: only Penstock expands them, by the table in the file's metadata (penstock.codes)");
+  if (!code) print_exported(a, &lora);
   pst_engine_lora_done(&lora);
   pst_engine_model_unref(model);
   pst_free(path);
@@ -135,32 +166,41 @@ static int export(const pst_cli_args *a, pst_error *err) {
 
 /* ---- the command ---- */
 
+enum { LIST, ADD, REMOVE, EXPORT, N_ACTIONS };
+static const char *const action_names[N_ACTIONS] = {"list", "add", "remove", "export"};
+static const pst_cli_owned owned[] = {{"model", 1 << ADD | 1 << EXPORT},
+                                      {"workload", 1 << ADD},
+                                      {"data", 1 << ADD},
+                                      {"run", 1 << ADD},
+                                      {"peft", 1 << EXPORT}};
+
 static int run_adapters(const pst_cli_args *a, pst_error *err) {
   static const struct {
-    const char *verb, *words;
+    const char *words;
     int n_words;
     int (*run)(const pst_cli_args *a, pst_error *err);
-  } verbs[] = {{"list", "list", 1, list},
-               {"add", "add NAME PATH", 3, add},
-               {"remove", "remove NAME", 2, take_out},
-               {"export", "export ADAPTER OUT", 3, export}};
+  } actions[N_ACTIONS] = {[LIST] = {"list", 1, list},
+                          [ADD] = {"add NAME PATH", 3, add},
+                          [REMOVE] = {"remove NAME", 2, take_out},
+                          [EXPORT] = {"export ADAPTER OUT", 3, export}};
   const char *verb = a->n_words ? a->words[0] : "list";
-  for (size_t i = 0; i < PST_ARRAY_LEN(verbs); i++) {
-    if (strcmp(verb, verbs[i].verb) != 0) continue;
-    if (PST_MAX(a->n_words, 1) != verbs[i].n_words)
-      return pst_error_set(err, PST_E_BAD_INPUT, "adapters", "it is: penstock adapters %s", verbs[i].words);
-    return verbs[i].run(a, err);
-  }
-  return pst_error_set(err, PST_E_BAD_INPUT, "adapters", "unknown action '%.40s'; there are list, add, remove, export",
-                       verb);
+  int i = 0;
+  while (i < N_ACTIONS && strcmp(verb, action_names[i])) i++;
+  if (i == N_ACTIONS)
+    return pst_error_set(err, PST_E_BAD_INPUT, "adapters",
+                         "unknown action '%.40s'; there are list, add, remove, export", verb);
+  if (PST_MAX(a->n_words, 1) != actions[i].n_words)
+    return pst_error_set(err, PST_E_BAD_INPUT, "adapters", "it is: penstock adapters %s", actions[i].words);
+  int code = pst_cli_actions_check(a, action_names, N_ACTIONS, i, owned, PST_ARRAY_LEN(owned), err);
+  return code ? code : actions[i].run(a, err);
 }
 
 static const pst_cli_option options[] = {
-    {"model", 'm', PST_CLI_TEXT, "MODEL", NULL, 0, 0, false, "the model that the adapter is for"},
-    {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "workload that it was made for"},
-    {"data", 0, PST_CLI_TEXT, "SHA256", NULL, 0, 0, false, "content hash of what it was made from"},
-    {"run", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "run that made it"},
-    {"peft", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "export a folder for PEFT instead of a GGUF adapter"},
+    {"model", 'm', PST_CLI_TEXT, "MODEL", NULL, 0, 0, false, "add, export: the model that the adapter is for"},
+    {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "add: workload that it was made for"},
+    {"data", 0, PST_CLI_TEXT, "SHA256", NULL, 0, 0, false, "add: content hash of what it was made from"},
+    {"run", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "add: run that made it"},
+    {"peft", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "export: a folder for PEFT instead of a GGUF adapter"},
     PST_CLI_HOME,
     PST_CLI_JSON,
 };

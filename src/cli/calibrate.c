@@ -90,18 +90,27 @@ static int write_traffic(calibrating *c, const char *path, pst_error *err) {
   return code;
 }
 
-/* Other files over the same texts. */
-static int compare(calibrating *c, pst_error *err) {
+/* Files to compare are opened before the work: a mistyped path is told at once. */
+static int check_compared(const calibrating *c, pst_error *err) {
   int code = 0;
-  for (int i = 0; i < c->n_compared && !code; i++) {
+  for (int i = 0; i < c->n_compared && !code; i++) code = pst_tune_diverge_check(c->of.in, c->compared[i], err);
+  return code;
+}
+
+/* Other files over the same texts. One that cannot be compared any more has no tokens; the others are, and the first error is returned. */
+static int compare(calibrating *c, pst_error *err) {
+  int first = 0;
+  for (int i = 0; i < c->n_compared; i++) {
     const char *path = c->compared[i];
-    code =
-        pst_tune_diverge(c->of.in, c->options.adapter, path, &c->held_out, &c->options, &c->compared_held_out[i], err);
+    pst_error *to = first ? NULL : err;
+    int code =
+        pst_tune_diverge(c->of.in, c->options.adapter, path, &c->held_out, &c->options, &c->compared_held_out[i], to);
     if (!code && c->general.n_texts)
       code =
-          pst_tune_diverge(c->of.in, c->options.adapter, path, &c->general, &c->options, &c->compared_general[i], err);
+          pst_tune_diverge(c->of.in, c->options.adapter, path, &c->general, &c->options, &c->compared_general[i], to);
+    if (!first) first = code;
   }
-  return code;
+  return first;
 }
 
 /* ---- what is said ---- */
@@ -188,6 +197,10 @@ static void print_text(const calibrating *c, const char *out) {
   print_divergence("held out", &r->plain, &r->held_out);
   print_divergence("general", &r->plain_general, &r->general);
   for (int i = 0; i < c->n_compared; i++) {
+    if (!c->compared_held_out[i].n_all) {
+      printf("%s: could not be compared\n", c->compared[i]);
+      continue;
+    }
     printf("%s (held out, general): %.5f", c->compared[i], c->compared_held_out[i].all);
     if (c->compared_general[i].n_all) printf(" %.5f", c->compared_general[i].all);
     puts("");
@@ -195,6 +208,22 @@ static void print_text(const calibrating *c, const char *out) {
 }
 
 /* ---- the command ---- */
+
+/* Options that would do nothing beside others, or without them. */
+static int check_options(const pst_cli_args *a, pst_error *err) {
+  static const char *const of_examples[] = {"items", "learn-items", "search-items", "rate"};
+  static const char *const of_files[][2] = {{"general-tokens", "general"}, {"on-tokens", "on"}};
+  for (size_t i = 0; i < PST_ARRAY_LEN(of_examples) && pst_cli_given(a, "on"); i++)
+    if (pst_cli_given(a, of_examples[i]))
+      return pst_error_set(
+          err, PST_E_BAD_INPUT, of_examples[i],
+          "is of examples to calibrate on or to learn from, and with --on there are none: leave one of them out");
+  for (size_t i = 0; i < PST_ARRAY_LEN(of_files); i++)
+    if (pst_cli_given(a, of_files[i][0]) && !pst_cli_given(a, of_files[i][1]))
+      return pst_error_set(err, PST_E_BAD_INPUT, of_files[i][0], "is of a text: name its file with --%s",
+                           of_files[i][1]);
+  return 0;
+}
 
 static int read_options(calibrating *c, pst_error *err) {
   const pst_cli_args *a = c->a;
@@ -210,9 +239,20 @@ static int read_options(calibrating *c, pst_error *err) {
   if (c->n_compared > MAX_COMPARED)
     return pst_error_set(err, PST_E_BAD_INPUT, "compare", "at most %d files are compared", MAX_COMPARED);
   const char *adapter = pst_cli_text(a, "adapter");
-  int code = adapter ? pst_cli_adapter_path(a, adapter, &c->adapter, err) : 0;
+  int code = check_options(a, err);
+  if (!code && adapter) code = pst_cli_adapter_path(a, adapter, &c->adapter, err);
   c->options.adapter = c->adapter;
   return code;
+}
+
+/* The file is there: what came of the work is told, whatever becomes of the comparison. */
+static int finish(calibrating *c, const char *out, pst_error *err) {
+  int compared = compare(c, err), code = 0;
+  if (pst_cli_flag(c->a, "json"))
+    code = print_json(c, out);
+  else
+    print_text(c, out);
+  return compared ? compared : code;
 }
 
 static int run_calibrate(const pst_cli_args *a, pst_error *err) {
@@ -221,6 +261,7 @@ static int run_calibrate(const pst_cli_args *a, pst_error *err) {
   pst_cli_catch_interrupts();
   int code = read_options(&c, err);
   if (!code) code = pst_cli_reshape_open(a, &c.of, err);
+  if (!code) code = check_compared(&c, err);
   if (!code) code = render(&c, err);
   c.options.store = c.of.bench.store;
   if (!code && traffic_out) code = write_traffic(&c, traffic_out, err);
@@ -234,11 +275,7 @@ static int run_calibrate(const pst_cli_args *a, pst_error *err) {
     pst_progress_end(&progress);
     c.options.progress = NULL;
   }
-  if (!code) code = compare(&c, err);
-  if (!code && pst_cli_flag(a, "json"))
-    code = print_json(&c, out);
-  else if (!code)
-    print_text(&c, out);
+  if (!code) code = finish(&c, out, err);
   close_all(&c);
   return code;
 }

@@ -72,7 +72,7 @@ extern const pst_cli_command pst_cli_pull, pst_cli_models, pst_cli_run, pst_cli_
 extern const pst_cli_command pst_cli_embed;
 extern const pst_cli_command pst_cli_merge, pst_cli_adapters;
 extern const pst_cli_command pst_cli_tune, pst_cli_calibrate, pst_cli_prune;
-extern const pst_cli_command pst_cli_optimize, pst_cli_explain;
+extern const pst_cli_command pst_cli_optimize, pst_cli_explain, pst_cli_plans;
 extern const pst_cli_command pst_cli_worker, pst_cli_turn;
 extern const pst_cli_command pst_cli_serve, pst_cli_key, pst_cli_settings, pst_cli_requests, pst_cli_feedback,
     pst_cli_answers, pst_cli_data;

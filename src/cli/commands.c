@@ -22,6 +22,7 @@ const pst_cli_command *const pst_cli_commands[] = {
     &pst_cli_optimize,
     &pst_cli_turn,
     &pst_cli_explain,
+    &pst_cli_plans,
     &pst_cli_serve,
     &pst_cli_worker,
     &pst_cli_key,

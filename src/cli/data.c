@@ -4,8 +4,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/actions.h"
 #include "cli/commands.h"
 #include "cli/open.h"
+#include "cli/records.h"
 
 #include <penstock/data.h>
 
@@ -14,7 +16,6 @@ typedef struct listing {
   pst_error *err;
   bool json;
   int64_t n;
-  int64_t wanted; /* show: the number that was asked for; 0: none */
   pst_buf text, scratch;
   pst_json_writer w;
 } listing;
@@ -54,14 +55,6 @@ static void put_record_json(pst_json_writer *w, const pst_store_request *r) {
     pst_json_put_null(w);
 }
 
-/* Control characters would act on the terminal. */
-static void put_line(pst_str text, size_t width, pst_buf *out) {
-  pst_buf_clear(out);
-  for (size_t i = 0; i < text.n && i < width; i++)
-    pst_buf_putc(out, (unsigned char)text.data[i] < 0x20 || text.data[i] == 0x7f ? ' ' : text.data[i]);
-  out->n -= PST_MIN(out->n, pst_utf8_incomplete_tail(pst_buf_str(out)));
-}
-
 static int list_record(void *user, const pst_store_request *r) {
   listing *l = user;
   char time[32];
@@ -75,11 +68,13 @@ static int list_record(void *user, const pst_store_request *r) {
   if (l->n == 1)
     printf("%-8s %-19s  %-36s %-20s %-9s %-5s %s\n", "RECORD", "TIME (UTC)", "ID", "WORKLOAD", "KEPT", "TRAIN",
            "SUBJECT");
-  put_line(r->subject, 60, &l->scratch);
-  printf("%-8" PRId64 " %-19s  %-36.*s %-20.*s %-9s %-5s %s\n", r->id, pst_cli_show_time(r->time_ms, time),
-         (int)r->completion_id.n, r->completion_id.data, (int)PST_MIN(r->workload.n, (size_t)20),
-         r->workload.data ? r->workload.data : "", pst_store_keep_name(r->keep), r->train ? "yes" : "no",
-         pst_buf_text(&l->scratch));
+  printf("%-8" PRId64 " %-19s  ", r->id, pst_cli_show_time(r->time_ms, time));
+  pst_cli_print_line(r->completion_id, 36, SIZE_MAX, &l->scratch);
+  putchar(' ');
+  pst_cli_print_line(r->workload, 20, 20, &l->scratch);
+  printf(" %-9s %-5s ", pst_store_keep_name(r->keep), r->train ? "yes" : "no");
+  pst_cli_print_line(r->subject, 0, 60, &l->scratch);
+  putchar('\n');
   return 0;
 }
 
@@ -94,14 +89,43 @@ static pst_store_request_filter filter_of(const pst_cli_args *a, int workload_wo
   return f;
 }
 
+/* What a list found nothing of, and where there is more. A name that nothing was ever recorded under may be a mistyped one. */
+static int say_none(const pst_store_request_filter *f, pst_store *store, pst_buf *out, pst_error *err) {
+  pst_str w = f->workload, s = f->subject;
+  int n = (int)PST_MIN(w.n, (size_t)80);
+  bool narrowed = s.data || f->train, recorded = true;
+  int code = w.data ? pst_cli_workload_recorded(store, w, &recorded, err) : 0;
+  pst_buf_puts(out, "no records");
+  if (!w.data && !narrowed) {
+    pst_buf_puts(out, " yet; users' requests become records as their API keys allow ('penstock key')");
+    return code;
+  }
+  if (w.data) pst_buf_printf(out, " of \"%.*s\"", n, w.data);
+  if (s.data) pst_buf_printf(out, " of the subject \"%.*s\"", (int)PST_MIN(s.n, (size_t)80), s.data);
+  if (f->train) pst_buf_puts(out, " that may be trained on");
+  if (!recorded)
+    pst_buf_puts(out, "; 'penstock data stats' says which workloads have some");
+  else if (narrowed && w.data)
+    pst_buf_printf(out, "; 'penstock data list %.*s' lists all of that workload", n, w.data);
+  else if (narrowed)
+    pst_buf_puts(out, "; 'penstock data stats' says what there is");
+  else
+    pst_buf_printf(out, " but of evals or searches: 'penstock requests -w %.*s --all' lists those", n, w.data);
+  return code;
+}
+
 static int list(const pst_cli_args *a, pst_store *store, pst_error *err) {
   listing l;
+  pst_buf none = PST_BUF_INIT;
   pst_store_request_filter f = filter_of(a, 1);
   f.limit = pst_cli_int(a, "limit");
   f.newest_first = true;
   begin_list(&l, a, store, err);
   int code = pst_store_request_each(store, &f, list_record, &l, err);
-  return end_list(&l, code, "no records yet; users' requests become records as their API keys allow ('penstock key')");
+  if (!code && !l.n) code = say_none(&f, store, &none, err);
+  code = end_list(&l, code, pst_buf_text(&none));
+  pst_buf_done(&none);
+  return code;
 }
 
 static int put_hash(void *user, pst_str hash) {
@@ -138,7 +162,6 @@ static void put_parsed(pst_json_writer *w, const char *name, pst_str json) {
 
 static int show_record(void *user, const pst_store_request *r) {
   listing *l = user;
-  if (l->wanted && l->wanted != r->id) return 0;
   pst_json_begin_object(&l->w);
   put_record_json(&l->w, r);
   pst_json_member_opt(&l->w, "model", r->model);
@@ -190,30 +213,26 @@ static int show_set(void *user, const pst_store_data_set *s) {
   return code;
 }
 
-/* By completion id, record number, or the beginning of a data set's hash. Always JSON: it holds conversations. */
+/* By completion id, record number, or the beginning of a data set's hash, in this order: all three may be digits. Always JSON: it holds conversations. */
 static int show(const pst_cli_args *a, pst_store *store, pst_error *err) {
   listing l = {.store = store, .err = err};
   pst_store_request_filter f = filter_of(a, 2);
-  pst_str id = word(a, 1);
-  int64_t number = 0;
+  pst_str what = word(a, 1);
+  char *id = NULL;
   l.w = pst_json_writer_on(&l.text, true);
   f.with_content = true;
-  f.limit = 1;
-  if (!pst_parse_i64(id, 1, INT64_MAX, &number) && id.n < 8)
-    l.wanted = number, f.after_id = number - 1;
-  else
-    f.completion_id = id;
-  int code = pst_store_request_each(store, &f, show_record, &l, err);
-  if (!code && l.n == 0 && f.completion_id.data) {
-    pst_buf_clear(&l.text);
-    l.w = pst_json_writer_on(&l.text, true);
-    code = pst_store_data_set_get(store, id, show_set, &l, err);
-  }
-  if (code == PST_E_NOT_FOUND || code == PST_E_BAD_INPUT || (!code && l.n == 0))
-    code = pst_error_set(err, PST_E_NOT_FOUND, "show", "\"%.*s\" is no record and no data set",
-                         (int)PST_MIN(id.n, (size_t)80), id.data);
+  int code = pst_cli_record_find(store, what, &id, err);
+  f.completion_id = pst_str_from(id);
+  if (!code && id) code = pst_store_request_each(store, &f, show_record, &l, err);
+  if (!code && l.n == 0) code = pst_store_data_set_get(store, what, show_set, &l, err);
+  if (code == PST_E_NOT_FOUND || code == PST_E_BAD_INPUT)
+    code =
+        pst_error_set(err, PST_E_NOT_FOUND, "show",
+                      "\"%.*s\" is no record and no data set; 'penstock data list' and 'penstock data sets' name them",
+                      (int)PST_MIN(what.n, (size_t)80), what.data);
   if (!code) puts(pst_buf_text(&l.text));
   pst_buf_done(&l.text);
+  pst_free(id);
   return code;
 }
 
@@ -226,9 +245,9 @@ static int list_set(void *user, const pst_store_data_set *s) {
   l->n++;
   if (l->n == 1)
     printf("%-12s  %-19s  %-20s %-10s %8s  %s\n", "DATA SET", "TIME (UTC)", "WORKLOAD", "KIND", "LINES", "STATE");
-  printf("%-12.12s  %-19s  %-20.*s %-10.*s %8" PRId64 "  ", s->hash.data, pst_cli_show_time(s->created_ms, time),
-         (int)PST_MIN(s->workload.n, (size_t)20), s->workload.data ? s->workload.data : "", (int)s->kind.n,
-         s->kind.data, s->n_lines);
+  printf("%-12.12s  %-19s  ", s->hash.data, pst_cli_show_time(s->created_ms, time));
+  pst_cli_print_line(s->workload, 20, 20, &l->scratch);
+  printf(" %-10.*s %8" PRId64 "  ", (int)s->kind.n, s->kind.data, s->n_lines);
   if (s->state == PST_STORE_DATA_WHOLE)
     puts("whole");
   else if (s->replaced_by.n)
@@ -241,10 +260,15 @@ static int list_set(void *user, const pst_store_data_set *s) {
 static int sets(const pst_cli_args *a, pst_store *store, pst_error *err) {
   listing l;
   pst_str workload = word(a, 1);
+  char none[256] = "no data sets yet; 'penstock data curate WORKLOAD' makes one";
+  int n = (int)PST_MIN(workload.n, (size_t)80);
   if (!workload.n) workload.data = NULL;
+  if (n)
+    (void)snprintf(none, sizeof none, "no data sets of \"%.*s\" yet; 'penstock data curate %.*s' makes one", n,
+                   workload.data, n, workload.data);
   begin_list(&l, a, store, err);
   int code = pst_store_data_set_each(store, workload, list_set, &l, err);
-  return end_list(&l, code, "no data sets yet; 'penstock data curate WORKLOAD' makes one");
+  return end_list(&l, code, none);
 }
 
 static int list_counts(void *user, const pst_store_record_counts *c) {
@@ -253,12 +277,13 @@ static int list_counts(void *user, const pst_store_record_counts *c) {
   l->n++;
   if (!l->json) {
     if (l->n == 1)
-      printf("%-20s %8s %8s %8s %8s %8s %8s %6s %6s %9s  %s\n", "WORKLOAD", "RECORDS", "IMPORTED", "CONTENT", "TRAIN",
-             "SUBJECTS", "FEEDBACK", "UP", "DOWN", "CORRECTED", "FROM, TO (UTC)");
-    printf("%-20.*s %8" PRId64 " %8" PRId64 " %8" PRId64 " %8" PRId64 " %8" PRId64 " %8" PRId64 " %6" PRId64
-           " %6" PRId64 " %9" PRId64 "  %s, %s\n",
-           (int)PST_MIN(c->workload.n, (size_t)20), c->workload.data ? c->workload.data : "-", c->n_records,
-           c->n_imported, c->n_content, c->n_train, c->n_subjects, c->n_feedback, c->n_up, c->n_down, c->n_corrected,
+      printf("%-20s %8s %8s %8s %8s %8s %8s %8s %6s %6s %9s  %s\n", "WORKLOAD", "RECORDS", "IMPORTED", "CONTENT",
+             "TRAIN", "EXPIRING", "SUBJECTS", "FEEDBACK", "UP", "DOWN", "CORRECTED", "FROM, TO (UTC)");
+    pst_cli_print_line(c->workload.data ? c->workload : PST_STR("-"), 20, 20, &l->scratch);
+    const int64_t wide[] = {c->n_records,  c->n_imported, c->n_content, c->n_train,
+                            c->n_expiring, c->n_subjects, c->n_feedback};
+    for (size_t i = 0; i < PST_ARRAY_LEN(wide); i++) printf(" %8" PRId64, wide[i]);
+    printf(" %6" PRId64 " %6" PRId64 " %9" PRId64 "  %s, %s\n", c->n_up, c->n_down, c->n_corrected,
            pst_cli_show_time(c->oldest_ms, oldest), pst_cli_show_time(c->newest_ms, newest));
     return 0;
   }
@@ -366,17 +391,37 @@ static int close_output(output *o, int code, pst_error *err) {
   return code;
 }
 
+/* With --json on standard output, unless the records themselves go there; else on standard error. */
+static void say_exported(const pst_cli_args *a, const char *path, pst_data_format format, const pst_data_exported *e) {
+  if (!pst_cli_flag(a, "json") || !path || !strcmp(path, "-")) {
+    if (!pst_cli_flag(a, "quiet"))
+      fprintf(stderr, "%" PRId64 " records written, %" PRId64 " left out (what %s cannot say)\n", e->n_written,
+              e->n_left_out, pst_data_format_name(format));
+    return;
+  }
+  pst_buf text = PST_BUF_INIT;
+  pst_json_writer w = pst_json_writer_on(&text, true);
+  pst_json_begin_object(&w);
+  pst_json_member_cstr(&w, "path", path);
+  pst_json_member_cstr(&w, "format", pst_data_format_name(format));
+  pst_json_member_int(&w, "written", e->n_written);
+  pst_json_member_int(&w, "left_out", e->n_left_out);
+  pst_json_end_object(&w);
+  puts(pst_buf_text(&text));
+  pst_buf_done(&text);
+}
+
 static int export_records(const pst_cli_args *a, pst_store *store, pst_error *err) {
   pst_data_export_options o = {.filter = filter_of(a, 1)};
-  const char *set = pst_cli_text(a, "set");
+  const char *set = pst_cli_text(a, "set"), *path = pst_cli_text(a, "output");
   pst_data_exported done = {0};
   pst_progress progress;
   output out;
   int code = read_format(a, PST_DATA_OPENAI, &o.format, err);
-  if (!code && set && (o.format != PST_DATA_OPENAI || a->n_words > 1 || o.filter.subject.data))
+  if (!code && set && (o.format != PST_DATA_OPENAI || a->n_words > 1 || o.filter.subject.data || o.filter.train))
     code = pst_error_set(err, PST_E_BAD_INPUT, "set", "a data set is exported whole, in the format openai");
   if (code) return code;
-  code = open_output(pst_cli_text(a, "output"), &out, err);
+  code = open_output(path, &out, err);
   if (code) return code;
   pst_progress_begin(&progress, "exporting", 0, false, pst_cli_flag(a, "quiet"));
   o.progress = &progress;
@@ -387,9 +432,7 @@ static int export_records(const pst_cli_args *a, pst_store *store, pst_error *er
                          "there is no answered record with its texts%s; 'penstock data stats' says what there is",
                          done.n_left_out ? " that this format can say" : "");
   code = close_output(&out, code, err);
-  if (!code && !pst_cli_flag(a, "quiet"))
-    fprintf(stderr, "%" PRId64 " records written, %" PRId64 " left out (what %s cannot say)\n", done.n_written,
-            done.n_left_out, pst_data_format_name(o.format));
+  if (!code) say_exported(a, path, o.format, &done);
   return code;
 }
 
@@ -474,8 +517,13 @@ static int delete_records(const pst_cli_args *a, pst_store *store, pst_error *er
   if ((subject.n > 0) + (id.n > 0) + (imported.n > 0) != 1)
     return pst_error_set(err, PST_E_BAD_INPUT, "delete",
                          "say which records: one of --subject ID, --id ID and --imported WORKLOAD");
-  int code = imported.n ? pst_store_records_unimport(store, imported, now_ms, &e, err)
-                        : pst_store_records_erase(store, subject, id, now_ms, &e, err);
+  char *found = NULL;
+  int code = id.n ? pst_cli_record_find(store, id, &found, err) : 0;
+  if (found) id = pst_str_from(found);
+  if (!code)
+    code = imported.n ? pst_store_records_unimport(store, imported, now_ms, &e, err)
+                      : pst_store_records_erase(store, subject, id, now_ms, &e, err);
+  pst_free(found);
   if (code) return code;
   print_erasure(a, &e, "deleted");
   pst_store_erasure_done(&e);
@@ -550,32 +598,71 @@ static int curate(const pst_cli_args *a, pst_store *store, pst_error *err) {
 
 /* ---- the command ----------------------------------------------------------------------------------------------------------- */
 
+enum { LIST, SHOW, STATS, SETS, IMPORT, EXPORT, CURATE, DELETE, PRUNE, N_ACTIONS };
+static const char *const action_names[N_ACTIONS] = {"list",   "show",   "stats",  "sets", "import",
+                                                    "export", "curate", "delete", "prune"};
+enum {
+  OF_LIST = 1 << LIST,
+  OF_IMPORT = 1 << IMPORT,
+  OF_EXPORT = 1 << EXPORT,
+  OF_CURATE = 1 << CURATE,
+  OF_DELETE = 1 << DELETE
+};
+static const pst_cli_owned owned[] = {{"limit", OF_LIST},
+                                      {"subject", OF_LIST | OF_IMPORT | OF_EXPORT | OF_DELETE},
+                                      {"id", OF_DELETE},
+                                      {"imported", OF_DELETE},
+                                      {"trainable", OF_LIST | OF_EXPORT},
+                                      {"format", OF_IMPORT | OF_EXPORT},
+                                      {"set", OF_EXPORT},
+                                      {"output", OF_EXPORT},
+                                      {"text", OF_IMPORT},
+                                      {"answer", OF_IMPORT},
+                                      {"keep", OF_IMPORT},
+                                      {"train", OF_IMPORT},
+                                      {"retention", OF_IMPORT},
+                                      {"near", OF_CURATE},
+                                      {"per-label", OF_CURATE},
+                                      {"held", OF_CURATE},
+                                      {"min-score", OF_CURATE},
+                                      {"form", OF_CURATE},
+                                      {"keep-private", OF_CURATE},
+                                      {"drop-suspects", OF_CURATE},
+                                      {"skip-suspects", OF_CURATE},
+                                      {"gap-model", OF_CURATE},
+                                      {"least-gap", OF_CURATE},
+                                      {"flag-gaps", OF_CURATE},
+                                      {"preferences", OF_CURATE},
+                                      {"examples", OF_CURATE},
+                                      {"seed", OF_CURATE}};
+
 static int run_data(const pst_cli_args *a, pst_error *err) {
   static const struct {
-    const char *verb, *words;
+    const char *words;
     int min_words, max_words; /* behind the verb */
     int (*run)(const pst_cli_args *a, pst_store *store, pst_error *err);
-  } verbs[] = {{"list", "[WORKLOAD]", 0, 1, list},
-               {"show", "ID", 1, 1, show},
-               {"stats", "", 0, 0, stats},
-               {"sets", "[WORKLOAD]", 0, 1, sets},
-               {"import", "WORKLOAD FILE", 2, 2, import_records},
-               {"export", "[WORKLOAD]", 0, 1, export_records},
-               {"curate", "WORKLOAD", 1, 1, curate},
-               {"delete", "--subject ID, --id ID or --imported WORKLOAD", 0, 0, delete_records},
-               {"prune", "", 0, 0, prune}};
+  } actions[N_ACTIONS] = {[LIST] = {"[WORKLOAD]", 0, 1, list},
+                          [SHOW] = {"ID", 1, 1, show},
+                          [STATS] = {"", 0, 0, stats},
+                          [SETS] = {"[WORKLOAD]", 0, 1, sets},
+                          [IMPORT] = {"WORKLOAD FILE", 2, 2, import_records},
+                          [EXPORT] = {"[WORKLOAD]", 0, 1, export_records},
+                          [CURATE] = {"WORKLOAD", 1, 1, curate},
+                          [DELETE] = {"--subject ID, --id ID or --imported WORKLOAD", 0, 0, delete_records},
+                          [PRUNE] = {"", 0, 0, prune}};
   const char *verb = a->words[0];
-  size_t i = 0;
-  while (i < PST_ARRAY_LEN(verbs) && strcmp(verb, verbs[i].verb)) i++;
-  if (i == PST_ARRAY_LEN(verbs))
+  int i = 0;
+  while (i < N_ACTIONS && strcmp(verb, action_names[i])) i++;
+  if (i == N_ACTIONS)
     return pst_error_set(
         err, PST_E_BAD_INPUT, "data",
         "unknown action '%.40s'; there are list, show, stats, sets, import, export, curate, delete, prune", verb);
-  if (a->n_words - 1 < verbs[i].min_words || a->n_words - 1 > verbs[i].max_words)
-    return pst_error_set(err, PST_E_BAD_INPUT, "data", "it is: penstock data %s %s", verb, verbs[i].words);
+  if (a->n_words - 1 < actions[i].min_words || a->n_words - 1 > actions[i].max_words)
+    return pst_error_set(err, PST_E_BAD_INPUT, "data", "it is: penstock data %s %s", verb, actions[i].words);
   pst_store *store = NULL;
-  int code = pst_cli_store_open(a, &store, err);
-  if (!code) code = verbs[i].run(a, store, err);
+  int code = pst_cli_actions_check(a, action_names, N_ACTIONS, i, owned, PST_ARRAY_LEN(owned), err);
+  if (!code) code = pst_cli_store_open(a, &store, err);
+  if (!code) code = actions[i].run(a, store, err);
   pst_store_close(store);
   return code;
 }
@@ -584,7 +671,7 @@ static const pst_cli_option options[] = {
     {"limit", 'n', PST_CLI_INT, "N", "20", 1, 1000000, false, "list: the newest N"},
     {"subject", 's', PST_CLI_TEXT, "ID", NULL, 0, 0, false,
      "whose records: to list, export or delete; import: of rows that name none"},
-    {"id", 0, PST_CLI_TEXT, "ID", NULL, 0, 0, false, "delete: one record, by its completion id"},
+    {"id", 0, PST_CLI_TEXT, "ID", NULL, 0, 0, false, "delete: one record, by its id or number"},
     {"imported", 0, PST_CLI_TEXT, "WORKLOAD", NULL, 0, 0, false, "delete: all that was imported under this name"},
     {"trainable", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list, export: only what may be trained on"},
     {"format", 'f', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
@@ -610,7 +697,12 @@ static const pst_cli_option options[] = {
      "curate: what was said of answers, for 'tune --objective dpo' and kto, instead of examples"},
     {"examples", 0, PST_CLI_INT, "N", "3", 1, 1000, false, "curate: examples of each reason in the report"},
     {"seed", 0, PST_CLI_INT, "N", "1", 0, 9e15, false, "curate: of what is drawn"},
-    PST_CLI_CONSENT,
+    {"keep", 0, PST_CLI_TEXT, "WHAT", "content", 0, 0, false,
+     "import: of a row; nothing less is taken, as rows are texts"},
+    {"train", 0, PST_CLI_TEXT, "YES/NO", NULL, 0, 0, false,
+     "import: whether rows may become training data (default: yes)"},
+    {"retention", 0, PST_CLI_INT, "DAYS", "0", 0, PST_STORE_RETENTION_MAX, false,
+     "import: then texts, subject and feedback are deleted (0: never)"},
     PST_CLI_QUIET,
     PST_CLI_HOME,
     PST_CLI_JSON,

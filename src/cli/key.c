@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "cli/actions.h"
 #include "cli/commands.h"
 #include "cli/open.h"
 
@@ -9,6 +10,32 @@ static int read_limits(const pst_cli_args *a, pst_store_limits old, pst_store_li
   int code = pst_cli_money(a, "day", old.day_nusd, &ret_limits->day_nusd, err);
   if (!code) code = pst_cli_money(a, "month", old.month_nusd, &ret_limits->month_nusd, err);
   return code ? code : pst_cli_money(a, "total", old.total_nusd, &ret_limits->total_nusd, err);
+}
+
+/* --keep, --train and --retention over the consent that a key has (NULL: none of its own). *ret_own false: the server's is to hold. */
+static int read_consent(const pst_cli_args *a, const pst_store_consent *old, pst_store_consent *ret_consent,
+                        bool *ret_own, pst_error *err) {
+  const pst_store_consent none = {.keep = PST_STORE_KEEP_METADATA};
+  const char *keep = pst_cli_text(a, "keep"), *more = pst_cli_given(a, "train") ? "train" : "retention";
+  pst_store_keep kept;
+  *ret_own = !keep || strcmp(keep, "default") != 0;
+  if (!*ret_own && !pst_cli_given(a, more)) return 0;
+  if (!*ret_own)
+    return pst_error_set(err, PST_E_BAD_INPUT, more,
+                         "--keep default leaves that to the server as well: leave --%s out, or say what is kept", more);
+  if (!keep && !old)
+    return pst_error_set(
+        err, PST_E_BAD_INPUT, "keep",
+        "the key has no consent of its own yet: say with --keep what is kept (nothing, metadata or content) beside --%s",
+        more);
+  if (keep && !pst_store_keep_from(pst_str_from(keep), &kept))
+    return pst_error_set(err, PST_E_BAD_INPUT, "keep",
+                         "--keep takes nothing, metadata, content or default; not '%.40s'", keep);
+  return pst_cli_consent(a, old ? *old : none, ret_consent, err);
+}
+
+static bool consents(const pst_cli_args *a) {
+  return pst_cli_given(a, "keep") || pst_cli_given(a, "train") || pst_cli_given(a, "retention");
 }
 
 static void put_secret(const char *name, const char *secret, bool json) {
@@ -32,14 +59,14 @@ static int create(const pst_cli_args *a, pst_store *store, const char *name, pst
   pst_store_limits limits = none;
   char secret[PST_STORE_SECRET_BYTES];
   int64_t id;
-  pst_store_consent consent = {.keep = PST_STORE_KEEP_METADATA};
-  bool consents = pst_cli_given(a, "keep") || pst_cli_given(a, "train") || pst_cli_given(a, "retention");
+  pst_store_consent consent;
+  bool own = false;
   int code = read_limits(a, none, &limits, err);
-  if (!code) code = pst_cli_consent(a, consent, &consent, err);
+  if (!code && consents(a)) code = read_consent(a, NULL, &consent, &own, err);
   if (!code)
     code = pst_store_key_create(store, pst_str_from(name), pst_str_from(pst_cli_text(a, "workload")), limits,
                                 pst_clock_unix_ms(), &id, secret, err);
-  if (!code && consents) code = pst_store_key_set_consent(store, id, &consent, err);
+  if (!code && own) code = pst_store_key_set_consent(store, id, &consent, err);
   if (code) return code;
   put_secret(name, secret, pst_cli_flag(a, "json"));
   int64_t price;
@@ -68,16 +95,13 @@ static int change(const pst_cli_args *a, pst_store *store, const char *name, pst
 static int consent(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
   pst_store_key key;
   pst_store_consent wanted;
-  const char *keep = pst_cli_text(a, "keep");
-  bool none = keep && !strcmp(keep, "default");
+  bool own = false;
   int code = pst_store_key_get(store, pst_str_from(name), &key, err);
   if (code) return code;
-  if (none) return pst_store_key_set_consent(store, key.id, NULL, err);
-  if (!keep && !pst_cli_given(a, "train") && !pst_cli_given(a, "retention"))
+  if (!consents(a))
     return pst_error_set(err, PST_E_BAD_INPUT, "key", "say what may be kept: --keep, --train or --retention");
-  code = pst_cli_consent(a, key.has_consent ? key.consent : (pst_store_consent){.keep = PST_STORE_KEEP_METADATA},
-                         &wanted, err);
-  return code ? code : pst_store_key_set_consent(store, key.id, &wanted, err);
+  code = read_consent(a, key.has_consent ? &key.consent : NULL, &wanted, &own, err);
+  return code ? code : pst_store_key_set_consent(store, key.id, own ? &wanted : NULL, err);
 }
 
 static int disable(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err) {
@@ -154,17 +178,18 @@ static int put_key(void *user, const pst_store_key *k) {
     put_json(l, k, &b);
     return 0;
   }
-  char day[72], month[72], total[72];
+  char day[72], month[72], total[72], days[32] = "-";
+  if (k->has_consent && k->consent.retention_days) (void)snprintf(days, sizeof days, "%d", k->consent.retention_days);
   if (l->n == 1)
-    printf("%-20s %-14s %-16s %-24s %-24s %-24s %-10s %s\n", "NAME", "KEY", "WORKLOAD", "TODAY $", "MONTH $", "TOTAL $",
-           "KEEP", "STATE");
-  printf("%-20s %-14s %-16s %-24s %-24s %-24s %-10s %s\n", k->name, *k->hint ? k->hint : "-",
+    printf("%-20s %-14s %-16s %-24s %-24s %-24s %-10s %-14s %s\n", "NAME", "KEY", "WORKLOAD", "TODAY $", "MONTH $",
+           "TOTAL $", "KEEP", "RETENTION DAYS", "STATE");
+  printf("%-20s %-14s %-16s %-24s %-24s %-24s %-10s %-14s %s\n", k->name, *k->hint ? k->hint : "-",
          *k->workload ? k->workload : "-", spent_of(b.day_nusd, k->limits.day_nusd, day),
          spent_of(b.month_nusd, k->limits.month_nusd, month), spent_of(b.total_nusd, k->limits.total_nusd, total),
          !k->has_consent    ? "default"
          : k->consent.train ? "train"
                             : pst_store_keep_name(k->consent.keep),
-         k->disabled_ms ? "disabled" : "in use");
+         days, k->disabled_ms ? "disabled" : "in use");
   return 0;
 }
 
@@ -182,51 +207,61 @@ static int list(const pst_cli_args *a, pst_store *store, pst_error *err) {
 
 /* ---- the command ----------------------------------------------------------------------------------------------------------- */
 
+enum { CREATE, LIMIT, CONSENT, DISABLE, LIST, N_ACTIONS };
+static const char *const action_names[N_ACTIONS] = {"create", "limit", "consent", "disable", "list"};
+enum { OF_MONEY = 1 << CREATE | 1 << LIMIT, OF_CONSENT = 1 << CREATE | 1 << CONSENT };
+static const pst_cli_owned owned[] = {{"day", OF_MONEY},         {"month", OF_MONEY},  {"total", OF_MONEY},
+                                      {"workload", OF_MONEY},    {"keep", OF_CONSENT}, {"train", OF_CONSENT},
+                                      {"retention", OF_CONSENT}, {"runs", 1 << LIST}};
+
 static int run_key(const pst_cli_args *a, pst_error *err) {
-  static const struct {
-    const char *verb;
-    int (*run)(const pst_cli_args *a, pst_store *store, const char *name, pst_error *err);
-  } verbs[] = {{"create", create}, {"limit", change}, {"consent", consent}, {"disable", disable}};
+  static int (*const actions[LIST])(const pst_cli_args *, pst_store *, const char *, pst_error *) = {create, change,
+                                                                                                     consent, disable};
   const char *verb = a->n_words ? a->words[0] : "list";
-  bool listed = !strcmp(verb, "list");
-  size_t i = 0;
-  while (i < PST_ARRAY_LEN(verbs) && strcmp(verb, verbs[i].verb)) i++;
-  if (!listed && i == PST_ARRAY_LEN(verbs))
+  int i = 0;
+  while (i < N_ACTIONS && strcmp(verb, action_names[i])) i++;
+  if (i == N_ACTIONS)
     return pst_error_set(err, PST_E_BAD_INPUT, "key",
                          "unknown action '%.40s'; there are create, list, limit, consent, disable", verb);
-  if (listed != (a->n_words < 2))
+  if ((i == LIST) != (a->n_words < 2))
     return pst_error_set(err, PST_E_BAD_INPUT, "key",
-                         listed ? "list takes no name" : "%s needs the key's name: penstock key %s NAME", verb, verb);
+                         i == LIST ? "list takes no name" : "%s needs the key's name: penstock key %s NAME", verb,
+                         verb);
   pst_store *store = NULL;
-  int code = pst_cli_store_open(a, &store, err);
-  if (!code && !listed) code = verbs[i].run(a, store, a->words[1], err);
-  if (!code && (listed || (verbs[i].run != create && pst_cli_flag(a, "json")))) code = list(a, store, err);
+  int code = pst_cli_actions_check(a, action_names, N_ACTIONS, i, owned, PST_ARRAY_LEN(owned), err);
+  if (!code) code = pst_cli_store_open(a, &store, err);
+  if (!code && i != LIST) code = actions[i](a, store, a->words[1], err);
+  if (!code && (i == LIST || (i != CREATE && pst_cli_flag(a, "json")))) code = list(a, store, err);
   pst_store_close(store);
   return code;
 }
 
 static const pst_cli_option options[] = {
-    {"day", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much a day (UTC); none: no limit"},
-    {"month", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much a calendar month"},
-    {"total", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "may spend so much ever"},
+    {"day", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "create, limit: may spend so much a day (UTC); none: no limit"},
+    {"month", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "create, limit: may spend so much a calendar month"},
+    {"total", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "create, limit: may spend so much ever"},
     {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
-     "answers requests whose model is nothing this server knows"},
+     "create, limit: answers requests whose model is nothing this server knows"},
     {"runs", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list: what runs with --budget-usd have spent, too"},
-    PST_CLI_CONSENT,
+    {"keep", 0, PST_CLI_TEXT, "WHAT", NULL, 0, 0, false,
+     "create, consent: of a request: nothing, metadata, content (texts too), or default: what the server says"},
+    {"train", 0, PST_CLI_TEXT, "YES/NO", NULL, 0, 0, false,
+     "create, consent: whether content may become training data"},
+    {"retention", 0, PST_CLI_INT, "DAYS", NULL, 0, PST_STORE_RETENTION_MAX, false,
+     "create, consent: then texts, subject and feedback are deleted (0: never)"},
     PST_CLI_HOME,
     PST_CLI_JSON,
 };
-const pst_cli_command pst_cli_key = {
-    "key",
-    "create|list|limit|consent|disable [NAME]",
-    "API keys and their budgets",
-    "create NAME   makes a key and prints it, once; limits and workload as below\n"
-    "list          keys, what they may spend and have spent (the default)\n"
-    "limit NAME    changes limits or workload\n"
-    "consent NAME  says what may be kept of its requests; --keep default: what the server says\n"
-    "disable NAME  for good; running requests are finished",
-    0,
-    2,
-    options,
-    PST_ARRAY_LEN(options),
-    run_key};
+const pst_cli_command pst_cli_key = {"key",
+                                     "create|list|limit|consent|disable [NAME]",
+                                     "API keys and their budgets",
+                                     "create NAME   makes a key and prints it, once; limits and workload as below\n"
+                                     "list          keys, what they may spend and have spent (the default)\n"
+                                     "limit NAME    changes limits or workload\n"
+                                     "consent NAME  says what may be kept of its requests, and for how long\n"
+                                     "disable NAME  for good; running requests are finished",
+                                     0,
+                                     2,
+                                     options,
+                                     PST_ARRAY_LEN(options),
+                                     run_key};

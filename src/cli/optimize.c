@@ -6,6 +6,7 @@
 
 #include "cli/model_list.h"
 #include "cli/open.h"
+#include "cli/plans.h"
 #include "cli/workbench.h"
 
 static int write_plan(const char *path, const char *plan, pst_error *err) {
@@ -57,6 +58,18 @@ static int print_result(const pst_cli_args *a, const pst_optimizer_result *r, bo
   return code;
 }
 
+/* PST_E_DENIED: records that its adapter learned from were erased meanwhile. */
+static int put_in_force(const pst_cli_workbench *b, const pst_optimizer_result *r, pst_error *err) {
+  pst_str name = pst_str_from(pst_evals_workload_info(b->workload)->name);
+  char now[65] = "";
+  (void)pst_store_plan_assigned(b->store, name, PST_STORE_PLAN_IN_FORCE, NULL, now, NULL);
+  if (!strcmp(now, r->plan_hash)) return 0;
+  int code = pst_cli_plan_check(b->store, r->plan_hash, r->plan_json, err);
+  return code ? code
+              : pst_store_plan_assign(b->store, name, PST_STORE_PLAN_IN_FORCE, pst_str_from(r->plan_hash),
+                                      PST_STR("optimize"), pst_clock_unix_ms(), err);
+}
+
 static int run_optimize(const pst_cli_args *a, pst_error *err) {
   pst_cli_workbench b = {NULL, NULL, NULL, NULL};
   pst_cli_model_list list = {0};
@@ -94,11 +107,9 @@ static int run_optimize(const pst_cli_args *a, pst_error *err) {
   bool found = !code && result.verdict == PST_OPTIMIZER_FOUND, promote = found && !replay && pst_cli_flag(a, "promote");
   if (!code && pst_cli_text(a, "output")) code = write_plan(pst_cli_text(a, "output"), result.plan_json, err);
   if (!code && pst_cli_text(a, "report")) code = pst_cli_write_report(pst_cli_text(a, "report"), result.evidence, err);
-  if (!code && promote)
-    code =
-        pst_store_plan_assign(b.store, pst_str_from(pst_evals_workload_info(b.workload)->name), PST_STORE_PLAN_IN_FORCE,
-                              pst_str_from(result.plan_hash), PST_STR("optimize"), pst_clock_unix_ms(), err);
-  if (!code) code = print_result(a, &result, promote, err);
+  int refused = !code && promote ? put_in_force(&b, &result, err) : 0;
+  if (!code) code = print_result(a, &result, promote && !refused, err);
+  if (!code) code = refused;
   if (!code && replay && !result.same_plan)
     code = pst_error_set(err, PST_E_CORRUPT, NULL, "run %lld took another plan", (long long)replay);
   if (!code && !found) code = result.verdict == PST_OPTIMIZER_NONE ? PST_CLI_FAILED : PST_CLI_NO_DATA;
@@ -120,7 +131,8 @@ static const pst_cli_option options[] = {
     {"max-items", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "most items of each part to ask (0: all)"},
     {"cache", 0, PST_CLI_TEXT, "WHEN", "auto", 0, 0, false,
      "whether the plan gives answers again: auto (as the one in force, or where requests repeat), on, off"},
-    {"promote", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "put a plan that passed in force"},
+    {"promote", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false,
+     "put a plan that passed in force; exit 2 where records that its adapter learned from were erased meanwhile"},
     {"replay", 0, PST_CLI_INT, "RUN", NULL, 1, 9007199254740991.0, false,
      "measure nothing: search again from the log of that run, and come to the same plan"},
     {"fresh", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "do not go on with an unfinished run"},

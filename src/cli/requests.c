@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/open.h"
+#include "cli/records.h"
 
 #include <penstock/gateway.h>
 
@@ -14,7 +15,7 @@ typedef struct listing {
   bool json;
   int n;
   int64_t skip; /* feedback: rows before the last N */
-  pst_buf text;
+  pst_buf text, scratch;
   pst_json_writer w;
 } listing;
 
@@ -23,6 +24,7 @@ static void print_list(listing *l, int code, const char *none) {
   if (!code && l->json) puts(pst_buf_text(&l->text));
   if (!code && !l->json && !l->n) puts(none);
   pst_buf_done(&l->text);
+  pst_buf_done(&l->scratch);
 }
 
 static void begin_list(listing *l, const pst_cli_args *a) {
@@ -72,9 +74,12 @@ static int put_request(void *user, const pst_store_request *r) {
            "ANSWER", "MS", "COST $");
   pst_str what = r->workload.data ? r->workload : r->model;
   pst_store_nusd_format(r->cost_nusd, cost);
-  printf("%-19s  %-36.*s %-24.*s %6d %8" PRId64 " %8" PRId64 " %9.1f %12s\n", pst_cli_show_time(r->time_ms, time),
-         (int)r->completion_id.n, r->completion_id.data, (int)PST_MIN(what.n, (size_t)24), what.data ? what.data : "",
-         r->status, r->prompt_tokens, r->completion_tokens, (double)r->total_us / 1e3, cost);
+  printf("%-19s  ", pst_cli_show_time(r->time_ms, time));
+  pst_cli_print_line(r->completion_id, 36, SIZE_MAX, &l->scratch);
+  putchar(' ');
+  pst_cli_print_line(what, 24, 24, &l->scratch);
+  printf(" %6d %8" PRId64 " %8" PRId64 " %9.1f %12s\n", r->status, r->prompt_tokens, r->completion_tokens,
+         (double)r->total_us / 1e3, cost);
   return 0;
 }
 
@@ -91,10 +96,31 @@ static int print_totals(pst_store *store, const pst_store_request_filter *filter
   return 0;
 }
 
+/* What a filter let nothing through of, and where there is more. */
+static int say_none(const pst_cli_args *a, pst_store *store, const pst_store_request_filter *f, pst_buf *out,
+                    pst_error *err) {
+  const char *key = pst_cli_text(a, "key");
+  pst_str w = f->workload;
+  bool recorded = true;
+  int n = (int)PST_MIN(w.n, (size_t)80), code = w.data ? pst_cli_workload_recorded(store, w, &recorded, err) : 0;
+  if (code) return code;
+  pst_buf_puts(out, "no requests");
+  if (w.data) pst_buf_printf(out, " of \"%.*s\"", n, w.data);
+  if (key) pst_buf_printf(out, " with the key \"%.80s\"", key);
+  pst_buf_puts(out, w.data || key ? " in the books" : " in the books yet");
+  if (!recorded)
+    pst_buf_puts(out, "; 'penstock requests --all' lists what is");
+  else if (w.data && !pst_cli_flag(a, "all"))
+    pst_buf_printf(out, "; --all lists those of evals and searches, 'penstock data list %.*s' what was imported", n,
+                   w.data);
+  return 0;
+}
+
 static int run_requests(const pst_cli_args *a, pst_error *err) {
   pst_store_request_filter filter = PST_STORE_REQUEST_FILTER_INIT;
   pst_store_key key;
   pst_store *store = NULL;
+  pst_buf none = PST_BUF_INIT;
   listing l = {.n = 0};
   filter.limit = pst_cli_int(a, "limit");
   filter.newest_first = true;
@@ -108,10 +134,10 @@ static int run_requests(const pst_cli_args *a, pst_error *err) {
   if (!code && !pst_cli_flag(a, "all")) filter.purpose = PST_STORE_PURPOSE_USER;
   begin_list(&l, a);
   if (!code) code = pst_store_request_each(store, &filter, put_request, &l, err);
-  print_list(&l, code,
-             pst_cli_given(a, "workload") || pst_cli_given(a, "key") ? "no such requests in the books"
-                                                                     : "no requests in the books yet");
+  if (!code && !l.n) code = say_none(a, store, &filter, &none, err);
+  print_list(&l, code, pst_buf_text(&none));
   if (!code && !l.json) code = print_totals(store, &filter, err);
+  pst_buf_done(&none);
   pst_store_close(store);
   return code;
 }
@@ -150,15 +176,18 @@ static int put_feedback(void *user, const pst_store_feedback *f) {
   l->n++;
   if (!l->json) {
     if (l->n == 1) printf("%-19s  %-36s %-6s %8s  %s\n", "TIME (UTC)", "ID", "THUMBS", "SCORE", "OUTCOME, CORRECTION");
-    printf("%-19s  %-36.*s %-6s ", pst_cli_show_time(f->time_ms, time), (int)f->completion_id.n, f->completion_id.data,
-           thumbs ? thumbs : "-");
+    printf("%-19s  ", pst_cli_show_time(f->time_ms, time));
+    pst_cli_print_line(f->completion_id, 36, SIZE_MAX, &l->scratch);
+    printf(" %-6s ", thumbs ? thumbs : "-");
     if (f->has_score)
       printf("%8.3g", f->score);
     else
       printf("%8s", "-");
-    printf("  %s%s%.*s%s%.*s\n", f->retried ? "retried; " : "", f->abandoned ? "abandoned; " : "", (int)f->outcome.n,
-           f->outcome.data ? f->outcome.data : "", f->outcome.n && f->correction.n ? "; " : "", (int)f->correction.n,
-           f->correction.data ? f->correction.data : "");
+    printf("  %s%s", f->retried ? "retried; " : "", f->abandoned ? "abandoned; " : "");
+    pst_cli_print_line(f->outcome, 0, SIZE_MAX, &l->scratch);
+    if (f->outcome.n && f->correction.n) fputs("; ", stdout);
+    pst_cli_print_line(f->correction, 0, SIZE_MAX, &l->scratch);
+    putchar('\n');
     return 0;
   }
   pst_json_writer *w = &l->w;
@@ -175,7 +204,7 @@ static int put_feedback(void *user, const pst_store_feedback *f) {
   return 0;
 }
 
-/* What the options say of one answer. *ret_any false: they say nothing. */
+/* What the options say of one answer, whose id the caller adds. *ret_any false: they say nothing. */
 static int read_feedback(const pst_cli_args *a, pst_store_feedback *f, bool *ret_any, pst_error *err) {
   const char *thumbs = pst_cli_text(a, "thumbs"), *correction = pst_cli_text(a, "correction"),
              *outcome = pst_cli_text(a, "outcome");
@@ -190,34 +219,43 @@ static int read_feedback(const pst_cli_args *a, pst_store_feedback *f, bool *ret
   if (correction) f->correction = pst_str_from(correction);
   if (outcome) f->outcome = pst_str_from(outcome);
   *ret_any = thumbs || f->has_score || correction || outcome || f->retried || f->abandoned;
+  if (*ret_any && pst_cli_given(a, "limit"))
+    return pst_error_set(err, PST_E_BAD_INPUT, "limit", "--limit is of the list; leave it out where feedback is added");
   if (*ret_any && !a->n_words)
     return pst_error_set(err, PST_E_BAD_INPUT, "feedback", "say which answer: penstock feedback COMPLETION_ID ...");
-  if (*ret_any) f->completion_id = pst_str_from(a->words[0]);
   return 0;
+}
+
+/* The last ones of an answer, or (NULL) of all. */
+static int list_feedback(const pst_cli_args *a, pst_store *store, const char *id, pst_error *err) {
+  listing l = {.n = 0};
+  int64_t total = 0;
+  int code = pst_store_feedback_each(store, pst_str_from(id), 0, count_feedback, &total, err);
+  l.skip = total - pst_cli_int(a, "limit");
+  begin_list(&l, a);
+  if (!code) code = pst_store_feedback_each(store, pst_str_from(id), 0, put_feedback, &l, err);
+  print_list(&l, code, id ? "no feedback of that id" : "no feedback yet; applications send it to POST /v1/feedback");
+  return code;
 }
 
 static int run_feedback(const pst_cli_args *a, pst_error *err) {
   pst_store *store = NULL;
-  listing l = {.n = 0};
-  pst_str id = pst_str_from(a->n_words ? a->words[0] : NULL);
-  int64_t total = 0;
   pst_store_feedback given;
+  char *id = NULL;
   bool any = false;
   int code = read_feedback(a, &given, &any, err);
   if (!code) code = pst_cli_store_open(a, &store, err);
+  if (!code && a->n_words) code = pst_cli_record_find(store, pst_str_from(a->words[0]), &id, err);
+  if (!code && a->n_words && !id)
+    code = pst_error_set(
+        err, PST_E_NOT_FOUND, "feedback",
+        "no answer has the id or number \"%.80s\"; 'penstock data list' and 'penstock requests' have them",
+        a->words[0]);
+  given.completion_id = pst_str_from(id);
   if (!code && any) code = pst_store_feedback_put(store, &given, err);
-  if (code || any) {
-    if (!code) pst_cli_done(a, a->words[0], "noted", NULL);
-    pst_store_close(store);
-    return code;
-  }
-  if (!a->n_words) id.data = NULL;
-  if (!code) code = pst_store_feedback_each(store, id, 0, count_feedback, &total, err);
-  l.skip = total - pst_cli_int(a, "limit");
-  begin_list(&l, a);
-  if (!code) code = pst_store_feedback_each(store, id, 0, put_feedback, &l, err);
-  print_list(&l, code,
-             a->n_words ? "no feedback of that id" : "no feedback yet; applications send it to POST /v1/feedback");
+  if (!code && any) pst_cli_done(a, a->words[0], "noted", NULL);
+  if (!code && !any) code = list_feedback(a, store, id, err);
+  pst_free(id);
   pst_store_close(store);
   return code;
 }
@@ -237,8 +275,8 @@ const pst_cli_command pst_cli_feedback = {
     "feedback",
     "[COMPLETION_ID]",
     "what people thought of answers",
-    "Lists what was said, of all answers or of one; with an option that adds, says something of that one. Applications\n"
-    "say the same to POST /v1/feedback.",
+    "Lists what was said, of all answers or of one, which may be named by its record's number, too; with an option that\n"
+    "adds, says something of that one. Applications say the same to POST /v1/feedback.",
     0,
     1,
     feedback_options,

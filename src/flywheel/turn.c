@@ -202,27 +202,16 @@ static int promote(const pst_flywheel_turn_state *t, const pst_json *planned, bo
   return *ret_changed ? 0 : code;
 }
 
-typedef struct stale_search {
-  pst_str plan; /* JSON, which names an adapter by its file */
-  bool found;
-} stale_search;
-
-static int match_stale(void *user, const pst_store_adapter *row) {
-  stale_search *s = user;
-  s->found |= row->stale && pst_str_find(s->plan, pst_str_from(row->file), 0) != SIZE_MAX;
-  return 0;
-}
-
 /* Whether the plan rests on an adapter that learned from records which were erased since it was planned with. */
 static int find_stale(const pst_flywheel_turn_state *t, const pst_json *planned, bool *ret_stale, pst_error *err) {
   pst_buf plan_json = PST_BUF_INIT;
   pst_json_writer w = pst_json_writer_on(&plan_json, false);
   pst_json_put_value(&w, pst_json_get(planned, "plan"));
-  stale_search s = {.plan = pst_buf_str(&plan_json)};
+  char adapter[64] = "";
   int code = pst_buf_status(&plan_json) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory for a plan")
-                                        : pst_store_adapter_each(t->store, match_stale, &s, err);
+                                        : pst_store_plan_find_stale(t->store, pst_buf_str(&plan_json), adapter, err);
   pst_buf_done(&plan_json);
-  if (!code) *ret_stale = s.found;
+  if (!code) *ret_stale = adapter[0] != '\0';
   return code;
 }
 

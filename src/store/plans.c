@@ -97,7 +97,7 @@ typedef struct role_call {
   pst_str workload, hash, note;
   pst_store_plan_role role;
   int64_t now_ms;
-  const char *expected; /* in the role, empty: nothing; NULL: anything */
+  const char *expected; /* in the role, empty: nothing; of a roll-back: what comes back; NULL: anything */
   char rolled_to[65];   /* out, of a roll-back */
 } role_call;
 
@@ -169,6 +169,11 @@ int pst_store_plan_replace(pst_store *store, pst_str workload, const char *expec
   return assign(store, &c, err);
 }
 
+static int none_before(pst_str workload, pst_error *err) {
+  return pst_error_set(err, PST_E_NOT_FOUND, "workload", "no plan was in force for \"%.*s\" before the present one",
+                       (int)PST_MIN(workload.n, (size_t)80), workload.data ? workload.data : "");
+}
+
 static int roll_back_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   role_call *c = arg;
   sqlite3_stmt *stmt = NULL;
@@ -183,18 +188,61 @@ static int roll_back_apply(pst_store_conn *conn, void *arg, pst_error *err) {
   }
   pst_store_sql_done(conn, stmt);
   if (code < 0) return code;
-  if (code == 0)
-    return pst_error_set(err, PST_E_NOT_FOUND, "workload", "no plan was in force for \"%.*s\" before the present one",
-                         (int)c->workload.n, c->workload.data);
+  if (code == 0) return none_before(c->workload, err);
+  if (c->expected && strcmp(c->rolled_to, c->expected) != 0)
+    return pst_error_set(err, PST_E_EXISTS, "plan", "another plan is the one before for \"%.*s\" meanwhile",
+                         (int)PST_MIN(c->workload.n, (size_t)80), c->workload.data);
   code = pst_store_sql_run(conn, NULL, "DELETE FROM plan_past WHERE id = ?1", err, "i", id);
   return code ? code : role_set(conn, c, (pst_str){c->rolled_to, 64}, "roll back", err);
 }
 
-int pst_store_plan_roll_back(pst_store *store, pst_str workload, pst_str note, int64_t now_ms, char ret_hash[65],
-                             pst_error *err) {
-  role_call c = {.workload = workload, .note = note, .role = PST_STORE_PLAN_IN_FORCE, .now_ms = now_ms};
+int pst_store_plan_roll_back(pst_store *store, pst_str workload, const char *expected, pst_str note, int64_t now_ms,
+                             char ret_hash[65], pst_error *err) {
+  role_call c = {
+      .workload = workload, .note = note, .role = PST_STORE_PLAN_IN_FORCE, .now_ms = now_ms, .expected = expected};
   int code = pst_store_write_now(store, false, roll_back_apply, &c, err);
   if (!code && ret_hash) memcpy(ret_hash, c.rolled_to, sizeof c.rolled_to);
+  return code;
+}
+
+typedef struct plan_taken {
+  char **ret_json;
+  char *ret_hash;
+  pst_error *err;
+} plan_taken;
+
+static int plan_row(sqlite3_stmt *stmt, void *context) {
+  const plan_taken *t = context;
+  int code = take_plan(stmt, t->ret_json, t->ret_hash, t->err);
+  return code ? code : 1;
+}
+
+int pst_store_plan_before(pst_store *store, pst_str workload, char **ret_json, char ret_hash[65], pst_error *err) {
+  plan_taken t = {ret_json, ret_hash, err};
+  int code = pst_store_read_each(store, plan_row, &t, err,
+                                 "SELECT p.hash, p.json FROM plan_past b JOIN plans p ON p.hash = b.hash"
+                                 " WHERE b.workload = ?1 ORDER BY b.id DESC LIMIT 1",
+                                 "s", workload);
+  if (code == 1) return 0;
+  return code ? code : none_before(workload, err);
+}
+
+typedef struct stale_search {
+  pst_str plan; /* JSON, which names an adapter by its file */
+  char adapter[64];
+} stale_search;
+
+static int match_stale(void *user, const pst_store_adapter *row) {
+  stale_search *s = user;
+  if (row->stale && pst_str_find(s->plan, pst_str_from(row->file), 0) != SIZE_MAX)
+    memcpy(s->adapter, row->name, sizeof s->adapter);
+  return 0;
+}
+
+int pst_store_plan_find_stale(pst_store *store, pst_str plan_json, char ret_adapter[64], pst_error *err) {
+  stale_search s = {.plan = plan_json};
+  int code = pst_store_adapter_each(store, match_stale, &s, err);
+  if (!code) memcpy(ret_adapter, s.adapter, sizeof s.adapter);
   return code;
 }
 

@@ -4,9 +4,10 @@
  * file and its proof. How a matrix is rounded is feedback.c's business, how models are compared divergence.c's, who gets which type allocate.c's.
  *
  * What a type costs a matrix is what its rounding errors are said to cost by Gram matrices (gram.h), told from some rows. */
+#include <penstock/tune.h>
 #include <penstock/tune_calibrate.h>
 
-#include <assert.h>
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -125,22 +126,79 @@ static int list_matrices(calibration *c, pst_error *err) {
       char name[48];
       pst_tune_linear *l = &c->trial.layers[i].linear[r];
       (void)snprintf(name, sizeof name, "blk.%zu.%s.weight", i, pst_engine_role_name((pst_engine_role)r));
-      matrix *x = add_matrix(c, name, l->n_out, l->n_in, &l->w);
-      x->feedback = c->grams.inputs[i][pst_tune_group_of((pst_engine_role)r)];
-      x->outputs = c->grams.outputs[i][r];
+      add_matrix(c, name, l->n_out, l->n_in, &l->w);
     }
   matrix *x = add_matrix(c, "token_embd.weight", m->n_vocab, m->n_embd, &c->trial.embedding);
-  x->feedback = c->grams.embedding;
   if (m->head == m->embedding)
     x->slots[1] = &c->trial.head;
   else
-    add_matrix(c, "output.weight", m->n_vocab, m->n_embd, &c->trial.head)->feedback = c->grams.head;
+    add_matrix(c, "output.weight", m->n_vocab, m->n_embd, &c->trial.head);
   for (size_t i = 0; i < c->n_matrices; i++)
     if (!c->matrices[i].choice.n)
       return pst_error_set(err, PST_E_UNSUPPORTED, c->matrices[i].name, "rows of %zu are no multiple of 32",
                            c->matrices[i].n_cols);
   return 0;
 }
+
+/* ---- memory ---- */
+
+static int refuse_memory(double bytes, const char *what, pst_error *err) {
+  double available = (double)pst_memory_available();
+  if (bytes <= available) return 0;
+  return pst_error_set(err, PST_E_NOMEM, NULL,
+                       "calibration takes about %.1f GB of memory for %s, and %.1f GB are free; end what else runs, "
+                       "calibrate a smaller model, or lower --at-once",
+                       bytes / 1e9, what, available / 1e9);
+}
+
+/* What every run takes: the float model with its work space, and another of its weights in float beside it. */
+static int check_memory(const char *in_path, const pst_tune_calibrate_options *o, pst_error *err) {
+  pst_engine_model *model = NULL;
+  pst_tune_options net = pst_tune_options_for(PST_TUNE_SFT);
+  int64_t bytes = 0;
+  net.precision = PST_TUNE_FLOAT;
+  net.roles = 0;
+  net.rank = 0;
+  net.max_tokens = (int)PST_MIN(o->max_tokens, (size_t)INT_MAX);
+  int code = pst_engine_model_open(in_path, o->threads, &model, err);
+  if (code) return code;
+  double weights = 4 * (double)pst_engine_model_get_info(model)->n_params;
+  code = pst_tune_memory(model, &net, &bytes, err);
+  pst_engine_model_unref(model); /* before the question: its memory is free again */
+  return code ? code : refuse_memory((double)bytes + weights, "the float model and the rounded one", err);
+}
+
+/* What those take beside that who have not rounded yet. */
+static double grams_bytes(const pst_tune_model *m) {
+  double floats = (m->head == m->embedding ? 1 : 2) * (double)pst_tune_gram_floats(m->n_embd);
+  for (size_t i = 0; i < m->n_layers; i++) {
+    for (int g = 0; g < PST_TUNE_GROUP_COUNT; g++)
+      floats += (double)pst_tune_gram_floats(pst_tune_group_inputs(&m->layers[i], (pst_tune_group)g));
+    for (int r = 0; r < PST_ENGINE_ROLE_COUNT; r++)
+      floats += (double)pst_tune_gram_floats(m->layers[i].linear[r].n_out);
+  }
+  return floats * sizeof(float);
+}
+
+/* Gram matrices, and matrices that know theirs. */
+static int make_grams(calibration *c, pst_error *err) {
+  const pst_tune_model *m = &c->whole.model;
+  size_t n = m->n_layers * PST_ENGINE_ROLE_COUNT;
+  double rounded = (1 + c->o->bits / 32) * (double)m->bytes; /* in float, and as the file has it */
+  int code = refuse_memory(grams_bytes(m) + rounded, "the traffic's Gram matrices and the rounded model", err);
+  if (!code) code = pst_tune_grams_create(c->whole.net, &c->grams, err);
+  if (code) return code;
+  for (size_t i = 0; i < n; i++) {
+    pst_engine_role role = (pst_engine_role)(i % PST_ENGINE_ROLE_COUNT);
+    c->matrices[i].feedback = c->grams.inputs[i / PST_ENGINE_ROLE_COUNT][pst_tune_group_of(role)];
+    c->matrices[i].outputs = c->grams.outputs[i / PST_ENGINE_ROLE_COUNT][role];
+  }
+  c->matrices[n].feedback = c->grams.embedding;
+  if (n + 1 < c->n_matrices) c->matrices[n + 1].feedback = c->grams.head;
+  return 0;
+}
+
+/* ---- rounding one ---- */
 
 static int explain(int code, const matrix *x, pst_error *err) {
   if (code == PST_E_BAD_INPUT) return pst_error_set(err, code, x->name, "holds a weight that is not finite");
@@ -506,19 +564,36 @@ static int keep_rounded(const calibration *c, const pst_tune_calibrate_report *r
   return code;
 }
 
+/* Whether it holds what keep_rounded writes of these matrices: the same question asked of a program with another idea of a report or of types does not. */
+static bool is_whole(const calibration *c, const pst_tune_kept *kept) {
+  size_t n = sizeof(pst_tune_calibrate_report) + c->n_matrices * sizeof(int);
+  if (kept->n < n) return false;
+  const int *choices = (const int *)(const void *)(kept->data + sizeof(pst_tune_calibrate_report));
+  for (size_t i = 0; i < c->n_matrices; i++) {
+    const pst_tune_choice *of = &c->matrices[i].choice;
+    if (choices[i] < 0 || choices[i] >= of->n) return false;
+    n += (size_t)of->offers[choices[i]].bytes;
+  }
+  return kept->n == n;
+}
+
 /* What an earlier run had rounded. */
 static int take_rounded(calibration *c, bool *ret_found, pst_tune_calibrate_report *report, pst_error *err) {
   pst_tune_kept kept;
   *ret_found = false;
   if (!c->rounded[0]) return 0;
   int code = pst_tune_kept_open(c->rounded, rounded_kind, c->key, ret_found, &kept, err);
+  if (*ret_found && !is_whole(c, &kept)) {
+    pst_log(PST_LOG_INFO, "event=checkpoint_passed_over path=%s reason=\"it is of another size\"", c->rounded);
+    pst_tune_kept_close(&kept);
+    *ret_found = false;
+  }
   if (!*ret_found) return code;
   const int *choices = (const int *)(const void *)(kept.data + sizeof *report);
   size_t at = sizeof *report + c->n_matrices * sizeof *choices;
   memcpy(report, kept.data, sizeof *report);
   for (size_t i = 0; i < c->n_matrices && !code; i++) {
     matrix *x = &c->matrices[i];
-    assert(choices[i] >= 0 && choices[i] < x->choice.n); /* the key is of VERSION too */
     x->choice.chosen = choices[i];
     size_t bytes = (size_t)chosen(x)->bytes;
     x->out = pst_malloc(bytes);
@@ -541,7 +616,8 @@ static int64_t rounding_work(const calibration *c, const pst_tune_traffic *traff
 static int round_for(calibration *c, const pst_tune_traffic *traffic, pst_tune_calibrate_report *report,
                      pst_error *err) {
   int64_t start = pst_clock_us();
-  int code = capture(c, traffic, err);
+  int code = make_grams(c, err);
+  if (!code) code = capture(c, traffic, err);
   report->n_calibration_tokens = c->grams.n_tokens;
   if (!code) code = factor_all(c, err);
   if (!code) code = probe_all(c, err);
@@ -574,6 +650,27 @@ static int check_options(const pst_tune_calibrate_options *o, pst_error *err) {
   return 0;
 }
 
+/* A text that does not fit is told before the work that it would end: the longest of all, so that what takes it takes the others too. */
+static int check_texts(const pst_tune_texts *t, size_t max_tokens, pst_error *err) {
+  const struct {
+    const pst_tune_traffic *traffic;
+    const char *what;
+    bool needed;
+  } sets[] = {{t->traffic, "texts to calibrate on", true},
+              {t->lessons, "examples to learn from", t->lessons != NULL},
+              {t->search, "items of the part search", t->lessons != NULL},
+              {t->held_out, "items held out", true},
+              {t->general, "pieces of the general text", t->general != NULL}};
+  size_t longest = 0, most = 0;
+  for (size_t i = 0; i < PST_ARRAY_LEN(sets); i++) {
+    size_t n = sets[i].needed && sets[i].traffic ? pst_tune_traffic_longest(sets[i].traffic) : 0;
+    if (sets[i].needed && !n) return pst_error_set(err, PST_E_NO_DATA, NULL, "there are no %s", sets[i].what);
+    if (n > most) longest = i;
+    most = PST_MAX(most, n);
+  }
+  return pst_tune_traffic_check(sets[longest].traffic, sets[longest].what, max_tokens, err);
+}
+
 int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune_texts *texts,
                        const pst_tune_calibrate_options *options, pst_tune_calibrate_report *ret_report,
                        pst_error *err) {
@@ -584,9 +681,10 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
   report.search_before = report.search_after = NAN;
   bool found = false;
   int code = check_options(options, err);
+  if (!code) code = check_texts(texts, options->max_tokens, err);
+  if (!code) code = check_memory(in_path, options, err);
   if (!code)
     code = pst_tune_whole_open(in_path, options->adapter, options->threads, options->max_tokens, &c.whole, err);
-  if (!code) code = pst_tune_grams_create(c.whole.net, &c.grams, err);
   if (!code) code = list_matrices(&c, err);
   if (!code) code = measure_smallest(&c, in_path, &report, err);
   if (!code) code = name_files(&c, texts, err);
@@ -612,19 +710,37 @@ int pst_tune_calibrate(const char *in_path, const char *out_path, const pst_tune
   return 0;
 }
 
+/* ---- other files ---- */
+
+static int check_shapes(const pst_engine_model_info *of, const pst_engine_model_info *other, pst_error *err) {
+  if (other->n_layers <= of->n_layers && other->n_embd == of->n_embd && other->n_ff == of->n_ff &&
+      other->n_vocab == of->n_vocab && other->n_heads == of->n_heads && other->n_kv_heads == of->n_kv_heads &&
+      other->head_dim == of->head_dim)
+    return 0;
+  return pst_error_set(err, PST_E_BAD_INPUT, other->path, "is a model of other shapes than %s", of->path);
+}
+
+int pst_tune_diverge_check(const char *in_path, const char *path, pst_error *err) {
+  pst_engine_model *in = NULL, *other = NULL;
+  pst_engine_decoder d;
+  int code = pst_engine_model_open(path, 0, &other, err);
+  if (!code) code = pst_engine_decoder_get(other, &d, err);
+  if (!code) code = pst_engine_model_open(in_path, 0, &in, err);
+  if (!code) code = check_shapes(pst_engine_model_get_info(in), pst_engine_model_get_info(other), err);
+  pst_engine_model_unref(in);
+  pst_engine_model_unref(other);
+  return code;
+}
+
 int pst_tune_diverge(const char *in_path, const char *adapter, const char *path, const pst_tune_traffic *traffic,
                      const pst_tune_calibrate_options *options, pst_tune_divergence *ret_divergence, pst_error *err) {
   calibration c = {.o = options};
   pst_tune_model other = {0};
   pst_tune_judge judge = {0};
-  int code = pst_tune_whole_open(in_path, adapter, options->threads, options->max_tokens, &c.whole, err);
+  int code = pst_tune_diverge_check(in_path, path, err);
+  if (!code) code = pst_tune_whole_open(in_path, adapter, options->threads, options->max_tokens, &c.whole, err);
   if (!code) code = pst_tune_judge_create(c.whole.net, &c.whole.model, traffic, 0, false, &judge, err);
   if (!code) code = pst_tune_load_float(path, NULL, options->threads, &other, err);
-  if (!code && (other.n_layers > c.whole.model.n_layers || other.n_embd != c.whole.model.n_embd ||
-                other.n_ff != c.whole.model.n_ff || other.n_vocab != c.whole.model.n_vocab ||
-                other.n_heads != c.whole.model.n_heads || other.n_kv_heads != c.whole.model.n_kv_heads ||
-                other.head_dim != c.whole.model.head_dim))
-    code = pst_error_set(err, PST_E_BAD_INPUT, path, "is a model of other shapes than %s", in_path);
   if (!code) *ret_divergence = pst_tune_judge_run(&judge, &other);
   if (other.memory) pst_tune_model_done(&other);
   pst_tune_judge_done(&judge);

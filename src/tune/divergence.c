@@ -11,11 +11,25 @@ enum { TILE = 32 };
 
 /* ---- texts to batches ---- */
 
-static int check_text(const pst_tune_traffic_text *t, size_t max_tokens, size_t max_position, pst_error *err) {
-  size_t most = PST_MIN(max_tokens, max_position);
-  if (t->n - 1 <= most) return 0;
-  return pst_error_set(err, PST_E_LIMIT, NULL,
-                       "a text has %zu tokens, more than the %zu that go through the model at once", t->n, most);
+static int too_long(const pst_tune_traffic *traffic, size_t number, const char *what, size_t most, pst_error *err) {
+  size_t n = traffic->texts[number].n;
+  return pst_error_set(err, PST_E_LIMIT, "at-once",
+                       "text %zu of %zu%s%s has %zu tokens, more than the %zu that go through the model at once; "
+                       "--at-once %zu takes it",
+                       number + 1, traffic->n_texts, *what ? " " : "", what, n, most, n - 1);
+}
+
+size_t pst_tune_traffic_longest(const pst_tune_traffic *traffic) {
+  size_t most = 0;
+  for (size_t i = 0; i < traffic->n_texts; i++) most = PST_MAX(most, traffic->texts[i].n);
+  return most;
+}
+
+int pst_tune_traffic_check(const pst_tune_traffic *traffic, const char *what, size_t max_tokens, pst_error *err) {
+  size_t longest = pst_tune_traffic_longest(traffic), i = 0;
+  if (longest <= max_tokens + 1) return 0; /* the last token is only predicted */
+  while (traffic->texts[i].n < longest) i++;
+  return too_long(traffic, i, what, max_tokens, err);
 }
 
 void pst_tune_batches_free(pst_tune_batch *batches, size_t n) {
@@ -32,7 +46,10 @@ int pst_tune_traffic_batches(const pst_tune_traffic *traffic, size_t limit_token
   for (size_t i = 0; i < traffic->n_texts && !code; i++) {
     const pst_tune_traffic_text *t = &traffic->texts[i];
     if (limit_tokens && n_tokens && n_tokens + t->n - 1 > limit_tokens) break;
-    if ((code = check_text(t, max_tokens, max_position, err))) break;
+    if (t->n - 1 > PST_MIN(max_tokens, max_position)) {
+      code = too_long(traffic, i, "", PST_MIN(max_tokens, max_position), err);
+      break;
+    }
     if (!n || batches[n - 1].n_tokens + t->n - 1 > max_tokens) n++;
     pst_tune_text text = {
         .tokens = traffic->tokens + t->first, .n = t->n, .n_given = answers_only ? t->n_given : 1, .weight = 1};

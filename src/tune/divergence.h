@@ -30,6 +30,10 @@ pst_tune_divergence pst_tune_judge_run(pst_tune_judge *judge, const pst_tune_mod
 /* out [n_rows][n_vocab] = logits of a float model for normed final states x [n_rows][n_embd]. */
 pst_tune_product_f32 pst_tune_head_product(const pst_tune_model *model, const float *x, size_t n_rows, float *out);
 
+/* Tokens of the longest text; 0: there is none. */
+size_t pst_tune_traffic_longest(const pst_tune_traffic *traffic);
+/* Whether every text goes through a net of max_tokens at once, asked before any work. what: the texts to a person ("examples to learn from"). PST_E_LIMIT names the longest. */
+int pst_tune_traffic_check(const pst_tune_traffic *traffic, const char *what, size_t max_tokens, pst_error *err);
 /* Texts as batches of at most max_tokens tokens, for one pass through a net; answers_only: else all positions are scored. *ret_batches [*ret_n]: the
  * caller's, for pst_tune_batches_free. Errors as for pst_tune_judge_create. */
 int pst_tune_traffic_batches(const pst_tune_traffic *traffic, size_t limit_tokens, size_t max_tokens,

@@ -75,8 +75,9 @@ def test_what_is_not_there(served, name, word):
 def test_names(cli, files):
     add = ["adapters", "add", "orders", files / "first.gguf", "--model", files / "tiny.gguf", "--workload", "desk", "--data", "ab" * 32, "--run", "run-7"]
     assert "orders" in cli(*add).stdout
-    cli(*add)  # the same again
+    told = json.loads(cli(*add, "--json").stdout)  # the same again
     row, = json.loads(cli("adapters", "--json").stdout)
+    assert {**told, "created_ms": 0} == {**row, "created_ms": 0}
     assert (row["name"], row["workload"], row["data"], row["run"], row["rank"]) == ("orders", "desk", "ab" * 32, "run-7", RANK)
     assert len(row["file"]) == 64 and len(row["base_sha256"]) == 64
     assert "run-7" in cli("models").stdout
@@ -106,6 +107,9 @@ def test_run_and_merge(cli, files):
     cli("merge", tiny, files / "first.gguf", files / "merged.gguf", "--force", "--type", "Q8_0")
     told = json.loads(cli("merge", tiny, "orders", files / "merged.gguf", "--force", "--json").stdout)
     assert told == {"path": str(files / "merged.gguf"), "model": str(tiny), "adapter": "orders", "n_fallback": 0}
+    for n, peft in enumerate(([], ["--peft"])):
+        told = json.loads(cli("adapters", "export", "orders", files / f"told{n}", "--model", tiny, "--json", *peft).stdout)
+        assert told == {"path": str(files / f"told{n}"), "adapter": "orders", "peft": bool(peft), "n_matrices": 7, "codes": False}
 
 
 def test_bad_adapters(cli, files):

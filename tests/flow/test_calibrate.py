@@ -3,6 +3,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -90,9 +91,46 @@ def test_refusals(calibrate, place):
     code, _, errors, path = calibrate("--bits", "3")
     assert code in (1, 2) and "the smallest types take" in errors and not path.exists()
     code, _, errors, path = calibrate("--bits", "6.5", "--at-once", "8")
-    assert code in (1, 2) and "more than the 8" in errors and not path.exists()
+    assert code in (1, 2) and "more than the 8" in errors and "items of the part search" in errors and not path.exists()  # the longest of all parts
+    needed = errors.split("--at-once ")[1].split()[0]
+    assert calibrate("--bits", "6.5", "--at-once", str(int(needed) - 1))[0] == 2 and not path.exists()
+    assert calibrate("--bits", "6.5", "--at-once", needed)[0] == 0 and path.exists()
+    path.unlink()
     path.write_text("mine")
     code, _, errors, _ = calibrate()
     assert code in (1, 2) and "--force" in errors and path.read_text() == "mine"
     code, _, errors, _ = calibrate("--adapter", "/no/such/adapter", "--force")
     assert code in (1, 2) and "adapter" in errors and path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("options, says", [
+    (("--on", "general.txt", "--items", "4"), "items"), (("--on", "general.txt", "--learn-items", "4"), "learn-items"), (("--on", "general.txt", "--search-items", "4"), "search-items"),
+    (("--on", "general.txt", "--rate", "0.01"), "rate"), (("--general-tokens", "99"), "--general"), (("--on-tokens", "99"), "--on"),
+])
+def test_options_that_would_do_nothing_are_refused(calibrate, place, options, says):
+    code, out, errors, path = calibrate(*(str(place / o) if o.endswith(".txt") else o for o in options))
+    assert code == 2 and out == "" and errors.count("\n") == 1 and says in errors and not path.exists()
+
+
+def test_files_to_compare(calibrate, penstock, place, tmp_path):
+    """They are looked at before the work; one that goes away meanwhile takes nothing from the report."""
+    (tmp_path / "junk.gguf").write_bytes(b"junk")
+    (tmp_path / "wide.gguf").write_bytes(gguf_file.build(gguf_file.keys(tokenizer__ggml__tokens=gguf_file.keys()["tokenizer.ggml.tokens"] + ["cd"], tokenizer__ggml__token_type=[1] * 256 + [3, 3, 1, 1]),
+                                                         {**gguf_file.tensors(), "token_embd.weight": (gguf_file.EMBD, 260)})[1])
+    (tmp_path / "other.gguf").write_bytes(gguf_file.build()[1])
+    for name in ("none.gguf", "junk.gguf", "wide.gguf"):
+        code, out, errors, path = calibrate("--compare", str(tmp_path / "other.gguf"), "--compare", str(tmp_path / name), "--traffic-out", str(tmp_path / "seen.txt"))
+        assert code in (1, 2) and out == "" and name in errors and errors.count("\n") == 1 and not path.exists() and not (tmp_path / "seen.txt").exists(), errors
+    code, out, errors, path = calibrate("--compare", str(tmp_path / "other.gguf"), "--bits", "6.5", "--json")
+    assert code == 0, errors
+    (compared,) = json.loads(out)["compared"]
+    assert compared["path"] == str(tmp_path / "other.gguf") and abs(compared["held_out"]["all"]) < 1e-6  # the very weights
+    run = subprocess.Popen([penstock, "calibrate", place / "desk", place / "tiny.gguf", tmp_path / "late.gguf", "--home", tmp_path / "home", "-q", "--bits", "6.5", "--json", "--compare", tmp_path / "other.gguf",
+                            "--compare", place / "tiny.gguf"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not list((tmp_path / "home" / "tune").glob("*")):
+        time.sleep(0.001)
+    (tmp_path / "other.gguf").unlink()
+    out, errors = run.communicate(timeout=120)
+    report = json.loads(out)
+    assert run.returncode in (1, 2) and "other.gguf" in errors and errors.count("\n") == 1
+    assert report["held_out"]["all"] > 0 and report["compared"][0]["held_out"] is None and report["compared"][1]["held_out"]["n_all"] > 0 and (tmp_path / "late.gguf").exists()

@@ -98,6 +98,118 @@ def test_key_consent_can_be_changed_and_is_checked(cli):
         assert done.returncode == 2 and done.stderr.count("\n") <= 2, (bad, done.stderr)
 
 
+def test_consent_is_not_lowered_by_what_was_not_said(cli):
+    cli("key", "create", "app", "--keep", "default")
+    for command in (("consent", "app"), ("create", "other")):
+        for bad in (("--retention", "30"), ("--train", "no"), ("--keep", "default", "--retention", "30"), ("--keep", "default", "--train", "no")):
+            done = cli("key", *command, *bad, ok=False)
+            assert done.returncode == 2 and "--keep" in done.stderr, (command, bad, done.stderr)
+    (key,) = json.loads(cli("key", "--json").stdout)
+    assert key["name"] == "app" and key["keep"] is None
+    cli("key", "consent", "app", "--keep", "content")
+    cli("key", "consent", "app", "--retention", "30")  # now there is something that it lowers
+    (key,) = json.loads(cli("key", "--json").stdout)
+    assert (key["keep"], key["retention_days"]) == ("content", 30)
+    head, row = cli("key").stdout.splitlines()
+    assert "RETENTION" in head and row[head.index("RETENTION"):].split()[0] == "30"
+    assert "default: what the server says" in cli("key", "--help").stdout
+
+
+# ---- what a command line says ----
+
+
+@pytest.mark.parametrize("command, option, taken", [
+    (("key", "limit", "web", "--day", "5"), ("--keep", "nothing"), "create and consent"), (("key", "disable", "web"), ("--keep", "nothing"), "consent"),
+    (("key", "list"), ("--day", "5"), "create and limit"), (("key", "create", "new"), ("--runs",), "list"), (("key", "consent", "web", "--keep", "content"), ("-w", "desk"), "limit"),
+    (("data", "prune"), ("--subject", "u"), "list, import, export and delete"), (("data", "stats"), ("-s", "u"), "delete"), (("data", "delete", "--id", "1"), ("--set", "12345678"), "export"),
+    (("data", "export"), ("--seed", "2"), "curate"), (("data", "curate", "w"), ("--subject", "u"), "delete"), (("data", "list"), ("--format", "csv"), "import and export"),
+    (("data", "export"), ("--retention", "3"), "import"), (("adapters", "remove", "a"), ("--peft",), "export"), (("adapters", "list"), ("--model", "m"), "add and export"),
+])
+def test_options_of_another_action_are_refused(cli, home, tmp_path, command, option, taken):
+    cli("key", "create", "web")
+    cli("data", "import", "w", write_lines(tmp_path / "in.jsonl", [{"text": "a", "label": "b", "subject": "u"}]))
+    with sqlite3.connect(home / "penstock.db") as db:
+        db.execute("UPDATE requests SET expires_ms = 1")
+    before = cli("key", "list", "--json").stdout, cli("data", "list", "--json").stdout
+    done = cli(*command, *option, ok=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert taken in done.stderr and f"{command[0]} {command[1]}" in done.stderr
+    assert (cli("key", "list", "--json").stdout, cli("data", "list", "--json").stdout) == before
+
+
+def test_a_filter_that_finds_nothing_says_what_was_asked(cli, home, tmp_path):
+    assert "no records yet" in cli("data", "list").stdout and "no data sets yet" in cli("data", "sets").stdout
+    for command, hint in ((("data", "list", "desk"), "data stats"), (("data", "sets", "desk"), "data curate desk"), (("requests", "-w", "desk"), "requests --all")):
+        text = cli(*command).stdout
+        assert '"desk"' in text and f"penstock {hint}" in text, (command, text)
+        assert json.loads(cli(*command, "--json").stdout) == []
+    for more in ((), ("--json",)):
+        done = cli("feedback", "x", *more, ok=False)
+        assert done.returncode == 2 and done.stdout == "" and '"x"' in done.stderr and "penstock data list" in done.stderr
+    cli("data", "import", "desk", write_lines(tmp_path / "in.jsonl", [{"text": "a", "label": "b", "subject": "ann"}]), "--train", "no", "--retention", "9")
+    said = {
+        ("data", "list", "--subject", "bob"): ('subject "bob"', "data stats"), ("data", "list", "--trainable"): ("may be trained on", "data stats"),
+        ("data", "list", "desk", "--trainable", "-s", "ann"): ('of "desk" of the subject "ann" that may be trained on', "data list desk"),
+        ("data", "sets", "desk"): ('"desk"', "data curate desk"), ("requests", "-w", "desk"): ('"desk"', "data list desk"),
+    }
+    for command, words in said.items():
+        text = cli(*command).stdout
+        assert all(word in text for word in words) and " yet; users" not in text, (command, text)
+        assert json.loads(cli(*command, "--json").stdout) == []
+    (record,) = records(cli, "desk")
+    assert "no feedback of that id" in cli("feedback", record["completion_id"]).stdout and json.loads(cli("feedback", record["completion_id"], "--json").stdout) == []
+    head, row = cli("data", "stats").stdout.splitlines()
+    assert dict(zip(head.split(), row.split()))["EXPIRING"] == "1"
+    with sqlite3.connect(home / "penstock.db") as db:
+        db.execute("UPDATE requests SET purpose = 2")  # an eval's
+    assert "requests -w desk --all" in cli("data", "list", "desk").stdout
+
+
+def test_a_record_is_named_by_its_number_too(cli, home, tmp_path):
+    def add(name):
+        cli("data", "import", "w", write_lines(tmp_path / "in.jsonl", [{"text": f"text of {name}", "label": "b", "subject": name}]))
+
+    add("first")
+    with sqlite3.connect(home / "penstock.db") as db:
+        db.execute("UPDATE sqlite_sequence SET seq = 12345677 WHERE name = 'requests'")
+    add("ann")
+    add("bob")
+    last, ann, first = records(cli, "w")
+    assert ann["record"] == 12345678 and last["record"] == 12345679
+    for record in (first, ann, last):
+        assert json.loads(cli("data", "show", record["record"]).stdout)["completion_id"] == record["completion_id"]
+    for wrong in (first["record"] + 1, 12345680, 12345677):
+        assert cli("data", "show", wrong, ok=False).returncode == 2 and cli("data", "delete", "--id", wrong, ok=False).returncode == 2
+        assert cli("feedback", wrong, "--thumbs", "up", ok=False).returncode == 2
+    cli("feedback", ann["record"], "--thumbs", "up", "--outcome", "kept")
+    assert [f["completion_id"] for f in json.loads(cli("feedback", "--json").stdout)] == [ann["completion_id"]]
+    assert "kept" in cli("feedback", ann["record"]).stdout
+    with sqlite3.connect(home / "penstock.db") as db:
+        db.execute("UPDATE requests SET completion_id = ? WHERE subject = 'bob'", (str(first["record"]),))
+    assert json.loads(cli("data", "show", first["record"]).stdout)["subject"] == "bob"  # an id counts before a number, wherever one is named
+    assert json.loads(cli("data", "delete", "--id", first["record"], "--json").stdout)["records"] == 1
+    assert json.loads(cli("data", "delete", "--id", ann["record"], "--json").stdout)["records"] == 1
+    assert [r["subject"] for r in records(cli)] == ["first"]
+
+
+def test_texts_of_others_do_not_act_on_the_terminal(cli, tmp_path):
+    cli("data", "import", "w", write_lines(tmp_path / "in.jsonl", [{"text": "a", "label": "b", "subject": "x\x1b[31m\u009b31my\u00e9"}]))
+    (record,) = records(cli)
+    cli("feedback", record["completion_id"], "--outcome", "red\x1b[31m\nnext\u009b", "--correction", "\x07caf\u00e9")
+    for command in (("data", "list"), ("feedback",), ("requests", "--all")):
+        text = cli(*command).stdout
+        assert not any(ord(c) < 32 and c != "\n" or 127 <= ord(c) < 160 for c in text), (command, text)
+    assert "red [31m next ;  caf\u00e9\n" in cli("feedback").stdout and "31my\u00e9" in cli("data", "list").stdout
+
+
+def test_an_export_to_a_file_is_told_as_json(cli, tmp_path):
+    cli("data", "import", "w", write_lines(tmp_path / "in.jsonl", [{"messages": m} for m in CONVERSATIONS]))
+    out = tmp_path / "out.csv"
+    done = cli("data", "export", "w", "--format", "csv", "-o", out, "--json", "-q")
+    assert json.loads(done.stdout) == {"path": str(out), "format": "csv", "written": 2, "left_out": 1} and done.stderr == ""
+    assert len(cli("data", "export", "w", "--json").stdout.splitlines()) == 3  # the records themselves, and nothing among them
+
+
 # ---- feedback, export, deletion ----
 
 

@@ -385,7 +385,7 @@ static void plans(void **state) {
   int64_t generation = pst_store_plan_generation(store);
   OK(pst_store_plan_assign(store, desk, PST_STORE_PLAN_IN_FORCE, pst_str_from(a), PST_STR("first"), 10, &err));
   assert_true(pst_store_plan_generation(store) > generation);
-  assert_int_equal(pst_store_plan_roll_back(store, desk, NONE, 11, got, &err), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_plan_roll_back(store, desk, NULL, NONE, 11, got, &err), PST_E_NOT_FOUND);
   OK(pst_store_plan_assign(store, desk, PST_STORE_PLAN_SHADOW, pst_str_from(b), NONE, 12, &err));
   OK(pst_store_plan_assign(store, desk, PST_STORE_PLAN_IN_FORCE, pst_str_from(b), NONE, 13, &err));
   OK(pst_store_plan_assign(store, desk, PST_STORE_PLAN_IN_FORCE, pst_str_from(b), NONE, 14,
@@ -393,14 +393,20 @@ static void plans(void **state) {
   OK(pst_store_plan_assign(store, desk, PST_STORE_PLAN_SHADOW, NONE, NONE, 15, &err));
   OK(pst_store_plan_assign(store, desk, PST_STORE_PLAN_IN_FORCE, pst_str_from(c), NONE, 16, &err));
   assert_int_equal(pst_store_plan_assigned(store, desk, PST_STORE_PLAN_SHADOW, NULL, got, &err), PST_E_NOT_FOUND);
-  OK(pst_store_plan_roll_back(store, desk, NONE, 17, got, &err));
+  OK(pst_store_plan_before(store, desk, &json, got, &err));
   assert_string_equal(got, b);
-  OK(pst_store_plan_roll_back(store, desk, PST_STR("worse"), 18, NULL, &err));
+  assert_string_equal(json, "{\"schema\":1,\"x\":2}");
+  pst_free(json);
+  assert_int_equal(pst_store_plan_roll_back(store, desk, a, NONE, 17, NULL, &err), PST_E_EXISTS);
+  OK(pst_store_plan_roll_back(store, desk, b, NONE, 17, got, &err));
+  assert_string_equal(got, b);
+  OK(pst_store_plan_roll_back(store, desk, NULL, PST_STR("worse"), 18, NULL, &err));
   OK(pst_store_plan_assigned(store, desk, PST_STORE_PLAN_IN_FORCE, &json, got, &err));
   assert_string_equal(got, a);
   assert_string_equal(json, "{\"schema\":1,\"x\":1}");
   pst_free(json);
-  assert_int_equal(pst_store_plan_roll_back(store, desk, NONE, 19, got, &err), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_plan_roll_back(store, desk, NULL, NONE, 19, got, &err), PST_E_NOT_FOUND);
+  assert_int_equal(pst_store_plan_before(store, desk, NULL, NULL, &err), PST_E_NOT_FOUND);
   char unknown[65];
   memset(unknown, 'a', 64);
   unknown[64] = '\0';
