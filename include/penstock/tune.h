@@ -113,7 +113,8 @@ typedef struct pst_tune_options {
   pst_tune_scorer scorer; /* score NULL: the loss alone says which adapter is taken */
   double
       score_share; /* of `seconds`, the most that answers to the sample may take; without a limit of time every evaluation asks */
-  bool needs_answers; /* no step is made where the sample cannot be asked: what nobody compared by answers is not wanted */
+  bool
+      needs_answers; /* no step is made where the sample cannot be asked: what nobody compared by answers is not wanted */
   bool share_prefixes; /* beginnings that texts of a step share are computed once */
   bool in_order;       /* texts in the order given, else in one drawn anew for each epoch */
   uint64_t seed;

@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/open.h"
 #include "cli/records.h"
+#include "cli/workload_name.h"
 
 #include <penstock/data.h>
 
@@ -660,10 +661,18 @@ static int run_data(const pst_cli_args *a, pst_error *err) {
   if (a->n_words - 1 < actions[i].min_words || a->n_words - 1 > actions[i].max_words)
     return pst_error_set(err, PST_E_BAD_INPUT, "data", "it is: penstock data %s %s", verb, actions[i].words);
   pst_store *store = NULL;
+  char *workload = NULL;
+  const char *words[3] = {0};
+  pst_cli_args named = *a;
+  for (int k = 0; k < a->n_words; k++) words[k] = a->words[k];
+  named.words = words;
   int code = pst_cli_actions_check(a, action_names, N_ACTIONS, i, owned, PST_ARRAY_LEN(owned), err);
+  if (!code && i != SHOW && a->n_words > 1) code = pst_cli_workload_name(words[1], &workload, err);
+  if (workload) words[1] = workload;
   if (!code) code = pst_cli_store_open(a, &store, err);
-  if (!code) code = actions[i].run(a, store, err);
+  if (!code) code = actions[i].run(&named, store, err);
   pst_store_close(store);
+  pst_free(workload);
   return code;
 }
 
@@ -683,7 +692,7 @@ static const pst_cli_option options[] = {
     {"near", 0, PST_CLI_NUMBER, "J", "0.8", 0.5, 1, false, "curate: Jaccard index of words that makes near-duplicates"},
     {"per-label", 0, PST_CLI_INT, "N", "0", 0, 1e9, false, "curate: at most so many examples of a label (0: all)"},
     {"held", 0, PST_CLI_NUMBER, "SHARE", "0.1", 0, 0.9, false, "curate: share held back from training, by cluster"},
-    {"min-score", 0, PST_CLI_NUMBER, "X", NULL, -1e300, 1e300, false, "curate: a feedback score below is bad"},
+    {"min-score", 0, PST_CLI_NUMBER, "X", NULL, -1e300, 1e300, false, "curate: a feedback score below is bad [0.5]"},
     {"form", 0, PST_CLI_TEXT, "FOLDER", NULL, 0, 0, false,
      "curate: a workload whose labels or JSON the answers must have; its items are guarded"},
     {"keep-private", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "curate: leave private data in the texts"},
@@ -721,7 +730,8 @@ const pst_cli_command pst_cli_data = {
     "curate WORKLOAD        makes a data set of records that may be trained on, and says what was left out and why\n"
     "delete --subject ID    deletes somebody's records, and their lines in data sets; --id: one record;\n"
     "                       --imported WORKLOAD: what was imported under that name\n"
-    "prune                  forgets what has expired (serve does so every minute)",
+    "prune                  forgets what has expired (serve does so every hour); what has expired is not read meanwhile\n"
+    "WORKLOAD is a name, or a folder with a workload.json that says it.",
     1,
     3,
     options,

@@ -433,3 +433,14 @@ def test_what_was_asked_in_an_evaluation_is_no_training_data(cli, home, smollm2,
     examples = sum(i["part"] == "examples" for i in items)
     assert report["guarded_items"] == len(items) - examples
     assert {d["reason"]: d["n"] for d in report["dropped"]}["contaminated"] >= len(items) - examples
+
+
+def test_a_workload_is_named_by_its_folder_too(cli, tmp_path):
+    folder = tmp_path / "somewhere"
+    folder.mkdir()
+    (folder / "workload.json").write_text(json.dumps({"name": "desk"}))
+    rows = write_lines(tmp_path / "in.jsonl", [{"text": "a", "label": "b"}])
+    cli("data", "import", folder, rows)
+    assert [r["workload"] for r in records(cli, "desk")] == ["desk"] == [r["workload"] for r in records(cli, folder)]
+    done = cli("data", "import", "./elsewhere", rows, ok=False)
+    assert done.returncode == 2 and "./elsewhere" in done.stderr and len(records(cli)) == 1
