@@ -457,8 +457,10 @@ static int import_records(const pst_cli_args *a, pst_store *store, pst_error *er
     printf("{\"new\": %" PRId64 ", \"known\": %" PRId64 ", \"format\": \"%s\"}\n", done.n_new, done.n_known,
            pst_data_format_name(done.format));
   else
-    printf("%" PRId64 " records imported from %s rows, %" PRId64 " were there already\n", done.n_new,
-           pst_data_format_name(done.format), done.n_known);
+    printf("%" PRId64 " records imported from %s rows, %" PRId64 " were there already%s\n", done.n_new,
+           pst_data_format_name(done.format), done.n_known,
+           done.n_known ? " and keep the consent that they have ('penstock data delete --imported' takes them back)"
+                        : "");
   return 0;
 }
 
