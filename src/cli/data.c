@@ -328,6 +328,13 @@ typedef struct set_export {
   pst_data_exported done;
 } set_export;
 
+static int put_line(set_export *x) {
+  pst_buf_putc(&x->line, '\n');
+  if (pst_buf_status(&x->line)) return PST_E_NOMEM;
+  x->done.n_written++;
+  return fwrite(x->line.data, 1, x->line.n, x->file) == x->line.n ? 0 : PST_E_IO;
+}
+
 /* A line of a data set as fine-tuning files have it, without what only training here needs. */
 static int export_line(void *user, const pst_data_line *line) {
   set_export *x = user;
@@ -341,15 +348,51 @@ static int export_line(void *user, const pst_data_line *line) {
     pst_json_put_value(&w, line->tools);
   }
   pst_json_end_object(&w);
-  pst_buf_putc(&x->line, '\n');
-  if (pst_buf_status(&x->line)) return PST_E_NOMEM;
-  x->done.n_written++;
-  return fwrite(x->line.data, 1, x->line.n, x->file) == x->line.n ? 0 : PST_E_IO;
+  return put_line(x);
+}
+
+static void put_output(pst_json_writer *w, const char *key, pst_str answer) {
+  pst_json_key(w, key);
+  pst_json_begin_array(w);
+  pst_json_begin_object(w);
+  pst_json_member_cstr(w, "role", "assistant");
+  pst_json_member_str(w, "content", answer);
+  pst_json_end_object(w);
+  pst_json_end_array(w);
+}
+
+/* As fine-tuning files of the method dpo have it, which know pairs alone. */
+static int export_preference(void *user, const pst_data_preference *p) {
+  set_export *x = user;
+  if (!p->wanted.data || !p->unwanted.data) {
+    x->done.n_left_out++;
+    return 0;
+  }
+  pst_buf_clear(&x->line);
+  pst_json_writer w = pst_json_writer_on(&x->line, false);
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "input");
+  pst_json_begin_object(&w);
+  pst_json_key(&w, "messages");
+  pst_json_put_value(&w, p->messages);
+  pst_json_end_object(&w);
+  put_output(&w, "preferred_output", p->wanted);
+  put_output(&w, "non_preferred_output", p->unwanted);
+  pst_json_end_object(&w);
+  return put_line(x);
+}
+
+static int note_kind(void *user, const pst_store_data_set *set) {
+  *(bool *)user = pst_str_is(set->kind, pst_data_kind_name(PST_DATA_PREFERENCES));
+  return 0;
 }
 
 static int export_set(pst_store *store, const char *set, FILE *file, pst_data_exported *ret_done, pst_error *err) {
   set_export x = {.file = file};
-  int code = pst_data_set_each_line(store, pst_str_from(set), export_line, &x, err);
+  bool preferences = false;
+  int code = pst_store_data_set_get(store, pst_str_from(set), note_kind, &preferences, err);
+  if (!code && preferences) code = pst_data_set_each_preference(store, pst_str_from(set), export_preference, &x, err);
+  if (!code && !preferences) code = pst_data_set_each_line(store, pst_str_from(set), export_line, &x, err);
   if (code == PST_E_IO && err->code != code) code = pst_error_set_errno(err, errno, "export", "cannot write");
   if (code == PST_E_NOMEM) pst_error_set(err, code, NULL, "no memory to export a line");
   if (!code && fflush(file)) code = pst_error_set_errno(err, errno, "export", "cannot write");
@@ -728,7 +771,8 @@ const pst_cli_command pst_cli_data = {
     "sets [WORKLOAD]        data sets made of records\n"
     "import WORKLOAD FILE   JSON lines, a JSON array or CSV become records, all or none ('-': standard input); with nothing said,\n"
     "                       whole, for training too, and for good (--keep, --train, --retention)\n"
-    "export [WORKLOAD]      answered records with their texts; a correction replaces its answer. --set HASH: a data set's lines\n"
+    "export [WORKLOAD]      answered records with their texts; a correction replaces its answer. --set HASH: a data set's lines,\n"
+    "                       of preferences the pairs, as fine-tuning by dpo reads them\n"
     "curate WORKLOAD        makes a data set of records that may be trained on, and says what was left out and why\n"
     "delete --subject ID    deletes somebody's records, and their lines in data sets; --id: one record;\n"
     "                       --imported WORKLOAD: what was imported under that name\n"

@@ -444,3 +444,17 @@ def test_a_workload_is_named_by_its_folder_too(cli, tmp_path):
     assert [r["workload"] for r in records(cli, "desk")] == ["desk"] == [r["workload"] for r in records(cli, folder)]
     done = cli("data", "import", "./elsewhere", rows, ok=False)
     assert done.returncode == 2 and "./elsewhere" in done.stderr and len(records(cli)) == 1
+
+
+def test_pairs_of_a_preference_set_are_exported_as_dpo_learns_them(cli, tmp_path):
+    cli("data", "import", "w", write_lines(tmp_path / "in.jsonl", [{"text": "who painted the night watch", "label": "Vermeer"}, {"text": "how long do eggs boil", "label": "8 minutes"}]))
+    second, first = records(cli, "w")
+    cli("feedback", first["record"], "--correction", "Rembrandt")
+    cli("feedback", second["record"], "--thumbs", "up")
+    made = json.loads(cli("data", "curate", "w", "--preferences", "--held", "0", "--json").stdout)
+    out = tmp_path / "pairs.jsonl"
+    done = json.loads(cli("data", "export", "--set", made["data_set"], "-o", out, "--json", "-q").stdout)
+    assert (done["written"], done["left_out"]) == (1, 1)  # nobody said what would have been better than 8 minutes, or worse
+    (pair,) = map(json.loads, out.read_text().splitlines())
+    assert pair == {"input": {"messages": [{"role": "user", "content": "who painted the night watch"}]},
+                    "preferred_output": [{"role": "assistant", "content": "Rembrandt"}], "non_preferred_output": [{"role": "assistant", "content": "Vermeer"}]}
