@@ -23,8 +23,8 @@ static bool is_known(const pst_cli_args *a, const char *option) {
   return false;
 }
 
-int pst_cli_actions_check(const pst_cli_args *a, const char *const *actions, int n_actions, int action,
-                          const pst_cli_owned *owned, size_t n_owned, pst_error *err) {
+static int check_options(const pst_cli_args *a, const char *const *actions, int n_actions, int action,
+                         const pst_cli_owned *owned, size_t n_owned, pst_error *err) {
   char theirs[160];
   for (size_t i = 0; i < n_owned; i++) {
     const pst_cli_owned *o = &owned[i];
@@ -35,4 +35,17 @@ int pst_cli_actions_check(const pst_cli_args *a, const char *const *actions, int
                          a->command->name, theirs, a->command->name, actions[action]);
   }
   return 0;
+}
+
+int pst_cli_action(const pst_cli_args *a, const char *const *actions, int n_actions, const pst_cli_owned *owned,
+                   size_t n_owned, int *ret_action, pst_error *err) {
+  const char *verb = a->n_words ? a->words[0] : "list";
+  char all[160];
+  int i = 0;
+  while (i < n_actions && strcmp(verb, actions[i]) != 0) i++;
+  name_actions(actions, n_actions, (1u << n_actions) - 1, all, sizeof all);
+  if (i == n_actions)
+    return pst_error_set(err, PST_E_BAD_INPUT, a->command->name, "unknown action '%.40s'; there are %s", verb, all);
+  *ret_action = i;
+  return check_options(a, actions, n_actions, i, owned, n_owned, err);
 }

@@ -10,8 +10,9 @@ typedef struct pst_cli_owned {
   unsigned actions;
 } pst_cli_owned;
 
-/* Refuses an option that the action would not read, naming those that do. actions [n_actions]: their names; `action`: the one that was asked for. PST_E_BAD_INPUT. */
-int pst_cli_actions_check(const pst_cli_args *a, const char *const *actions, int n_actions, int action,
-                          const pst_cli_owned *owned, size_t n_owned, pst_error *err);
+/* Which action the first word names (none: "list"), by its place in actions [n_actions]. PST_E_BAD_INPUT: it names none of them, or an option was given that the action would not
+ * read; the error says what there is. */
+int pst_cli_action(const pst_cli_args *a, const char *const *actions, int n_actions, const pst_cli_owned *owned,
+                   size_t n_owned, int *ret_action, pst_error *err);
 
 #endif

@@ -183,16 +183,11 @@ static int run_adapters(const pst_cli_args *a, pst_error *err) {
                           [ADD] = {"add NAME PATH", 3, add},
                           [REMOVE] = {"remove NAME", 2, take_out},
                           [EXPORT] = {"export ADAPTER OUT", 3, export}};
-  const char *verb = a->n_words ? a->words[0] : "list";
-  int i = 0;
-  while (i < N_ACTIONS && strcmp(verb, action_names[i])) i++;
-  if (i == N_ACTIONS)
-    return pst_error_set(err, PST_E_BAD_INPUT, "adapters",
-                         "unknown action '%.40s'; there are list, add, remove, export", verb);
+  int i, code = pst_cli_action(a, action_names, N_ACTIONS, owned, PST_ARRAY_LEN(owned), &i, err);
+  if (code) return code;
   if (PST_MAX(a->n_words, 1) != actions[i].n_words)
     return pst_error_set(err, PST_E_BAD_INPUT, "adapters", "it is: penstock adapters %s", actions[i].words);
-  int code = pst_cli_actions_check(a, action_names, N_ACTIONS, i, owned, PST_ARRAY_LEN(owned), err);
-  return code ? code : actions[i].run(a, err);
+  return actions[i].run(a, err);
 }
 
 static const pst_cli_option options[] = {

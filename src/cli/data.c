@@ -696,23 +696,17 @@ static int run_data(const pst_cli_args *a, pst_error *err) {
                           [CURATE] = {"WORKLOAD", 1, 1, curate},
                           [DELETE] = {"--subject ID, --id ID or --imported WORKLOAD", 0, 0, delete_records},
                           [PRUNE] = {"", 0, 0, prune}};
-  const char *verb = a->words[0];
-  int i = 0;
-  while (i < N_ACTIONS && strcmp(verb, action_names[i])) i++;
-  if (i == N_ACTIONS)
-    return pst_error_set(
-        err, PST_E_BAD_INPUT, "data",
-        "unknown action '%.40s'; there are list, show, stats, sets, import, export, curate, delete, prune", verb);
+  int i, code = pst_cli_action(a, action_names, N_ACTIONS, owned, PST_ARRAY_LEN(owned), &i, err);
+  if (code) return code;
   if (a->n_words - 1 < actions[i].min_words || a->n_words - 1 > actions[i].max_words)
-    return pst_error_set(err, PST_E_BAD_INPUT, "data", "it is: penstock data %s %s", verb, actions[i].words);
+    return pst_error_set(err, PST_E_BAD_INPUT, "data", "it is: penstock data %s %s", action_names[i], actions[i].words);
   pst_store *store = NULL;
   char *workload = NULL;
   const char *words[3] = {0};
   pst_cli_args named = *a;
   for (int k = 0; k < a->n_words; k++) words[k] = a->words[k];
   named.words = words;
-  int code = pst_cli_actions_check(a, action_names, N_ACTIONS, i, owned, PST_ARRAY_LEN(owned), err);
-  if (!code && i != SHOW && a->n_words > 1) code = pst_cli_workload_name(words[1], &workload, err);
+  if (i != SHOW && a->n_words > 1) code = pst_cli_workload_name(words[1], &workload, err);
   if (workload) words[1] = workload;
   if (!code) code = pst_cli_store_open(a, &store, err);
   if (!code) code = actions[i].run(&named, store, err);

@@ -217,19 +217,14 @@ static const pst_cli_owned owned[] = {{"day", OF_MONEY},         {"month", OF_MO
 static int run_key(const pst_cli_args *a, pst_error *err) {
   static int (*const actions[LIST])(const pst_cli_args *, pst_store *, const char *, pst_error *) = {create, change,
                                                                                                      consent, disable};
-  const char *verb = a->n_words ? a->words[0] : "list";
-  int i = 0;
-  while (i < N_ACTIONS && strcmp(verb, action_names[i])) i++;
-  if (i == N_ACTIONS)
-    return pst_error_set(err, PST_E_BAD_INPUT, "key",
-                         "unknown action '%.40s'; there are create, list, limit, consent, disable", verb);
+  int i, code = pst_cli_action(a, action_names, N_ACTIONS, owned, PST_ARRAY_LEN(owned), &i, err);
+  if (code) return code;
   if ((i == LIST) != (a->n_words < 2))
     return pst_error_set(err, PST_E_BAD_INPUT, "key",
-                         i == LIST ? "list takes no name" : "%s needs the key's name: penstock key %s NAME", verb,
-                         verb);
+                         i == LIST ? "list takes no name" : "%s needs the key's name: penstock key %s NAME",
+                         action_names[i], action_names[i]);
   pst_store *store = NULL;
-  int code = pst_cli_actions_check(a, action_names, N_ACTIONS, i, owned, PST_ARRAY_LEN(owned), err);
-  if (!code) code = pst_cli_store_open(a, &store, err);
+  code = pst_cli_store_open(a, &store, err);
   if (!code && i != LIST) code = actions[i](a, store, a->words[1], err);
   if (!code && (i == LIST || (i != CREATE && pst_cli_flag(a, "json")))) code = list(a, store, err);
   pst_store_close(store);

@@ -411,18 +411,13 @@ static int run_plans(const pst_cli_args *a, pst_error *err) {
                                      {"rollback WORKLOAD", 2, roll_back}};
   static const pst_cli_owned owned[] = {{"force", 1u << 2 | 1u << 3}};
   const int n = (int)PST_ARRAY_LEN(actions);
-  const char *verb = a->n_words ? a->words[0] : "list";
-  int i = 0;
-  while (i < n && strcmp(verb, actions[i]) != 0) i++;
-  if (i == n)
-    return pst_error_set(err, PST_E_BAD_INPUT, "plans",
-                         "unknown action '%.40s'; there are list, history, promote, rollback", verb);
+  int i, code = pst_cli_action(a, actions, n, owned, PST_ARRAY_LEN(owned), &i, err);
+  if (code) return code;
   if (PST_MAX(a->n_words, 1) != verbs[i].n_words)
     return pst_error_set(err, PST_E_BAD_INPUT, "plans", "it is: penstock plans %s", verbs[i].words);
   pst_store *store = NULL;
   char *workload = NULL;
-  int code = pst_cli_actions_check(a, actions, n, i, owned, PST_ARRAY_LEN(owned), err);
-  if (!code && a->n_words > 1) code = pst_cli_workload_name(a->words[1], &workload, err);
+  if (a->n_words > 1) code = pst_cli_workload_name(a->words[1], &workload, err);
   if (!code) code = pst_cli_store_open(a, &store, err);
   if (!code) code = verbs[i].run(a, store, workload, err);
   pst_store_close(store);

@@ -93,10 +93,11 @@ static void filter_where(const pst_store_request_filter *f, pst_buf *sql) {
   if (f->origin != PST_STORE_ANY_ORIGIN)
     pst_buf_puts(sql, f->origin == PST_STORE_IMPORTED ? " AND r.imported = 1" : " AND r.imported = 0");
   if (f->answered) pst_buf_puts(sql, " AND r.status = 200 AND r.keep = 1");
-  if (f->answered || f->lasting) pst_buf_puts(sql, " AND (r.expires_ms IS NULL OR r.expires_ms > :now)");
   if (f->lasting)
     pst_buf_puts(sql,
                  " AND (r.expires_ms IS NULL OR r.expires_ms - :now > min(604800000, (r.expires_ms - r.time_ms) / 4))");
+  else if (f->answered)
+    pst_buf_puts(sql, " AND (r.expires_ms IS NULL OR r.expires_ms > :now)");
   if (f->train) pst_buf_puts(sql, " AND r.train = 1");
 }
 

@@ -16,8 +16,8 @@ enum { MIN_SHARED = 8, REPLAN_STEPS = 8, REFERENCES_AT_ONCE = 32 };
 /* Of the held-out sample: asked to learn what answers take, asked at least, times that what may be spent on it should be enough for. */
 enum { PROBE_ITEMS = 4, LEAST_SAMPLE = 8, LEAST_SCORES = 4 };
 
-/* Held-out loss of an adapter that is taken, over the lowest seen, at most. */
 #define MOST_LOOKING 0.25 /* of the time, for looks at the held-out part */
+/* Held-out loss of an adapter that is taken, over the lowest seen, at most. */
 #define RISE 1.25
 
 /* Texts that are gone through together. */
