@@ -57,7 +57,7 @@
   X(analytic_error, 0.35, "relative", "assumed: the formula knows no bursts")                                         \
   X(replay_error, 0.15, "relative", "assumed beside the fit's own residual: what the step model leaves out")          \
   X(load_headroom, 0.75, "of capacity", "assumed: what a latency objective leaves of the formula's capacity")         \
-  X(open_engine_s, 3, "s", "assumed: load and pack a small model")                                                    \
+  X(open_engine_s, 3, "s", "assumed where calibration does not say: load and pack a small model")                     \
   X(item_overhead_us, 1500, "us", "assumed: retrieval, rendering, grading and book-keeping of one item")              \
   X(operating_load, 0.75, "of the highest load",                                                                      \
     "chosen: where latencies are shown and measured; at the highest they are the objective")                          \

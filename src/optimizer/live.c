@@ -219,9 +219,9 @@ static int calibrate(void *state, const pst_optimizer_space *space, const pst_op
   pst_gateway_plan *plan = NULL;
   pst_engine *engine = NULL;
   pst_engine_step_model m = {0};
-  int64_t start = pst_clock_us();
   int code = parse_choice(space, c, &plan, err);
   if (!code) code = pst_gateway_prepare(l->gateway, plan, NULL, err); /* re-quantizes where asked */
+  int64_t start = pst_clock_us();
   if (!code) code = pst_gateway_engine_acquire(l->gateway, plan, 0, &engine, err);
   int64_t ready = pst_clock_us();
   if (!code) {

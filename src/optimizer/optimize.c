@@ -216,8 +216,11 @@ static int calibrate_one(planning *p, const calibration *c, pst_error *err) {
   int code = pst_buf_status(&key) ? pst_error_set(err, PST_E_NOMEM, NULL, "no memory")
                                   : ask(p, key.data, calibrate, c, &v, err);
   pst_buf_done(&key);
-  if (!code) pst_optimizer_step_model_read(v, pst_optimizer_speed_slot(&p->speed, &c->choice));
-  return code;
+  if (code) return code;
+  pst_optimizer_step_model_read(v, pst_optimizer_speed_slot(&p->speed, &c->choice));
+  if (!c->choice.v[PST_OPTIMIZER_THREADS]) /* with fewer threads it is there already */
+    pst_optimizer_opens_in(&p->state, &c->choice, pst_json_double(pst_json_get(v, "open_s"), C(open_engine_s)));
+  return 0;
 }
 
 /* Effects one at a time from the shipped file with F16 and all threads: other weights, other KV types, fewer threads. */

@@ -12,6 +12,7 @@
 #include "optimizer/constants.h"
 
 #define C PST_OPTIMIZER_CONST
+enum { N_ENGINES = PST_OPTIMIZER_MAX_VALUES * PST_OPTIMIZER_MAX_VALUES * PST_OPTIMIZER_MAX_VALUES };
 
 /* ---- state ---- */
 
@@ -43,13 +44,14 @@ int pst_optimizer_state_init(pst_optimizer_state *s, size_t max_items, pst_error
   s->estimates = pst_calloc(n + 1, sizeof *s->estimates);
   s->best_exact = pst_calloc(n + 1, sizeof *s->best_exact);
   s->pruned = pst_calloc(n + 1, 1);
-  s->opened = pst_calloc(PST_OPTIMIZER_MAX_VALUES * PST_OPTIMIZER_MAX_VALUES * PST_OPTIMIZER_MAX_VALUES, 1);
+  s->open_s = pst_calloc(N_ENGINES, sizeof *s->open_s);
   s->floor = s->goal.quality_floor;
   s->finest = -1;
-  if (!s->search || !s->verify || !s->beliefs || !s->estimates || !s->best_exact || !s->pruned || !s->opened ||
+  if (!s->search || !s->verify || !s->beliefs || !s->estimates || !s->best_exact || !s->pruned || !s->open_s ||
       shuffled_part(w, PST_EVALS_SEARCH, s->seed, max_items, &s->search_items, &s->n_search) ||
       shuffled_part(w, PST_EVALS_VERIFY, s->seed, max_items, &s->verify_items, &s->n_verify))
     return pst_error_set(err, PST_E_NOMEM, NULL, "no memory for %zu candidates", n);
+  for (size_t i = 0; i < N_ENGINES; i++) s->open_s[i] = C(open_engine_s);
   return 0;
 }
 
@@ -64,7 +66,7 @@ void pst_optimizer_state_done(pst_optimizer_state *s) {
   pst_free(s->estimates);
   pst_free(s->best_exact);
   pst_free(s->pruned);
-  pst_free(s->opened);
+  pst_free(s->open_s);
   pst_free(s->search_items);
   pst_free(s->verify_items);
   pst_free(s->steps);
@@ -123,10 +125,18 @@ static int add_answers(pst_optimizer_answers *a, size_t n_part, int n, const pst
   return 0;
 }
 
-static size_t engine_slot(const pst_optimizer_choice *c) {
-  return ((size_t)c->v[PST_OPTIMIZER_MODEL] * PST_OPTIMIZER_MAX_VALUES + c->v[PST_OPTIMIZER_WEIGHTS]) *
-             PST_OPTIMIZER_MAX_VALUES +
-         c->v[PST_OPTIMIZER_KV];
+static double *open_seconds(const pst_optimizer_state *s, const pst_optimizer_choice *c) {
+  size_t model = (size_t)pst_optimizer_base_target(s->space, c->v[PST_OPTIMIZER_MODEL]);
+  return &s->open_s[(model * PST_OPTIMIZER_MAX_VALUES + c->v[PST_OPTIMIZER_WEIGHTS]) * PST_OPTIMIZER_MAX_VALUES +
+                    c->v[PST_OPTIMIZER_KV]];
+}
+
+void pst_optimizer_opens_in(pst_optimizer_state *s, const pst_optimizer_choice *c, double seconds) {
+  pst_optimizer_choice like = *c;
+  for (int k = 0; k < s->space->axes[PST_OPTIMIZER_KV].n; k++) {
+    like.v[PST_OPTIMIZER_KV] = (uint8_t)k;
+    if (!c->v[PST_OPTIMIZER_KV] || k == c->v[PST_OPTIMIZER_KV]) *open_seconds(s, &like) = seconds;
+  }
 }
 
 static int plan_of(pst_optimizer_state *s, int class_index, pst_buf *name, pst_buf *plan) {
@@ -137,7 +147,7 @@ static int plan_of(pst_optimizer_state *s, int class_index, pst_buf *name, pst_b
   }
   pst_optimizer_choice c = pst_optimizer_measuring(s, &s->space->classes[class_index]);
   pst_optimizer_class_name(s->space, &c, name);
-  if (!pst_optimizer_is_alone(s->space, &c)) s->opened[engine_slot(&c)] = 1;
+  if (pst_optimizer_has_engine(s->space, &c)) *open_seconds(s, &c) = 0;
   return pst_optimizer_plan_write(s->space, &c, plan);
 }
 
@@ -300,7 +310,7 @@ double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int 
     pst_optimizer_lengths l = lengths_of(s, (size_t)class_index);
     pst_optimizer_estimate e = pst_optimizer_speed_formula(s->speed, &c, &l);
     if (e.capacity > 0) per_item = (s->goal.latency_p95_ms > 0 ? C(load_headroom) : 1) / e.capacity;
-    if (!pst_optimizer_is_alone(s->space, &c) && !s->opened[engine_slot(&c)]) open = C(open_engine_s);
+    if (pst_optimizer_has_engine(s->space, &c)) open = *open_seconds(s, &c);
   }
   return open + n * (per_item + C(item_overhead_us) / 1e6);
 }

@@ -51,7 +51,7 @@ typedef struct pst_optimizer_state {
   pst_optimizer_estimate *estimates;      /* n_classes: of the exact choice below */
   pst_optimizer_choice *best_exact;       /* n_classes: whole choices */
   uint8_t *pruned;                        /* n_classes: dominated, interval against interval */
-  uint8_t *opened;                        /* engines used so far, by model, weights, kv */
+  double *open_s; /* by base model, weights, kv: seconds until their engine answers; 0 once it was used */
   pst_optimizer_step *steps;
   size_t n_steps, steps_capacity;
   size_t n_pruned;
@@ -111,6 +111,9 @@ double pst_optimizer_seconds(const pst_optimizer_state *s, int class_index, int 
 double pst_optimizer_payment(const pst_optimizer_state *s, int class_index, int n);
 /* Whether that is there; share: of all the money, for what is asked by then. */
 bool pst_optimizer_affords(const pst_optimizer_state *s, int class_index, int n, double share);
+/* Calibration took so long to open the engine of a choice. With the first type of keys and values it says so for all types: not every combination is opened, and
+ * they hardly differ in this. */
+void pst_optimizer_opens_in(pst_optimizer_state *s, const pst_optimizer_choice *c, double seconds);
 /* A choice with the exact fields everything is measured with. */
 pst_optimizer_choice pst_optimizer_measuring(const pst_optimizer_state *s, const pst_optimizer_choice *c);
 

@@ -233,6 +233,13 @@ void pst_optimizer_plan_name(const pst_optimizer_space *s, const pst_optimizer_c
     pst_buf_printf(out, " %s=%s", s->axes[a].name, s->axes[a].values[c->v[a]]);
 }
 
+int pst_optimizer_base_target(const pst_optimizer_space *s, int m) {
+  const pst_optimizer_target *t = s->targets;
+  for (int b = 0; b < m && t[m].adapter; b++)
+    if (!t[b].adapter && !strcmp(t[b].name, t[m].base)) return b;
+  return m;
+}
+
 int pst_optimizer_class_find(const pst_optimizer_space *s, const pst_optimizer_choice *c) {
   for (size_t i = 0; i < s->n_classes; i++)
     if (!memcmp(s->classes[i].v, c->v, PST_OPTIMIZER_N_LOSSY)) return (int)i;

@@ -100,6 +100,9 @@ static inline const char *pst_optimizer_engine_model(const pst_optimizer_target 
   return t->adapter ? t->base : t->name;
 }
 
+/* The target whose engine answers for target m: its base for an adapter, which stands before it; m otherwise. */
+int pst_optimizer_base_target(const pst_optimizer_space *s, int m);
+
 /* Fills the axes from the workload and the targets. `max_threads` at least 1. examples_index, answers: hashes, or NULL. classifiers: NULL, or what was
  * trained; their `first` is found. */
 int pst_optimizer_space_init(pst_optimizer_space *space, const pst_evals_info *workload,

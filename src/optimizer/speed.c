@@ -172,11 +172,8 @@ void pst_optimizer_speed_adapters(pst_optimizer_speed *sp) {
   const pst_optimizer_axis *x = sp->space->axes;
   for (int m = 0; m < x[PST_OPTIMIZER_MODEL].n; m++) {
     const pst_optimizer_target *t = &sp->space->targets[m];
-    int base = 0;
-    if (!t->adapter) continue;
-    while (base < m && (sp->space->targets[base].adapter || strcmp(sp->space->targets[base].name, t->base) != 0))
-      base++;
-    if (base == m) continue; /* its base is always before it */
+    int base = pst_optimizer_base_target(sp->space, m);
+    if (!t->adapter || base == m) continue;
     for (int w = 0; w < x[PST_OPTIMIZER_WEIGHTS].n; w++)
       for (int k = 0; k < x[PST_OPTIMIZER_KV].n; k++)
         for (int n = 0; n < x[PST_OPTIMIZER_THREADS].n; n++)
