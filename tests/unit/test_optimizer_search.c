@@ -45,6 +45,7 @@ typedef struct fake {
   int64_t money_nusd; /* what providers may be paid; 0: no limit */
   int64_t bound_nusd; /* what must be there before a provider is asked one item; 0: what it costs */
   int64_t paid_nusd;  /* so far */
+  double open_s;      /* that opening an engine takes */
   int n_refused;
 } fake;
 #define ITEM_NUSD INT64_C(1000000)
@@ -88,10 +89,13 @@ static int profiles(void *state, const pst_optimizer_space *s, pst_buf *out, pst
 static int calibrate(void *state, const pst_optimizer_space *s, const pst_optimizer_choice *c, int budget_ms,
                      pst_buf *out, pst_error *err) {
   (void)s;
+  const fake *f = state;
   double slower = c->v[PST_OPTIMIZER_MODEL] ? 2 : 1;
   if (c->v[PST_OPTIMIZER_THREADS]) slower *= 1.8;
-  pst_buf_printf(out, "{\"fixed_us\":%g,\"token_us\":%g,\"context_us\":100,\"head_us\":400,\"relative_error\":0.05}",
-                 5000 * slower, 1000 * slower);
+  pst_buf_printf(out,
+                 "{\"fixed_us\":%g,\"token_us\":%g,\"context_us\":100,\"head_us\":400,\"relative_error\":0.05,"
+                 "\"open_s\":%g}",
+                 5000 * slower, 1000 * slower, f->open_s);
   return called(state, budget_ms * 1000, err);
 }
 
@@ -591,6 +595,32 @@ static void test_a_good_adapter_is_taken(void **state) {
   o = search(&bad, &j, 3, &w);
   assert_int_equal(o.code, 0);
   assert_null(strstr(o.plan, ADAPTER));
+  pst_optimizer_journal_close(&j);
+  outcome_done(&o);
+}
+
+/* Engines take longer to open than there is time for: an adapter needs none of its own, beside a base that was asked. */
+static void test_an_adapter_opens_no_engine(void **state) {
+  (void)state;
+  pst_evals_info w = test_numbers();
+  pst_optimizer_journal j;
+  pst_json_doc *doc = NULL;
+  int n = 0, n_tuned = 0;
+  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
+  fake f = {.ceiling = 0.65, .adapter = 0.93, .open_s = 1000};
+  outcome o = search(&f, &j, 3, &w);
+  assert_int_equal(o.code, 0);
+  assert_non_null(strstr(o.plan, "\"adapter\":\"" ADAPTER "\""));
+  assert_int_equal(pst_json_parse(o.evidence, strlen(o.evidence), "evidence", &doc, NULL), 0);
+  for (pst_json_iter it = pst_json_iterate(pst_json_path(pst_json_root(doc), "steps")); pst_json_next(&it); n++) {
+    pst_str name = pst_json_str(pst_json_get(it.value, "name"));
+    bool tuned = pst_str_find(name, PST_STR("small:tuned"), 0) == 0;
+    if (tuned) assert_true(pst_json_double(pst_json_get(it.value, "expected_s"), 1000) < 1000);
+    if (n > (int)PST_OPTIMIZER_CONST(least_steps)) assert_int_equal(pst_str_find(name, PST_STR("small"), 0), 0);
+    n_tuned += tuned;
+  }
+  assert_true(n_tuned > 0);
+  pst_json_free(doc);
   pst_optimizer_journal_close(&j);
   outcome_done(&o);
 }
@@ -1163,6 +1193,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_an_adapter_costs_its_bytes),
       cmocka_unit_test(test_a_good_adapter_is_taken),
+      cmocka_unit_test(test_an_adapter_opens_no_engine),
       cmocka_unit_test(test_an_idle_adapter_is_not_taken),
       cmocka_unit_test(test_a_plan_that_mends_takes_the_place_of_its_like),
       cmocka_unit_test(test_a_reference_far_behind_is_asked_few_items),
