@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/model_path.h"
 #include "cli/open.h"
+#include "cli/workload_name.h"
 
 #include <penstock/gateway.h>
 
@@ -92,16 +93,17 @@ static void print_row(const pst_store_adapter *row) {
 }
 
 static int add(const pst_cli_args *a, pst_error *err) {
-  pst_gateway_adapter adapter = {.name = a->words[1],
-                                 .path = a->words[2],
-                                 .workload = pst_cli_text(a, "workload"),
-                                 .data = pst_cli_text(a, "data"),
-                                 .run = pst_cli_text(a, "run")};
+  pst_gateway_adapter adapter = {
+      .name = a->words[1], .path = a->words[2], .data = pst_cli_text(a, "data"), .run = pst_cli_text(a, "run")};
   pst_store *store = NULL;
   pst_store_adapter row = {.rank = 0};
+  char *workload = NULL;
   int code = need_model(a, &adapter.model, err);
+  if (!code) code = pst_cli_workload_option(a, &workload, err);
+  adapter.workload = workload;
   if (!code) code = pst_cli_store_open(a, &store, err);
   if (!code) code = pst_gateway_adapter_add(store, &adapter, &row, err);
+  pst_free(workload);
   if (!code && pst_cli_flag(a, "json"))
     print_row(&row);
   else if (!code)
@@ -192,7 +194,7 @@ static int run_adapters(const pst_cli_args *a, pst_error *err) {
 
 static const pst_cli_option options[] = {
     {"model", 'm', PST_CLI_TEXT, "MODEL", NULL, 0, 0, false, "add, export: the model that the adapter is for"},
-    {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "add: workload that it was made for"},
+    {"workload", 'w', PST_CLI_TEXT, "WORKLOAD", NULL, 0, 0, false, "add: workload that it was made for"},
     {"data", 0, PST_CLI_TEXT, "SHA256", NULL, 0, 0, false, "add: content hash of what it was made from"},
     {"run", 0, PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "add: run that made it"},
     {"peft", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "export: a folder for PEFT instead of a GGUF adapter"},

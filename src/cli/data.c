@@ -622,7 +622,10 @@ static int curate(const pst_cli_args *a, pst_store *store, pst_error *err) {
   int code = 0;
   pst_gateway *gateway = NULL;
   const pst_gateway_options gateway_options = {.home = pst_store_home(store)};
-  if (pst_cli_given(a, "form")) code = pst_evals_workload_open(pst_cli_text(a, "form"), &form, err);
+  if (!o.gap_model && (pst_cli_given(a, "least-gap") || o.flag_gaps))
+    code = pst_error_set(err, PST_E_BAD_INPUT, "data curate",
+                         "--least-gap and --flag-gaps are of --gap-model: say which model judges");
+  if (!code && pst_cli_given(a, "form")) code = pst_evals_workload_open(pst_cli_text(a, "form"), &form, err);
   if (!code && o.gap_model) code = pst_gateway_open(store, &gateway_options, &gateway, err);
   if (code) {
     pst_evals_workload_free(form);

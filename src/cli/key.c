@@ -5,6 +5,7 @@
 #include "cli/actions.h"
 #include "cli/commands.h"
 #include "cli/open.h"
+#include "cli/workload_name.h"
 
 static int read_limits(const pst_cli_args *a, pst_store_limits old, pst_store_limits *ret_limits, pst_error *err) {
   int code = pst_cli_money(a, "day", old.day_nusd, &ret_limits->day_nusd, err);
@@ -61,11 +62,14 @@ static int create(const pst_cli_args *a, pst_store *store, const char *name, pst
   int64_t id;
   pst_store_consent consent;
   bool own = false;
+  char *workload = NULL;
   int code = read_limits(a, none, &limits, err);
   if (!code && consents(a)) code = read_consent(a, NULL, &consent, &own, err);
+  if (!code) code = pst_cli_workload_option(a, &workload, err);
   if (!code)
-    code = pst_store_key_create(store, pst_str_from(name), pst_str_from(pst_cli_text(a, "workload")), limits,
-                                pst_clock_unix_ms(), &id, secret, err);
+    code = pst_store_key_create(store, pst_str_from(name), pst_str_from(workload), limits, pst_clock_unix_ms(), &id,
+                                secret, err);
+  pst_free(workload);
   if (!code && own) code = pst_store_key_set_consent(store, id, &consent, err);
   if (code) return code;
   put_secret(name, secret, pst_cli_flag(a, "json"));
@@ -84,11 +88,14 @@ static int change(const pst_cli_args *a, pst_store *store, const char *name, pst
   bool limited = pst_cli_given(a, "day") || pst_cli_given(a, "month") || pst_cli_given(a, "total");
   if (!limited && !pst_cli_given(a, "workload"))
     return pst_error_set(err, PST_E_BAD_INPUT, "key", "say what to change: --day, --month, --total or --workload");
+  char *workload = NULL;
   int code = pst_store_key_get(store, pst_str_from(name), &key, err);
   if (!code) code = read_limits(a, key.limits, &limits, err);
+  if (!code) code = pst_cli_workload_option(a, &workload, err);
   if (!code && limited) code = pst_store_key_set_limits(store, key.id, limits, err);
   if (!code && pst_cli_given(a, "workload"))
-    code = pst_store_key_set_workload(store, key.id, pst_str_from(pst_cli_text(a, "workload")), err);
+    code = pst_store_key_set_workload(store, key.id, pst_str_from(workload ? workload : ""), err);
+  pst_free(workload);
   return code;
 }
 
@@ -235,7 +242,7 @@ static const pst_cli_option options[] = {
     {"day", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "create, limit: may spend so much a day (UTC); none: no limit"},
     {"month", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "create, limit: may spend so much a calendar month"},
     {"total", 0, PST_CLI_TEXT, "USD", NULL, 0, 0, false, "create, limit: may spend so much ever"},
-    {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false,
+    {"workload", 'w', PST_CLI_TEXT, "WORKLOAD", NULL, 0, 0, false,
      "create, limit: answers requests whose model is nothing this server knows"},
     {"runs", 0, PST_CLI_FLAG, NULL, NULL, 0, 0, false, "list: what runs with --budget-usd have spent, too"},
     {"keep", 0, PST_CLI_TEXT, "WHAT", NULL, 0, 0, false,

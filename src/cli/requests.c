@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/open.h"
 #include "cli/records.h"
+#include "cli/workload_name.h"
 
 #include <penstock/gateway.h>
 
@@ -121,12 +122,14 @@ static int run_requests(const pst_cli_args *a, pst_error *err) {
   pst_store_key key;
   pst_store *store = NULL;
   pst_buf none = PST_BUF_INIT;
+  char *workload = NULL;
   listing l = {.n = 0};
   filter.limit = pst_cli_int(a, "limit");
   filter.newest_first = true;
   filter.with_content = pst_cli_flag(a, "json");
-  filter.workload = pst_str_from(pst_cli_text(a, "workload"));
-  int code = pst_cli_store_open(a, &store, err);
+  int code = pst_cli_workload_option(a, &workload, err);
+  filter.workload = pst_str_from(workload);
+  if (!code) code = pst_cli_store_open(a, &store, err);
   if (!code && pst_cli_given(a, "key")) {
     code = pst_store_key_get(store, pst_str_from(pst_cli_text(a, "key")), &key, err);
     if (!code) filter.key_id = key.id;
@@ -138,13 +141,14 @@ static int run_requests(const pst_cli_args *a, pst_error *err) {
   print_list(&l, code, pst_buf_text(&none));
   if (!code && !l.json) code = print_totals(store, &filter, err);
   pst_buf_done(&none);
+  pst_free(workload);
   pst_store_close(store);
   return code;
 }
 
 static const pst_cli_option request_options[] = {
     {"limit", 'n', PST_CLI_INT, "N", "20", 1, 1000000, false, "the newest N"},
-    {"workload", 'w', PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "only those of a workload"},
+    {"workload", 'w', PST_CLI_TEXT, "WORKLOAD", NULL, 0, 0, false, "only those of a workload"},
     {"key", 'k', PST_CLI_TEXT, "NAME", NULL, 0, 0, false, "only those of an API key"},
     {"all", 'a', PST_CLI_FLAG, NULL, NULL, 0, 0, false, "those of evals and searches too"},
     PST_CLI_HOME,
@@ -287,14 +291,16 @@ const pst_cli_command pst_cli_feedback = {
 
 static int run_answers(const pst_cli_args *a, pst_error *err) {
   pst_store *store = NULL;
-  char hash[65];
+  char hash[65], *workload = NULL;
   size_t n = 0;
-  int code = pst_cli_store_open(a, &store, err);
-  if (!code) code = pst_gateway_answers_collect(store, pst_str_from(a->words[0]), hash, &n, err);
+  int code = pst_cli_workload_name(a->words[0], &workload, err);
+  if (!code) code = pst_cli_store_open(a, &store, err);
+  if (!code) code = pst_gateway_answers_collect(store, pst_str_from(workload), hash, &n, err);
   if (!code && pst_cli_flag(a, "json"))
     printf("{\"answers\": \"%s\", \"n\": %zu}\n", hash, n);
   else if (!code)
     printf("%zu answers kept; a plan drafts from them by \"speculation\": \"answers\", \"answers\": \"%s\"\n", n, hash);
+  pst_free(workload);
   pst_store_close(store);
   return code;
 }

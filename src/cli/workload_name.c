@@ -39,3 +39,9 @@ int pst_cli_workload_name(const char *what, char **ret_name, pst_error *err) {
   if (!code) *ret_name = name;
   return code;
 }
+
+int pst_cli_workload_option(const pst_cli_args *a, char **ret_name, pst_error *err) {
+  const char *what = pst_cli_text(a, "workload");
+  *ret_name = NULL;
+  return what && *what ? pst_cli_workload_name(what, ret_name, err) : 0;
+}

@@ -444,6 +444,25 @@ def test_a_workload_is_named_by_its_folder_too(cli, tmp_path):
     assert [r["workload"] for r in records(cli, "desk")] == ["desk"] == [r["workload"] for r in records(cli, folder)]
     done = cli("data", "import", "./elsewhere", rows, ok=False)
     assert done.returncode == 2 and "./elsewhere" in done.stderr and len(records(cli)) == 1
+    assert 'no requests of "desk"' in cli("requests", "-w", folder).stdout
+    cli("key", "create", "app", "-w", folder)
+    cli("key", "create", "other")
+    cli("key", "limit", "other", "-w", folder)
+    assert [key["workload"] for key in json.loads(cli("key", "--json").stdout)] == ["desk", "desk"]
+    cli("key", "limit", "other", "-w", "")
+    assert [bool(key["workload"]) for key in json.loads(cli("key", "--json").stdout)] == [True, False]
+    assert 'no answer of "desk"' in cli("answers", folder, ok=False).stderr
+    for command in (("requests", "-w"), ("key", "create", "third", "-w"), ("answers",)):
+        assert "./elsewhere" in cli(*command, "./elsewhere", ok=False).stderr
+    assert len(json.loads(cli("key", "--json").stdout)) == 2
+
+
+def test_what_only_a_judging_model_can_say_is_not_taken_without_one(cli, tmp_path):
+    cli("data", "import", "desk", write_lines(tmp_path / "in.jsonl", [{"text": "a", "label": "b"}]))
+    for options in (("--least-gap", "0.1"), ("--flag-gaps",)):
+        done = cli("data", "curate", "desk", *options, ok=False)
+        assert done.returncode == 2 and "--gap-model" in done.stderr
+    assert json.loads(cli("data", "sets", "desk", "--json").stdout) == []
 
 
 def test_pairs_of_a_preference_set_are_exported_as_dpo_learns_them(cli, tmp_path):
