@@ -315,6 +315,28 @@ static outcome search(fake *f, pst_optimizer_journal *j, uint64_t seed, const ps
   return o;
 }
 
+/* The same from the start, in a journal that is opened for it. */
+static outcome search_anew(fake *f, pst_optimizer_journal *ret_journal, const pst_evals_info *w) {
+  assert_int_equal(pst_optimizer_journal_open(ret_journal, NULL, 7, false, NULL), 0);
+  return search(f, ret_journal, 3, w);
+}
+
+static void end(outcome *o, pst_optimizer_journal *j) {
+  pst_optimizer_journal_close(j);
+  outcome_done(o);
+}
+
+static int64_t count(const pst_json_doc *doc, const char *path) {
+  return pst_json_int(pst_json_path(pst_json_root(doc), path), -1);
+}
+
+static pst_json_doc *evidence_of(const outcome *o) {
+  pst_json_doc *doc = NULL;
+  assert_int_equal(o->code, 0);
+  assert_int_equal(pst_json_parse(o->evidence, strlen(o->evidence), "evidence", &doc, NULL), 0);
+  return doc;
+}
+
 static void copy_rows(const pst_optimizer_journal *from, pst_optimizer_journal *to) {
   for (size_t i = 0; i < from->n_rows; i++) {
     pst_buf row = PST_BUF_INIT;
@@ -333,9 +355,8 @@ static void test_finds_and_replays(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j, again;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, 0);
   assert_int_equal(a.verdict, PST_OPTIMIZER_FOUND);
   assert_null(strstr(a.evidence, "\"prompted\":"));
@@ -368,17 +389,15 @@ static void test_drafts_from_past_answers_are_chosen(void **state) {
   if (test_is_sanitized()) skip(); /* another outcome of code that others run */
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9, .long_answers = true};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, 0);
   pst_gateway_plan *plan = NULL;
   assert_int_equal(pst_gateway_plan_parse(pst_str_from(a.plan), "plan", &plan, NULL), 0);
   assert_int_equal(plan->root.speculation, PST_ENGINE_SPEC_ANSWERS);
   assert_string_equal(plan->root.answers, ANSWERS_HASH);
   pst_gateway_plan_unref(plan);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 /* encoded: right answers of the classifier that reads vectors too; 0: there is no encoder. loss: goal.max_quality_loss. reference: the plan in force, or NULL. */
@@ -480,8 +499,7 @@ static void test_a_good_classifier_is_all_that_is_needed(void **state) {
   assert_null(strstr(pst_buf_text(&text), "nan"));
   pst_buf_done(&text);
   pst_gateway_plan_unref(plan);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 /* Vectors cost sixty times as much: they are read where n-grams alone do not reach the floor, and not where they do. */
@@ -502,8 +520,7 @@ static void test_an_encoder_is_asked_where_it_is_needed(void **state) {
     assert_non_null(strstr(pst_buf_text(&text), needed ? "94.0% right on held-out" : "93.0% right on held-out"));
     pst_buf_done(&text);
     pst_gateway_plan_unref(plan);
-    pst_optimizer_journal_close(&j);
-    outcome_done(&a);
+    end(&a, &j);
   }
 }
 
@@ -527,8 +544,7 @@ static void test_what_may_be_lost_against_the_best(void **state) {
       if (!cheap) cheap = pst_strdup(a.plan);
       check_loss(a.evidence, cases[i].loss);
       pst_gateway_plan_unref(plan);
-      pst_optimizer_journal_close(&j);
-      outcome_done(&a);
+      end(&a, &j);
     }
   pst_free(cheap);
 }
@@ -554,8 +570,7 @@ static void test_a_sure_classifier_comes_before_a_model(void **state) {
   assert_null(strstr(pst_buf_text(&text), "no model call"));
   pst_buf_done(&text);
   pst_gateway_plan_unref(plan);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 static void test_a_bad_classifier_is_left_out(void **state) {
@@ -566,8 +581,7 @@ static void test_a_bad_classifier_is_left_out(void **state) {
   outcome a = search_with_classifiers(0.05, 0, 0.6, &j, &plan);
   assert_int_not_equal(plan->root.op, PST_GATEWAY_OP_CLASSIFIER);
   pst_gateway_plan_unref(plan);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 /* One that answers best is found, taken and named; its speed is the base's with the adapter's bytes and products on top. */
@@ -575,9 +589,8 @@ static void test_a_good_adapter_is_taken(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.65, .adapter = 0.93};
-  outcome o = search(&f, &j, 3, &w);
+  outcome o = search_anew(&f, &j, &w);
   assert_int_equal(o.code, 0);
   assert_int_equal(o.verdict, PST_OPTIMIZER_FOUND);
   assert_non_null(strstr(o.plan, "\"adapter\":\"" ADAPTER "\""));
@@ -587,16 +600,13 @@ static void test_a_good_adapter_is_taken(void **state) {
   assert_int_equal(pst_optimizer_summary(o.evidence, &text, NULL), 0);
   assert_non_null(strstr(text.data, "small:tuned"));
   pst_buf_done(&text);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&o);
+  end(&o, &j);
 
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake bad = {.ceiling = 0.9, .adapter = 0.1};
-  o = search(&bad, &j, 3, &w);
+  o = search_anew(&bad, &j, &w);
   assert_int_equal(o.code, 0);
   assert_null(strstr(o.plan, ADAPTER));
-  pst_optimizer_journal_close(&j);
-  outcome_done(&o);
+  end(&o, &j);
 }
 
 /* Engines take longer to open than there is time for: an adapter needs none of its own, beside a base that was asked. */
@@ -604,14 +614,11 @@ static void test_an_adapter_opens_no_engine(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  pst_json_doc *doc = NULL;
   int n = 0, n_tuned = 0;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.65, .adapter = 0.93, .open_s = 1000};
-  outcome o = search(&f, &j, 3, &w);
-  assert_int_equal(o.code, 0);
+  outcome o = search_anew(&f, &j, &w);
+  pst_json_doc *doc = evidence_of(&o);
   assert_non_null(strstr(o.plan, "\"adapter\":\"" ADAPTER "\""));
-  assert_int_equal(pst_json_parse(o.evidence, strlen(o.evidence), "evidence", &doc, NULL), 0);
   for (pst_json_iter it = pst_json_iterate(pst_json_path(pst_json_root(doc), "steps")); pst_json_next(&it); n++) {
     pst_str name = pst_json_str(pst_json_get(it.value, "name"));
     bool tuned = pst_str_find(name, PST_STR("small:tuned"), 0) == 0;
@@ -621,22 +628,10 @@ static void test_an_adapter_opens_no_engine(void **state) {
   }
   assert_true(n_tuned > 0);
   pst_json_free(doc);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&o);
+  end(&o, &j);
 }
 
 /* ---- how many items ---- */
-
-static int64_t count(const pst_json_doc *doc, const char *path) {
-  return pst_json_int(pst_json_path(pst_json_root(doc), path), -1);
-}
-
-static pst_json_doc *evidence_of(const outcome *o) {
-  pst_json_doc *doc = NULL;
-  assert_int_equal(o->code, 0);
-  assert_int_equal(pst_json_parse(o->evidence, strlen(o->evidence), "evidence", &doc, NULL), 0);
-  return doc;
-}
 
 /* A reference that rambles and is never right takes three times as long as what was tuned: few items show that it is far behind, so that all are left for the plan, and time
  * for the best prompted plan, which the search looked for although what was tuned was ahead of it from the first. */
@@ -644,9 +639,8 @@ static void test_a_reference_far_behind_is_asked_few_items(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.65, .adapter = 0.93, .rambling_ms = 200, .times = 20};
-  outcome o = search(&f, &j, 3, &w);
+  outcome o = search_anew(&f, &j, &w);
   pst_json_doc *doc = evidence_of(&o);
   assert_int_equal(o.verdict, PST_OPTIMIZER_FOUND);
   assert_non_null(strstr(o.plan, ADAPTER));
@@ -676,8 +670,7 @@ static void test_a_reference_far_behind_is_asked_few_items(void **state) {
   assert_null(strstr(pst_buf_text(&text), "nan"));
   pst_buf_done(&text);
   pst_json_free(doc);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&o);
+  end(&o, &j);
 }
 
 /* What held-back items are answered says nothing about how many are asked. */
@@ -688,9 +681,8 @@ static void test_numbers_of_items_are_fixed_beforehand(void **state) {
   char asked[2][2][300] = {{{0}}};
   for (size_t run = 0; run < 2; run++) {
     pst_optimizer_journal j;
-    assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
     fake f = {.ceiling = 0.65, .classifier = 0.9, .rambling_ms = 600, .verify_penalty = run ? 0.85 : 0, .times = 20};
-    outcome o = search(&f, &j, 3, &w);
+    outcome o = search_anew(&f, &j, &w);
     assert_int_equal(o.code, 0);
     assert_int_equal(o.verdict == PST_OPTIMIZER_FOUND, run == 0);
     size_t n = 0;
@@ -698,8 +690,7 @@ static void test_numbers_of_items_are_fixed_beforehand(void **state) {
       if (!strncmp(j.rows[i].key, "verify ", 7))
         (void)snprintf(asked[run][n++], sizeof asked[run][0], "%s", j.rows[i].key);
     assert_int_equal(n, 2);
-    pst_optimizer_journal_close(&j);
-    outcome_done(&o);
+    end(&o, &j);
   }
   for (size_t i = 0; i < 2; i++) assert_string_equal(asked[0][i], asked[1][i]);
 }
@@ -710,9 +701,8 @@ static void test_a_prompted_plan_too_slow_to_ask_is_named(void **state) {
   if (test_is_sanitized()) skip(); /* another outcome of code that others run */
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.65, .classifier = 0.9, .rambling_ms = 200, .prompted_ms = 4000, .times = 20};
-  outcome o = search(&f, &j, 3, &w);
+  outcome o = search_anew(&f, &j, &w);
   pst_json_doc *doc = evidence_of(&o);
   assert_int_equal(o.verdict, PST_OPTIMIZER_FOUND);
   assert_null(pst_json_path(pst_json_root(doc), "verification.prompted"));
@@ -721,8 +711,7 @@ static void test_a_prompted_plan_too_slow_to_ask_is_named(void **state) {
   assert_non_null(strstr(pst_buf_text(&text), "was not asked beside it: the time left was too short for it"));
   pst_buf_done(&text);
   pst_json_free(doc);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&o);
+  end(&o, &j);
 }
 
 /* One that changes nothing is never worse than the plan in force, and never better: whatever search items make believe, it does not take the plan's place. */
@@ -839,8 +828,7 @@ static pst_json_doc *advised(fake *f, pst_buf *ret_text) {
   assert_int_equal(b.code, 0);
   assert_string_equal(a.evidence, b.evidence);
   pst_optimizer_journal_close(&again);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
   outcome_done(&b);
   return doc;
 }
@@ -936,9 +924,8 @@ static void test_replay_without_the_measurement_fails(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j, cut;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9}, nobody = {.forbidden = true};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, 0);
   assert_int_equal(pst_optimizer_journal_open(&cut, NULL, 7, false, NULL), 0);
   copy_rows(&j, &cut);
@@ -959,9 +946,8 @@ static void test_resumes_after_a_kill(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9, .cancel_after = 25};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, PST_E_CANCELLED);
   size_t kept = j.n_rows;
   assert_int_equal(kept, 25);
@@ -974,8 +960,7 @@ static void test_resumes_after_a_kill(void **state) {
   assert_int_equal(b.verdict, PST_OPTIMIZER_FOUND);
   assert_true(j.n_found >= kept); /* nothing was asked twice */
   assert_true(j.elapsed_us > spent);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&b);
+  end(&b, &j);
 }
 
 static void test_says_so_when_none_passes(void **state) {
@@ -983,9 +968,8 @@ static void test_says_so_when_none_passes(void **state) {
   if (test_is_sanitized()) skip(); /* another outcome of code that others run */
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.45};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, 0);
   assert_int_equal(a.verdict, PST_OPTIMIZER_NONE);
   pst_gateway_plan *plan = NULL; /* the reference stays: first model, no examples */
@@ -993,8 +977,7 @@ static void test_says_so_when_none_passes(void **state) {
   assert_string_equal(plan->engines[0].model, "small");
   assert_int_equal(plan->root.n_examples, 0);
   pst_gateway_plan_unref(plan);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 /* Chosen on search items, but no good on others: the held-back look must catch it. */
@@ -1002,13 +985,11 @@ static void test_held_back_items_decide(void **state) {
   (void)state;
   pst_evals_info w = test_numbers();
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9, .verify_penalty = 0.4};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, 0);
   assert_int_equal(a.verdict, PST_OPTIMIZER_NONE);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 /* Nothing beats the reference: it is its own best plan, and few items do not make that doubtful, since its answers are the same answers. */
@@ -1018,9 +999,8 @@ static void test_reference_is_already_best(void **state) {
   w.goal.quality_floor = 0.2;
   w.n_items = N_EXAMPLES + N_SEARCH + 40; /* 40 held back: too few to show anything of another plan at 3 points */
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9, .only_reference = true};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, 0);
   assert_int_equal(a.verdict, PST_OPTIMIZER_FOUND);
   assert_non_null(strstr(a.evidence, "\"same_answers\":true"));
@@ -1031,8 +1011,7 @@ static void test_reference_is_already_best(void **state) {
                                               : "the reference plan's answers are the best"));
   assert_non_null(strstr(text.data, "the reference's own answers"));
   pst_buf_done(&text);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 /* A plan that is right about as often as the reference, on few items: neither yes nor no. */
@@ -1042,13 +1021,11 @@ static void test_too_few_items_are_not_enough_data(void **state) {
   w.goal.quality_floor = 0;
   w.n_items = N_EXAMPLES + N_SEARCH + 40;
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.1, .slow_reference = true};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, 0);
   assert_int_equal(a.verdict, PST_OPTIMIZER_NOT_ENOUGH_DATA);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 static void test_impossible_goal_is_named(void **state) {
@@ -1056,9 +1033,8 @@ static void test_impossible_goal_is_named(void **state) {
   pst_evals_info w = test_numbers();
   w.goal.latency_p95_ms = 5;
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, PST_E_BAD_INPUT);
   pst_optimizer_journal_close(&j);
 }
@@ -1068,9 +1044,8 @@ static void test_no_items_to_verify_on(void **state) {
   pst_evals_info w = test_numbers();
   w.n_items = N_EXAMPLES + N_SEARCH;
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   assert_int_equal(a.code, PST_E_NO_DATA);
   pst_optimizer_journal_close(&j);
 }
@@ -1080,9 +1055,8 @@ static void test_texts_and_page(void **state) {
   pst_evals_info w = test_numbers();
   w.description = "ends </script> early?";
   pst_optimizer_journal j;
-  assert_int_equal(pst_optimizer_journal_open(&j, NULL, 7, false, NULL), 0);
   fake f = {.ceiling = 0.9};
-  outcome a = search(&f, &j, 3, &w);
+  outcome a = search_anew(&f, &j, &w);
   pst_buf text = PST_BUF_INIT, tree = PST_BUF_INIT, page = PST_BUF_INIT;
   assert_int_equal(pst_optimizer_summary(a.evidence, &text, NULL), 0);
   assert_non_null(strstr(text.data, "Pareto front"));
@@ -1098,8 +1072,7 @@ static void test_texts_and_page(void **state) {
   pst_buf_done(&text);
   pst_buf_done(&tree);
   pst_buf_done(&page);
-  pst_optimizer_journal_close(&j);
-  outcome_done(&a);
+  end(&a, &j);
 }
 
 /* ---- money for providers ---- */
